@@ -1,0 +1,1 @@
+"""Checkpoint to deployable files: ONNX encoder, GGUF language model, bundle, parity report."""

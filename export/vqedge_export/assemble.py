@@ -1,0 +1,213 @@
+"""A bundle from a checkpoint without torch: fill the stripped graph, merge and quantise the language model."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+
+from vqedge.base.fetch import BaseWeights, fetch
+from vqedge.base.sources import PackageSource
+from vqedge.bundle import (
+    BaseWeightsRecord,
+    Bundle,
+    BundleDraft,
+    BundleFacts,
+    EncoderRecord,
+    LlmRecord,
+    ProvenanceRecord,
+    QuantizerRecord,
+    TensorRecord,
+    bundle_writer,
+)
+from vqedge.config import ModelConfig
+from vqedge.errors import CheckpointError
+from vqedge.licences import licence_texts
+from vqedge.prompt import SYSTEM
+from vqedge_export.gguf import gguf_from_lora, llm_facts
+from vqedge_export.graph import base_arrays, checkpoint_arrays, filled, save_model
+from vqedge_export.report import ParityReport, report_from_file
+
+ENCODER, LLM, PARITY = "encoder.onnx", "llm.gguf", "parity.json"
+GRAPH, CONFIG, MODEL, LORA = "encoder.graph.onnx", "config.json", "model.safetensors", "lora.safetensors"
+DEFAULT_QUANT = "Q8_0"
+_TOOLS = ("onnx", "gguf", "llama-cpp-python")
+
+
+def assemble_bundle(
+    checkpoint: Path, out: Path, *, quant: str = DEFAULT_QUANT, overwrite: bool = False
+) -> Bundle:
+    """Make the bundle that `export` makes, from a checkpoint that carries its graph.
+
+    The parity report is the one the exporter stored with the checkpoint, kept for the files whose bytes are
+    the same as when it was measured.
+
+    Args:
+        checkpoint: a checkpoint folder with `encoder.graph.onnx`.
+        out: the bundle to make.
+        quant: type of the language model's weights.
+        overwrite: replace `out` if it is a bundle.
+
+    Raises:
+        CheckpointError: a file is missing or does not fit the others.
+        FetchError: base weights are not there and cannot be downloaded.
+        BundleError: `out` cannot be written.
+    """
+    config = config_of(checkpoint)
+    graph = graph_of(checkpoint)
+    with bundle_writer(out, overwrite=overwrite) as draft:
+        write_models(draft, checkpoint, config, graph, quant)
+        report = _known_report(checkpoint, draft.folder, quant)
+        return finish(draft, checkpoint, config, report)
+
+
+def write_models(
+    draft: BundleDraft, checkpoint: Path, config: ModelConfig, graph: onnx.ModelProto, quant: str
+) -> None:
+    """Put `encoder.onnx` and `llm.gguf` into a bundle that is being written."""
+    vit, llm = fetch(config.encoder.source), fetch(config.llm.source)
+    model = filled(graph, checkpoint_arrays(checkpoint / MODEL), base_arrays(vit.path))
+    save_model(model, draft.folder / ENCODER)
+    lora = load_file(checkpoint / LORA)
+    gguf_from_lora(llm.path, lora, config.llm, draft.folder / LLM, quant)
+
+
+def finish(
+    draft: BundleDraft, checkpoint: Path, config: ModelConfig, report: ParityReport
+) -> Bundle:
+    """Add report and licences, describe the bundle, and move it into place."""
+    weights = [fetch(config.encoder.source), fetch(config.llm.source)]
+    (draft.folder / PARITY).write_text(report.to_json(), encoding="utf-8")
+    licences = draft.folder / "LICENSES"
+    licences.mkdir()
+    for name, text in licence_texts([item.source for item in weights]).items():
+        (licences / name).write_text(text, encoding="utf-8")
+    return draft.finish(_facts(draft.folder, checkpoint, config, weights, report.quantization))
+
+
+def config_of(checkpoint: Path) -> ModelConfig:
+    """The model configuration of a checkpoint folder.
+
+    Raises:
+        CheckpointError: not a checkpoint, or of another version.
+    """
+    for name in (CONFIG, MODEL, LORA):
+        if not (checkpoint / name).is_file():
+            raise CheckpointError(f"{checkpoint}: no {name}; is this a folder written by `vqedge train`?")
+    try:
+        return ModelConfig.model_validate_json((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{checkpoint / CONFIG}: {first['loc']}: {first['msg']}") from error
+
+
+def graph_of(checkpoint: Path) -> onnx.ModelProto:
+    """The stripped graph that a checkpoint carries.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = checkpoint / GRAPH
+    if not path.is_file():
+        raise CheckpointError(
+            f"{checkpoint}: no {GRAPH}; run `vqedge export {checkpoint} --record` where torch is installed"
+        )
+    return onnx.load(str(path), load_external_data=False)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
+    """The checkpoint's own report, for the parts whose files came out the same."""
+    encoder, llm = sha256_of(folder / ENCODER), sha256_of(folder / LLM)
+    known = report_from_file(checkpoint / PARITY)
+    same_encoder = known is not None and known.encoder_sha256 == encoder
+    same_llm = known is not None and known.llm_sha256 == llm
+    return ParityReport(
+        encoder_sha256=encoder,
+        llm_sha256=llm,
+        quantization=quant,
+        encoder=known.encoder if known and same_encoder else None,
+        llm=known.llm if known and same_llm else None,
+        tolerance=known.tolerance if known and same_encoder and same_llm else None,
+        measured="at export" if same_encoder and same_llm else "not measured",
+    )
+
+
+def _facts(
+    folder: Path, checkpoint: Path, config: ModelConfig, weights: list[BaseWeights], quant: str
+) -> BundleFacts:
+    graph = onnx.load(str(folder / ENCODER)).graph
+    encoder, llm = config.encoder, llm_facts(folder / LLM)
+    return BundleFacts(
+        encoder=EncoderRecord(
+            file=ENCODER,
+            inputs=tuple(_tensor(item) for item in graph.input),
+            outputs=tuple(_tensor(item) for item in graph.output),
+            frames=encoder.frames,
+            size=encoder.size,
+            grid=encoder.grid,
+            source=encoder.source,
+            block=encoder.block,
+            opset=18,
+            custom_op="function",
+            precision="fp32",
+        ),
+        quantizer=QuantizerRecord(
+            kind=config.quantizer.kind,
+            codes=config.quantizer.codes,
+            iterations=config.quantizer.iterations,
+            default_budget=config.quantizer.codes,
+        ),
+        llm=LlmRecord(
+            file=LLM,
+            arch=llm.arch,
+            width=llm.width,
+            vocab_size=llm.vocab_size,
+            quantization=quant,
+            context_length=llm.context_length,
+            chat_template=llm.chat_template,
+            system_prompt=SYSTEM,
+        ),
+        provenance=ProvenanceRecord(
+            created_by=f"vqedge {version('vqedge')}",
+            checkpoint_sha256=_checkpoint_sha256(checkpoint),
+            base_weights=tuple(_base_record(item) for item in weights),
+            tools={name: version(name) for name in _TOOLS},
+        ),
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    shape = tuple(item.dim_param or item.dim_value for item in kind.shape.dim)
+    return TensorRecord(name=value.name, dtype=dtype, shape=shape)
+
+
+def _checkpoint_sha256(checkpoint: Path) -> str:
+    """One digest over the files that make the model."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, MODEL, LORA):
+        digest.update(f"{name} {sha256_of(checkpoint / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _base_record(weights: BaseWeights) -> BaseWeightsRecord:
+    source = weights.source
+    pinned = isinstance(source, PackageSource)
+    return BaseWeightsRecord(
+        name=source.name,
+        package=source.package if pinned else source.name,
+        version=source.version if pinned else str(weights.revision),
+        file_sha256=weights.sha256,
+        licence=source.licence,
+    )

@@ -1,0 +1,179 @@
+"""Merge a LoRA adapter into the dequantised base GGUF and quantise the result again. No torch.
+
+The adapter was trained against exactly these dequantised weights, so nothing is lost between training and
+deployment but the final rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.config import LlmConfig
+from vqedge.errors import CheckpointError, ExportError
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.floating]
+
+LLM_QUANTS: dict[str, int] = {
+    "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+}
+_LAYER_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_LORA_PREFIX = "base_model.model.model.layers."
+_SKIPPED_FIELDS = ("GGUF.", "general.file_type", "general.architecture")
+
+
+@dataclass(frozen=True)
+class LlmFacts:
+    """What the manifest says about the language model."""
+
+    arch: str
+    width: int
+    vocab_size: int
+    context_length: int
+    chat_template: str
+
+
+def gguf_from_lora(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path, quant: str) -> None:
+    """Write `out`: base weights plus adapter, stored as `quant`.
+
+    Args:
+        base: the fetched GGUF.
+        lora: the adapter's tensors, PEFT names, `lora_A [r, in]` and `lora_B [out, r]`.
+        config: rank and alpha.
+        out: file to write.
+        quant: a key of `LLM_QUANTS`.
+
+    Raises:
+        CheckpointError: the adapter does not fit the base.
+        ExportError: llama.cpp could not quantise, or the type is unknown.
+    """
+    if quant not in LLM_QUANTS:
+        raise ExportError(f"--llm-quant {quant}: unknown, choose one of {', '.join(LLM_QUANTS)}")
+    half = out.with_suffix(".f16.tmp")
+    try:
+        _write_merged(base, lora, config, half)
+        if quant == "F16":
+            half.replace(out)
+        else:
+            quantize(half, out, quant)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def quantize(source: Path, out: Path, quant: str) -> None:
+    """Quantise a GGUF file with llama.cpp's own quantiser."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = LLM_QUANTS[quant], True, 0
+    silence = llama_cpp.llama_log_callback(_log)
+    llama_cpp.llama_log_set(silence, ctypes.c_void_p())
+    code = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
+    if code != 0:
+        raise ExportError(f"llama.cpp could not quantise {source.name} to {quant} (code {code})")
+
+
+def llm_facts(path: Path) -> LlmFacts:
+    """Read what the manifest needs out of a GGUF file."""
+    reader = gguf.GGUFReader(path)
+
+    def value(key: str) -> object:
+        return reader.fields[key].contents()
+
+    arch = str(value("general.architecture"))
+    template = str(value("tokenizer.chat_template"))
+    return LlmFacts(
+        arch,
+        int(str(value(f"{arch}.embedding_length"))),
+        int(str(value(f"{arch}.vocab_size"))),
+        int(str(value(f"{arch}.context_length"))),
+        "chatml" if "<|im_start|>" in template else "gguf",
+    )
+
+
+def _log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+    logger.debug("llama.cpp: %s", text.decode(errors="replace").rstrip())
+
+
+def _write_merged(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path) -> None:
+    reader = gguf.GGUFReader(base)
+    arch = str(reader.fields["general.architecture"].contents())
+    deltas = _deltas(lora, config, reader, arch)
+    writer = gguf.GGUFWriter(out, arch)
+    _copy_fields(reader, writer)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, _merged(tensor, deltas))
+    if deltas:
+        raise CheckpointError(f"lora.safetensors: {sorted(deltas)[0]!r} has no weight in {base.name}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _copy_fields(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    for field in reader.fields.values():
+        if field.name.startswith(_SKIPPED_FIELDS):
+            continue
+        sub_type = field.types[1] if len(field.types) > 1 else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+
+
+def _merged(tensor: gguf.ReaderTensor, deltas: dict[str, Floats]) -> Floats:
+    """The tensor with its delta added: matrices as float16, vectors as float32. Takes the delta out."""
+    weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    if tensor.name in deltas:
+        delta = deltas.pop(tensor.name)
+        if delta.shape != weight.shape:
+            raise CheckpointError(f"lora.safetensors: {tensor.name} is {delta.shape}, want {weight.shape}")
+        weight = weight + delta
+    return weight.astype(np.float32 if weight.ndim == 1 else np.float16)
+
+
+def _deltas(
+    lora: Mapping[str, Floats], config: LlmConfig, reader: gguf.GGUFReader, arch: str
+) -> dict[str, Floats]:
+    """`alpha / r * B @ A` for every adapted layer, under the GGUF's tensor names and row order."""
+    heads = {
+        "attn_q": int(reader.fields[f"{arch}.attention.head_count"].contents()),
+        "attn_k": int(reader.fields[f"{arch}.attention.head_count_kv"].contents()),
+    }
+    scale = config.lora_alpha / config.lora_rank
+    deltas: dict[str, Floats] = {}
+    for name, down in lora.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        layer, module = name.removeprefix(_LORA_PREFIX).removesuffix(".lora_A.weight").split(".", 1)
+        up = lora[name.replace("lora_A", "lora_B")]
+        delta = scale * (up.astype(np.float32) @ down.astype(np.float32))
+        target = _LAYER_NAMES[module]
+        if target in heads:
+            delta = _interleaved(delta, heads[target])
+        deltas[f"blk.{layer}.{target}.weight"] = delta
+    return deltas
+
+
+def _interleaved(weight: Floats, heads: int) -> Floats:
+    """Rows in llama.cpp's rotary order: within a head, the two halves alternate."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)

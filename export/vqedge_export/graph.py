@@ -1,0 +1,88 @@
+"""The weight-stripped encoder graph: every weight is a reference by name, filled without torch.
+
+A checkpoint carries the graph, its own weights and nothing of the base; `filled` puts both in. Export and
+assemble both go through `filled`, so they write the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, numpy_helper
+from safetensors.numpy import load_file
+
+from vqedge.base.vit import vit_arrays_from_onnx
+from vqedge.errors import CheckpointError
+
+BASE_PREFIX = "quantizer.vit."
+BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
+
+Arrays = Mapping[str, npt.NDArray[np.floating]]
+
+
+def stripped(model: onnx.ModelProto, checkpoint_names: set[str], base_names: set[str]) -> onnx.ModelProto:
+    """A copy of the model in which every known weight is a reference to the file that holds it.
+
+    Args:
+        model: the traced encoder, weights inside.
+        checkpoint_names: tensors of the checkpoint's `model.safetensors`.
+        base_names: tensors of the base backbone, with the prefix they have in the graph.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in checkpoint_names:
+            _refer(tensor, CHECKPOINT_LOCATION)
+        elif tensor.name in base_names:
+            _refer(tensor, BASE_LOCATION)
+    return copy
+
+
+def filled(graph: onnx.ModelProto, checkpoint: Arrays, base: Arrays) -> onnx.ModelProto:
+    """A copy of a stripped graph with its weights in place, as float32.
+
+    Raises:
+        CheckpointError: a reference names a tensor that is not there or has another shape.
+    """
+    sources = {CHECKPOINT_LOCATION: checkpoint, BASE_LOCATION: base}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for tensor in copy.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        location = {item.key: item.value for item in tensor.external_data}.get("location", "")
+        array = sources.get(location, {}).get(tensor.name)
+        if array is None or list(array.shape) != list(tensor.dims):
+            raise CheckpointError(
+                f"encoder.graph.onnx wants {tensor.name!r} {list(tensor.dims)} from {location!r}; "
+                "the checkpoint's files do not belong together, export it again"
+            )
+        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    return copy
+
+
+def checkpoint_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:
+    """Tensors of a checkpoint's `model.safetensors`, read with NumPy."""
+    return load_file(path)
+
+
+def base_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:
+    """Tensors of the fetched backbone, named as in the graph."""
+    return {BASE_PREFIX + name: array for name, array in vit_arrays_from_onnx(path).items()}
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model with deterministic bytes."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _refer(tensor: TensorProto, location: str) -> None:
+    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    tensor.external_data.add(key="location", value=location)

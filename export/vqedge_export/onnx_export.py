@@ -1,0 +1,103 @@
+"""Trace the PyTorch encoder into ONNX: static shapes, weights by name, NearestCodebook as a function."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch.onnx import register_custom_op_symbolic
+
+from vqedge.config import ModelConfig
+from vqedge.errors import ExportError
+from vqedge.model.checkpoint import GRAPH, MODEL, Checkpoint
+from vqedge.model.encoder import VideoEncoder
+from vqedge.nearest_codebook import DOMAIN, OP_VERSION
+from vqedge_export.graph import BASE_PREFIX, base_arrays, checkpoint_arrays, save_model, stripped
+from vqedge_export.op_function import OPSET, attach_function
+
+logger = logging.getLogger(__name__)
+
+INPUTS = ("frames", "budget")
+OUTPUTS = ("tokens", "index_map", "mask", "margin")
+
+
+def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> Path:
+    """Trace a checkpoint's encoder and write its weight-stripped graph into the checkpoint folder.
+
+    Args:
+        checkpoint: what to trace.
+        base: the fetched backbone file.
+        custom_node: leave the function body out (TensorRT 10.3 wants a plain plugin node).
+    """
+    path = checkpoint.path / GRAPH
+    save_model(stripped_graph(checkpoint, base, custom_node), path)
+    return path
+
+
+def stripped_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> onnx.ModelProto:
+    """The traced encoder with every weight replaced by a reference."""
+    model = encoder_graph(checkpoint.encoder(), checkpoint.config)
+    if not custom_node:
+        attach_function(model)
+    names = set(checkpoint_arrays(checkpoint.path / MODEL))
+    return stripped(model, names, set(base_arrays(base)) - names)
+
+
+def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto:
+    """Trace an encoder with weights inside and NearestCodebook as a plain node.
+
+    Raises:
+        ExportError: the tracer could not express the model.
+    """
+    shape = (config.encoder.frames, config.encoder.size, config.encoder.size, 3)
+    example = (torch.zeros(shape, dtype=torch.uint8), torch.tensor(config.quantizer.codes))
+    register_custom_op_symbolic(f"{DOMAIN}::nearest_codebook", _symbolic, OPSET)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "encoder.onnx"
+        try:
+            torch.onnx.export(
+                encoder,
+                example,
+                path,
+                dynamo=False,
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+                opset_version=OPSET,
+                custom_opsets={DOMAIN: OP_VERSION},
+                do_constant_folding=False,
+            )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise ExportError(f"the encoder cannot be traced to ONNX: {error}") from error
+        return _cleaned(onnx.load(path))
+
+
+def _symbolic(graph: Any, x: Any, codebook: Any, metric: Any) -> Any:
+    """One node; the metric becomes its attribute."""
+    name = metric.node().s("value")
+    indices, margin = graph.op(f"{DOMAIN}::NearestCodebook", x, codebook, metric_s=name, outputs=2)
+    rows = x.type().sizes()[:1]
+    indices.setType(x.type().with_dtype(torch.int32).with_sizes(rows))
+    margin.setType(x.type().with_dtype(torch.float32).with_sizes(rows))
+    return indices, margin
+
+
+def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without notes of the tracer: they name source files and change from run to run."""
+    model.producer_name, model.producer_version, model.doc_string = "vqedge", "", ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    unused = {i.name for i in model.graph.initializer} - {n for node in model.graph.node for n in node.input}
+    kept = [item for item in model.graph.initializer if item.name not in unused]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
+
+
+__all__ = ["BASE_PREFIX", "INPUTS", "OUTPUTS", "encoder_graph", "stripped_graph", "write_graph"]

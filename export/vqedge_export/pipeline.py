@@ -1,0 +1,100 @@
+"""`vqedge export`: checkpoint in, checked bundle out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import onnx
+
+from vqedge.base.fetch import fetch
+from vqedge.bundle import Bundle, BundleDraft, bundle_writer
+from vqedge.model.checkpoint import GRAPH, Checkpoint, open_checkpoint
+from vqedge.model.llm import tokenizer_from_gguf
+from vqedge_export.assemble import (
+    DEFAULT_QUANT,
+    ENCODER,
+    LLM,
+    PARITY,
+    finish,
+    sha256_of,
+    write_models,
+)
+from vqedge_export.graph import save_model
+from vqedge_export.onnx_export import stripped_graph
+from vqedge_export.parity import OpenLlm, encoder_parity, llm_parity, require
+from vqedge_export.report import TOLERANCES, ParityReport
+
+logger = logging.getLogger(__name__)
+
+PARITY_CLIPS = 12
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    open_llm: OpenLlm,
+    *,
+    quant: str = DEFAULT_QUANT,
+    check: bool = True,
+    record: bool = False,
+    plugin_node: bool = False,
+    overwrite: bool = False,
+) -> tuple[Bundle, ParityReport]:
+    """Export a checkpoint to a bundle.
+
+    Args:
+        checkpoint: a folder written by `vqedge train`.
+        out: the bundle to make.
+        open_llm: opens a GGUF file for its logits.
+        quant: type of the language model's weights.
+        check: measure parity and refuse to write a bundle that fails it.
+        record: store graph and parity report in the checkpoint, so that `assemble` can use them.
+        plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run it.
+        overwrite: replace `out` if it is a bundle.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete.
+        ExportError: the encoder cannot be traced or the language model not quantised.
+        ParityError: a figure is outside its tolerance.
+        BundleError: `out` cannot be written.
+    """
+    opened = open_checkpoint(checkpoint)
+    graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
+    with bundle_writer(out, overwrite=overwrite) as draft:
+        write_models(draft, checkpoint, opened.config, graph, quant)
+        report = _report(opened, draft, quant, open_llm, check and not plugin_node)
+        if report.tolerance:
+            require(report, report.tolerance)
+        bundle = finish(draft, checkpoint, opened.config, report)
+    if record:
+        _record(checkpoint, graph, report)
+    return bundle, report
+
+
+def _report(
+    checkpoint: Checkpoint, draft: BundleDraft, quant: str, open_llm: OpenLlm, check: bool
+) -> ParityReport:
+    encoder, llm = draft.folder / ENCODER, draft.folder / LLM
+    report = ParityReport(
+        encoder_sha256=sha256_of(encoder),
+        llm_sha256=sha256_of(llm),
+        quantization=quant,
+        measured="at export" if check else "not measured",
+    )
+    if not check:
+        return report
+    logger.info("comparing PyTorch with ONNX Runtime on %d clips", PARITY_CLIPS)
+    encoder_figures, rows = encoder_parity(checkpoint, encoder, PARITY_CLIPS)
+    logger.info("comparing transformers with llama.cpp %s", quant)
+    tokenizer = tokenizer_from_gguf(fetch(checkpoint.config.llm.source).path)
+    llm_figures = llm_parity(checkpoint, tokenizer, rows, llm, open_llm)
+    figures = {"encoder": encoder_figures, "llm": llm_figures, "tolerance": TOLERANCES[quant]}
+    logger.debug("parity: %s", json.dumps({k: v.model_dump() for k, v in figures.items()}))
+    return report.model_copy(update=figures)
+
+
+def _record(checkpoint: Path, graph: onnx.ModelProto, report: ParityReport) -> None:
+    save_model(graph, checkpoint / GRAPH)
+    (checkpoint / PARITY).write_text(report.to_json(), encoding="utf-8")

@@ -1,0 +1,105 @@
+"""The parity report: `parity.json` in the bundle. Tolerances are data, and part of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vqedge.errors import CheckpointError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tolerance(_Record):
+    """What an export may lose."""
+
+    safe_ids_differ: float = 0.0  # share of patches with another id although the margin was over 1e-3
+    ids_differ: float = 0.001  # share of patches with another id at all
+    token_cosine: float = 0.999  # of the worst row
+    top1_agreement: float
+    kl_mean: float  # nats
+
+
+TOLERANCES: dict[str, Tolerance] = {
+    "F16": Tolerance(top1_agreement=0.99, kl_mean=0.005),
+    "Q8_0": Tolerance(top1_agreement=0.97, kl_mean=0.02),
+    "Q4_K_M": Tolerance(top1_agreement=0.93, kl_mean=0.15),
+    "Q4_0": Tolerance(top1_agreement=0.92, kl_mean=0.20),
+}
+
+
+class EncoderParity(_Record):
+    """PyTorch against ONNX Runtime on generated clips."""
+
+    clips: int
+    patches: int
+    ids_differ: float
+    safe_ids_differ: float
+    margin_where_ids_differ: float
+    margin_difference: float
+    token_cosine: float
+
+
+class LlmParity(_Record):
+    """transformers (float32) against llama.cpp (quantised) at the tokens of real answers."""
+
+    prompts: int
+    positions: int
+    top1_agreement: float
+    kl_mean: float
+    kl_max: float
+
+
+class ParityReport(_Record):
+    """All figures, and the files they are about."""
+
+    encoder_sha256: str
+    llm_sha256: str
+    quantization: str
+    encoder: EncoderParity | None = None
+    llm: LlmParity | None = None
+    tolerance: Tolerance | None = None
+    measured: Literal["at export", "not measured"] = "at export"
+
+    def faults(self, tolerance: Tolerance) -> list[str]:
+        """Every figure that is outside its tolerance, in words."""
+        if self.encoder is None or self.llm is None:
+            return ["not measured"]
+        at_most = {
+            "safe_ids_differ": self.encoder.safe_ids_differ,
+            "ids_differ": self.encoder.ids_differ,
+            "kl_mean": self.llm.kl_mean,
+        }
+        at_least = {
+            "token_cosine": self.encoder.token_cosine,
+            "top1_agreement": self.llm.top1_agreement,
+        }
+        limits = tolerance.model_dump()
+        return [
+            f"{name} {value:.4g}, at most {limits[name]:g} allowed"
+            for name, value in at_most.items()
+            if not value <= limits[name]
+        ] + [
+            f"{name} {value:.4g}, at least {limits[name]:g} wanted"
+            for name, value in at_least.items()
+            if not value >= limits[name]
+        ]
+
+    def to_json(self) -> str:
+        """Pretty, sorted, with a newline at the end."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def report_from_file(path: Path) -> ParityReport | None:
+    """A report that was written before, or None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        return ParityReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: not a parity report ({error.error_count()} faults)") from error

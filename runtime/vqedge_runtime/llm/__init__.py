@@ -1,0 +1,58 @@
+"""The language model: its contract (`protocol`), llama.cpp (`generate`), a stand-in (`fake`).
+
+Importing this loads no llama.cpp; `open_llama_cpp` does.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from vqedge_runtime.llm.fake import FakeLanguageModel
+from vqedge_runtime.llm.protocol import (
+    ChoiceScores,
+    DecodingOptions,
+    Generation,
+    LanguageModel,
+    Prefix,
+    TextStream,
+    VideoRows,
+)
+
+if TYPE_CHECKING:
+    from vqedge_runtime.llm.generate import LlamaCpp
+
+__all__ = [
+    "ChoiceScores",
+    "DecodingOptions",
+    "FakeLanguageModel",
+    "Generation",
+    "LanguageModel",
+    "Prefix",
+    "TextStream",
+    "VideoRows",
+    "open_llama_cpp",
+]
+
+
+def open_llama_cpp(
+    path: str | PathLike[str],
+    *,
+    threads: int | None = None,
+    context: int = 2048,
+    max_context: int | None = None,
+    gpu_layers: int = 0,
+) -> LlamaCpp:
+    """Open a GGUF file; see `vqedge_runtime.llm.generate.LlamaCpp.open`.
+
+    Raises:
+        BackendUnavailable: llama-cpp-python is missing or cannot run here.
+        BundleError: the file is missing or cannot be read.
+        ConfigError: a number is out of range.
+        PromptError: the file's chat template cannot be used.
+    """
+    from vqedge_runtime.llm.generate import LlamaCpp
+
+    return LlamaCpp.open(
+        path, threads=threads, context=context, max_context=max_context, gpu_layers=gpu_layers
+    )

@@ -1,0 +1,149 @@
+"""A language model for tests: says what it was told to say."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Self
+
+from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge.prompt import question_text
+from vqedge_runtime.llm.protocol import (
+    ChoiceScores,
+    DecodingOptions,
+    Generation,
+    Prefix,
+    TextStream,
+    VideoRows,
+)
+
+
+class FakeLanguageModel:
+    """Answers with queued texts, one word a token; refuses what the real one refuses.
+
+    `calls` lists what was asked: (key of the video, question).
+    """
+
+    def __init__(self, width: int = 576, name: str = "fake") -> None:
+        """Make one.
+
+        Args:
+            width: of the rows it takes.
+            name: what it says it is.
+        """
+        self.width = width
+        self.name = name
+        self.calls: list[tuple[str, str]] = []
+        self.closed = False
+        self._texts: deque[str] = deque()
+        self._scores: deque[tuple[float, ...]] = deque()
+        self._held = ""
+
+    def enqueue(self, text: str) -> None:
+        """Say this at the next question."""
+        self._texts.append(text)
+
+    def enqueue_scores(self, *totals: float) -> None:
+        """Give these log-likelihoods at the next choice; without any, the first choice is best."""
+        self._scores.append(totals)
+
+    def prefill_video(self, video: VideoRows) -> Prefix:
+        """Remember the video.
+
+        Raises:
+            BackendUnavailable: it is closed.
+            BundleError: the rows are not `width` wide.
+        """
+        if self.closed:
+            raise BackendUnavailable(f"{self.name} is closed; open the language model again")
+        if video.rows.shape[1] != self.width:
+            raise BundleError(
+                f"rows are {video.rows.shape[1]} wide, {self.name} reads {self.width}"
+            )
+        reused, self._held = self._held == video.key, video.key
+        return Prefix(len(video.rows), 0.0, reused)
+
+    def stream(
+        self, video: VideoRows, question: str, options: DecodingOptions | None = None
+    ) -> TextStream:
+        """The next queued text, word by word.
+
+        Raises:
+            BackendUnavailable: it is closed.
+            BundleError: the rows are not `width` wide.
+            PromptError: the question is empty.
+            AssertionError: nothing is queued: the test asked more than it prepared.
+        """
+        words = question_text(question).split()
+        prefix = self.prefill_video(video)
+        self.calls.append((video.key, question))
+        if not self._texts:
+            raise AssertionError(f"nothing queued for {question!r}; call enqueue(text) first")
+        tokens = re.findall(r"\s*\S+", self._texts.popleft())
+        limit = options.max_tokens if options else len(tokens)
+        said: list[str] = []
+
+        def pieces() -> Generator[str, None, None]:
+            for token in tokens[:limit]:
+                said.append(token)
+                yield token
+
+        return TextStream(
+            pieces(),
+            lambda: Generation(
+                text="".join(said),
+                prompt_tokens=prefix.tokens + len(words),
+                video_tokens=prefix.tokens,
+                generated_tokens=len(said),
+                reused_prefix=prefix.reused,
+                stopped=len(said) == len(tokens),
+            ),
+        )
+
+    def ask(
+        self, video: VideoRows, question: str, options: DecodingOptions | None = None
+    ) -> Generation:
+        """The next queued text at once; raises as `stream` does."""
+        return self.stream(video, question, options).read()
+
+    def score_choices(
+        self, video: VideoRows, question: str, choices: Sequence[str]
+    ) -> ChoiceScores:
+        """The next queued scores.
+
+        Raises:
+            BackendUnavailable: it is closed.
+            BundleError: the rows are not `width` wide.
+            PromptError: the question, all choices or one of them is empty.
+        """
+        if not choices or not all(choice.strip() for choice in choices):
+            raise PromptError("every choice needs a word, as: --choices 'red|blue'")
+        words = question_text(question).split()
+        prefix = self.prefill_video(video)
+        self.calls.append((video.key, question))
+        totals = (
+            self._scores.popleft()
+            if self._scores
+            else tuple(-float(i) for i in range(len(choices)))
+        )
+        return ChoiceScores(
+            choices=tuple(choices),
+            totals=totals,
+            token_counts=tuple(len(choice.split()) + 1 for choice in choices),
+            prompt_tokens=prefix.tokens + len(words),
+            video_tokens=prefix.tokens,
+            reused_prefix=prefix.reused,
+        )
+
+    def close(self) -> None:
+        """Refuse further questions; twice is fine."""
+        self.closed = True
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()

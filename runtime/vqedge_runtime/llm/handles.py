@@ -1,0 +1,280 @@
+"""Owned llama.cpp handles: model, context, sampler.
+
+Each frees its memory once: in `close()`, at the end of a `with` block or when collected. Nothing
+here knows about prompts or videos, and nothing is thread safe: the owner lets one thread in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge_runtime.llm.cells import Cells
+from vqedge_runtime.llm.native import Owned, backend, lib, native_batch
+from vqedge_runtime.llm.protocol import DecodingOptions
+
+BRANCHES = 15  # sequences beside the main one, for answers scored in parallel
+_BATCH = 512  # cells in one native call
+_OUTPUTS = 16  # logit rows in one native call; more abort the process, a limit of 512 costs 87 MB
+
+
+class Model(Owned):
+    """Weights and vocabulary of a GGUF file."""
+
+    _what = "model"
+
+    def __init__(self, path: Path, gpu_layers: int = 0) -> None:
+        """Map the file into memory.
+
+        Args:
+            path: the GGUF file.
+            gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone.
+
+        Raises:
+            BackendUnavailable: GPU layers are asked for and this build has no GPU.
+            BundleError: the file is missing, or llama.cpp cannot read it.
+        """
+        if not path.is_file():
+            raise BundleError(f"{path}: no such file; export or fetch the language model first")
+        log = backend()
+        if gpu_layers and not lib.llama_supports_gpu_offload():
+            raise BackendUnavailable("this build of llama.cpp has no GPU; use gpu_layers=0")
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        log.errors.clear()
+        self._pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if self._pointer is None:
+            raise BundleError(
+                f"{path}: cannot be loaded ({log.reason()}); export or fetch it again"
+            )
+        self.path = path
+        self.gpu_layers = gpu_layers
+        self.width = int(lib.llama_model_n_embd_inp(self._pointer))
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))
+        self.trained_context = int(lib.llama_model_n_ctx_train(self._pointer))
+        self.quantisation = lib.llama_ftype_name(lib.llama_model_ftype(self._pointer)).decode()
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_model_free(pointer)
+
+    @property
+    def vocab(self) -> Any:
+        """The native vocabulary, owned by the model."""
+        return lib.llama_model_get_vocab(self.pointer)
+
+    @property
+    def first_token(self) -> int | None:
+        """The id every text starts with, if the vocabulary wants one."""
+        wanted = lib.llama_vocab_get_add_bos(self.vocab)
+        return int(lib.llama_vocab_bos(self.vocab)) if wanted else None
+
+    @property
+    def end_of_text(self) -> int:
+        """The id that ends a text."""
+        return int(lib.llama_vocab_eos(self.vocab))
+
+    @property
+    def suppressed_tokens(self) -> list[int]:
+        """Ids the file says are never to be generated."""
+        count = ctypes.c_int32(0)
+        ids = lib.llama_vocab_get_suppress_tokens(self.vocab, ctypes.byref(count))
+        return [int(ids[i]) for i in range(count.value)]
+
+    def is_end(self, token: int) -> bool:
+        """Whether an id ends the model's turn."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def tokens_from_text(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text, nothing added.
+
+        Args:
+            text: what cannot be written as UTF-8 becomes a question mark.
+            special: read `<|im_end|>` and the like as the tokens they name; never so for a
+                user's words.
+        """
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        while True:
+            ids = (ctypes.c_int32 * room)()
+            count = lib.llama_tokenize(self.vocab, data, len(data), ids, room, False, special)
+            if count >= 0:
+                return list(ids[:count])
+            room = -count
+
+    def bytes_from_token(self, token: int) -> bytes:
+        """What an id spells, maybe part of a character; nothing for special ids."""
+        buffer = ctypes.create_string_buffer(64)
+        size = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+    def render_chat(self, messages: Sequence[dict[str, str]], *, open_answer: bool = True) -> str:
+        """Messages in the file's own chat template.
+
+        Args:
+            messages: `role` and `content` of each.
+            open_answer: end with the opening of the assistant's turn.
+
+        Raises:
+            PromptError: the file has no template, or one that llama.cpp does not know.
+        """
+        template = lib.llama_model_chat_template(self.pointer, None)
+        if template is None:
+            raise PromptError(f"{self.path} holds no chat template; export it from a chat model")
+        pairs = [(m["role"].encode(), m["content"].encode()) for m in messages]
+        chat = (lib.llama_chat_message * len(pairs))(*(lib.llama_chat_message(*p) for p in pairs))
+        room = 256
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            size = lib.llama_chat_apply_template(
+                template, chat, len(pairs), open_answer, buffer, room
+            )
+            if size < 0:
+                raise PromptError(f"llama.cpp does not know the chat template of {self.path}")
+            if size <= room:
+                return buffer.raw[:size].decode()
+            room = size
+
+
+class Context(Owned):
+    """Keys and values of what was read: sequence 0 and up to `BRANCHES` branches of it."""
+
+    _what = "context"
+
+    def __init__(self, model: Model, size: int, threads: int) -> None:
+        """Allocate it.
+
+        Args:
+            model: must stay open as long as this.
+            size: positions in all sequences together, >= 1; llama.cpp rounds up to 256.
+            threads: for reading and for generating.
+
+        Raises:
+            BackendUnavailable: llama.cpp cannot allocate it.
+        """
+        params = lib.llama_context_default_params()
+        params.n_ctx = size
+        params.n_batch = params.n_ubatch = _BATCH
+        params.n_threads = params.n_threads_batch = threads
+        params.n_seq_max = BRANCHES + 1
+        params.n_outputs_max = _OUTPUTS
+        params.kv_unified = params.no_perf = True
+        params.offload_kqv = params.op_offload = model.gpu_layers != 0
+        backend().errors.clear()
+        self._model = model
+        self._pointer = lib.llama_init_from_model(model.pointer, params)
+        if self._pointer is None:
+            raise BackendUnavailable(
+                f"no memory for a context of {size} tokens ({backend().reason()}); "
+                "ask for a smaller one"
+            )
+        self.size = int(lib.llama_n_ctx(self._pointer))
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_free(pointer)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        lib.llama_memory_clear(lib.llama_get_memory(self.pointer), False)
+
+    def truncate(self, length: int) -> bool:
+        """Keep the first positions of sequence 0, drop the rest; False if this model cannot."""
+        memory = lib.llama_get_memory(self.pointer)
+        return bool(lib.llama_memory_seq_rm(memory, 0, length, -1))
+
+    @contextmanager
+    def branches(self, count: int) -> Iterator[None]:
+        """Within the block, sequences 1 to `count` continue sequence 0 and share its memory."""
+        memory = lib.llama_get_memory(self.pointer)
+        for branch in range(1, count + 1):
+            lib.llama_memory_seq_cp(memory, 0, branch, -1, -1)
+        try:
+            yield
+        finally:
+            for branch in range(1, count + 1):
+                lib.llama_memory_seq_rm(memory, branch, -1, -1)
+
+    def read(self, cells: Cells) -> None:
+        """Read cells and wait until it is done.
+
+        Raises:
+            PromptError: they do not fit, or an id is not in the vocabulary.
+            BackendUnavailable: llama.cpp failed.
+        """
+        for part in cells.parts(_BATCH, _OUTPUTS):
+            self._decode(part)
+        lib.llama_synchronize(self.pointer)
+
+    def logits(self, cells: Cells) -> Iterator[npt.NDArray[np.float32]]:
+        """Read cells; for each wanted one, in order, its logits: float32 `[vocab]`.
+
+        Raises:
+            PromptError: see `read`.
+            BackendUnavailable: see `read`.
+        """
+        for part in cells.parts(_BATCH, _OUTPUTS):
+            self._decode(part)
+            for index in np.flatnonzero(part.wanted):
+                yield self._logits_at(int(index))
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """Logits of the last wanted cell read, float32 `[vocab]`."""
+        return self._logits_at(-1)
+
+    def _logits_at(self, index: int) -> npt.NDArray[np.float32]:
+        row = lib.llama_get_logits_ith(self.pointer, index)
+        if not row:
+            raise BackendUnavailable("llama.cpp has no logits to give; ask again")
+        return np.ctypeslib.as_array(row, (self._model.vocab_size,)).copy()
+
+    def _decode(self, cells: Cells) -> None:
+        backend().errors.clear()
+        with native_batch(cells) as batch:
+            code = lib.llama_decode(self.pointer, batch)
+        if code in (1, -1):
+            reason = "the context is full" if code == 1 else backend().reason()
+            raise PromptError(f"llama.cpp refuses the prompt ({reason}); shorten it")
+        if code:
+            raise BackendUnavailable(f"llama.cpp failed with code {code} ({backend().reason()})")
+
+
+class Sampler(Owned):
+    """Picks the next token."""
+
+    _what = "sampler"
+
+    def __init__(self, model: Model, options: DecodingOptions) -> None:
+        """Chain the steps: suppressed ids, then greedy or top-k, top-p, temperature, draw."""
+        self._pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if banned := model.suppressed_tokens:
+            biases = (lib.llama_logit_bias * len(banned))(*((i, -np.inf) for i in banned))
+            self._add(lib.llama_sampler_init_logit_bias(model.vocab_size, len(banned), biases))
+        if options.temperature == 0:
+            self._add(lib.llama_sampler_init_greedy())
+            return
+        if options.top_k:
+            self._add(lib.llama_sampler_init_top_k(options.top_k))
+        if options.top_p < 1:
+            self._add(lib.llama_sampler_init_top_p(options.top_p, 1))
+        self._add(lib.llama_sampler_init_temp(options.temperature))
+        self._add(lib.llama_sampler_init_dist(options.seed))
+
+    def _add(self, step: Any) -> None:
+        lib.llama_sampler_chain_add(self.pointer, step)
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_sampler_free(pointer)
+
+    def sample(self, context: Context) -> int:
+        """The token after the last wanted cell that the context has read."""
+        return int(lib.llama_sampler_sample(self.pointer, context.pointer, -1))

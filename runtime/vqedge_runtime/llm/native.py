@@ -1,0 +1,123 @@
+"""llama.cpp's library: loaded and started once, its log off stderr, its pointers owned.
+
+The one place that imports llama-cpp-python, and only its low-level binding.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import logging
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from vqedge.errors import BackendUnavailable
+from vqedge_runtime.llm.build_flags import pip_line
+from vqedge_runtime.llm.cells import Cells
+
+try:
+    from llama_cpp import llama_cpp as _binding
+except (ImportError, OSError, RuntimeError) as error:  # not there, or its library does not load
+    raise BackendUnavailable(f"llama.cpp cannot be loaded ({error}); run: {pip_line()}") from error
+
+lib: Any = _binding
+_log = logging.getLogger(__name__)
+
+_LEVEL_ERROR, _LEVEL_CONTINUED = 3, 5
+
+
+class NativeLog:
+    """Takes llama.cpp's log off stderr; remembers the last errors, as codes give no reason."""
+
+    def __init__(self) -> None:
+        """Make the callback; it must live as long as it is set."""
+        self.errors: deque[str] = deque(maxlen=3)
+        self._level = 0
+        self.callback = lib.llama_log_callback(self._take)
+
+    def _take(self, level: int, text: bytes, _: object) -> None:
+        self._level = self._level if level == _LEVEL_CONTINUED else level
+        line = text.decode("utf-8", "replace").strip()
+        if line:
+            _log.debug("%s", line)
+        if line and self._level == _LEVEL_ERROR:
+            self.errors.append(line)
+
+    def reason(self) -> str:
+        """The last errors as one line."""
+        return "; ".join(self.errors) or "llama.cpp gave no reason"
+
+
+@functools.cache
+def backend() -> NativeLog:
+    """llama.cpp, started once in a process and stopped at its end."""
+    log = NativeLog()
+    lib.llama_log_set(log.callback, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+    atexit.register(lib.llama_backend_free)
+    return log
+
+
+class Owned:
+    """A native pointer that is freed once. Closing is safe after a half-built `__init__`."""
+
+    _pointer: Any = None
+    _what = "handle"
+
+    @property
+    def pointer(self) -> Any:
+        """The native pointer.
+
+        Raises:
+            BackendUnavailable: the handle is closed.
+        """
+        if self._pointer is None:
+            raise BackendUnavailable(f"the {self._what} is closed; open the language model again")
+        return self._pointer
+
+    def close(self) -> None:
+        """Free the native memory; twice is fine."""
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            self._free(pointer)
+
+    def _free(self, pointer: Any) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Close, unless the interpreter is going down and takes the memory with it."""
+        if not sys.is_finalizing():
+            self.close()
+
+
+@contextmanager
+def native_batch(cells: Cells) -> Iterator[Any]:
+    """Cells copied into a native batch, freed at the end."""
+    count, width = len(cells), cells.inputs.shape[1] if cells.is_rows else 0
+    batch = lib.llama_batch_init(count, width, 1)
+    try:
+        batch.n_tokens = count
+        inputs = batch.embd if cells.is_rows else batch.token
+        np.ctypeslib.as_array(inputs, cells.inputs.shape)[...] = cells.inputs
+        np.ctypeslib.as_array(batch.pos, (count,))[...] = cells.positions
+        np.ctypeslib.as_array(batch.n_seq_id, (count,))[...] = 1
+        np.ctypeslib.as_array(batch.logits, (count,))[...] = cells.wanted
+        for index, sequence in enumerate(cells.sequences.tolist()):
+            batch.seq_id[index][0] = sequence
+        yield batch
+    finally:
+        lib.llama_batch_free(batch)

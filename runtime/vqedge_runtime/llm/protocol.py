@@ -1,0 +1,245 @@
+"""What a language model does for a session, and the values that go in and out. NumPy only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import BundleError, ConfigError
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VideoRows:
+    """A video as the language model reads it.
+
+    Attributes:
+        rows: float32 `[K, width]`, K >= 1, one embedding a token; other float types are converted.
+        key: names the content: equal keys mean equal rows. Left empty, it is the rows' sha256.
+    """
+
+    rows: Rows
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the rows and fill in the key.
+
+        Raises:
+            BundleError: not `[K >= 1, width]`, or a value is NaN or infinite.
+        """
+        rows = np.ascontiguousarray(self.rows, np.float32)
+        if rows.ndim != 2 or not rows.size:
+            raise BundleError(f"video rows must be [K >= 1, width], got {rows.shape}; encode again")
+        if not np.isfinite(rows).all():
+            raise BundleError("the encoder gave NaN or infinity; run: vqedge check BUNDLE")
+        object.__setattr__(self, "rows", rows)
+        if not self.key:
+            name = hashlib.sha256(repr(rows.shape).encode() + rows.tobytes()).hexdigest()
+            object.__setattr__(self, "key", name)
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How an answer is picked. Temperature 0 is greedy; the rest matters above 0 only.
+
+    Attributes:
+        max_tokens: the answer is cut there, >= 1.
+        temperature: >= 0.
+        top_p: sample from the likeliest tokens holding this mass, in (0, 1].
+        top_k: sample from this many tokens, 0 for all.
+        seed: 0 to 2**32 - 2; the same seed gives the same answer on the same build.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ConfigError: a value is out of its range; the message names it.
+        """
+        ranges = {
+            "max_tokens": self.max_tokens >= 1,
+            "temperature": 0 <= self.temperature < float("inf"),
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "seed": 0 <= self.seed < 2**32 - 1,  # llama.cpp reads 2**32 - 1 as "random"
+        }
+        if wrong := [name for name, fits in ranges.items() if not fits]:
+            values = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
+            raise ConfigError(f"out of range: {values}; see DecodingOptions for what fits")
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The template's start and the video's rows, held by the model.
+
+    Attributes:
+        tokens: positions taken.
+        ms: time to read it, about 0 if it was held already.
+        reused: it was held already.
+    """
+
+    tokens: int
+    ms: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer, or as much of it as there is.
+
+    Attributes:
+        text: the answer as generated.
+        prompt_tokens: positions before the answer, the video's included.
+        video_tokens: rows of the video among them.
+        generated_tokens: tokens of the answer, without the end-of-turn token.
+        prefix_ms: time for template and video, about 0 if reused.
+        question_ms: time for the question's tokens.
+        first_token_ms: from the call to the first token, prefix and question included.
+        total_ms: from the call to the last token.
+        reused_prefix: the model held this video already.
+        stopped: the model ended its turn itself; False where `max_tokens` cut it.
+    """
+
+    text: str
+    prompt_tokens: int = 0
+    video_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_ms: float = 0.0
+    question_ms: float = 0.0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+    reused_prefix: bool = False
+    stopped: bool = True
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed after the first token, the end of the turn counted as one; 0 without a second."""
+        later = self.generated_tokens + self.stopped - 1
+        later_ms = self.total_ms - self.first_token_ms
+        return later / later_ms * 1e3 if later > 0 and later_ms > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Log-likelihoods of given answers, each with its end of turn, after the same prompt.
+
+    Attributes:
+        choices: the answers, in the order given.
+        totals: summed log-likelihood of each, natural logarithm.
+        token_counts: tokens of each, the end of turn included.
+        prompt_tokens: positions before the answer, the video's included.
+        video_tokens: rows of the video among them.
+        prefix_ms: see `Generation`.
+        question_ms: see `Generation`.
+        total_ms: from the call to the last score.
+        reused_prefix: the model held this video already.
+    """
+
+    choices: tuple[str, ...]
+    totals: tuple[float, ...]
+    token_counts: tuple[int, ...]
+    prompt_tokens: int = 0
+    video_tokens: int = 0
+    prefix_ms: float = 0.0
+    question_ms: float = 0.0
+    total_ms: float = 0.0
+    reused_prefix: bool = False
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Log-likelihood per token of each choice."""
+        return tuple(total / n for total, n in zip(self.totals, self.token_counts, strict=True))
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Softmax of `totals`: how likely each is if one of them is the answer. Sums to 1."""
+        weights = np.exp(np.asarray(self.totals) - max(self.totals))
+        return tuple((weights / weights.sum()).tolist())
+
+    @property
+    def best(self) -> str:
+        """The likeliest choice, the first of equals."""
+        return self.choices[self.totals.index(max(self.totals))]
+
+
+@dataclass
+class TextStream(Iterator[str]):
+    """An answer as it is generated: iterate for pieces of text, read `result` at any time.
+
+    Stop early by leaving the loop and calling `close()`, or use it as a context manager.
+    """
+
+    _pieces: Generator[str, None, None]
+    _result: Callable[[], Generation]
+
+    def __next__(self) -> str:
+        """The next piece, never empty.
+
+        Raises:
+            BackendUnavailable: the model was closed or asked something else meanwhile.
+        """
+        return next(self._pieces)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    @property
+    def result(self) -> Generation:
+        """The text so far with its counts and times; complete once the iteration has ended."""
+        return self._result()
+
+    def read(self) -> Generation:
+        """Run to the end and return the whole answer."""
+        for _ in self:
+            pass
+        return self.result
+
+    def close(self) -> None:
+        """Stop generating. The model stays usable; closing twice is fine."""
+        self._pieces.close()
+
+
+class LanguageModel(Protocol):
+    """Answers questions about videos given as rows."""
+
+    @property
+    def name(self) -> str:
+        """What runs where, as "llama.cpp CPU Q4_0"."""
+
+    @property
+    def width(self) -> int:
+        """Width of the rows the model reads."""
+
+    def prefill_video(self, video: VideoRows) -> Prefix:
+        """Read the video ahead of its first question."""
+
+    def stream(self, video: VideoRows, question: str, options: DecodingOptions = ...) -> TextStream:
+        """Answer piece by piece; a newer call on the same model ends the stream."""
+
+    def ask(self, video: VideoRows, question: str, options: DecodingOptions = ...) -> Generation:
+        """Answer in one go."""
+
+    def score_choices(
+        self, video: VideoRows, question: str, choices: Sequence[str]
+    ) -> ChoiceScores:
+        """How likely each given answer is."""
+
+    def close(self) -> None:
+        """Free everything; twice is fine."""

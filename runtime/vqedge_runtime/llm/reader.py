@@ -1,0 +1,175 @@
+"""What the model has read: template, video and question, kept in one growing context.
+
+    [template] [K video rows] [question, template]
+    |------- prefix --------| |------ suffix ------|
+
+The prefix of the last video stays, so the next question about it reads its own tokens only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge.prompt import prompt_parts, question_text
+from vqedge_runtime.llm.cells import Cells, Ids
+from vqedge_runtime.llm.handles import Context, Model
+from vqedge_runtime.llm.protocol import Prefix, Rows, VideoRows
+
+
+class Reader:
+    """Reads prompts into a context that it owns, and makes a larger one when a prompt needs it."""
+
+    def __init__(self, model: Model, threads: int, size: int, limit: int) -> None:
+        """Tokenise the template and allocate the first context.
+
+        Args:
+            model: stays the caller's, who closes it after this.
+            threads: for reading and generating.
+            size: positions to start with, >= 1.
+            limit: positions to grow to.
+
+        Raises:
+            BackendUnavailable: no memory for the context.
+            PromptError: the file's chat template cannot be used.
+        """
+        self._model = model
+        self._threads = threads
+        self._start_size = min(size, limit)
+        self._limit = limit
+        self._closed = False
+        self._context: Context | None = None
+        self._held: tuple[str, int] | None = None  # key and length of the prefix in the context
+        self._before, self._after = _template_ids(model)
+        self._context_for(1)
+
+    @property
+    def context(self) -> Context:
+        """The context in use.
+
+        Raises:
+            BackendUnavailable: closed.
+        """
+        if self._closed or self._context is None:
+            raise BackendUnavailable("the language model is closed; open it again")
+        return self._context
+
+    def read_video(self, video: VideoRows) -> Prefix:
+        """Leave the prefix of this video in the context, nothing after it.
+
+        Raises:
+            BackendUnavailable: closed, or llama.cpp failed.
+            BundleError: the rows are not as wide as the model's.
+            PromptError: more rows than the model can read.
+        """
+        self._check_width(video.rows)
+        self._make_room(len(video.rows), 0, 0)
+        return self._hold(video)
+
+    def read_question(
+        self, video: VideoRows, question: str, answer_tokens: int
+    ) -> tuple[Prefix, int]:
+        """Leave the prefix and this question in the context, and room for an answer.
+
+        Returns:
+            the prefix, and how many tokens came after it.
+
+        Raises:
+            BackendUnavailable: closed, or llama.cpp failed.
+            BundleError: the rows are not as wide as the model's.
+            PromptError: the question is empty, or all does not fit the context.
+        """
+        self._check_width(video.rows)
+        words = self._model.tokens_from_text(question_text(question), special=False)
+        suffix = words + self._after
+        self._make_room(len(video.rows), len(suffix), answer_tokens)
+        prefix = self._hold(video)
+        self.context.read(Cells.at(prefix.tokens, suffix, logits="last"))
+        return prefix, len(suffix)
+
+    def logits(self, pieces: Sequence[Sequence[int] | Ids | Rows]) -> Iterator[Rows]:
+        """Read ids and rows from scratch; the logits after each position, float32 `[vocab]`.
+
+        Raises:
+            BackendUnavailable: closed, or llama.cpp failed.
+            BundleError: rows are not as wide as the model's.
+            PromptError: too long, or an id is not in the vocabulary.
+        """
+        arrays = [np.asarray(piece) for piece in pieces if len(piece)]
+        for array in arrays:
+            self._check_width(array)
+        count = sum(map(len, arrays))
+        self._check_fit(count, f"{count} positions")
+        return self._logits(self._context_for(count), arrays)
+
+    def close(self) -> None:
+        """Free the context; twice is fine."""
+        self._closed = True
+        self._held = None
+        if self._context is not None:
+            self._context.close()
+
+    def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
+        self._held = None
+        context.clear()
+        start = 0
+        for array in arrays:
+            yield from context.logits(Cells.at(start, array, logits="all"))
+            start += len(array)
+
+    def _hold(self, video: VideoRows) -> Prefix:
+        started = time.perf_counter()
+        length = len(self._before) + len(video.rows)
+        context = self.context
+        reused = self._held == (video.key, length) and context.truncate(length)
+        if not reused:
+            self._held = None
+            context.clear()
+            context.read(Cells.at(0, self._before))
+            context.read(Cells.at(len(self._before), video.rows))
+            self._held = (video.key, length)
+        return Prefix(length, (time.perf_counter() - started) * 1e3, reused)
+
+    def _make_room(self, video: int, question: int, answer: int) -> None:
+        count = len(self._before) + video + question + answer
+        self._check_fit(count, f"{video} video, {question} question and {answer} answer tokens")
+        self._context_for(count)
+
+    def _check_fit(self, count: int, what: str) -> None:
+        if count > self._limit:
+            raise PromptError(
+                f"{what} need a context of {count}, {self._model.path.name} has {self._limit}; "
+                "shorten the question, or lower --budget or max_tokens"
+            )
+
+    def _context_for(self, count: int) -> Context:
+        """A context of at least `count` positions; a new one holds nothing."""
+        if self._closed or (self._context is not None and self._context.size >= count):
+            return self.context
+        if self._context is not None:
+            self._context.close()
+        self._context = self._held = None
+        size = max(self._start_size, 1 << (count - 1).bit_length())
+        self._context = Context(self._model, min(size, self._limit), self._threads)
+        return self._context
+
+    def _check_width(self, inputs: npt.NDArray[np.generic]) -> None:
+        if inputs.ndim == 2 and inputs.shape[1] != self._model.width:
+            raise BundleError(
+                f"the video's rows are {inputs.shape[1]} wide, {self._model.path.name} reads "
+                f"{self._model.width}; they are not of one bundle: export it again"
+            )
+
+
+def _template_ids(model: Model) -> tuple[list[int], list[int]]:
+    """Ids before the video and after the question."""
+    parts = prompt_parts(model.render_chat)
+    before = model.tokens_from_text(parts.before_video, special=True)
+    first = model.first_token
+    if first is not None and before[:1] != [first]:
+        before.insert(0, first)
+    return before, model.tokens_from_text(parts.after_question, special=True)

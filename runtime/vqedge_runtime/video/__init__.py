@@ -1,0 +1,9 @@
+"""Any video, image or folder of frames becomes a few evenly spaced RGB frames.
+
+`clip.py` tells the story, `source.py` opens a file safely, `cursor.py` finds the frame of an
+instant, `canvas.py` turns it upright and shrinks it, `faults.py` words every error.
+"""
+
+from vqedge_runtime.video.clip import Clip, clip_from_path
+
+__all__ = ["Clip", "clip_from_path"]

@@ -1,0 +1,125 @@
+"""Turns the frames that were asked for upright and shrinks them into one array."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from vqedge_runtime.video.cursor import Shot
+
+# Area averaging with full-size chroma; bit-exact, so that every processor makes the same pixels.
+_SMOOTH = (
+    Interpolation.AREA
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+)
+_UNSPECIFIED_COLORSPACE = 2
+_ABORTING_FORMATS = frozenset({"yaf32le", "yaf32be"})  # swscale 9.5 aborts the process on these
+
+
+class Canvas:
+    """Frames of one clip while it is being made.
+
+    Attributes:
+        frames_thwc: uint8 [T, size, size, 3] RGB.
+        times_s: presentation time of each frame drawn so far.
+        width, height: of the source as displayed, in pixels; 0 before the first frame.
+        distinct: how many different source frames were drawn.
+        busy_s: wall time spent here, in seconds.
+    """
+
+    def __init__(self, frames: int, size: int) -> None:
+        """An empty canvas for `frames` squares of `size` pixels."""
+        self.frames_thwc: npt.NDArray[np.uint8] = np.zeros((frames, size, size, 3), np.uint8)
+        self.times_s: list[float] = []
+        self.width = self.height = 0
+        self.distinct = 0
+        self.busy_s = 0.0
+        self._size = size
+        self._last: Shot | None = None
+        self._scaler = VideoReformatter()
+
+    def add(self, shot: Shot) -> None:
+        """Draws a shot as the next frame; the same shot again is a copy."""
+        began = time.perf_counter()
+        at = len(self.times_s)
+        if self._last is not None and self._last.time_s == shot.time_s:
+            self.frames_thwc[at] = self.frames_thwc[at - 1]
+        else:
+            self.frames_thwc[at] = self._upright(shot.frame)
+            self.distinct += 1
+        self._last = shot
+        self.times_s.append(shot.time_s)
+        self.busy_s += time.perf_counter() - began
+
+    def _upright(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
+        transpose, flip_rows, flip_columns = orientation_from(frame)
+        if not self.width:
+            sides = (frame.width, frame.height)
+            self.width, self.height = sides[::-1] if transpose else sides
+        pixels = _square_from(self._scaler, frame, self._size)
+        pixels = pixels.transpose(1, 0, 2) if transpose else pixels
+        return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+
+def orientation_from(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """How to make a frame upright: (transpose, then flip rows, then flip columns).
+
+    Reads the display matrix of phones and cameras, mirrored ones too; anything but a multiple of
+    90 degrees counts as upright. Photos with EXIF data give PyAV's rotation only, unmirrored.
+    """
+    try:
+        side_data = cast("Mapping[str, bytes]", frame.side_data)
+        matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32).astype(float)
+    except KeyError:
+        return (False, False, False)
+    except ValueError:  # PyAV 18.1 does not know every kind of side data, for one EXIF
+        return _BY_ROTATION.get(frame.rotation, (False, False, False))
+    if matrix.size != 9:
+        return (False, False, False)
+    return _orientation_from_matrix(*matrix[[0, 1, 3, 4]])
+
+
+_BY_ROTATION = {
+    90: (True, True, False),
+    -90: (True, False, True),
+    180: (False, True, True),
+    -180: (False, True, True),
+}
+
+
+def _orientation_from_matrix(a: float, b: float, c: float, d: float) -> tuple[bool, bool, bool]:
+    straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
+    if straight > 20 * max(abs(b), abs(c)):
+        return (False, d < 0, a < 0)
+    if crossed > 20 * max(abs(a), abs(d)):
+        return (True, b < 0, c < 0)
+    return (False, False, False)
+
+
+def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int) -> npt.NDArray[np.uint8]:
+    if frame.format.name in _ABORTING_FORMATS:
+        raise NotImplementedError(frame.format.name)
+    try:
+        small = _scaled(scaler, frame, size, _SMOOTH)
+    except (FFmpegError, OSError):
+        # Extreme shapes and exotic colour spaces: the nearest pixel, the usual colours.
+        frame.colorspace = _UNSPECIFIED_COLORSPACE
+        small = _scaled(VideoReformatter(), frame, size, Interpolation.POINT)
+    return np.asarray(small.to_ndarray(), np.uint8)
+
+
+def _scaled(
+    scaler: VideoReformatter, frame: VideoFrame, size: int, how: Interpolation
+) -> VideoFrame:
+    return scaler.reformat(
+        frame, width=size, height=size, format="rgb24", interpolation=how, threads=1
+    )

@@ -1,0 +1,212 @@
+"""The way from a path to T small RGB frames, evenly spaced in time."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import VideoError
+from vqedge_runtime.video.canvas import Canvas
+from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
+from vqedge_runtime.video.faults import video_fault, video_faults
+from vqedge_runtime.video.source import Source, opened
+
+END_SLACK_S = 0.5  # players round: an end this far behind the last frame means the end
+
+_IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames of one video, sampled evenly in time.
+
+    Attributes:
+        frames_thwc: uint8 [T, size, size, 3] RGB, upright, stretched to a square.
+        times_s: presentation time of every frame, in seconds from the start of the video; frame i
+            is the one on screen at `start + (i + 0.5) / T * (end - start)`.
+        duration_s: length of the span that was asked for, in seconds; 0.0 for an image.
+        width: of the source as displayed, after rotation, in pixels.
+        height: of the source as displayed, after rotation, in pixels.
+        distinct_frames: how many different source frames are among the T.
+        decode_ms: wall time of reading and decoding, in milliseconds.
+        preprocess_ms: wall time of resizing, rotation and colour conversion, in milliseconds.
+    """
+
+    frames_thwc: npt.NDArray[np.uint8]
+    times_s: tuple[float, ...]
+    duration_s: float
+    width: int
+    height: int
+    distinct_frames: int
+    decode_ms: float
+    preprocess_ms: float
+
+
+@dataclass(frozen=True)
+class _Request:
+    path: Path
+    frames: int
+    size: int
+    start_s: float | None
+    end_s: float | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is believed of a file; every failed attempt at sampling corrects one belief."""
+
+    duration_s: float | None = None
+    can_seek: bool = True
+    ends_early: bool = False
+
+
+def clip_from_path(
+    path: Path, frames: int, size: int, start_s: float | None = None, end_s: float | None = None
+) -> Clip:
+    """Samples a video, an animation, an image or a folder of images.
+
+    The path is always a local file or folder, even if it looks like a URL, an option or a pattern.
+    A folder is read in natural order of its file names, at one image per second; files that are
+    not images are ignored. A truncated file is sampled over the part that decodes.
+
+    Args:
+        path: the file or folder.
+        frames: T, how many frames to sample, at least 1.
+        size: side of the square frames in pixels, at least 1.
+        start_s: start of the span in seconds; None means the start of the video.
+        end_s: end of the span in seconds; None means the end of the video.
+
+    Raises:
+        VideoError: one line that says what is wrong with the file or the span, and the next step.
+        ValueError: `frames` or `size` is below 1.
+    """
+    if frames < 1 or size < 1:
+        raise ValueError(f"frames and size must be at least 1, got {frames} and {size}")
+    request = _Request(Path(path), frames, size, start_s, end_s)
+    _check_span(request)
+    with video_faults(request.path):
+        if request.path.is_dir():
+            return _clip_from_folder(request)
+        return _clip_from_file(request)
+
+
+def _clip_from_file(request: _Request) -> Clip:
+    began = time.perf_counter()
+    plan = _Plan()
+    while True:  # every round corrects one belief, so there are four at most
+        with opened(request.path) as source:
+            if plan.duration_s is None:
+                plan = replace(plan, duration_s=source.declared_duration_s())
+            if plan.duration_s is None:
+                plan = replace(plan, duration_s=source.measured_duration_s())
+                continue  # reading every packet used the source up
+            try:
+                return _clip_from_source(source, request, plan, began)
+            except CannotSeek:
+                plan = replace(plan, can_seek=False)
+            except EndsEarly as early:
+                plan = replace(plan, duration_s=early.end_s, ends_early=True)
+
+
+def _clip_from_source(source: Source, request: _Request, plan: _Plan, began: float) -> Clip:
+    span = _span(request, plan.duration_s or 0.0, clamp=plan.ends_early, still=source.is_still)
+    cursor = Cursor(source, plan.can_seek)
+    return _clip_from_shots(request, span, began, lambda t: cursor.shot_at(t, plan.ends_early))
+
+
+def _clip_from_folder(request: _Request) -> Clip:
+    began = time.perf_counter()
+    images = _images_in(request.path)
+    span = _span(request, float(len(images)), clamp=False, still=False)
+    held: list[Shot] = []
+
+    def shot_at(instant_s: float) -> Shot:
+        index = min(int(instant_s), len(images) - 1)
+        if not held or held[0].time_s != index:
+            held[:] = [replace(_shot_from_image(images[index]), time_s=float(index))]
+        return held[0]
+
+    return _clip_from_shots(request, span, began, shot_at)
+
+
+def _clip_from_shots(
+    request: _Request, span: tuple[float, float], began: float, shot_at: Callable[[float], Shot]
+) -> Clip:
+    canvas = Canvas(request.frames, request.size)
+    for instant_s in _instants_s(span, request.frames):
+        canvas.add(shot_at(instant_s))
+    total_s = time.perf_counter() - began
+    return Clip(
+        frames_thwc=canvas.frames_thwc,
+        times_s=tuple(canvas.times_s),
+        duration_s=span[1] - span[0],
+        width=canvas.width,
+        height=canvas.height,
+        distinct_frames=canvas.distinct,
+        decode_ms=1000 * (total_s - canvas.busy_s),
+        preprocess_ms=1000 * canvas.busy_s,
+    )
+
+
+def _instants_s(span: tuple[float, float], frames: int) -> Iterator[float]:
+    start_s, end_s = span
+    return (start_s + (i + 0.5) / frames * (end_s - start_s) for i in range(frames))
+
+
+def _shot_from_image(path: Path) -> Shot:
+    with video_faults(path), opened(path) as source:
+        return Cursor(source, seeking=False).shot_at(0.0, hold_last=True)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    images = [
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in _IMAGE_SUFFIXES and entry.name[0] != "." and entry.is_file()
+    ]
+    if not images:
+        what = "the folder holds no images"
+        raise video_fault(folder, what, "give a video, or frames as png or jpg")
+    return sorted(images, key=_natural_key)
+
+
+def _natural_key(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"([0-9]+)", path.name.casefold())
+    return [int(p) if p.isdecimal() else p for p in parts], path.name
+
+
+def _check_span(request: _Request) -> None:
+    for flag, value in (("--start", request.start_s), ("--end", request.end_s)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            what = f"{flag} {value} is not a time"
+            raise video_fault(request.path, what, "give seconds from 0 up")
+    if request.end_s is not None and (request.start_s or 0.0) >= request.end_s:
+        what = f"--start {request.start_s or 0.0:g} is not before --end {request.end_s:g}"
+        raise video_fault(request.path, what, "give a start below the end, in seconds")
+
+
+def _span(request: _Request, duration_s: float, clamp: bool, still: bool) -> tuple[float, float]:
+    if still and (request.start_s or request.end_s is not None):
+        what = "is a still image, without times"
+        raise video_fault(request.path, what, "leave out --start and --end")
+    start_s = request.start_s or 0.0
+    end_s = duration_s if request.end_s is None else request.end_s
+    if start_s and start_s >= duration_s:
+        raise _outside(request, f"--start {start_s:g}", duration_s)
+    if end_s > duration_s + END_SLACK_S and not clamp:
+        raise _outside(request, f"--end {end_s:g}", duration_s)
+    return start_s, min(end_s, duration_s)
+
+
+def _outside(request: _Request, flag: str, duration_s: float) -> VideoError:
+    what = f"{flag} is outside the video, which lasts {duration_s:.3f} s"
+    return video_fault(request.path, what, "give a time inside it")

@@ -1,0 +1,60 @@
+"""Every way a video can fail, as one printable line: the path, what is wrong, the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av.error
+
+from vqedge.errors import VideoError
+
+_CONVERT = "convert it, for example: ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv420p OUTPUT.mp4"
+
+# (exception types, what is wrong, the next step); the first match wins, since PyAV's errors are
+# built-in ones, too.
+_CAUSES: tuple[tuple[tuple[type[BaseException], ...], str, str], ...] = (
+    ((FileNotFoundError, NotADirectoryError), "no such file or folder", "check the path"),
+    ((PermissionError,), "may not be read", "give yourself read permission (chmod u+r)"),
+    ((MemoryError,), "needs more memory than there is", "give a smaller video"),
+    ((TimeoutError, av.error.ExitError), "takes too long to open", _CONVERT),
+    ((EOFError,), "ends before its header is complete", "copy or download it again"),
+    ((av.error.DecoderNotFoundError,), "its codec is not in this FFmpeg build", _CONVERT),
+    ((av.error.InvalidDataError,), "is not a video or image, or is damaged", "check the file"),
+    ((NotImplementedError,), "uses a feature that FFmpeg lacks", _CONVERT),
+    ((av.error.FFmpegError,), "cannot be decoded by FFmpeg", _CONVERT),
+    ((OSError,), "cannot be read from disk", "check the disk and the length of the path"),
+    ((ValueError, ArithmeticError), "holds or is named with values out of range", _CONVERT),
+)
+
+
+def shown(path: Path) -> str:
+    """The path for a message; control, bidirectional and undecodable characters are escaped."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)
+
+
+def video_fault(path: Path, what: str, next_step: str) -> VideoError:
+    """The one-line error every part of this package raises: `<path>: <what>; <next step>`."""
+    return VideoError(f"{shown(path)}: {what}; {next_step}")
+
+
+@contextmanager
+def video_faults(path: Path) -> Iterator[None]:
+    """The one place where errors of PyAV and the operating system become `VideoError`.
+
+    Raises:
+        VideoError: in place of any expected foreign exception raised inside the block.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ArithmeticError, MemoryError, av.error.FFmpegError) as error:
+        raise _fault_from(path, error) from error
+
+
+def _fault_from(path: Path, error: BaseException) -> VideoError:
+    for types, what, next_step in _CAUSES:
+        if isinstance(error, types):
+            return video_fault(path, what, next_step)
+    return video_fault(path, "cannot be decoded by FFmpeg", _CONVERT)

@@ -1,0 +1,254 @@
+"""One local file, opened for FFmpeg: never the network, a playlist, a pipe or a device."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from io import FileIO
+from itertools import chain, islice
+from pathlib import Path
+
+import av
+import av.error
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from vqedge_runtime.video.faults import video_fault
+
+# What a hostile or broken file may cost.
+MAX_STILL_PIXELS = 120_000_000  # one photo of 108 megapixels
+MAX_VIDEO_PIXELS = 36_000_000  # 8192 x 4320; a decoder keeps up to 17 such pictures
+MAX_SILENT_PACKETS = 3_000  # packets in a row that give no frame
+MAX_PACKETS = 20_000_000  # packets counted to find a missing duration
+MAX_READ_ERRORS = 16  # failed reads before the rest of the file counts as lost
+MAX_THREADS = 4  # every decoding thread holds pictures of its own
+OPEN_TIMEOUT_S = 30.0
+MAX_DECODE_S = 600.0
+
+_READ_SIZE_BYTES = 1 << 16
+_PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"v=0\r", b"v=0\n", b"[playlist]")
+_STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1"})
+_MICROSECONDS = 1_000_000
+_FARTHEST = 1 << 62  # ticks; a header may claim any duration
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: raw streams, for which FFmpeg guesses a duration
+_DEFAULT_STEP_S = 1 / 25
+
+
+class Source:
+    """The video stream of one open file: packets, frames in presentation order, seeking, times.
+
+    Attributes:
+        path: the file, for messages.
+        origin_pts: the time stamp that counts as 0 s; None until known.
+    """
+
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
+        """Starts the clock of `MAX_DECODE_S`; `opened` makes sources."""
+        self.path = path
+        self.origin_pts: int | None = stream.start_time
+        self._container = container
+        self._stream = stream
+        self._base = stream.time_base or Fraction(1, _MICROSECONDS)
+        self._deadline = time.monotonic() + MAX_DECODE_S
+
+    @property
+    def is_still(self) -> bool:
+        """Whether the file is one image, which has no duration."""
+        brand = self._container.metadata.get("major_brand", "")
+        return self._container.format.name.endswith("_pipe") or brand in _STILL_BRANDS
+
+    @property
+    def step_s(self) -> float:
+        """The usual time between frames, in seconds; a guess where the file does not say."""
+        rate = self._stream.guessed_rate or self._stream.average_rate
+        return min(max(1 / float(rate), 0.001), 10.0) if rate else _DEFAULT_STEP_S
+
+    def declared_duration_s(self) -> float | None:
+        """Seconds of video according to the header; None when it does not say or cannot know."""
+        if self.is_still:
+            return 0.0
+        if self._container.format.flags & _NO_TIMESTAMPS:
+            return None
+        own, whole = self._stream.duration, self._container.duration
+        duration_s = self._seconds(own) if own else (whole or 0) / _MICROSECONDS
+        return duration_s if duration_s > 0 else None
+
+    def measured_duration_s(self) -> float:
+        """Seconds of video found by reading every packet without decoding; uses the source up."""
+        first_s, end_s = self.time_s(self.origin_pts), 0.0
+        for index, packet in enumerate(self.packets()):
+            if packet is None or index >= MAX_PACKETS:
+                break
+            start_s = self.time_s(packet.pts)
+            start_s = index * self.step_s if start_s is None else start_s
+            first_s = start_s if first_s is None else first_s
+            end_s = max(end_s, start_s + self._seconds(packet.duration or 0) or self.step_s)
+        return max(0.0, end_s - (first_s or 0.0))
+
+    def time_s(self, pts: int | None) -> float | None:
+        """Seconds from the origin (or from 0 while the origin is unknown) to a time stamp."""
+        return None if pts is None else self._seconds(pts - (self.origin_pts or 0))
+
+    def lasts_s(self, frame: VideoFrame) -> float:
+        """Seconds a frame stays on screen; 0.0 when the file does not say."""
+        return self._seconds(max(0, frame.duration or 0))
+
+    def packets(self) -> Iterator[Packet[VideoStream] | None]:
+        """Packets of the video stream, then None; a damaged stretch is read over, not an error."""
+        for _ in range(MAX_READ_ERRORS):
+            try:
+                for packet in self._container.demux(self._stream):
+                    self._check(packet)
+                    if packet.size:
+                        yield packet
+                break
+            except av.error.FFmpegError:
+                continue
+        yield None
+
+    def frames(self, after_seek: bool = False) -> Iterator[VideoFrame]:
+        """Decoded frames in presentation order, skipping what does not decode.
+
+        Args:
+            after_seek: start at the next key frame and drop frames that are shown before it: they
+                may refer to pictures that were never decoded.
+        """
+        packets = self.packets()
+        if not after_seek:
+            return self._frames_from(packets)
+        near = islice(packets, MAX_SILENT_PACKETS)
+        key = next((p for p in near if p and p.is_keyframe and p.pts is not None), None)
+        if key is None:
+            return iter(())
+        floor_pts = key.pts or 0
+        frames = self._frames_from(chain([key], packets))
+        return (f for f in frames if f.pts is None or f.pts >= floor_pts)
+
+    def seek(self, target_s: float) -> None:
+        """Moves to a key frame at or before a time; the caller must verify where it landed."""
+        self._container.seek(self._pts(target_s), stream=self._stream)
+
+    def key_time_before(self, target_s: float) -> float | None:
+        """Time of the last key frame up to `target_s`; None unless an index reaches that far."""
+        entries = self._stream.index_entries
+        pts = self._pts(target_s)
+        if not len(entries) or entries[len(entries) - 1].timestamp < pts:
+            return None
+        found = entries.search_timestamp(pts, backward=True)
+        return self.time_s(entries[found].timestamp) if found >= 0 else None
+
+    def _frames_from(self, packets: Iterable[Packet[VideoStream] | None]) -> Iterator[VideoFrame]:
+        silent = 0
+        for packet in packets:
+            frames = self._decoded(packet)
+            yield from frames
+            silent = 0 if frames else silent + 1
+            if silent > MAX_SILENT_PACKETS:
+                return
+
+    def _seconds(self, ticks: int) -> float:
+        return ticks * self._base.numerator / self._base.denominator
+
+    def _pts(self, time_s: float) -> int:
+        ticks = round(time_s * self._base.denominator / self._base.numerator)
+        return (self.origin_pts or 0) + min(ticks, _FARTHEST)
+
+    def _decoded(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        try:
+            return self._stream.decode(packet)
+        except av.error.FFmpegError:
+            return []  # a damaged packet: the caller counts packets that give no frame
+
+    def _check(self, packet: Packet[VideoStream]) -> None:
+        if packet.has_sidedata("encryption_info"):
+            raise video_fault(self.path, "is encrypted (DRM)", "give a copy without protection")
+        if time.monotonic() > self._deadline:
+            what = f"took more than {MAX_DECODE_S:.0f} s to decode"
+            raise video_fault(self.path, what, "give a shorter span with --start and --end")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """Opens a regular local file as a `Source`, whatever its name looks like.
+
+    Raises:
+        VideoError: special or empty file, playlist, no video stream, unknown codec, too large.
+        OSError, ValueError, av.error.FFmpegError: for `video_faults` to word.
+    """
+    _require_media_file(path)
+    with path.open("rb", buffering=0) as file:
+        _refuse_playlist(path, file)
+        with _container_from(file) as container:
+            yield Source(path, container, _video_stream(path, container))
+
+
+class _NamelessFile:
+    """A file without its name: FFmpeg judges the content and never reads a URL or a pattern."""
+
+    def __init__(self, file: FileIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _container_from(file: FileIO) -> InputContainer:
+    return av.open(
+        _NamelessFile(file),
+        mode="r",
+        metadata_errors="replace",
+        options={"max_pixels": str(MAX_STILL_PIXELS)},
+        container_options={"protocol_whitelist": "none"},  # a file may not open other files
+        buffer_size=_READ_SIZE_BYTES,
+        timeout=OPEN_TIMEOUT_S,
+    )
+
+
+def _require_media_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise video_fault(path, "is not a regular file", "give a video file, an image or a folder")
+    if status.st_size == 0:
+        raise video_fault(path, "is empty (0 bytes)", "copy or download it again")
+
+
+def _refuse_playlist(path: Path, file: FileIO) -> None:
+    head = file.read(512)
+    file.seek(0)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(_PLAYLIST_MARKS) or (text.startswith(b"<?xml") and b"<MPD" in text):
+        what = "is a playlist that refers to other files"
+        raise video_fault(path, what, "give the video file itself")
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    pictures = container.streams.video
+    videos = [s for s in pictures if not Disposition(s.disposition) & Disposition.attached_pic]
+    if not videos:
+        found = "only sound and a cover picture" if pictures else _kinds(container)
+        raise video_fault(path, f"has no video stream ({found})", "give a file with pictures")
+    stream = next((s for s in videos if s == container.streams.best("video")), videos[0])
+    _prepare(path, stream, container.format.name.endswith("_pipe"))
+    return stream
+
+
+def _kinds(container: InputContainer) -> str:
+    return "only " + (", ".join(sorted({s.type for s in container.streams})) or "an empty header")
+
+
+def _prepare(path: Path, stream: VideoStream, still: bool) -> None:
+    codec = stream.codec_context
+    if codec is None:
+        what = "its video codec is not in this FFmpeg build"
+        raise video_fault(path, what, "convert it to H.264")
+    limit = MAX_STILL_PIXELS if still else MAX_VIDEO_PIXELS
+    if codec.width * codec.height > limit:
+        what = f"{codec.width} x {codec.height} is more than {limit // 1_000_000} megapixels"
+        raise video_fault(path, what, "scale it down first")
+    codec.options = {"max_pixels": str(limit)}
+    codec.thread_type = "AUTO"
+    codec.thread_count = min(MAX_THREADS, os.cpu_count() or 1)

@@ -1,0 +1,177 @@
+"""Writing a bundle: whole or not at all, over nothing that is not a bundle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_bundle import fill_folder, tiny_facts, write_bundle
+
+import vqedge.bundle.writer as writer_module
+from vqedge.bundle import QuantizerRecord, bundle_writer, open_bundle
+from vqedge.errors import BundleError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _leftovers(out: Path) -> list[Path]:
+    return list(out.parent.glob(".*"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "tiny.vqedge").root
+
+
+def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.vqedge"
+    with pytest.raises(KeyError), bundle_writer(out) as draft:
+        fill_folder(draft.folder)
+        raise KeyError
+    with pytest.raises(RuntimeError, match="call finish"), bundle_writer(out):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_draft_is_finished_once(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "tiny.vqedge") as draft:
+        fill_folder(draft.folder)
+        draft.finish(tiny_facts())
+        with pytest.raises(RuntimeError, match="before"):
+            draft.finish(tiny_facts())
+    open_bundle(tmp_path / "tiny.vqedge")
+
+
+@pytest.mark.parametrize("name", ["notes.json", "weights.pt", "LICENSES/a/b.txt", "é.onnx"])
+def test_a_file_without_a_place_fails_the_export(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "tiny.vqedge"
+    with pytest.raises(BundleError, match=f"tiny.vqedge: {name}"), bundle_writer(out) as draft:
+        fill_folder(draft.folder)
+        (draft.folder / name).parent.mkdir(exist_ok=True)
+        (draft.folder / name).write_bytes(b"")
+        draft.finish(tiny_facts())
+    assert not out.exists()
+
+
+def test_a_named_file_that_is_not_there_fails_the_export(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.vqedge"
+    with pytest.raises(BundleError, match=r"llm\.gguf is used"), bundle_writer(out) as draft:
+        (draft.folder / "encoder.onnx").write_bytes(b"x")
+        draft.finish(tiny_facts())
+    assert not list(tmp_path.iterdir())
+
+
+def test_external_tensors_of_the_encoder_have_a_role(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "tiny.vqedge") as draft:
+        fill_folder(draft.folder)
+        (draft.folder / "encoder.onnx.data").write_bytes(b"x")
+        draft.finish(tiny_facts())
+    assert open_bundle(tmp_path / "tiny.vqedge").path_of("encoder-data").exists()
+
+
+def test_an_existing_bundle_is_replaced_only_if_asked(root: Path) -> None:
+    with pytest.raises(BundleError, match="exists already"):
+        write_bundle(root)
+    (root / "llm.gguf").write_bytes(b"damaged")  # a broken bundle may be replaced too
+    quantizer = QuantizerRecord(kind="kmeans", codes=8, iterations=8, default_budget=8)
+    write_bundle(root, overwrite=True, facts=tiny_facts(quantizer=quantizer))
+    assert open_bundle(root).manifest.quantizer.codes == 8
+    assert not _leftovers(root)
+
+
+def test_anything_else_is_never_replaced(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(root)
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/manifest.json").write_text('{"manifest_version": 3, "files": []}')
+    for name in ("folder", "file", "link", "app"):
+        with pytest.raises(BundleError, match="is not a bundle"):
+            write_bundle(tmp_path / name, overwrite=True)
+    (root / "my-results.csv").write_text("mine")
+    with pytest.raises(BundleError, match=r"holds my-results\.csv"):
+        write_bundle(root, overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_without_an_exchange_the_old_bundle_is_moved_aside(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_exchange", lambda folder, out: False)
+    write_bundle(root, overwrite=True)
+    open_bundle(root)
+    rename = os.rename
+
+    def fail_second(source: Path, target: Path) -> None:
+        if source.name == "bundle":
+            raise PermissionError(13, "held open")
+        rename(source, target)
+
+    monkeypatch.setattr(writer_module.os, "rename", fail_second)
+    with pytest.raises(BundleError, match="held open"):
+        write_bundle(root, overwrite=True)
+    open_bundle(root)
+    assert not _leftovers(root)
+
+
+_CHILD = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, "tests/core")
+import vqedge.bundle.writer as writer
+from tiny_bundle import fill_folder, tiny_facts
+def stop(*args):
+    print("stopped", flush=True)
+    sys.stdin.read()
+if sys.argv[2] == "moving":
+    writer._exchange = lambda folder, out: False
+    rename = os.rename
+    writer.os.rename = lambda a, b: stop() if Path(a).name == "bundle" else rename(a, b)
+with writer.bundle_writer(Path(sys.argv[1]), overwrite=True) as draft:
+    fill_folder(draft.folder)
+    if sys.argv[2] == "filling":
+        stop()
+    draft.finish(tiny_facts())
+"""
+
+
+def _stopped_child(out: Path, where: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _CHILD, str(out), where]
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "stopped\n"
+    return child
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    with child:
+        child.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_writer_leaves_nothing_at_the_target(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.vqedge"
+    child = _stopped_child(out, "filling")
+    assert not out.exists()
+    write_bundle(tmp_path / "other.vqedge")
+    write_bundle(out)
+    assert len(_leftovers(out)) == 1, "the workspace of a living writer was removed"
+    _kill(child)
+    (tmp_path / ".tiny.vqedge.12345678.partial").mkdir()
+    write_bundle(out, overwrite=True)
+    assert not _leftovers(out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_writer_killed_between_two_renames_is_undone(root: Path) -> None:
+    _kill(_stopped_child(root, "moving"))
+    assert not root.exists()
+    with pytest.raises(KeyError), bundle_writer(root, overwrite=True):
+        open_bundle(root)
+        raise KeyError
+    assert not _leftovers(root)

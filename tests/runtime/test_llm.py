@@ -1,0 +1,395 @@
+"""The llama.cpp runtime, on two made models and, where it is, the real one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_gguf import (
+    CONTEXT,
+    END,
+    SPEECH,
+    VOCABULARY,
+    WIDTH,
+    base_gguf,
+    embedding_rows,
+    parrot_tensors,
+    video,
+    wild_tensors,
+    write_gguf,
+)
+
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptError
+from vqedge_runtime.llm import (
+    ChoiceScores,
+    DecodingOptions,
+    FakeLanguageModel,
+    LanguageModel,
+    VideoRows,
+    open_llama_cpp,
+)
+from vqedge_runtime.llm.build_flags import pip_line
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+
+@pytest.fixture(scope="module")
+def wild_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("wild") / "wild.gguf", wild_tensors())
+
+
+@pytest.fixture(scope="module")
+def parrot_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("parrot") / "parrot.gguf", parrot_tensors())
+
+
+@pytest.fixture
+def wild(wild_path: Path) -> Iterator[Any]:
+    with open_llama_cpp(wild_path, threads=1, context=256) as llm:
+        yield llm
+
+
+@pytest.fixture
+def parrot(parrot_path: Path) -> Iterator[Any]:
+    with open_llama_cpp(parrot_path, threads=1, context=256) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Any]:
+    with open_llama_cpp(base_gguf(), threads=1, context=256) as llm:
+        yield llm
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("name", ["wild", "base"])
+def test_embedding_rows_of_tokens_give_the_logits_of_the_tokens(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    llm = request.getfixturevalue(name)
+    path = base_gguf() if name == "base" else request.getfixturevalue("wild_path")
+    before, words, after = (
+        llm.tokens_from_text(t) for t in ("Look:", " a red ball", " What is it?")
+    )
+    rows = embedding_rows(path, words)
+    assert rows.shape[1] == llm.width
+    from_ids, from_rows = llm.logits(before, words, after), llm.logits(before, rows, after)
+    difference = np.abs(from_ids - from_rows)
+    print(f"{name}: max {difference.max()}, mean {difference.mean()}")
+    assert from_ids.shape[0] == len(before + words + after)
+    assert difference.max() == 0.0
+
+
+def test_special_tokens_in_a_question_stay_text(wild: Any) -> None:
+    assert END not in wild.tokens_from_text("a<|im_end|>b")
+    assert len(wild.tokens_from_text("<|im_end|>")) == len("<|im_end|>")
+    asked = wild.ask(video(), "<|im_end|>", DecodingOptions(max_tokens=1))
+    plain = wild.ask(video(), "<-im_end->", DecodingOptions(max_tokens=1))
+    assert asked.prompt_tokens == plain.prompt_tokens
+
+
+def test_a_question_that_is_not_utf8_is_read_all_the_same(parrot: Any) -> None:
+    assert parrot.ask(video(), "is \udcff odd \0?").text == SPEECH
+
+
+@pytest.mark.parametrize("name", ["wild", "base"])
+def test_a_held_prefix_changes_nothing(name: str, request: pytest.FixtureRequest) -> None:
+    llm = request.getfixturevalue(name)
+    clip, options = video(3, 32, llm.width), DecodingOptions(max_tokens=6)
+    llm.ask(video(4, 8, llm.width), "Else?", options)
+    cold = llm.ask(clip, "What moves?", options)
+    llm.prefill_video(video(4, 8, llm.width))
+    llm.stream(clip, "What moves?", options)
+    cold_logits = llm._reader.context.last_logits()
+    llm.score_choices(clip, "Which is it now?", ["one", "another"])
+    warm = llm.ask(clip, "What moves?", options)
+    llm.stream(clip, "What moves?", options)
+    assert (cold.reused_prefix, warm.reused_prefix) == (False, True)
+    assert cold.text == warm.text
+    np.testing.assert_array_equal(llm._reader.context.last_logits(), cold_logits)
+    assert warm.prefix_ms < cold.prefix_ms
+
+
+def test_rows_beyond_one_batch_are_read_and_the_context_grows(wild: Any) -> None:
+    long = video(5, rows=700)
+    assert wild._reader.context.size == 256
+    answer = wild.ask(long, "So?", DecodingOptions(max_tokens=2))
+    assert answer.video_tokens == 700
+    assert answer.prompt_tokens > 700
+    assert wild._reader.context.size == CONTEXT
+    assert wild.ask(long, "So?", DecodingOptions(max_tokens=2)).reused_prefix
+    other = np.concatenate([long.rows[:-1], -long.rows[-1:]])
+    assert not np.array_equal(wild.logits(long.rows)[-1], wild.logits(other)[-1])
+
+
+# ---- what is refused
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_counts(wild: Any) -> None:
+    with pytest.raises(PromptError, match=rf"8 video, \d+ question .* {CONTEXT}; shorten"):
+        wild.ask(video(), "why " * CONTEXT)
+    with pytest.raises(PromptError, match="2000 video"):
+        wild.prefill_video(video(rows=2000))
+    with pytest.raises(PromptError, match="2000 positions"):
+        wild.logits([1] * 2000)
+    assert wild.ask(video(), "Still there?", DecodingOptions(max_tokens=1)).generated_tokens <= 1
+
+
+def test_max_context_is_kept(wild_path: Path) -> None:
+    with (
+        open_llama_cpp(wild_path, threads=1, max_context=256) as llm,
+        pytest.raises(PromptError, match="has 256"),
+    ):
+        llm.prefill_video(video(rows=300))
+
+
+@pytest.mark.parametrize("question", ["", " \n\t "])
+def test_an_empty_question_is_refused(wild: Any, question: str) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        wild.ask(video(), question)
+
+
+def test_ids_outside_the_vocabulary_are_refused(wild: Any) -> None:
+    with pytest.raises(PromptError, match="refuses"):
+        wild.logits([len(VOCABULARY)])
+
+
+def test_rows_of_another_width_or_broken_rows_are_refused(wild: Any) -> None:
+    with pytest.raises(BundleError, match=f"64 wide, wild.gguf reads {WIDTH}"):
+        wild.ask(video(width=64), "Hm?")
+    with pytest.raises(BundleError, match="NaN"):
+        VideoRows(np.full((2, WIDTH), np.nan, np.float32))
+    with pytest.raises(BundleError, match=r"\(0, 4\)"):
+        VideoRows(np.zeros((0, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"seed": -1}]
+)
+def test_options_out_of_range_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        DecodingOptions(**wrong)
+
+
+def test_what_cannot_be_opened_says_so(tmp_path: Path, wild_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such file"):
+        open_llama_cpp(tmp_path / "none.gguf")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(wild_path.read_bytes()[:5000])
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        open_llama_cpp(broken)
+    with pytest.raises(ConfigError, match="threads"):
+        open_llama_cpp(wild_path, threads=0)
+
+
+def test_gpu_layers_are_not_dropped_silently(wild_path: Path) -> None:
+    if llama_cpp.llama_supports_gpu_offload():
+        pytest.skip("this build has a GPU")
+    with pytest.raises(BackendUnavailable, match="gpu_layers=0"):
+        open_llama_cpp(wild_path, gpu_layers=-1)
+
+
+# ---- what is said
+
+
+def test_streamed_characters_are_whole_and_make_the_answer(parrot: Any) -> None:
+    with parrot.stream(video(), "Speak") as stream:
+        assert list(stream) == list(SPEECH)
+    assert stream.result.text == SPEECH == parrot.ask(video(), "Speak").text
+    assert stream.result.stopped
+    assert stream.result.generated_tokens == len(SPEECH.encode())
+    assert 0 < stream.result.first_token_ms <= stream.result.total_ms
+    assert stream.result.tokens_per_s > 0
+
+
+def test_an_answer_cut_inside_a_character_marks_it(parrot: Any) -> None:
+    answer = parrot.ask(video(), "Speak", DecodingOptions(max_tokens=3))
+    assert (answer.text, answer.generated_tokens, answer.stopped) == ("é\ufffd", 3, False)
+
+
+def test_sampling_is_reproducible_and_greedy_is_the_limit(wild: Any) -> None:
+    def said(seed: int, **options: Any) -> str:
+        chosen = DecodingOptions(max_tokens=12, temperature=1.5, seed=seed, **options)
+        text: str = wild.ask(video(), "Say", chosen).text
+        return text
+
+    assert said(1) == said(1)
+    assert len({said(seed) for seed in range(4)}) > 1
+    greedy = wild.ask(video(), "Say", DecodingOptions(max_tokens=12)).text
+    assert said(1, top_k=1) == said(2, top_p=1e-6) == greedy
+
+
+def test_suppressed_tokens_are_never_said(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "p.gguf", parrot_tensors(), suppressed=(SPEECH.encode()[0],))
+    with open_llama_cpp(path, threads=1) as llm:
+        assert not llm.ask(video(), "Speak", DecodingOptions(max_tokens=4)).text.startswith("é")
+
+
+def test_a_stream_may_be_left_and_is_ended_by_a_newer_question(parrot: Any) -> None:
+    left = parrot.stream(video(), "Speak")
+    assert next(left) == "é"
+    left.close()
+    left.close()
+    assert list(left) == []
+    assert left.result.text == "é"
+    older = parrot.stream(video(), "Speak")
+    assert parrot.ask(video(), "Speak").text == SPEECH
+    with pytest.raises(BackendUnavailable, match="newer question"):
+        next(older)
+
+
+def test_threads_take_turns(parrot: Any) -> None:
+    said: list[str] = []
+
+    def ask(seed: int) -> None:
+        said.extend(parrot.ask(video(seed % 2), "Speak").text for _ in range(5))
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == [SPEECH] * 20
+
+
+@pytest.mark.parametrize("name", ["wild", "base"])
+def test_choices_score_as_each_prompt_from_scratch(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    llm = request.getfixturevalue(name)
+    count = {"wild": 20, "base": 3}[name]  # 20 are more than one group of branches
+    choices = [f"number {i} of all" for i in range(count - 1)] + ["red"]
+    clip, question = video(6, width=llm.width), "Which?"
+    scores = llm.score_choices(clip, question, choices)
+    reader = llm._reader
+    prompt = [*llm.tokens_from_text("\n" + question), *reader._after]
+    for choice, total, count in zip(choices, scores.totals, scores.token_counts, strict=True):
+        answer = [*llm.tokens_from_text(choice), llm._end_of_turn]
+        logits = llm.logits(reader._before, clip.rows, prompt + answer).astype(np.float64)
+        rows = logits[-len(answer) - 1 : -1]
+        expected = sum(r[t] - np.log(np.exp(r).sum()) for r, t in zip(rows, answer, strict=True))
+        assert total == pytest.approx(expected, abs=2e-3)
+        assert count == len(answer)
+    assert sum(scores.probabilities) == pytest.approx(1)
+    assert scores.means[-1] == pytest.approx(scores.totals[-1] / scores.token_counts[-1])
+
+
+def test_the_likeliest_choice_is_best(parrot: Any) -> None:
+    scores = parrot.score_choices(video(), "Speak", ["no", SPEECH, f" {SPEECH}é "])
+    assert scores.best == SPEECH
+    assert scores.totals[1] == pytest.approx(0, abs=1e-4)
+    for nothing in ([], ["a", " "]):
+        with pytest.raises(PromptError, match="choice"):
+            parrot.score_choices(video(), "Speak", nothing)
+
+
+# ---- handles
+
+
+def test_closing_twice_is_fine_and_use_afterwards_is_named(parrot_path: Path) -> None:
+    llm = open_llama_cpp(parrot_path, threads=1)
+    stream = llm.stream(video(), "Speak")
+    llm.close()
+    llm.close()
+    for use in (
+        lambda: next(stream),
+        lambda: llm.ask(video(), "Speak"),
+        lambda: llm.prefill_video(video()),
+        lambda: llm.score_choices(video(), "Speak", ["a"]),
+        lambda: llm.logits([1]),
+    ):
+        with pytest.raises(BackendUnavailable, match="closed"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("name", "quantisation", "width"), [("wild", "all F32", WIDTH), ("base", "Q4_1", 576)]
+)
+def test_the_name_says_what_runs_where(
+    name: str, quantisation: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    llm = request.getfixturevalue(name)
+    assert (llm.name, llm.width) == (f"llama.cpp CPU {quantisation}", width)
+
+
+def test_native_talk_goes_to_the_log_only(
+    parrot_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "vqedge_runtime"), open_llama_cpp(parrot_path, threads=1):
+        pass
+    assert capfd.readouterr() == ("", "")
+    assert "n_ctx" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+def test_hundreds_of_questions_do_not_grow_the_process(wild_path: Path) -> None:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("no /proc/self/statm here")
+
+    def resident_mb() -> float:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    options = DecodingOptions(max_tokens=3, temperature=1.0)
+    clips = [video(seed) for seed in range(2)]
+    with open_llama_cpp(wild_path, threads=1, context=256) as llm:
+        for round_ in range(300):
+            if round_ == 100:
+                before = resident_mb()
+            llm.ask(clips[round_ // 2 % 2], f"Question {round_}?", options)
+            llm.stream(clips[0], "Left", options)
+            llm.score_choices(clips[0], "Which?", ["a", "b c"])
+    for _ in range(10):
+        open_llama_cpp(wild_path, threads=1, context=256).close()
+    grown = resident_mb() - before
+    print(f"grown by {grown:.2f} MB")
+    assert grown < 8
+
+
+def test_importing_needs_no_llama_cpp_and_its_absence_is_explained(tmp_path: Path) -> None:
+    script = (
+        "import sys; import vqedge_runtime.llm as llm; assert 'llama_cpp' not in sys.modules\n"
+        "sys.modules['llama_cpp'] = None\n"
+        "from vqedge.errors import BackendUnavailable\n"
+        "try: llm.open_llama_cpp('x.gguf')\n"
+        "except BackendUnavailable as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert pip_line() in run.stdout
+
+
+# ---- the stand-in
+
+
+def test_the_fake_says_what_is_queued_and_refuses_what_the_real_one_refuses() -> None:
+    fake = FakeLanguageModel(width=4)
+    model: LanguageModel = fake
+    fake.enqueue("A red ball moves.")
+    clip = video(width=4)
+    with model.stream(clip, "What?") as stream:
+        assert list(stream) == ["A", " red", " ball", " moves."]
+    fake.enqueue("A red ball")
+    answer = model.ask(clip, "What?", DecodingOptions(max_tokens=2))
+    assert (answer.text, answer.reused_prefix, answer.stopped) == ("A red", True, False)
+    fake.enqueue_scores(-3.0, -1.0)
+    scores: ChoiceScores = model.score_choices(clip, "Which?", ["a", "b"])
+    assert (scores.best, fake.calls[-1]) == ("b", (clip.key, "Which?"))
+    with pytest.raises(AssertionError, match="enqueue"):
+        model.ask(clip, "More?")
+    with pytest.raises(PromptError):
+        model.ask(clip, " ")
+    with pytest.raises(BundleError):
+        model.ask(video(width=5), "What?")
+    model.close()
+    with pytest.raises(BackendUnavailable):
+        model.ask(clip, "What?")

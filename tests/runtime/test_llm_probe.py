@@ -1,0 +1,113 @@
+"""The crash probe and the build flags it recommends."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny_gguf import base_gguf
+
+from vqedge_runtime.llm import build_flags, probe
+
+ROOT = Path(__file__).parents[2]
+needs_llama_cpp = pytest.mark.skipif(
+    not importlib.util.find_spec("llama_cpp"), reason="llama-cpp-python is not installed"
+)
+
+
+@needs_llama_cpp
+def test_the_probe_finds_this_build_good() -> None:
+    assert probe.probe_decode(base_gguf()) == probe.ProbeResult(True, "llama.cpp CPU Q4_1")
+
+
+@needs_llama_cpp
+def test_the_probe_reports_a_corrupt_file(tmp_path: Path) -> None:
+    corrupt = tmp_path / "corrupt.gguf"
+    corrupt.write_bytes(b"GGUF" + bytes(range(256)) * 8)
+    result = probe.probe_decode(corrupt)
+    assert not result.ok
+    assert result.signal is None
+    assert "cannot be loaded" in result.detail
+    assert "corrupt.gguf" in result.fix
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL"])
+def test_the_probe_survives_a_build_that_crashes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nkill -{int(signal.Signals[name])} $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    result = probe.probe_decode(tmp_path / "any.gguf")
+    assert (result.ok, result.signal) == (False, name)
+    assert result.fix.endswith(build_flags.pip_line())
+
+
+def test_the_probe_gives_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 20\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    result = probe.probe_decode(tmp_path / "any.gguf", timeout_s=0.2)
+    assert (result.ok, result.detail) == (False, "no answer in 0.2 s")
+
+
+AVX2 = {"sse4_2", "avx", "avx2", "fma", "f16c", "bmi2"}
+AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"}
+EXTRA = {"avx512_vnni", "avx512vbmi", "avx512_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "on"),
+    [
+        ({"sse4_2"}, "SSE42"),
+        (AVX2, "SSE42 AVX AVX2 FMA F16C BMI2"),
+        (AVX2 | AVX512, "SSE42 AVX AVX2 FMA F16C BMI2 AVX512"),
+        (AVX2 | AVX512 - {"avx512cd"} | EXTRA, "SSE42 AVX AVX2 FMA F16C BMI2"),
+        (
+            AVX2 | AVX512 | EXTRA | {"amx_tile", "amx_int8", "amx_bf16"},
+            "SSE42 AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VNNI AVX512_VBMI AVX512_BF16",
+        ),
+    ],
+)
+def test_build_flags_name_what_the_cpu_has_and_never_amx(flags: set[str], on: str) -> None:
+    words = build_flags.cmake_args_for_cpu(flags).split()
+    assert words[0] == "-DGGML_NATIVE=OFF"
+    assert [w for w in words if w.endswith("=ON")] == [f"-DGGML_{name}=ON" for name in on.split()]
+    defaults = {f"-DGGML_{name}" for name in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")}
+    assert defaults <= {word.partition("=")[0] for word in words}
+    assert not any("AMX" in word for word in words)
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "x86_64"])
+def test_build_flags_follow_the_machine(
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: avx avx2\n\nprocessor\t: 1\nflags\t\t: avx\n")
+    assert build_flags.cpu_flags(cpuinfo) == {"avx", "avx2"}
+    assert build_flags.cpu_flags(tmp_path / "none") == set()
+    monkeypatch.setattr(build_flags, "cpu_flags", lambda: {"avx"})
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    native = build_flags.cmake_args() == "-DGGML_NATIVE=ON"
+    assert native == (machine == "aarch64")
+
+
+def test_build_flags_run_as_a_script_on_a_bare_python() -> None:
+    script = Path(build_flags.__file__)
+    command = [sys.executable, "-I", "-S", str(script)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == build_flags.cmake_args() + "\n"
+
+
+def test_the_pip_line_asks_for_what_the_package_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert build_flags.REQUIREMENT in project["dependencies"]
+    assert build_flags.REQUIREMENT in build_flags.pip_line()

@@ -1,0 +1,34 @@
+"""The bundle: the folder that export writes and the runtime reads. See docs/bundle-format.md."""
+
+from vqedge.bundle.manifest import (
+    BaseWeightsRecord,
+    BundleFacts,
+    EncoderRecord,
+    EngineRecord,
+    FileRecord,
+    LlmRecord,
+    Manifest,
+    ProvenanceRecord,
+    QuantizerRecord,
+    TensorRecord,
+)
+from vqedge.bundle.reader import Bundle, open_bundle, verify
+from vqedge.bundle.writer import BundleDraft, bundle_writer
+
+__all__ = [
+    "BaseWeightsRecord",
+    "Bundle",
+    "BundleDraft",
+    "BundleFacts",
+    "EncoderRecord",
+    "EngineRecord",
+    "FileRecord",
+    "LlmRecord",
+    "Manifest",
+    "ProvenanceRecord",
+    "QuantizerRecord",
+    "TensorRecord",
+    "bundle_writer",
+    "open_bundle",
+    "verify",
+]

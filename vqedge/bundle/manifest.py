@@ -1,0 +1,285 @@
+"""What `manifest.json` says, and its one canonical spelling. See docs/bundle-format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vqedge.errors import BundleError
+
+SCHEMA_VERSION: Final = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILES = 256
+MAX_FILE_BYTES = 16 << 30
+MAX_BUNDLE_BYTES = 32 << 30
+MAX_DEPTH = 4
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
+
+Role = Literal["encoder", "encoder-data", "llm", "parity", "licence", "engine"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Dtype = Literal[
+    "bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"
+]
+
+
+def _not_a_pickle(path: str) -> str:
+    if path.lower().endswith(PICKLE_SUFFIXES):
+        raise ValueError("pickles run code when loaded and have no place in a bundle")
+    if path.lower() == MANIFEST_NAME:
+        raise ValueError("the manifest does not list itself")
+    return path
+
+
+FilePath = Annotated[
+    str,
+    Field(max_length=200, pattern=rf"^{_NAME}(/{_NAME}){{0,{MAX_DEPTH}}}$"),
+    AfterValidator(_not_a_pickle),
+]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Dimension = Annotated[int, Field(ge=0, le=1 << 31)] | Text
+
+
+class Record(BaseModel):
+    """Base of all parts of the manifest: immutable, strict about names and types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileRecord(Record):
+    """One file of the bundle."""
+
+    path: FilePath
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
+    sha256: Sha256
+    role: Role
+
+
+class TensorRecord(Record):
+    """One input or output of the encoder. A text in `shape` names a free dimension."""
+
+    name: Text
+    dtype: Dtype
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+
+
+class EncoderRecord(Record):
+    """The encoder: frames to token rows."""
+
+    file: FilePath
+    inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    frames: Count
+    size: Count  # pixels per side
+    grid: Count  # patches per side
+    source: Text
+    block: Count
+    opset: Count
+    resize: Literal["stretch"] = "stretch"
+    custom_op: Literal["function", "node"]
+    precision: Precision
+
+
+class QuantizerRecord(Record):
+    """How patches become codes, and how many tokens that gives unless the user says otherwise."""
+
+    kind: Literal["kmeans", "codebook"]
+    codes: Annotated[int, Field(ge=1, le=65536)]
+    iterations: Annotated[int, Field(ge=0, le=64)]
+    default_budget: Count
+
+    @model_validator(mode="after")
+    def _budget_within_codes(self) -> Self:
+        if self.default_budget > self.codes:
+            raise ValueError(f"default_budget {self.default_budget} exceeds codes {self.codes}")
+        return self
+
+
+class LlmRecord(Record):
+    """The language model and how to talk to it."""
+
+    file: FilePath
+    arch: Text
+    width: Count
+    vocab_size: Count
+    quantization: Text
+    context_length: Count
+    chat_template: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]  # an id
+    system_prompt: Annotated[str, Field(max_length=8192)]
+
+
+class BaseWeightsRecord(Record):
+    """Weights this bundle was built from."""
+
+    name: Text
+    package: Text
+    version: Text
+    file_sha256: Sha256
+    licence: Text
+
+
+class ProvenanceRecord(Record):
+    """Where the bundle comes from. No times and no machine names: exports are reproducible."""
+
+    created_by: Text
+    checkpoint_sha256: Sha256
+    base_weights: Annotated[tuple[BaseWeightsRecord, ...], Field(max_length=16)]
+    tools: Annotated[dict[Text, Text], Field(max_length=64)]
+
+
+class EngineRecord(Record):
+    """A prebuilt TensorRT engine. Reserved for a later release."""
+
+    key: Text
+    file: FilePath
+    tensorrt_flavour: Literal["tensorrt", "tensorrt-rtx"]
+    tensorrt_version: Text
+    compute_capability: Annotated[
+        str, Field(max_length=100, pattern=r"^[0-9]+\.[0-9](,[0-9]+\.[0-9])*$")
+    ]
+    plugin_sha256: Sha256 | None
+    onnx_sha256: Sha256
+    precision: Precision
+
+
+class BundleFacts(Record):
+    """What an exporter knows. The writer adds files and digest, which makes it a `Manifest`."""
+
+    encoder: EncoderRecord
+    quantizer: QuantizerRecord
+    llm: LlmRecord
+    provenance: ProvenanceRecord
+    engines: Annotated[tuple[EngineRecord, ...], Field(max_length=64)] = ()
+
+    def role_of(self, path: str) -> Role | None:
+        """The role of a file, from its place; None if it has none."""
+        named: dict[str, Role] = {self.encoder.file: "encoder", self.llm.file: "llm"}
+        named |= dict.fromkeys((engine.file for engine in self.engines), "engine")
+        if path in named:
+            return named[path]
+        if path == "parity.json":
+            return "parity"
+        if path.startswith(self.encoder.file) and "/" not in path[len(self.encoder.file) :]:
+            return "encoder-data"
+        return "licence" if path.rpartition("/")[0] == "LICENSES" else None
+
+
+class Manifest(BundleFacts):
+    """The whole of `manifest.json`. One that exists is consistent with itself."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    files: Annotated[tuple[FileRecord, ...], Field(min_length=1, max_length=MAX_FILES)]
+    digest: Sha256
+
+    @classmethod
+    def sealed(cls, facts: BundleFacts, files: tuple[FileRecord, ...]) -> Manifest:
+        """A manifest with its digest.
+
+        Raises:
+            BundleError: facts and files do not fit each other.
+        """
+        parts = {name: getattr(facts, name) for name in BundleFacts.model_fields}
+        draft = cls.model_construct(**parts, files=files, digest="")
+        try:
+            return cls(**parts, files=files, digest=digest_of(draft))
+        except ValidationError as error:
+            raise BundleError(f"{MANIFEST_NAME}: {first_fault(error)}") from error
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        paths = [file.path for file in self.files]
+        if paths != sorted(paths):
+            raise ValueError("files are not sorted by path")
+        if len({path.lower() for path in paths}) < len(paths):
+            raise ValueError("files lists a path twice, or twice but for upper and lower case")
+        if sum(file.size_bytes for file in self.files) > MAX_BUNDLE_BYTES:
+            raise ValueError(f"files are larger than {MAX_BUNDLE_BYTES >> 30} GiB together")
+        return self
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> Self:
+        for file in self.files:
+            if file.role != self.role_of(file.path):
+                raise ValueError(f"{file.path} is listed with the wrong role {file.role!r}")
+        listed = {file.path for file in self.files}
+        for wanted in (self.encoder.file, self.llm.file, *(e.file for e in self.engines)):
+            if wanted not in listed:
+                raise ValueError(f"{wanted} is used but not listed in files")
+        return self
+
+    @model_validator(mode="after")
+    def _check_digest(self) -> Self:
+        if self.digest != digest_of(self):
+            raise ValueError("the digest does not fit: the manifest was altered")
+        return self
+
+
+def digest_of(manifest: Manifest) -> str:
+    """The sha256 of a manifest without its digest: the identity of a bundle."""
+    values = manifest.model_dump(mode="json", exclude={"digest"})
+    return hashlib.sha256(_canonical(values)).hexdigest()
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The one spelling of a manifest: two spaces of indent, sorted keys, a newline at the end."""
+    return _canonical(manifest.model_dump(mode="json"))
+
+
+def manifest_from_bytes(data: bytes) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        BundleError: not JSON, another schema version, a value that cannot be, or altered.
+    """
+    try:
+        raw = json.loads(data, object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise BundleError(f"{MANIFEST_NAME}: nested too deeply; export again") from None
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST_NAME}: not JSON: {error}; export again") from None
+    _check_schema_version(raw)
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise BundleError(f"{MANIFEST_NAME}: {first_fault(error)}; export again") from error
+    if manifest_bytes(manifest) != data:
+        raise BundleError(f"{MANIFEST_NAME}: not as vqedge writes it: altered; export again")
+    return manifest
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first problem of a validation in one line, with its place."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    reason = " ".join(fault["msg"].removeprefix("Value error, ").split())
+    return f"{place}: {reason}" if place else reason
+
+
+def _check_schema_version(raw: Any) -> None:
+    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    if found is None:
+        raise BundleError(f"{MANIFEST_NAME}: not a vqedge manifest; give the folder of a bundle")
+    if type(found) is not int or found != SCHEMA_VERSION:
+        version = found if isinstance(found, int | float) else f"of type {type(found).__name__}"
+        raise BundleError(
+            f"{MANIFEST_NAME}: schema version {version}; this vqedge reads schema "
+            f"{SCHEMA_VERSION}; upgrade vqedge or export again"
+        )
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        raise ValueError("a key is repeated")
+    return keys
+
+
+def _canonical(values: dict[str, Any]) -> bytes:
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()

@@ -1,0 +1,112 @@
+"""Open a bundle, or say in one line what is wrong with it. Loads nothing but the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqedge.bundle.folder import bundle_errors, hashes, is_ignored, scan
+from vqedge.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    manifest_from_bytes,
+)
+from vqedge.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Its files are read through `path_of`, which knows listed files only."""
+
+    root: Path
+    manifest: Manifest
+
+    def path_of(self, role_or_file: str) -> Path:
+        """The path of a listed file, by its path in the bundle or by a role that one file has.
+
+        Raises:
+            BundleError: not listed, or several files have the role.
+        """
+        by_path = [file.path for file in self.manifest.files if file.path == role_or_file]
+        by_role = [file.path for file in self.manifest.files if file.role == role_or_file]
+        found = by_path or by_role
+        if len(found) != 1:
+            problem = "several files have this role" if found else "not listed in the manifest"
+            names = ", ".join(file.path for file in self.manifest.files)
+            raise BundleError(f"{self.root}: {role_or_file}: {problem}; it lists {names}")
+        return self.root / found[0]
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """Read and check a bundle.
+
+    Args:
+        path: the folder `NAME.vqedge/`.
+        verify: hash every file. Without it only names and sizes are compared.
+
+    Raises:
+        BundleError: the bundle is missing, altered, incomplete or of another schema version.
+    """
+    root = Path(path)
+    with bundle_errors(root):
+        _check_folder(root)
+        bundle = Bundle(root, manifest_from_bytes(_manifest_data(root)))
+        _check_listing(bundle)
+        if verify:
+            _check_hashes(bundle)
+    return bundle
+
+
+def verify(bundle: Bundle) -> None:
+    """Check that every file is still there with its size and hash, and nothing else is.
+
+    Raises:
+        BundleError: something changed since the bundle was written.
+    """
+    with bundle_errors(bundle.root):
+        _check_listing(bundle)
+        _check_hashes(bundle)
+
+
+def _check_folder(root: Path) -> None:
+    if not root.exists():
+        raise BundleError("no such folder; give the path of a NAME.vqedge folder")
+    if not root.is_dir():
+        raise BundleError("not a folder; a bundle is a folder with a manifest.json")
+
+
+def _manifest_data(root: Path) -> bytes:
+    path = root / MANIFEST_NAME
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"no {MANIFEST_NAME} in it; give a bundle, or export again")
+    with path.open("rb") as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST_NAME}: over {MAX_MANIFEST_BYTES} bytes; export again")
+    return data
+
+
+def _check_listing(bundle: Bundle) -> None:
+    found = scan(bundle.root)
+    for file in bundle.manifest.files:
+        if file.path not in found:
+            raise BundleError(f"{file.path}: missing; copy the bundle again")
+        if found[file.path] != file.size_bytes:
+            raise BundleError(
+                f"{file.path}: has {found[file.path]} bytes, the manifest says {file.size_bytes}; "
+                "copy the bundle again"
+            )
+    listed = {file.path for file in bundle.manifest.files}
+    for path in sorted(found.keys() - listed):
+        if not is_ignored(path):
+            raise BundleError(f"{path}: not listed in the manifest; remove it or export again")
+
+
+def _check_hashes(bundle: Bundle) -> None:
+    found = hashes(bundle.root, [file.path for file in bundle.manifest.files])
+    for file in bundle.manifest.files:
+        if found[file.path] != file.sha256:
+            raise BundleError(
+                f"{file.path}: altered, its sha256 is not the manifest's; copy the bundle again"
+            )

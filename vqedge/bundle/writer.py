@@ -1,0 +1,195 @@
+"""Write a bundle so that it appears whole or not at all. See docs/bundle-format.md."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vqedge.bundle.folder import bundle_errors, hashes, is_ignored, scan
+from vqedge.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    BundleFacts,
+    FileRecord,
+    Manifest,
+    manifest_bytes,
+)
+from vqedge.bundle.reader import Bundle, open_bundle
+from vqedge.errors import BundleError
+from vqedge.files import try_lock
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NOT_A_BUNDLE = "exists and is not a bundle; choose another name or remove it yourself"
+
+
+@dataclass
+class BundleDraft:
+    """A bundle being written. Put the files into `folder`, then call `finish` once."""
+
+    folder: Path
+    out: Path
+    overwrite: bool
+    finished: bool = field(default=False, init=False)
+
+    def finish(self, facts: BundleFacts) -> Bundle:
+        """Hash the files, add the manifest, flush all to disk, and move the bundle into place.
+
+        Args:
+            facts: everything about the bundle but its list of files.
+
+        Raises:
+            BundleError: a file that has no place in a bundle, facts that name a file that is not
+                there, or an `out` that has appeared meanwhile.
+            RuntimeError: it was called before.
+        """
+        if self.finished:
+            raise RuntimeError(f"{self.out}: finish() was called before; a draft is written once")
+        with bundle_errors(self.out):
+            manifest = Manifest.sealed(facts, self._files(facts))
+            (self.folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
+            for path in [*self.folder.rglob("*"), self.folder]:
+                _flush(path)
+            open_bundle(self.folder, verify=False)
+            _check_target(self.out, self.overwrite)
+            _move_into_place(self.folder, self.out)
+        self.finished = True
+        return Bundle(self.out, manifest)
+
+    def _files(self, facts: BundleFacts) -> tuple[FileRecord, ...]:
+        sizes = scan(self.folder)
+        sha256 = hashes(self.folder, list(sizes))
+        return tuple(_record(facts, path, sizes[path], sha256[path]) for path in sorted(sizes))
+
+
+@contextmanager
+def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft]:
+    """Build a bundle beside `out` and move it there when `finish` is called.
+
+    An exception, a kill, or a power cut leaves `out` as it was.
+
+    Args:
+        out: the folder `NAME.vqedge` to make. Missing parents are made.
+        overwrite: replace `out` if it is a bundle. Anything else is never replaced.
+
+    Raises:
+        BundleError: `out` exists and may not be replaced, or the disk cannot be written.
+        RuntimeError: the block ended without an error and without `finish`.
+    """
+    out = Path(os.path.abspath(out))
+    with bundle_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _tidy_after_killed_writers(out)
+        _check_target(out, overwrite)
+        workspace, lock = _new_workspace(out)
+    try:
+        draft = BundleDraft(workspace / "bundle", out, overwrite)
+        yield draft
+        if not draft.finished:
+            raise RuntimeError(f"{out}: the bundle was not finished; call finish() in the block")
+    finally:
+        _discard(workspace, out, lock)
+
+
+def _record(facts: BundleFacts, path: str, size_bytes: int, sha256: str) -> FileRecord:
+    role = facts.role_of(path)
+    if role is None:
+        raise BundleError(f"{path}: has no role in a bundle; leave it out or move it to LICENSES/")
+    return FileRecord(path=path, size_bytes=size_bytes, sha256=sha256, role=role)
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise BundleError("exists already; choose another name or allow overwriting")
+    if out.is_symlink() or not out.is_dir():
+        raise BundleError(_NOT_A_BUNDLE)
+    strangers = sorted(path for path in scan(out).keys() - _listed(out) if not is_ignored(path))
+    if strangers:
+        raise BundleError(f"holds {strangers[0]}, which is not part of a bundle; move it away")
+
+
+def _listed(out: Path) -> set[str]:
+    """The files an existing bundle speaks of, of any schema version, intact or not."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        with (out / MANIFEST_NAME).open("rb") as file:
+            raw = json.loads(file.read(MAX_MANIFEST_BYTES))
+        if raw.keys() >= {"schema_version", "encoder", "llm"}:
+            return {file["path"] for file in raw["files"]}
+    raise BundleError(_NOT_A_BUNDLE)
+
+
+def _new_workspace(out: Path) -> tuple[Path, int]:
+    """A locked folder beside `out`. Tidying by others may take it before we hold its lock."""
+    while True:
+        workspace = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+        workspace.mkdir()
+        with suppress(FileNotFoundError):
+            lock = try_lock(workspace / "lock")
+            if lock is not None and (workspace / "lock").exists():
+                (workspace / "bundle").mkdir()
+                return workspace, lock
+            if lock is not None:
+                os.close(lock)
+
+
+def _tidy_after_killed_writers(out: Path) -> None:
+    for workspace in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        with suppress(OSError):
+            if not (workspace / "lock").exists():
+                workspace.rmdir()  # killed before it made the lock, so it is empty
+            elif (lock := try_lock(workspace / "lock", create=False)) is not None:
+                _discard(workspace, out, lock)
+
+
+def _discard(workspace: Path, out: Path, lock: int) -> None:
+    """Remove a workspace whose lock we hold, after moving back a bundle that was set aside."""
+    try:
+        if (workspace / "old").exists() and not os.path.lexists(out):
+            os.rename(workspace / "old", out)
+        shutil.rmtree(workspace, ignore_errors=True)
+    finally:
+        os.close(lock)
+    shutil.rmtree(workspace, ignore_errors=True)  # Windows removes no open file
+
+
+def _flush(path: Path) -> None:
+    """Put a file's bytes or a folder's names on the disk, so that a power cut cannot lose them."""
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move_into_place(folder: Path, out: Path) -> None:
+    if not os.path.lexists(out):
+        os.rename(folder, out)
+    elif not _exchange(folder, out):
+        os.rename(out, folder.parent / "old")
+        os.rename(folder, out)
+    _flush(out.parent)
+
+
+def _exchange(folder: Path, out: Path) -> bool:
+    """Swap two folders in one step, where the system can. The old bundle is then in `folder`."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    paths = os.fsencode(folder), os.fsencode(out)
+    return bool(rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)

@@ -1,0 +1,47 @@
+"""Every error a user can meet. Each message says what is wrong, where, and the next step."""
+
+from __future__ import annotations
+
+
+class VqedgeError(Exception):
+    """A problem the user can fix. The command line prints it as one line and exits with 1."""
+
+
+class ConfigError(VqedgeError):
+    """A configuration file or a flag holds a value that cannot work."""
+
+
+class VideoError(VqedgeError):
+    """The given file holds no frame that can be decoded."""
+
+
+class BundleError(VqedgeError):
+    """A bundle is missing, incomplete, altered, or of an unknown schema version."""
+
+
+class CheckpointError(VqedgeError):
+    """A training checkpoint is missing a file or does not fit its configuration."""
+
+
+class FetchError(VqedgeError):
+    """Base weights could not be downloaded or do not match their pinned checksum."""
+
+
+class ExportError(VqedgeError):
+    """A checkpoint could not be turned into deployable files."""
+
+
+class ParityError(ExportError):
+    """The exported files do not compute what the checkpoint computes."""
+
+
+class BackendUnavailable(VqedgeError):
+    """A needed library is not installed, or cannot run on this machine."""
+
+
+class PromptError(VqedgeError):
+    """The question is empty or does not fit the context of the language model."""
+
+
+class DatasetError(VqedgeError):
+    """A question file (JSONL or CSV) has a line that cannot be read."""

@@ -1,0 +1,130 @@
+"""Ask a suite's questions and count the right answers. Works for anything that answers: bundle or checkpoint."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vqedge.data.suites import Item
+
+_Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and the video tokens it cost."""
+
+    text: str
+    tokens: int
+
+
+class Answerer(Protocol):
+    """Whatever is evaluated."""
+
+    @property
+    def tokens_before(self) -> int:
+        """Patches of a clip: visual tokens before quantisation."""
+
+    @property
+    def frames(self) -> int:
+        """Frames it looks at."""
+
+    def reply(self, item: Item) -> Reply:
+        """Answer one question. Items about the same clip come one after another."""
+
+
+@dataclass
+class Tally:
+    """Right answers among all."""
+
+    right: int = 0
+    total: int = 0
+
+    def add(self, hit: bool) -> None:
+        """Count one answer."""
+        self.right += hit
+        self.total += 1
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers in [0, 1]."""
+        return self.right / self.total
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """The result of a suite; `to_dict` is the JSON that scripts read."""
+
+    suite: str
+    overall: Tally
+    by_kind: dict[str, Tally]
+    tokens_mean: float
+    tokens_before: int
+    frames: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values. TokDense is accuracy in percent per token (VQToken, section 4), its denominator given."""
+        accuracy = self.overall.accuracy
+        return {
+            "suite": self.suite,
+            "n": self.overall.total,
+            "accuracy": accuracy,
+            "interval": list(wilson_interval(self.overall.right, self.overall.total)),
+            "by_kind": {
+                kind: {"n": tally.total, "accuracy": tally.accuracy}
+                for kind, tally in sorted(self.by_kind.items())
+            },
+            "tokens_mean": self.tokens_mean,
+            "tokens_before": self.tokens_before,
+            "frames": self.frames,
+            "tokdense": 100 * accuracy / self.tokens_mean if self.tokens_mean else 0.0,
+            **self.extra,
+        }
+
+
+def evaluate(
+    answerer: Answerer,
+    suite: str,
+    items: Sequence[Item],
+    on_item: Callable[[Item, Reply, bool], None] = lambda *_: None,
+) -> EvalReport:
+    """Ask every question once.
+
+    Args:
+        answerer: what is evaluated.
+        suite: name for the report.
+        items: the questions, at least one.
+        on_item: told each question, its answer, and whether it is right.
+    """
+    overall, by_kind, tokens = Tally(), {}, 0
+    for item in items:
+        reply = answerer.reply(item)
+        hit = is_right(reply.text, item.answer)
+        tokens += reply.tokens
+        overall.add(hit)
+        by_kind.setdefault(item.kind, Tally()).add(hit)
+        on_item(item, reply, hit)
+    mean = tokens / len(items)
+    return EvalReport(suite, overall, by_kind, mean, answerer.tokens_before, answerer.frames)
+
+
+def is_right(found: str, wanted: str) -> bool:
+    """Exact match after lower-casing and dropping punctuation, articles and extra space."""
+    return _normalised(found) == _normalised(wanted)
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share."""
+    share, z2 = right / total, _Z95 * _Z95
+    center = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def _normalised(text: str) -> str:
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(word for word in bare.split() if word not in {"a", "an", "the"})

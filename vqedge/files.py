@@ -1,0 +1,86 @@
+"""Files shared with other processes: their sha256, and a lock that ends with its holder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_POLL_S = 0.1
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(handle: int) -> bool:
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _take(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, as 64 hex digits. Frees the interpreter lock while it works.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_lock(path: Path, *, create: bool = True) -> int | None:
+    """Take the lock at once or not at all.
+
+    Returns:
+        an open file descriptor, whose `os.close` frees the lock; None if somebody holds it.
+
+    Raises:
+        OSError: the lock file cannot be opened, or its filesystem has no locks.
+    """
+    handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o644)
+    try:
+        taken = _take(handle)
+    except BaseException:
+        os.close(handle)
+        raise
+    if not taken:
+        os.close(handle)
+        return None
+    return handle
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock, waiting for its holder to finish or die. The lock file stays behind, empty.
+
+    Args:
+        path: the lock file; made if missing.
+        on_wait: called once if somebody else holds the lock.
+
+    Raises:
+        OSError: the lock file cannot be opened, or its filesystem has no locks.
+    """
+    handle = try_lock(path)
+    if handle is None and on_wait is not None:
+        on_wait()
+    while handle is None:
+        time.sleep(_POLL_S)
+        handle = try_lock(path)
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,143 @@
+"""A checkpoint folder: `config.json`, `model.safetensors`, `lora.safetensors`, `metrics.json` (and the graph).
+
+Holds what training changed, in float16, and no base weight but the interpolated position embedding, so that
+a device without torch can assemble the encoder from it. safetensors only, never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vqedge.base.fetch import fetch
+from vqedge.config import ModelConfig
+from vqedge.errors import CheckpointError
+from vqedge.model.encoder import Bridge, ClipQuantizer, VideoEncoder
+from vqedge.model.llm import llm_from_gguf, with_lora
+from vqedge.model.vit import vit_from_source
+
+CONFIG, MODEL, LORA, METRICS = (
+    "config.json",
+    "model.safetensors",
+    "lora.safetensors",
+    "metrics.json",
+)
+GRAPH = "encoder.graph.onnx"
+BRIDGE_PREFIX = "bridge."
+POSITION = "quantizer.vit.position"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: its folder and its configuration. Weights load on demand."""
+
+    path: Path
+    config: ModelConfig
+
+    def encoder(self) -> VideoEncoder:
+        """The whole encoder, frozen, in eval mode."""
+        quantizer = clip_quantizer(self.config)
+        bridge = Bridge(self.config)
+        load_bridge(bridge, load_tensors(self.path / MODEL))
+        return VideoEncoder(quantizer, bridge).requires_grad_(False).eval()
+
+    def llm(self) -> Any:
+        """The language model with LoRA merged into its weights."""
+        llm = with_lora(llm_from_gguf(fetch(self.config.llm.source).path), self.config.llm)
+        load_lora(llm, load_tensors(self.path / LORA))
+        return llm.merge_and_unload().requires_grad_(False).eval()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and see that its files are there.
+
+    Raises:
+        CheckpointError: a file is missing or the configuration does not fit this version.
+    """
+    for name in (CONFIG, MODEL, LORA):
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path}: no {name}; is this a folder written by `vqedge train`?")
+    try:
+        config = ModelConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path / CONFIG}: {first['loc']}: {first['msg']}") from error
+    return Checkpoint(path, config)
+
+
+def save_checkpoint(
+    path: Path, config: ModelConfig, position: Tensor, bridge: nn.Module, llm: Any, metrics: Mapping[str, Any]
+) -> Checkpoint:
+    """Write a checkpoint. Trained weights are rounded to float16, the position embedding is kept as it is."""
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()}
+    tensors[POSITION] = position.detach().float().contiguous().cpu()
+    _replace(path / MODEL, lambda file: save_file(tensors, file))
+    lora = {name: _half(value) for name, value in get_peft_model_state_dict(llm).items()}
+    _replace(path / LORA, lambda file: save_file(lora, file))
+    write_json(path / CONFIG, config.model_dump(mode="json"))
+    write_json(path / METRICS, metrics)
+    return Checkpoint(path, config)
+
+
+def clip_quantizer(config: ModelConfig) -> ClipQuantizer:
+    """The frozen half of the encoder, from the fetched base weights."""
+    encoder = config.encoder
+    source = fetch(encoder.source).path
+    vit = vit_from_source(source, encoder.block, encoder.size, encoder.final_norm)
+    return ClipQuantizer(config, vit).eval()
+
+
+def load_bridge(bridge: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the bridge strictly from a checkpoint's tensors."""
+    state = {
+        name.removeprefix(BRIDGE_PREFIX): value.float()
+        for name, value in tensors.items()
+        if name.startswith(BRIDGE_PREFIX)
+    }
+    try:
+        bridge.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{MODEL}: {' '.join(str(error).split())}") from error
+
+
+def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the adapter strictly from a checkpoint's tensors."""
+    wanted = set(get_peft_model_state_dict(llm))
+    if wanted != set(tensors):
+        odd = sorted(wanted ^ set(tensors))
+        raise CheckpointError(f"{LORA}: {len(odd)} tensors missing or unknown, first {odd[0]!r}")
+    set_peft_model_state_dict(llm, {name: value.float() for name, value in tensors.items()})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; a broken one raises CheckpointError."""
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write pretty, sorted JSON by temporary file and rename."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    _replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.detach().to(torch.float16).contiguous().cpu()
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    temporary.replace(path)

@@ -1,0 +1,95 @@
+"""The language model in PyTorch: the dequantised base GGUF, the weights that will be deployed, plus LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vqedge.config import LlmConfig
+from vqedge.prompt import prompt_parts, question_text
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class PromptTokenizer:
+    """Prompt pieces as token ids, cut exactly as the device cuts them."""
+
+    tokenizer: Any
+    before_video: list[int]
+    after_question: list[int]
+    end: int
+
+    def question(self, question: str) -> list[int]:
+        """Ids of a question and of the template text that opens the answer."""
+        ids = self.tokenizer(question_text(question), add_special_tokens=False, split_special_tokens=True)
+        return [*ids["input_ids"], *self.after_question]
+
+    def answer(self, answer: str) -> list[int]:
+        """Ids of an answer, closed by the end-of-turn token."""
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end]
+
+
+def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
+    """Read the tokenizer and the chat template out of a GGUF file."""
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    parts = prompt_parts(
+        lambda messages: tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    )
+    before, after = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (parts.before_video, parts.after_question)
+    )
+    return PromptTokenizer(tokenizer, before, after, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+
+def llm_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Dequantise a GGUF file into a frozen transformers model."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=dtype, attn_implementation="sdpa"
+    )
+    return model.requires_grad_(False).eval()
+
+
+def with_lora(llm: nn.Module, config: LlmConfig) -> nn.Module:
+    """Wrap every linear layer of the blocks with a trainable low-rank adapter."""
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=list(LORA_TARGETS),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(llm, lora)
+
+
+def decoder_of(llm: Any) -> Any:
+    """The stack of blocks inside a causal model, with or without adapter."""
+    return llm.get_base_model().model if hasattr(llm, "get_base_model") else llm.model
+
+
+def hidden_states(llm: Any, embeddings: Tensor, allowed: Tensor, positions: Tensor) -> Tensor:
+    """Last hidden states of prepared rows.
+
+    Args:
+        llm: a causal model, with or without adapter.
+        embeddings: `[B, L, d]`.
+        allowed: bool `[B, L, L]`, True where a row may read another.
+        positions: int64 `[B, L]`.
+
+    Returns:
+        `[B, L, d]`, after the final norm.
+    """
+    bias = torch.zeros(allowed.shape, dtype=embeddings.dtype, device=embeddings.device)
+    bias = bias.masked_fill(~allowed, torch.finfo(embeddings.dtype).min)[:, None]
+    output = decoder_of(llm)(
+        inputs_embeds=embeddings, attention_mask=bias, position_ids=positions, use_cache=False
+    )
+    return output.last_hidden_state

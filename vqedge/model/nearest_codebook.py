@@ -1,0 +1,41 @@
+"""NearestCodebook as a PyTorch op: `torch.ops.vqedge.nearest_codebook(x, codebook, metric)`.
+
+A registered op, not a function of aten calls, so that an export keeps it as one node.
+Contract: `vqedge.nearest_codebook`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqedge.nearest_codebook import COSINE_EPS
+
+
+@torch.library.custom_op("vqedge::nearest_codebook", mutates_args=())
+def nearest_codebook(x: Tensor, codebook: Tensor, metric: str = "l2") -> tuple[Tensor, Tensor]:
+    """Assign every row of `x [N, D]` to its nearest row of `codebook [K, D]`.
+
+    Returns:
+        indices int32 `[N]`, ties to the lowest, and margin float32 `[N]`.
+    """
+    rows, codes = x.float(), codebook.float()
+    if metric == "cosine":
+        rows, codes = F.normalize(rows, dim=1, eps=COSINE_EPS), F.normalize(codes, dim=1, eps=COSINE_EPS)
+    scores = rows @ codes.T
+    if metric == "l2":
+        scores = 2.0 * scores - (codes * codes).sum(dim=1)
+    broken = scores.isnan().any(dim=1)
+    scores = scores.masked_fill(broken[:, None], 0.0)
+    indices = scores.argmax(dim=1)
+    best = scores.gather(1, indices[:, None])[:, 0]
+    others = scores.scatter(1, indices[:, None], float("-inf")).amax(dim=1)
+    margin = (best - others).masked_fill(broken, 0.0)
+    return indices.to(torch.int32), margin
+
+
+@nearest_codebook.register_fake
+def _(x: Tensor, codebook: Tensor, metric: str = "l2") -> tuple[Tensor, Tensor]:
+    rows = x.shape[0]
+    return x.new_empty(rows, dtype=torch.int32), x.new_empty(rows, dtype=torch.float32)

@@ -1,0 +1,60 @@
+"""The token hash: where and when every code occurs, as features that do not depend on the code's number.
+
+VQToken (Eq. 5) keeps an index map M [T, h, w]. Reading its ids as numbers makes the result change when the
+codes are renumbered; occupancy features are permutation-equivariant instead.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FEATURES_PER_FRAME = 5  # presence, mass, centroid x, centroid y, spread
+_MASS_SCALE = 4.0  # sqrt(mass) of a small object is about 0.1 to 0.3; brought near one
+
+
+class TokenHash(NamedTuple):
+    """Where and when each code occurs."""
+
+    features: Tensor  # float32 [B, K, T * 5]
+    mask: Tensor  # bool [B, K], True where the code occurs at all
+
+
+def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
+    """Occupancy features of every code in every frame.
+
+    Args:
+        indices: integer `[B, T * grid * grid]`, values in `0..codes - 1`.
+        frames: T.
+        codes: K.
+
+    Returns:
+        per code and frame: presence (0 or 1), sqrt of the share of the frame, centroid x and y in
+        [-1, 1], and standard deviation around it; all zero in frames without the code.
+    """
+    batch, patches = indices.shape
+    grid = int((patches // frames) ** 0.5)
+    slot = torch.arange(codes, device=indices.device)
+    occupancy = (indices.reshape(batch, frames, -1, 1) == slot).to(torch.float32)
+    x, y = _grid_coordinates(grid, indices.device)
+    count = occupancy.sum(dim=2)
+    present = (count > 0).to(torch.float32)
+    share = 1.0 / count.clamp(min=1.0)
+    center_x = (occupancy * x).sum(dim=2) * share
+    center_y = (occupancy * y).sum(dim=2) * share
+    squares = (occupancy * (x * x + y * y)).sum(dim=2) * share
+    spread = (squares - center_x.square() - center_y.square()).clamp(min=0.0).sqrt()
+    mass = (count / (grid * grid)).sqrt() * _MASS_SCALE
+    table = torch.stack([present, mass, center_x, center_y, spread], dim=-1)  # [B, T, K, 5]
+    features = table.permute(0, 2, 1, 3).flatten(2)
+    return TokenHash(features, count.sum(dim=1) > 0)
+
+
+def _grid_coordinates(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Patch centres in [-1, 1], row-major, each `[grid * grid, 1]`."""
+    axis = (torch.arange(grid, device=device, dtype=torch.float32) + 0.5) * (2.0 / grid) - 1.0
+    x = axis.repeat(grid)[:, None]
+    y = axis[:, None].expand(grid, grid).reshape(-1, 1)
+    return x, y

@@ -1,0 +1,70 @@
+"""Bridge and language model together: the loss and the exact match of packed questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
+from vqedge.model.encoder import Bridge
+from vqedge.model.llm import decoder_of, hidden_states
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one packed batch gave."""
+
+    loss: Tensor  # mean cross-entropy of the answer tokens
+    correct: Tensor  # bool [questions]: every token of the answer is the most likely one
+
+
+class VideoLanguageModel(nn.Module):
+    """The trained parts around the frozen ones: bridge and LoRA."""
+
+    def __init__(self, bridge: Bridge, llm: Any) -> None:
+        super().__init__()
+        self.bridge, self.llm = bridge, llm
+        self.blocks = list(decoder_of(llm).layers)
+
+    def forward(self, codes: Tensor, indices: Tensor, batch: PackedBatch) -> Scores:
+        """Score packed questions about quantised clips.
+
+        Args:
+            codes: float `[B, K, D]`.
+            indices: integer `[B, T * grid * grid]`.
+            batch: the questions, B rows.
+        """
+        tokens, mask = self.bridge(codes, indices)
+        embeddings = self.llm.get_input_embeddings()(batch.ids.clamp(min=0))
+        is_video = (batch.ids == VIDEO_ID)[..., None]
+        embeddings = embeddings.masked_scatter(is_video, tokens.to(embeddings.dtype))
+        hidden = hidden_states(self.llm, embeddings, *attention_of(batch, mask))
+        wanted = batch.targets != IGNORED
+        logits = self.llm.get_output_embeddings()(hidden[wanted]).float()
+        targets = batch.targets[wanted]
+        loss = F.cross_entropy(logits, targets)
+        return Scores(loss, _whole_answers(logits.argmax(-1) == targets, batch, wanted))
+
+    def run_layers(self, count: int) -> None:
+        """Run only `count` blocks of the language model from now on: the first ones and the last ones."""
+        count = min(count, len(self.blocks))
+        head = count - count // 2
+        kept = self.blocks[:head] + self.blocks[len(self.blocks) - (count - head) :]
+        decoder = decoder_of(self.llm)
+        decoder.layers = nn.ModuleList(kept)
+        decoder.config.num_hidden_layers = count
+
+
+def _whole_answers(right: Tensor, batch: PackedBatch, wanted: Tensor) -> Tensor:
+    """Per question, in row-major order: are all its answer tokens right?"""
+    rows = torch.arange(len(batch.segment), device=wanted.device)[:, None]
+    question = (rows * (batch.segment.max() + 1) + batch.segment)[wanted]
+    _, position = question.unique(return_inverse=True)
+    wrong = torch.zeros(int(position.max()) + 1, device=wanted.device)
+    return wrong.index_add(0, position, (~right).float()) == 0

@@ -1,0 +1,55 @@
+"""The prompt, the same in training and on the device.
+
+One user turn holds the video's rows, a line break and the question. The chat template is the model's own; it is
+rendered around two marks and cut there, so that rows go in as embeddings and the user's words are tokenised
+as plain text: a question that spells `<|im_end|>` stays a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vqedge.errors import PromptError
+
+SYSTEM = "Answer the question about the video."
+_MARK = "[[vqedge-video]]"
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """Template text around the video and the question. Tokenise with special tokens parsed."""
+
+    before_video: str
+    after_question: str
+
+
+def prompt_parts(render: Callable[[list[Message]], str], system: str = SYSTEM) -> PromptParts:
+    """Cut the model's chat template where video and question go.
+
+    Args:
+        render: turns messages into text, with the opening of the assistant's turn at the end.
+        system: the system message.
+
+    Raises:
+        PromptError: the template drops or repeats the user's message.
+    """
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": _MARK}]
+    pieces = render(messages).split(_MARK)
+    if len(pieces) != 2:
+        raise PromptError("the model's chat template does not hold the user's message exactly once")
+    return PromptParts(*pieces)
+
+
+def question_text(question: str) -> str:
+    """The user's words as they follow the video. Tokenise *without* parsing special tokens.
+
+    Raises:
+        PromptError: the question is empty.
+    """
+    words = " ".join(question.split())
+    if not words:
+        raise PromptError("the question is empty; ask something, as: vqedge ask clip.mp4 'What moves?'")
+    return "\n" + words
