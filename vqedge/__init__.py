@@ -1,0 +1,20 @@
+"""Video question answering on the edge: a video becomes a few discrete tokens for a small quantised LLM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqedge_runtime import VideoQA
+
+__version__ = "0.1.0"
+__all__ = ["VideoQA", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`from vqedge import VideoQA` loads the runtime on first use."""
+    if name != "VideoQA":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module("vqedge_runtime"), name)

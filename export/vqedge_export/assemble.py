@@ -26,6 +26,7 @@ from vqedge.bundle import (
 )
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
+from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
 from vqedge_export.gguf import gguf_from_lora, llm_facts
@@ -119,15 +120,9 @@ def graph_of(checkpoint: Path) -> onnx.ModelProto:
     return onnx.load(str(path), load_external_data=False)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     """The checkpoint's own report, for the parts whose files came out the same."""
-    encoder, llm = sha256_of(folder / ENCODER), sha256_of(folder / LLM)
+    encoder, llm = file_sha256(folder / ENCODER), file_sha256(folder / LLM)
     known = report_from_file(checkpoint / PARITY)
     same_encoder = known is not None and known.encoder_sha256 == encoder
     same_llm = known is not None and known.llm_sha256 == llm
@@ -197,7 +192,7 @@ def _checkpoint_sha256(checkpoint: Path) -> str:
     """One digest over the files that make the model."""
     digest = hashlib.sha256()
     for name in (CONFIG, MODEL, LORA):
-        digest.update(f"{name} {sha256_of(checkpoint / name)}\n".encode())
+        digest.update(f"{name} {file_sha256(checkpoint / name)}\n".encode())
     return digest.hexdigest()
 
 

@@ -7,18 +7,25 @@ product and reductions, never a pairwise-distance op. Contract: `vqedge.nearest_
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 import onnx
 from onnx import TensorProto, helper
 
 from vqedge.errors import ExportError
-from vqedge.nearest_codebook import COSINE_EPS, DOMAIN, OP_NAME, OP_VERSION
+from vqedge.nearest_codebook import COSINE_EPS, DOMAIN, OP_NAME, OP_VERSION, Metric
 
 OPSET = 18
 
 
 def nearest_codebook_function(metric: str) -> onnx.FunctionProto:
-    """The op's body for one metric: inputs `x [N, D]`, `codebook [K, D]`; outputs `indices`, `margin`."""
+    """The op's body for one metric: inputs `x [N, D]`, `codebook [K, D]`; outputs `indices`, `margin`.
+
+    Raises:
+        ExportError: the metric is unknown.
+    """
+    if metric not in get_args(Metric):
+        raise ExportError(f"metric {metric!r} is unknown, want one of {get_args(Metric)}")
     nodes = [*_score_nodes(metric), *_choice_nodes()]
     return helper.make_function(
         DOMAIN,

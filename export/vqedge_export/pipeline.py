@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import onnx
 
 from vqedge.base.fetch import fetch
-from vqedge.bundle import Bundle, BundleDraft, bundle_writer
+from vqedge.bundle import Bundle, bundle_writer
+from vqedge.files import file_sha256
 from vqedge.model.checkpoint import GRAPH, Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
 from vqedge_export.assemble import (
@@ -18,7 +18,6 @@ from vqedge_export.assemble import (
     LLM,
     PARITY,
     finish,
-    sha256_of,
     write_models,
 )
 from vqedge_export.graph import save_model
@@ -64,7 +63,8 @@ def export_bundle(
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
         write_models(draft, checkpoint, opened.config, graph, quant)
-        report = _report(opened, draft, quant, open_llm, check and not plugin_node)
+        comparing = open_llm if check and not plugin_node else None
+        report = _report(opened, draft.folder / ENCODER, draft.folder / LLM, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
         bundle = finish(draft, checkpoint, opened.config, report)
@@ -73,17 +73,30 @@ def export_bundle(
     return bundle, report
 
 
+def measured_report(checkpoint: Path, bundle: Bundle, open_llm: OpenLlm) -> ParityReport:
+    """Measure a bundle's parity again on this machine, against the checkpoint it came from.
+
+    Raises:
+        ParityError: a figure is outside its tolerance.
+    """
+    opened = open_checkpoint(checkpoint)
+    quant = bundle.manifest.llm.quantization
+    report = _report(opened, bundle.path_of("encoder"), bundle.path_of("llm"), quant, open_llm)
+    require(report, TOLERANCES[quant])
+    return report
+
+
 def _report(
-    checkpoint: Checkpoint, draft: BundleDraft, quant: str, open_llm: OpenLlm, check: bool
+    checkpoint: Checkpoint, encoder: Path, llm: Path, quant: str, open_llm: OpenLlm | None
 ) -> ParityReport:
-    encoder, llm = draft.folder / ENCODER, draft.folder / LLM
+    """Parity of two files with a checkpoint; without `open_llm` only what the files are."""
     report = ParityReport(
-        encoder_sha256=sha256_of(encoder),
-        llm_sha256=sha256_of(llm),
+        encoder_sha256=file_sha256(encoder),
+        llm_sha256=file_sha256(llm),
         quantization=quant,
-        measured="at export" if check else "not measured",
+        measured="at export" if open_llm else "not measured",
     )
-    if not check:
+    if open_llm is None:
         return report
     logger.info("comparing PyTorch with ONNX Runtime on %d clips", PARITY_CLIPS)
     encoder_figures, rows = encoder_parity(checkpoint, encoder, PARITY_CLIPS)
@@ -91,7 +104,6 @@ def _report(
     tokenizer = tokenizer_from_gguf(fetch(checkpoint.config.llm.source).path)
     llm_figures = llm_parity(checkpoint, tokenizer, rows, llm, open_llm)
     figures = {"encoder": encoder_figures, "llm": llm_figures, "tolerance": TOLERANCES[quant]}
-    logger.debug("parity: %s", json.dumps({k: v.model_dump() for k, v in figures.items()}))
     return report.model_copy(update=figures)
 
 

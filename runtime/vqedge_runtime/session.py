@@ -25,6 +25,7 @@ from vqedge_runtime.llm import (
     LanguageModel,
     TextStream,
     VideoRows,
+    open_llama_cpp,
 )
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.video import Clip, clip_from_path
@@ -100,6 +101,11 @@ class Answer:
     generated_tokens: int = 0
     tokens_per_s: float = 0.0
 
+    def including_encoding(self) -> Answer:
+        """The same answer with the video's own times added: what a cold ask costs."""
+        spent, own = self.video.timings, self.timings
+        return replace(self, timings=_with_llm(spent, own.prefill, own.first_token, own.total))
+
 
 class AnswerStream(Iterator[str]):
     """Pieces of an answer as they come; `answer` is complete once the iteration has ended."""
@@ -159,14 +165,12 @@ class VideoQA:
             BundleError: the bundle is missing, altered or of another version.
             BackendUnavailable: a needed library is missing.
         """
-        from vqedge_runtime.llm.generate import LlamaCpp
-
         opened = open_bundle(Path(bundle))
         manifest = opened.manifest
         with ExitStack() as stack:
             engine = open_encoder(encoder, opened.path_of("encoder"), threads)
             stack.callback(engine.close)
-            llm = LlamaCpp.open(
+            llm = open_llama_cpp(
                 opened.path_of("llm"),
                 threads=threads,
                 context=context,

@@ -128,12 +128,12 @@ def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle") / "tiny.vqedge").root
 
 
-def _damaged(data: bytes, how: str, draw: Callable[[st.SearchStrategy[Any]], Any]) -> bytes | None:
-    at = draw(st.integers(0, len(data) - 1))
+def _damaged(data: bytes, how: str, draw: Callable[..., Any]) -> bytes | None:
+    at: int = draw(st.integers(0, len(data) - 1))
     if how == "flip":
         return data[:at] + bytes([data[at] ^ draw(st.integers(1, 255))]) + data[at + 1 :]
     if how == "insert":
-        return data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at:]
+        return b"".join([data[:at], draw(st.binary(min_size=1, max_size=4)), data[at:]])
     return data[:at] if how == "truncate" else None
 
 

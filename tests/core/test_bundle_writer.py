@@ -111,7 +111,7 @@ def test_without_an_exchange_the_old_bundle_is_moved_aside(
             raise PermissionError(13, "held open")
         rename(source, target)
 
-    monkeypatch.setattr(writer_module.os, "rename", fail_second)
+    monkeypatch.setattr("vqedge.bundle.writer.os.rename", fail_second)
     with pytest.raises(BundleError, match="held open"):
         write_bundle(root, overwrite=True)
     open_bundle(root)

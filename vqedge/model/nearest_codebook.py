@@ -6,11 +6,13 @@ Contract: `vqedge.nearest_codebook`.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqedge.nearest_codebook import COSINE_EPS
+from vqedge.nearest_codebook import COSINE_EPS, Metric
 
 
 @torch.library.custom_op("vqedge::nearest_codebook", mutates_args=())
@@ -19,7 +21,12 @@ def nearest_codebook(x: Tensor, codebook: Tensor, metric: str = "l2") -> tuple[T
 
     Returns:
         indices int32 `[N]`, ties to the lowest, and margin float32 `[N]`.
+
+    Raises:
+        ValueError: the metric is unknown.
     """
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric must be one of {get_args(Metric)}, got {metric!r}")
     rows, codes = x.float(), codebook.float()
     if metric == "cosine":
         rows, codes = F.normalize(rows, dim=1, eps=COSINE_EPS), F.normalize(codes, dim=1, eps=COSINE_EPS)

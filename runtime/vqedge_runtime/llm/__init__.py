@@ -8,6 +8,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from vqedge.prompt import SYSTEM
 from vqedge_runtime.llm.fake import FakeLanguageModel
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
@@ -42,6 +43,7 @@ def open_llama_cpp(
     context: int = 2048,
     max_context: int | None = None,
     gpu_layers: int = 0,
+    system: str = SYSTEM,
 ) -> LlamaCpp:
     """Open a GGUF file; see `vqedge_runtime.llm.generate.LlamaCpp.open`.
 
@@ -54,5 +56,10 @@ def open_llama_cpp(
     from vqedge_runtime.llm.generate import LlamaCpp
 
     return LlamaCpp.open(
-        path, threads=threads, context=context, max_context=max_context, gpu_layers=gpu_layers
+        path,
+        threads=threads,
+        context=context,
+        max_context=max_context,
+        gpu_layers=gpu_layers,
+        system=system,
     )

@@ -72,8 +72,8 @@ def cmake_args() -> str:
 def pip_line() -> str:
     """The shell command that builds llama-cpp-python for this machine and puts it in place."""
     return (
-        f'CMAKE_ARGS="{cmake_args()}" pip install --force-reinstall --no-deps --no-cache-dir '
-        f"--no-binary llama-cpp-python '{REQUIREMENT}'"
+        f'pip uninstall -y llama-cpp-python && CMAKE_ARGS="{cmake_args()}" '
+        f"pip install --no-cache-dir --no-binary llama-cpp-python '{REQUIREMENT}'"
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, ConfigError, PromptError
+from vqedge.prompt import SYSTEM
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
 from vqedge_runtime.llm.protocol import (
@@ -93,6 +94,7 @@ class LlamaCpp:
         context: int = 2048,
         max_context: int | None = None,
         gpu_layers: int = 0,
+        system: str = SYSTEM,
     ) -> Self:
         """Load a GGUF file.
 
@@ -103,6 +105,7 @@ class LlamaCpp:
             max_context: positions to grow to; None for what the model was trained with, which is
                 also the most.
             gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone.
+            system: the system message, the one the model was trained with.
 
         Raises:
             BackendUnavailable: GPU layers asked of a build without GPU, or no memory.
@@ -117,7 +120,7 @@ class LlamaCpp:
         with ExitStack() as stack:
             model = stack.enter_context(Model(Path(path), gpu_layers))
             limit = min(max_context or model.trained_context, model.trained_context)
-            reader = Reader(model, threads or _usable_cores(), context, limit)
+            reader = Reader(model, threads or _usable_cores(), context, limit, system)
             stack.callback(reader.close)
             opened = cls(model, reader)
             stack.pop_all()
@@ -274,6 +277,8 @@ class LlamaCpp:
                 end = turn.prompt_tokens + turn.generated - 1
                 context.read(Cells.at(end, [turn.unread], logits="last"))
             token = sampler.sample(context)
+            if not turn.generated and self._model.is_end(token):
+                token = self._likeliest_word(context.last_logits())
             turn.total_ms = _ms_since(turn.started)
             turn.first_token_ms = turn.first_token_ms or turn.total_ms
             if self._model.is_end(token):
@@ -282,6 +287,11 @@ class LlamaCpp:
             turn.unread = token
             turn.generated += 1
             return self._model.bytes_from_token(token)
+
+    def _likeliest_word(self, logits: Rows) -> int:
+        """The best token that does not end the turn: an answer is never empty."""
+        order = np.argsort(-logits, kind="stable")
+        return next(int(token) for token in order if not self._model.is_end(int(token)))
 
     def _read_and_score(
         self, video: VideoRows, question: str, answers: Sequence[Sequence[int]]

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vqedge.errors import VqedgeError
+from vqedge.errors import BackendUnavailable, VqedgeError
 from vqedge_runtime.llm import DecodingOptions, VideoRows, open_llama_cpp
 from vqedge_runtime.llm.build_flags import pip_line
+
+_BAD_FILE, _BAD_BUILD = 3, 4  # exit codes; Python itself ends with 1 or 2
 
 
 @dataclass(frozen=True)
@@ -46,30 +48,35 @@ def probe_decode(path: Path, timeout_s: float = 120.0) -> ProbeResult:
         path: the file.
         timeout_s: give up after this long.
     """
-    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, str(path)]
-    quiet = os.environ | {"GGML_NO_BACKTRACE": "1"}  # or an abort waits for a debugger
+    command = [sys.executable, "-m", __name__, str(path)]
+    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}  # or an abort waits for a debugger
     try:
         run = subprocess.run(
-            command, env=quiet, capture_output=True, text=True, errors="replace", timeout=timeout_s
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        return ProbeResult(
-            False, f"no answer in {timeout_s:g} s", fix="try fewer or smaller models at once"
-        )
-    return _result_from_run(run.returncode, run.stdout.strip(), run.stderr.strip(), path)
+        detail = f"no answer in {timeout_s:g} s"
+        return ProbeResult(False, detail, fix="try again when less is running, or a smaller model")
+    if run.returncode == 0:
+        return ProbeResult(True, run.stdout.strip())
+    return _failure(run.returncode, run.stderr.strip(), path)
 
 
-def _result_from_run(code: int, said: str, complaint: str, path: Path) -> ProbeResult:
-    if code == 0:
-        return ProbeResult(True, said)
-    last = complaint.splitlines()[-1] if complaint else f"exit code {code}"
+def _failure(code: int, complaint: str, path: Path) -> ProbeResult:
+    """What a process that ended with this code says about build and file."""
     name = _signal_name(-code)
-    if name is None and code == 1:
-        return ProbeResult(
-            False, last, fix=f"export or fetch {path.name} again, then: vqedge doctor"
-        )
+    last = complaint.splitlines()[-1] if complaint else f"exit code {code}"
     detail = f"llama.cpp died from {name}" if name else last
-    return ProbeResult(False, detail, name, fix=f"build it for this CPU: {pip_line()}")
+    if name == "SIGKILL":
+        return ProbeResult(False, detail, name, "out of memory, likely: try a smaller model")
+    if name == "SIGABRT" or code == _BAD_FILE:
+        return ProbeResult(False, detail, name, f"export or fetch {path.name} again")
+    return ProbeResult(False, detail, name, f"build llama.cpp for this CPU: {pip_line()}")
 
 
 def _signal_name(number: int) -> str | None:
@@ -92,7 +99,7 @@ def _main(arguments: list[str]) -> int:
         sys.stdout.write(_answer_once(Path(arguments[0])) + "\n")
     except VqedgeError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return _BAD_BUILD if isinstance(error, BackendUnavailable) else _BAD_FILE
     return 0
 
 

@@ -174,7 +174,7 @@ class ChoiceScores:
         return self.choices[self.totals.index(max(self.totals))]
 
 
-@dataclass
+@dataclass(eq=False)
 class TextStream(Iterator[str]):
     """An answer as it is generated: iterate for pieces of text, read `result` at any time.
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
-from vqedge.prompt import prompt_parts, question_text
+from vqedge.prompt import SYSTEM, prompt_parts, question_text
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import Context, Model
 from vqedge_runtime.llm.protocol import Prefix, Rows, VideoRows
@@ -24,7 +24,9 @@ from vqedge_runtime.llm.protocol import Prefix, Rows, VideoRows
 class Reader:
     """Reads prompts into a context that it owns, and makes a larger one when a prompt needs it."""
 
-    def __init__(self, model: Model, threads: int, size: int, limit: int) -> None:
+    def __init__(
+        self, model: Model, threads: int, size: int, limit: int, system: str = SYSTEM
+    ) -> None:
         """Tokenise the template and allocate the first context.
 
         Args:
@@ -32,6 +34,7 @@ class Reader:
             threads: for reading and generating.
             size: positions to start with, >= 1.
             limit: positions to grow to.
+            system: the system message.
 
         Raises:
             BackendUnavailable: no memory for the context.
@@ -44,7 +47,7 @@ class Reader:
         self._closed = False
         self._context: Context | None = None
         self._held: tuple[str, int] | None = None  # key and length of the prefix in the context
-        self._before, self._after = _template_ids(model)
+        self._before, self._after = _template_ids(model, system)
         self._context_for(1)
 
     @property
@@ -165,9 +168,9 @@ class Reader:
             )
 
 
-def _template_ids(model: Model) -> tuple[list[int], list[int]]:
+def _template_ids(model: Model, system: str) -> tuple[list[int], list[int]]:
     """Ids before the video and after the question."""
-    parts = prompt_parts(model.render_chat)
+    parts = prompt_parts(model.render_chat, system)
     before = model.tokens_from_text(parts.before_video, special=True)
     first = model.first_token
     if first is not None and before[:1] != [first]:

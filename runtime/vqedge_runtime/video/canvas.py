@@ -24,6 +24,16 @@ _SMOOTH = (
 _UNSPECIFIED_COLORSPACE = 2
 _ABORTING_FORMATS = frozenset({"yaf32le", "yaf32be"})  # swscale 9.5 aborts the process on these
 
+# Transpose, then flip the rows, then flip the columns.
+Orientation = tuple[bool, bool, bool]
+UPRIGHT: Orientation = (False, False, False)
+_BY_ROTATION: dict[int, Orientation] = {  # PyAV's degrees
+    90: (True, True, False),
+    -90: (True, False, True),
+    180: (False, True, True),
+    -180: (False, True, True),
+}
+
 
 class Canvas:
     """Frames of one clip while it is being made.
@@ -45,6 +55,7 @@ class Canvas:
         self.busy_s = 0.0
         self._size = size
         self._last: Shot | None = None
+        self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
 
     def add(self, shot: Shot) -> None:
@@ -61,60 +72,56 @@ class Canvas:
         self.busy_s += time.perf_counter() - began
 
     def _upright(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        transpose, flip_rows, flip_columns = orientation_from(frame)
+        small = _square_from(self._scaler, frame, self._size)
+        transpose, flip_rows, flip_columns = self._orientation(small)
         if not self.width:
             sides = (frame.width, frame.height)
             self.width, self.height = sides[::-1] if transpose else sides
-        pixels = _square_from(self._scaler, frame, self._size)
+        pixels = np.asarray(small.to_ndarray(), np.uint8)
         pixels = pixels.transpose(1, 0, 2) if transpose else pixels
         return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
+    def _orientation(self, small: VideoFrame) -> Orientation:
+        if small.rotation not in self._orientations:
+            self._orientations[small.rotation] = orientation_from(small)
+        return self._orientations[small.rotation]
 
-def orientation_from(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """How to make a frame upright: (transpose, then flip rows, then flip columns).
 
-    Reads the display matrix of phones and cameras, mirrored ones too; anything but a multiple of
-    90 degrees counts as upright. Photos with EXIF data give PyAV's rotation only, unmirrored.
+def orientation_from(frame: VideoFrame) -> Orientation:
+    """How to make a frame upright, from the display matrix of phones and cameras or from EXIF.
+
+    Anything but a multiple of 90 degrees counts as upright. Mirrored photos are only turned: PyAV
+    18.1 stops at any kind of side data it does not know, EXIF for one. Give a small frame, as PyAV
+    keeps a frame whose side data was read until the next garbage collection.
     """
     try:
         side_data = cast("Mapping[str, bytes]", frame.side_data)
         matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32).astype(float)
     except KeyError:
-        return (False, False, False)
-    except ValueError:  # PyAV 18.1 does not know every kind of side data, for one EXIF
-        return _BY_ROTATION.get(frame.rotation, (False, False, False))
-    if matrix.size != 9:
-        return (False, False, False)
+        return UPRIGHT
+    except ValueError:
+        return _BY_ROTATION.get(frame.rotation, UPRIGHT)
     return _orientation_from_matrix(*matrix[[0, 1, 3, 4]])
 
 
-_BY_ROTATION = {
-    90: (True, True, False),
-    -90: (True, False, True),
-    180: (False, True, True),
-    -180: (False, True, True),
-}
-
-
-def _orientation_from_matrix(a: float, b: float, c: float, d: float) -> tuple[bool, bool, bool]:
+def _orientation_from_matrix(a: float, b: float, c: float, d: float) -> Orientation:
     straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
     if straight > 20 * max(abs(b), abs(c)):
         return (False, d < 0, a < 0)
     if crossed > 20 * max(abs(a), abs(d)):
         return (True, b < 0, c < 0)
-    return (False, False, False)
+    return UPRIGHT
 
 
-def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int) -> npt.NDArray[np.uint8]:
+def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int) -> VideoFrame:
     if frame.format.name in _ABORTING_FORMATS:
         raise NotImplementedError(frame.format.name)
     try:
-        small = _scaled(scaler, frame, size, _SMOOTH)
+        return _scaled(scaler, frame, size, _SMOOTH)
     except (FFmpegError, OSError):
         # Extreme shapes and exotic colour spaces: the nearest pixel, the usual colours.
         frame.colorspace = _UNSPECIFIED_COLORSPACE
-        small = _scaled(VideoReformatter(), frame, size, Interpolation.POINT)
-    return np.asarray(small.to_ndarray(), np.uint8)
+        return _scaled(VideoReformatter(), frame, size, Interpolation.POINT)
 
 
 def _scaled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from vqedge_runtime.video.source import Source
 # A seek must skip this much video to pay: where an index names the key frame, and where none does.
 INDEXED_GAIN_S = 0.5
 BLIND_GAP_S = 2.0
+_DISORDER_S = 1.0  # a time stamp further back than this starts a new recording
+_FLAT_S = 1e-4  # what disorder is flattened to
 _ROUNDING_S = 1e-6  # an instant this close before a frame means that frame
 
 
@@ -42,25 +45,47 @@ class EndsEarly(Exception):
 def shots_from(source: Source, frames: Iterator[VideoFrame], strict: bool) -> Iterator[Shot]:
     """Gives every frame a time that only grows.
 
+    Without `strict`, a missing time stamp continues at the usual rate, small disorder is flattened,
+    and a clock that starts again (joined recordings) goes on where the first one stopped.
+
     Args:
         source: where the frames come from; its origin is set by the first frame if still unknown.
         frames: decoded frames in presentation order.
-        strict: refuse missing and repeated time stamps instead of continuing at the usual rate.
+        strict: refuse missing and disordered time stamps instead of repairing them.
 
     Raises:
         CannotSeek: `strict`, and a time stamp is missing or does not grow.
     """
-    last_s: float | None = None
+    clock = _Clock(source.step_s)
     for frame in frames:
         if source.origin_pts is None:
             source.origin_pts = frame.pts
-        time_s = source.time_s(frame.pts)
-        if time_s is None or (last_s is not None and time_s <= last_s):
-            if strict:
-                raise CannotSeek
-            time_s = 0.0 if last_s is None else last_s + source.step_s
-        last_s = time_s
+        stamp_s = source.time_s(frame.pts)
+        time_s = clock.time_s(stamp_s)
+        if strict and time_s != stamp_s:
+            raise CannotSeek
         yield Shot(frame, time_s, source.lasts_s(frame))
+
+
+class _Clock:
+    """Turns the time stamps of one walk into times that only grow."""
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+        self._last_s = -math.inf
+        self._shift_s = 0.0
+
+    def time_s(self, stamp_s: float | None) -> float:
+        if stamp_s is None:
+            time_s = max(0.0, self._last_s + self._step_s)
+        else:
+            time_s = stamp_s + self._shift_s
+        if time_s <= self._last_s:
+            restarts = stamp_s is not None and self._last_s - time_s > _DISORDER_S
+            time_s = self._last_s + (self._step_s if restarts else _FLAT_S)
+            self._shift_s = time_s - (stamp_s or 0.0) if restarts else self._shift_s
+        self._last_s = time_s
+        return time_s
 
 
 class Cursor:
@@ -69,7 +94,7 @@ class Cursor:
     def __init__(self, source: Source, seeking: bool) -> None:
         """Stands before the first frame; without `seeking` every frame is decoded."""
         self._source = source
-        self._seeking = seeking and source.origin_pts is not None
+        self._seeking = seeking and source.can_seek
         self._shots = shots_from(source, source.frames(), strict=self._seeking)
         self._here: Shot | None = None
         self._next: Shot | None = None

@@ -22,7 +22,7 @@ _CAUSES: tuple[tuple[tuple[type[BaseException], ...], str, str], ...] = (
     ((EOFError,), "ends before its header is complete", "copy or download it again"),
     ((av.error.DecoderNotFoundError,), "its codec is not in this FFmpeg build", _CONVERT),
     ((av.error.InvalidDataError,), "is not a video or image, or is damaged", "check the file"),
-    ((NotImplementedError,), "uses a feature that FFmpeg lacks", _CONVERT),
+    ((NotImplementedError, av.error.PatchWelcomeError), "uses what FFmpeg lacks", _CONVERT),
     ((av.error.FFmpegError,), "cannot be decoded by FFmpeg", _CONVERT),
     ((OSError,), "cannot be read from disk", "check the disk and the length of the path"),
     ((ValueError, ArithmeticError), "holds or is named with values out of range", _CONVERT),

@@ -35,6 +35,10 @@ MAX_DECODE_S = 600.0
 _READ_SIZE_BYTES = 1 << 16
 _PLAYLIST_MARKS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"v=0\r", b"v=0\n", b"[playlist]")
 _STILL_BRANDS = frozenset({"avif", "heic", "heix", "mif1"})
+# Containers that stamp every frame. MPEG-PS does not: FFmpeg guesses, and otherwise after a seek.
+_STAMPED_FORMATS = frozenset(
+    {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "avi", "flv", "asf", "nut"}
+)
 _MICROSECONDS = 1_000_000
 _FARTHEST = 1 << 62  # ticks; a header may claim any duration
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: raw streams, for which FFmpeg guesses a duration
@@ -65,6 +69,11 @@ class Source:
         return self._container.format.name.endswith("_pipe") or brand in _STILL_BRANDS
 
     @property
+    def can_seek(self) -> bool:
+        """Whether every frame carries its own time stamp, so that times hold after a seek."""
+        return self.origin_pts is not None and self._container.format.name in _STAMPED_FORMATS
+
+    @property
     def step_s(self) -> float:
         """The usual time between frames, in seconds; a guess where the file does not say."""
         rate = self._stream.guessed_rate or self._stream.average_rate
@@ -89,7 +98,7 @@ class Source:
             start_s = self.time_s(packet.pts)
             start_s = index * self.step_s if start_s is None else start_s
             first_s = start_s if first_s is None else first_s
-            end_s = max(end_s, start_s + self._seconds(packet.duration or 0) or self.step_s)
+            end_s = max(end_s, start_s + (self._seconds(packet.duration or 0) or self.step_s))
         return max(0.0, end_s - (first_s or 0.0))
 
     def time_s(self, pts: int | None) -> float | None:
@@ -109,8 +118,8 @@ class Source:
                     if packet.size:
                         yield packet
                 break
-            except av.error.FFmpegError:
-                continue
+            except (av.error.FFmpegError, IndexError):
+                continue  # IndexError: PyAV 18.1 trips over a stream that begins mid-file
         yield None
 
     def frames(self, after_seek: bool = False) -> Iterator[VideoFrame]:
@@ -124,7 +133,7 @@ class Source:
         if not after_seek:
             return self._frames_from(packets)
         near = islice(packets, MAX_SILENT_PACKETS)
-        key = next((p for p in near if p and p.is_keyframe and p.pts is not None), None)
+        key = next((p for p in near if p is None or (p.is_keyframe and p.pts is not None)), None)
         if key is None:
             return iter(())
         floor_pts = key.pts or 0

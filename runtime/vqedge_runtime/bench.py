@@ -1,0 +1,112 @@
+"""Time every stage of an ask, in one process and one run: cold, asked again, and with the unreduced tokens.
+
+The unreduced prompt is what a video LLM without quantisation would read: one row a patch (every patch's code in
+its place), through the same language model. Its ratio to the reduced one does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqedge_runtime.llm import DecodingOptions, Generation, VideoRows
+from vqedge_runtime.session import Video, VideoQA
+
+QUESTION = "What is in the video?"
+_ANSWER_TOKENS = 32
+_REASKS = ("How many objects are there?", "What color is it?", "What happens first?")
+
+
+@dataclass(frozen=True)
+class _Cold:
+    """One ask from nothing: decoded, encoded, prefix read."""
+
+    video: Video
+    generation: Generation
+
+
+def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
+    """Measure a session on one clip.
+
+    Args:
+        qa: an open session; it is warmed up first.
+        path: the clip.
+        runs: repetitions of each measurement; medians are reported.
+
+    Returns:
+        the JSON document of `vqedge bench`: times in milliseconds, memory in MB.
+    """
+    _cold(qa, path)  # warm-up: lazy allocations of both libraries
+    colds = [_cold(qa, path) for _ in range(runs)]
+    video = colds[-1].video
+    again = [_asked(qa, video.rows, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
+    peak_rss_mb = _peak_rss_mb()  # before the unreduced prompt, which a user never pays for
+    unreduced = _asked(qa, _unreduced(video), QUESTION)
+    return _document(qa, path, colds, again, unreduced) | {"peak_rss_mb": peak_rss_mb, "runs": runs}
+
+
+def _cold(qa: VideoQA, path: Path) -> _Cold:
+    video = qa.encode(path)
+    fresh = VideoRows(video.tokens.rows, key=f"bench {np.random.default_rng().integers(2**63)}")
+    return _Cold(video, _asked(qa, fresh, QUESTION))
+
+
+def _asked(qa: VideoQA, rows: VideoRows, question: str) -> Generation:
+    return qa.llm.ask(rows, question, DecodingOptions(max_tokens=_ANSWER_TOKENS))
+
+
+def _unreduced(video: Video) -> VideoRows:
+    """One row a patch `[T * grid * grid, width]`: what the language model reads without quantisation."""
+    position = np.cumsum(video.tokens.mask) - 1
+    return VideoRows(video.tokens.rows[position[video.tokens.index_map.reshape(-1)]])
+
+
+def _document(
+    qa: VideoQA,
+    path: Path,
+    colds: Sequence[_Cold],
+    again: Sequence[Generation],
+    unreduced: Generation,
+) -> dict[str, Any]:
+    stages = {
+        "decode": _median([cold.video.timings.decode for cold in colds]),
+        "preprocess": _median([cold.video.timings.preprocess for cold in colds]),
+        "encode": _median([cold.video.timings.encode for cold in colds]),
+        "prefill": _median([c.generation.prefix_ms + c.generation.question_ms for c in colds]),
+    }
+    llm_first_ms = _median([cold.generation.first_token_ms for cold in colds])
+    before_ms = stages["decode"] + stages["preprocess"] + stages["encode"]
+    reask_ms = _median([generation.first_token_ms for generation in again])
+    return {
+        "video": str(path),
+        "stages_ms": stages,
+        "cold_first_token_ms": before_ms + llm_first_ms,
+        "reask_first_token_ms": reask_ms,
+        "llm_first_token_ms": llm_first_ms,
+        "unreduced_first_token_ms": unreduced.first_token_ms,
+        "unreduced_cold_first_token_ms": before_ms + unreduced.first_token_ms,
+        "unreduced_over_llm": unreduced.first_token_ms / llm_first_ms,
+        "unreduced_over_reask": unreduced.first_token_ms / reask_ms,
+        "unreduced_over_cold": (before_ms + unreduced.first_token_ms) / (before_ms + llm_first_ms),
+        "tokens": colds[-1].video.tokens.count,
+        "unreduced_tokens": unreduced.video_tokens,
+        "tokens_per_s": _median([g.tokens_per_s for g in [*again, *(c.generation for c in colds)]]),
+        "backend": {"encoder": qa.backend.encoder, "llm": qa.backend.llm},
+    }
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+def _peak_rss_mb() -> float:
+    """Highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3 / 1.024), 1)

@@ -1,0 +1,147 @@
+# shellcheck shell=sh
+# Sourced by the scripts beside it. One environment, .venv in the project's root, made by pip from
+# pyproject.toml and constraints.txt, and a compiled llama.cpp kept outside the clone. Needs Python
+# 3.11 or newer and a C++ compiler. Why so: docs/adr/0005-environments-and-wheels.md
+#
+#   PYTHON             makes .venv                            (default: python3.11, else python3)
+#   VQEDGE_WHEELS      keeps the compiled llama.cpp           (default: in the user's cache folder)
+#   VQEDGE_CMAKE_ARGS  its build options, as -DGGML_CUDA=on   (default: chosen for this CPU)
+
+VQEDGE_WHEELS=${VQEDGE_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/vqedge/wheels}
+mkdir -p "$VQEDGE_WHEELS"
+VQEDGE_WHEELS=$(CDPATH='' cd -- "$VQEDGE_WHEELS" && pwd -P)
+export VQEDGE_WHEELS
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
+cd "$root" || exit
+python=$root/.venv/bin/python
+
+# need_environment SET: bring .venv up to date; SET is "assemble" (no PyTorch in it) or "full".
+need_environment() {
+    if stale_environment "$1"; then
+        mkdir -p build
+        exec 9>build/environment.lock
+        wait_for_lock 9 9>&9
+        if stale_environment "$1"; then
+            make_environment "$1"
+        fi
+        exec 9>&-
+    fi
+    for file in "$llama"/*.whl; do
+        if [ -f "$file" ]; then export VQEDGE_LLAMA_WHEEL="$file"; fi
+    done
+}
+
+stale_environment() {
+    usable_venv || return 0
+    llama=$VQEDGE_WHEELS/$(llama_folder_name)
+    stamp=$({ cat pyproject.toml constraints.txt && echo "$root $llama" && "$python" -VV; } | digest)
+    ! grep -qsxF "$stamp" ".venv/vqedge-$1.stamp"
+}
+
+make_environment() {
+    usable_venv || make_venv
+    stale_environment "$1" || return 0
+    say "bringing .venv up to date ($1)"
+    rm -f .venv/vqedge-assemble.stamp .venv/vqedge-full.stamp
+    install_llama
+    if [ "$1" = full ]; then
+        say "installing PyTorch (CPU), then the rest"
+        # alone and first: in one go with the rest, pip may pick a build with gigabytes of CUDA
+        run_pip install --constraint constraints.txt torch
+        run_pip install --constraint constraints.txt --editable '.[export,dev]'
+        echo "$stamp" >.venv/vqedge-full.stamp
+    else
+        run_pip install --constraint constraints.txt --editable '.[assemble]'
+    fi
+    echo "$stamp" >.venv/vqedge-assemble.stamp
+}
+
+usable_venv() {
+    "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+make_venv() {
+    maker=$(find_python)
+    say "making .venv with $("$maker" -V)"
+    "$maker" -m venv --clear .venv
+}
+
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3.11 python3 "$python"; fi
+    for candidate; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer (tried $*); install one, or set PYTHON to its path"
+}
+
+# The name tells builds apart: version of the package, then Python, platform and build options.
+llama_folder_name() {
+    cmake_args=${VQEDGE_CMAKE_ARGS:-$("$python" runtime/vqedge_runtime/llm/build_flags.py)}
+    platform=$("$python" -c 'import sys, sysconfig
+print(*sys.version_info[:2], sysconfig.get_platform())')
+    echo "llama-cpp-python-$(pinned llama-cpp-python)-$(echo "$platform $cmake_args" | digest)"
+}
+
+install_llama() {
+    if ! grep -qsxF "$llama" .venv/vqedge-llama.stamp; then
+        build_llama
+        rm -f .venv/vqedge-llama.stamp
+        run_pip install --force-reinstall --no-deps "$llama"/*.whl
+        echo "$llama" >.venv/vqedge-llama.stamp
+    fi
+}
+
+# In a temporary folder and renamed, under a lock: a killed build leaves nothing that looks whole.
+build_llama() (
+    exec 8>"$llama.lock"
+    wait_for_lock 8 8>&8
+    if [ -d "$llama" ]; then exit; fi
+    compiler=${CXX:-c++}
+    command -v "${compiler%% *}" >/dev/null || fail \
+        "llama.cpp needs a C++ compiler: 'apt install build-essential', 'xcode-select --install'"
+    cmake_args=${VQEDGE_CMAKE_ARGS:-$("$python" runtime/vqedge_runtime/llm/build_flags.py)}
+    say "building llama.cpp once, 4 to 8 minutes on 2 cores; kept in $llama"
+    say "options: $cmake_args"
+    rm -rf "$llama.part"
+    # no cache: pip would take a wheel it once built with other options
+    CMAKE_ARGS=$cmake_args \
+        CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(cores)} \
+        run_pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python \
+        --wheel-dir "$llama.part" "llama-cpp-python==$(pinned llama-cpp-python)"
+    mv "$llama.part" "$llama"
+)
+
+# The lock belongs to the open file, so it holds until this shell and its children close it or die.
+wait_for_lock() {
+    "$(find_python)" -c 'import fcntl, sys
+try:
+    fcntl.flock(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("vqedge: waiting for another script that installs or builds", file=sys.stderr)
+    fcntl.flock(int(sys.argv[1]), fcntl.LOCK_EX)' "$1"
+}
+
+run_pip() { "$python" -m pip -qq --disable-pip-version-check --no-input "$@" >&2; }
+
+pinned() { sed -n "s/^$1==//p" constraints.txt; }
+
+digest() {
+    "$python" -c 'import hashlib, sys
+print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])'
+}
+
+cores() {
+    "$python" -c 'import os
+print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())'
+}
+
+say() { echo "vqedge: $*" >&2; }
+
+fail() {
+    say "$*"
+    exit 1
+}

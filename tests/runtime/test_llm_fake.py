@@ -1,0 +1,39 @@
+"""The stand-in for tests of what uses a language model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge_runtime.llm import (
+    ChoiceScores,
+    DecodingOptions,
+    FakeLanguageModel,
+    LanguageModel,
+    VideoRows,
+)
+
+
+def test_the_fake_says_what_is_queued_and_refuses_what_the_real_one_refuses() -> None:
+    fake = FakeLanguageModel(width=4)
+    model: LanguageModel = fake
+    fake.enqueue("A red ball moves.")
+    clip = VideoRows(np.ones((3, 4), np.float32))
+    with model.stream(clip, "What?") as stream:
+        assert list(stream) == ["A", " red", " ball", " moves."]
+    fake.enqueue("A red ball")
+    answer = model.ask(clip, "What?", DecodingOptions(max_tokens=2))
+    assert (answer.text, answer.reused_prefix, answer.stopped) == ("A red", True, False)
+    fake.enqueue_scores(-3.0, -1.0)
+    scores: ChoiceScores = model.score_choices(clip, "Which?", ["a", "b"])
+    assert (scores.best, fake.calls[-1]) == ("b", (clip.key, "Which?"))
+    with pytest.raises(AssertionError, match="enqueue"):
+        model.ask(clip, "More?")
+    with pytest.raises(PromptError):
+        model.ask(clip, " ")
+    with pytest.raises(BundleError):
+        model.ask(VideoRows(np.ones((3, 5), np.float32)), "What?")
+    model.close()
+    with pytest.raises(BackendUnavailable):
+        model.ask(clip, "What?")

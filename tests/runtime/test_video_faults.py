@@ -1,0 +1,226 @@
+"""Broken, hostile and odd input: a clip or one clear line, soon, and never another file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import av.error
+import pytest
+from video_maker import image_bytes, numbered, numbers_in, write_sound, write_video
+
+from vqedge.errors import VideoError
+from vqedge_runtime.video import Clip, clip_from_path, source
+from vqedge_runtime.video.faults import video_faults
+
+ODD = Path(__file__).parents[3] / "shared" / "data" / "odd"
+INDEX = {}
+if ODD.exists():
+    INDEX = {f["file"]: f for f in json.loads((ODD / "index.json").read_text())}
+ABSENT = pytest.param("", marks=pytest.mark.skip(f"{ODD} is not there"))
+SLOW_S = 5.0
+
+
+def fault(path: Path, start_s: float | None = None, end_s: float | None = None) -> str:
+    """The one printable line that a path raises, without the path."""
+    with pytest.raises(VideoError) as caught:
+        clip_from_path(path, 4, 16, start_s, end_s)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "; " in message
+    return message.rsplit("/", 1)[-1]
+
+
+@pytest.mark.parametrize("name", sorted(INDEX) or [ABSENT])
+def test_odd_files(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every odd file gives a clip or one line, within seconds, and FFmpeg stays silent."""
+    began = time.perf_counter()
+    outcome: Clip | str
+    try:
+        outcome = clip_from_path(ODD / name, 8, 32)
+        assert outcome.frames_thwc.shape == (8, 32, 32, 3)
+        assert list(outcome.times_s) == sorted(outcome.times_s)
+    except VideoError as error:
+        outcome = str(error)
+        assert outcome.isprintable()
+    took_s = time.perf_counter() - began
+    printed = capfd.readouterr()
+    assert printed.err == printed.out == ""
+    assert took_s < SLOW_S, f"{name}: {took_s:.1f} s"
+    has_frames = bool(INDEX[name]["frames"]) and "cover_art" not in name
+    assert isinstance(outcome, Clip) == has_frames, outcome
+
+
+def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
+    """The usual mistakes, each with its own words."""
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("Dear diary, " * 200)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    write_sound(tmp_path / "sound.wav")
+    assert "no such file" in fault(tmp_path / "none.mp4")
+    assert "no such file" in fault(tmp_path / "text.mp4" / "inside")
+    assert "is empty" in fault(tmp_path / "empty.mp4")
+    assert "is not a video or image" in fault(tmp_path / "text.mp4")
+    assert "holds no images" in fault(tmp_path / "folder")
+    assert "is not a regular file" in fault(tmp_path / "pipe")
+    assert "no video stream (only audio)" in fault(tmp_path / "sound.wav")
+    assert "cannot be read" in fault(tmp_path / "loop")
+    assert "cannot be read" in fault(tmp_path / ("x" * 300))
+    assert "out of range" in fault(Path("nul\0l"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_permission(tmp_path: Path) -> None:
+    """A file of another user."""
+    path = write_video(tmp_path / "a.mp4", [0, 100])
+    path.chmod(0)
+    assert "may not be read" in fault(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(2, "x"), "no such file"),
+        (PermissionError(13, "x"), "may not be read"),
+        (av.error.PermissionError(1, "x"), "may not be read"),
+        (MemoryError(), "needs more memory"),
+        (av.error.MemoryError(12, "x"), "needs more memory"),
+        (av.error.ExitError(1, "x"), "takes too long"),
+        (av.error.DecoderNotFoundError(1, "x"), "codec"),
+        (av.error.InvalidDataError(1, "x"), "is not a video"),
+        (av.error.EOFError(1, "x"), "ends before"),
+        (av.error.PatchWelcomeError(1, "x"), "lacks"),
+        (av.error.UndefinedError(1, "x"), "cannot be decoded"),
+        (OSError(5, "x"), "cannot be read from disk"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "x"), "out of range"),
+        (OverflowError("x"), "out of range"),
+    ],
+    ids=lambda value: type(value).__module__ + "." + type(value).__name__,
+)
+def test_foreign_errors_are_worded_in_one_place(error: Exception, words: str) -> None:
+    """Every error of PyAV and of the operating system becomes one line; bugs pass."""
+    with pytest.raises(VideoError, match=words) as caught, video_faults(Path("a.mp4")):
+        raise error
+    assert caught.value.__cause__ is error
+    with pytest.raises(KeyError), video_faults(Path("a.mp4")):
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "words"),
+    [
+        (-1.0, None, "--start -1.0 is not a time"),
+        (None, float("nan"), "--end nan is not a time"),
+        (None, float("inf"), "--end inf is not a time"),
+        (2.0, 1.0, "--start 2 is not before --end 1"),
+        (1.0, 1.0, "--start 1 is not before --end 1"),
+        (None, 0.0, "--start 0 is not before --end 0"),
+        (3.0, None, "--start 3 is outside the video, which lasts 2.000 s"),
+        (1.0, 9.0, "--end 9 is outside the video, which lasts 2.000 s"),
+    ],
+)
+def test_spans_that_cannot_be(
+    tmp_path: Path, start_s: float | None, end_s: float | None, words: str
+) -> None:
+    """The flag, its value and what the video allows."""
+    path = write_video(tmp_path / "a.mp4", range(0, 2000, 100))
+    assert words in fault(path, start_s, end_s)
+
+
+def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs, options, patterns and protocols in a name are a local file's name."""
+    monkeypatch.chdir(tmp_path)
+    film = write_video(tmp_path / "a.mp4", range(0, 800, 100)).read_bytes()
+    Path("http:/host").mkdir(parents=True)
+    for name in (
+        "http://host/x.mp4", "-i", "--help", "%d.png", "%03d", "concat:a.mp4|b.mp4", "pipe:0", "-",
+        "file:a.mp4", "a\nb.mp4", "\x1b[31mred.mp4", "x.m3u8", "*.jpg", "\udcff.mp4", "‮4pm.a",
+    ):  # fmt: skip
+        Path(name).write_bytes(film)
+        assert clip_from_path(Path(name), 8, 16).distinct_frames == 8
+        Path(name).write_bytes(b"broken")
+        assert "is not a video" in fault(Path(name))
+    assert "no such file" in fault(Path("http://127.0.0.1/x.mp4"))
+    assert "no such file" in fault(Path("frame%d.png"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile 'a.mp4'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.mp4\n#EXT-X-ENDLIST\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nm=video 5004 RTP/AVP 96\r\n",
+        "\ufeff\n #EXTM3U\na.mp4\n",
+    ],
+)
+def test_playlists_open_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A file that names others is refused by its first bytes, and by FFmpeg's whitelist too."""
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "a.mp4", range(0, 800, 100))
+    Path("list.mp4").write_text(text)
+    assert "playlist" in fault(tmp_path / "list.mp4")
+    monkeypatch.setattr(source, "_refuse_playlist", lambda *_: None)
+    assert fault(tmp_path / "list.mp4")
+
+
+def test_truncated_files(tmp_path: Path) -> None:
+    """What is there is sampled evenly; a file without its index is one line."""
+    times = range(0, 5000, 100)
+    options = {"g": "10", "bf": "2"}
+    for name, muxer in (("a.mkv", {}), ("a.mp4", {"movflags": "faststart"}), ("a.ts", {})):
+        path = write_video(tmp_path / name, times, options=options, muxer=muxer)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 8 // 10])
+        clip = clip_from_path(path, 8, 32)
+        numbers = numbers_in(clip.frames_thwc)
+        assert clip.distinct_frames == 8, name
+        assert numbers[-1] < 48
+        assert clip.times_s == pytest.approx([n / 10 for n in numbers], abs=0.01)
+    path = write_video(tmp_path / "b.mp4", times)
+    path.write_bytes(path.read_bytes()[:-1500])
+    assert fault(path)
+
+
+def test_encrypted(tmp_path: Path) -> None:
+    """Common encryption is named as such."""
+    muxer = {
+        "encryption_scheme": "cenc-aes-ctr",
+        "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+        "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+    }
+    assert "encrypted (DRM)" in fault(write_video(tmp_path / "a.mp4", [0, 100], muxer=muxer))
+
+
+def test_damage_in_the_middle(tmp_path: Path) -> None:
+    """Flipped bytes cost frames, not the clip."""
+    path = write_video(tmp_path / "a.mkv", range(0, 5000, 100), options={"g": "10"})
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 3, len(data) * 2 // 3, 97):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    clip = clip_from_path(path, 8, 32)
+    assert clip.distinct_frames > 2
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    """A few bytes that claim 400 megapixels."""
+    png = image_bytes(numbered(0))
+    head = b"IHDR" + struct.pack(">II", 20000, 20000) + png[24:29]
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:])
+    assert "no frame can be decoded" in fault(path)
+
+
+def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time and size have ends."""
+    path = write_video(tmp_path / "a.mp4", range(0, 800, 100))
+    monkeypatch.setattr(source, "MAX_DECODE_S", 0.0)
+    assert "took more than 0 s" in fault(path)
+    monkeypatch.setattr(source, "MAX_VIDEO_PIXELS", 64 * 47)
+    assert "64 x 48 is more than" in fault(path)

@@ -1,0 +1,278 @@
+"""The `vqedge` command: arguments in, one function of `vqedge.commands` out.
+
+Heavy imports happen inside the commands, so that `--help` stays fast. Errors meet the user here and nowhere
+else: exit code 1 for what the user can fix, 2 for wrong usage, 3 for a fault of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from vqedge.errors import VqedgeError
+
+USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 3, 130
+
+app = typer.Typer(
+    name="vqedge",
+    help="Ask videos questions on the device: a video becomes 32 discrete tokens for a small LLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BundleOption = Annotated[
+    Optional[Path],  # noqa: UP007, UP045 - typer reads the annotation at run time
+    typer.Option("-m", "--model", metavar="BUNDLE", help="Bundle to use [default: $VQEDGE_BUNDLE or build/tiny.vqedge]."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="CPU threads [default: all usable].")]  # noqa: UP045
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress of libraries on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, or folder of frames.")],
+    question: Annotated[Optional[str], typer.Argument(help="The question [default: from stdin].")] = None,
+    bundle: BundleOption = None,
+    choices: Annotated[Optional[str], typer.Option(help="Score these answers instead: 'a|b|c'.")] = None,
+    budget: Annotated[Optional[str], typer.Option(help="Most video tokens to use [default: the bundle's].")] = None,
+    start: Annotated[Optional[float], typer.Option(help="Look from this second on.")] = None,
+    end: Annotated[Optional[float], typer.Option(help="Look up to this second.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")] = 0,
+    threads: ThreadsOption = None,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer in one piece.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question about a video.
+
+    Example: vqedge ask clip.mp4 "What color is the circle?" -m tiny.vqedge
+    """
+    from vqedge.commands.ask import ask as run
+    from vqedge_runtime.llm import DecodingOptions
+
+    options = DecodingOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    run(
+        video,
+        question,
+        bundle,
+        choices=choices,
+        budget=budget,
+        start=start,
+        end=end,
+        options=options,
+        threads=threads,
+        as_json=as_json,
+        stream=not no_stream,
+    )
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/tiny.yaml.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(help="Changes: key.sub=value ...")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Output folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a checkpoint on generated clips.
+
+    Example: vqedge train recipes/tiny.yaml -o runs/mine optim.steps=300
+    """
+    from vqedge.commands.train import run_train
+
+    run_train(config, overrides or [], resume=resume, out=out, as_json=as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    llm_quant: Annotated[Optional[str], typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
+    plugin_node: Annotated[
+        bool, typer.Option("--plugin-node", help="Plain plugin node for TensorRT 10.3; not for ONNX Runtime.")
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Store graph and parity report in the checkpoint.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into a bundle and prove that it computes the same (needs torch).
+
+    Example: vqedge export models/tiny -o tiny.vqedge
+    """
+    from vqedge.commands.export import export as run
+
+    run(
+        checkpoint,
+        out,
+        llm_quant=llm_quant,
+        check=not no_check,
+        record=record,
+        plugin_node=plugin_node,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def assemble(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    llm_quant: Annotated[Optional[str], typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the same bundle as `export`, without torch.
+
+    Example: vqedge assemble models/tiny -o tiny.vqedge
+    """
+    from vqedge.commands.export import assemble as run
+
+    run(checkpoint, out, llm_quant=llm_quant, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to check.")],
+    checkpoint: Annotated[Optional[Path], typer.Option(help="Measure parity with it (needs torch).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a bundle's files and, with its checkpoint, its parity on this machine."""
+    from vqedge.commands.export import check as run
+
+    run(bundle, checkpoint=checkpoint, as_json=as_json)
+
+
+@app.command("eval")
+def evaluate(
+    bundle: BundleOption = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="Evaluate in PyTorch instead.")] = None,
+    suite: Annotated[str, typer.Option(help="synthetic, FILE.jsonl or FILE.csv (NExT-QA).")] = "synthetic",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Most questions [default: 300 synthetic, else all].")] = None,
+    budget: Annotated[Optional[int], typer.Option(help="Most video tokens to use.")] = None,
+    videos: Annotated[Optional[Path], typer.Option(help="Folder of a CSV suite's videos.")] = None,
+    threads: ThreadsOption = None,
+    show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy on a suite of questions.
+
+    Example: vqedge eval -m tiny.vqedge --suite synthetic --limit 300 --json
+    """
+    from vqedge.commands.evaluate import run_eval
+
+    run_eval(
+        suite,
+        bundle,
+        checkpoint,
+        limit=limit,
+        budget=budget,
+        videos=videos,
+        threads=threads,
+        show=show,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def bench(
+    video: Annotated[Optional[Path], typer.Argument(help="Clip to time [default: a generated one].")] = None,
+    bundle: BundleOption = None,
+    runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time every stage, cold and asked again, against the unreduced patch tokens."""
+    from vqedge.commands.bench import run_bench
+
+    run_bench(video, bundle, runs=runs, threads=threads, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .onnx or .gguf.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a file or folder holds."""
+    from vqedge.commands.inspect import run_inspect
+
+    run_inspect(path, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    bundle: BundleOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that this machine can answer questions; every line that fails says its fix."""
+    from vqedge.commands.doctor import run_doctor
+
+    if not run_doctor(bundle, as_json=as_json):
+        raise typer.Exit(USER_ERROR)
+
+
+@app.command()
+def fetch(
+    name: Annotated[Optional[str], typer.Argument(help="One source [default: what the tiny model needs].")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash cached files in full.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Download base weights into the cache, pinned by sha256."""
+    from vqedge.commands.fetch import run_fetch
+
+    run_fetch(name, verify=verify, as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line; the only place where errors become exit codes."""
+    try:
+        app()
+    except VqedgeError as error:
+        _fail(error, USER_ERROR, f"vqedge: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(USER_ERROR)
+    except ModuleNotFoundError as error:
+        line = f"vqedge: {error.name} is not installed; {_install_line(error.name)}"
+        _fail(error, USER_ERROR, line)
+    except Exception as error:
+        line = f"vqedge: internal error: {type(error).__name__}: {error}; please report it (--debug for more)"
+        _fail(error, INTERNAL_ERROR, line)
+
+
+def _fail(error: BaseException, code: int, line: str) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _install_line(module: str | None) -> str:
+    needs = {"onnx": "assemble", "gguf": "assemble", "safetensors": "assemble"}
+    return f"pip install 'vqedge[{needs.get(module or '', 'export')}]'"
+
+
+if __name__ == "__main__":
+    main()

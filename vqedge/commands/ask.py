@@ -1,0 +1,111 @@
+"""`vqedge ask`: one question about one video."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.errors import ConfigError, PromptError, VqedgeError
+from vqedge.prompt import question_text
+from vqedge_runtime import Answer, DecodingOptions, VideoQA
+
+
+def ask(
+    video: Path,
+    question: str | None,
+    bundle: Path | None = None,
+    *,
+    choices: str | None = None,
+    budget: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    options: DecodingOptions | None = None,
+    threads: int | None = None,
+    as_json: bool = False,
+    stream: bool = True,
+) -> None:
+    """Answer on stdout, the backends on stderr."""
+    words = _question(question)
+    options_or_default = options or DecodingOptions()
+    with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
+        say(f"encoder: {qa.backend.encoder}; llm: {qa.backend.llm}")
+        encoded = qa.encode(video, _budget(budget), start, end)
+        if choices is not None:
+            answer = qa.ask(encoded, words, choices=_choices(choices))
+        elif stream and not as_json:
+            answer = _streamed(qa.stream(encoded, words, options=options_or_default))
+        else:
+            answer = qa.ask(encoded, words, options=options_or_default)
+    if not answer.text.strip():
+        raise VqedgeError("the model gave no words; ask in other words, or try --temperature 0.7")
+    answer = answer.including_encoding()
+    if as_json:
+        json_result(document_of(answer))
+    else:
+        _print_text(answer, streamed=stream and choices is None)
+
+
+def document_of(answer: Answer) -> dict[str, Any]:
+    """The JSON of an answer. Scripts rely on its keys."""
+    video = answer.video
+    document = {
+        "answer": answer.text,
+        "tokens": answer.tokens,
+        "timings_ms": {name: round(ms, 3) for name, ms in asdict(answer.timings).items()},
+        "backend": asdict(answer.backend),
+        "video": {"duration_s": round(video.duration_s, 6), "frames": video.frames},
+        "tokens_before": video.tokens.patches,
+        "generated_tokens": answer.generated_tokens,
+    }
+    if answer.choice_scores:
+        document["choices"] = answer.choice_scores
+    return document
+
+
+def _streamed(stream: Any) -> Answer:
+    for piece in stream:
+        result(piece, end="")
+    answer: Answer = stream.answer
+    return answer
+
+
+def _print_text(answer: Answer, streamed: bool) -> None:
+    result("" if streamed else answer.text)
+    for choice, probability in answer.choice_scores.items():
+        result(f"{probability:7.1%}  {choice}")
+    timings = answer.timings
+    say(
+        f"{answer.tokens} of {answer.video.tokens.patches} visual tokens; "
+        f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms"
+    )
+
+
+def _question(question: str | None) -> str:
+    """The question, from standard input if it is piped there; refused early if it is empty."""
+    if question is None and not sys.stdin.isatty():
+        question = sys.stdin.read()
+    if question is None:
+        raise PromptError("no question; ask something, as: vqedge ask clip.mp4 'What moves?'")
+    question_text(question)
+    return question
+
+
+def _choices(text: str) -> list[str]:
+    choices = [choice.strip() for choice in text.split("|")]
+    if len(choices) < 2 or not all(choices):
+        raise ConfigError(f"--choices {text!r}: give two or more, separated by |, as 'red|blue|green'")
+    return choices
+
+
+def _budget(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if text == "auto":
+        raise ConfigError("--budget auto: this bundle has a fixed budget; give a number of tokens")
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--budget {text}: give a number of tokens, as 32") from None

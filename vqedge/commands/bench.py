@@ -1,0 +1,61 @@
+"""`vqedge bench`: every stage apart, as a table and as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.data.demo import write_demo
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bench import run
+
+_PACKAGES = ("vqedge", "onnxruntime", "llama-cpp-python", "av")
+
+
+def run_bench(
+    video: Path | None,
+    bundle: Path | None = None,
+    *,
+    runs: int = 5,
+    threads: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Time a clip, or the demo clip if none is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        if video is None:
+            video = Path(folder) / "demo.mp4"
+            write_demo(video)
+        with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
+            say(f"encoder: {qa.backend.encoder}; llm: {qa.backend.llm}")
+            document = run(qa, video, runs) | {"machine": _machine()}
+    if as_json:
+        json_result(document)
+    else:
+        _print_table(document)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _print_table(document: dict[str, Any]) -> None:
+    for stage, ms in document["stages_ms"].items():
+        result(f"{stage:<28} {ms:10.1f} ms")
+    for name in ("cold_first_token", "reask_first_token", "unreduced_first_token"):
+        result(f"{name.replace('_', ' '):<28} {document[f'{name}_ms']:10.1f} ms")
+    result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")
+    result(f"{'peak memory':<28} {document['peak_rss_mb']:10.1f} MB")
+    result(
+        f"{document['unreduced_tokens']} unreduced tokens take {document['unreduced_over_llm']:.1f}x as "
+        f"long to the first token as {document['tokens']}, {document['unreduced_over_reask']:.1f}x as "
+        "long as asking again"
+    )

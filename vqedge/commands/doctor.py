@@ -1,0 +1,159 @@
+"""`vqedge doctor`: can this machine answer a question? Every failing line says its fix."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vqedge.base.fetch import cache_root, cached
+from vqedge.base.sources import SOURCES, PackageSource
+from vqedge.bundle import open_bundle
+from vqedge.commands.output import bundle_or_default, json_result
+from vqedge.errors import BundleError, VqedgeError
+
+_MIN_PYTHON = (3, 11)
+_MIN_FREE_GB = 1.0
+_LIBRARIES = ("numpy", "av", "onnxruntime", "llama-cpp-python")
+_OPTIONAL = {
+    "onnx": ("assemble bundles", "assemble"),
+    "torch": ("train and export", "export"),
+    "tensorrt": ("TensorRT engines", "tensorrt"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. A line that is not required never fails the doctor."""
+
+    check: str
+    found: str
+    needed: str
+    ok: bool
+    fix: str = ""
+    required: bool = True
+
+
+def run_doctor(bundle: Path | None = None, *, as_json: bool = False) -> bool:
+    """Run all checks and print them; True if the default job can run."""
+    findings = [finding for check in CHECKS for finding in check(bundle)]
+    healthy = all(finding.ok for finding in findings if finding.required)
+    if as_json:
+        json_result({"ok": healthy, "checks": [asdict(finding) for finding in findings]})
+    else:
+        _print_table(findings)
+    return healthy
+
+
+def _python(_: Path | None) -> Iterator[Finding]:
+    wanted = ".".join(map(str, _MIN_PYTHON))
+    fits = sys.version_info >= _MIN_PYTHON
+    yield Finding("python", platform.python_version(), f">= {wanted}", fits, f"install Python {wanted}")
+
+
+def _libraries(_: Path | None) -> Iterator[Finding]:
+    for name in _LIBRARIES:
+        found = _version(name)
+        yield Finding(name, found or "missing", "installed", found is not None, "pip install vqedge")
+    for name, (use, extra) in _OPTIONAL.items():
+        found = _version(name)
+        fix = f"pip install 'vqedge[{extra}]'"
+        yield Finding(name, found or "missing", f"only to {use}", found is not None, fix, required=False)
+
+
+def _disk(_: Path | None) -> Iterator[Finding]:
+    folder = cache_root()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free_gb = shutil.disk_usage(there).free / 1e9
+    fix = "free some space, or set VQEDGE_CACHE to another disk"
+    yield Finding("disk", f"{free_gb:.0f} GB free", f">= {_MIN_FREE_GB:g} GB", free_gb >= _MIN_FREE_GB, fix)
+
+
+def _video(_: Path | None) -> Iterator[Finding]:
+    """Write and read a clip with the FFmpeg libraries that are there."""
+    from vqedge.data.demo import write_demo
+    from vqedge_runtime.video import clip_from_path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "doctor.mp4"
+        try:
+            write_demo(path)
+            frames = len(clip_from_path(path, 8, 224).frames_thwc)
+        except (VqedgeError, OSError, ValueError) as error:
+            yield Finding("video decoding", str(error), "H.264", False, "pip install --force-reinstall av")
+            return
+    yield Finding("video decoding", f"{frames} frames of a generated clip", "H.264", True)
+
+
+def _bundle(bundle: Path | None) -> Iterator[Finding]:
+    fix = "vqedge assemble models/tiny -o tiny.vqedge"
+    try:
+        opened = open_bundle(bundle_or_default(bundle))
+    except BundleError as error:
+        yield Finding("bundle", str(error), "an intact bundle", False, fix, required=bundle is not None)
+        return
+    yield Finding("bundle", str(opened.root), "an intact bundle", True)
+
+
+def _llama_cpp(bundle: Path | None) -> Iterator[Finding]:
+    """One real decode in a subprocess: a build that does not fit the CPU dies from a signal."""
+    from vqedge_runtime.llm.probe import probe_decode
+
+    model = _some_gguf(bundle)
+    if model is None:
+        yield Finding("llama.cpp decode", "no model to try", "an answer", False, "vqedge fetch", required=False)
+        return
+    outcome = probe_decode(model)
+    found = f"{outcome.signal}: {outcome.detail}" if outcome.signal else outcome.detail
+    yield Finding("llama.cpp decode", found, "an answer", outcome.ok, outcome.fix)
+
+
+def _some_gguf(bundle: Path | None) -> Path | None:
+    with suppress(VqedgeError):
+        return open_bundle(bundle_or_default(bundle), verify=False).path_of("llm")
+    weights = cached("smollm2-135m-instruct")
+    return weights.path if weights else None
+
+
+def _base_weights(_: Path | None) -> Iterator[Finding]:
+    for name, source in SOURCES.items():
+        if isinstance(source, PackageSource):
+            there = cached(name) is not None
+            found = "in the cache" if there else "missing"
+            yield Finding(name, found, "only to assemble or export", there, "vqedge fetch", required=False)
+
+
+CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (
+    _python,
+    _libraries,
+    _disk,
+    _video,
+    _base_weights,
+    _bundle,
+    _llama_cpp,
+)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _print_table(findings: list[Finding]) -> None:
+    table = Table("check", "found", "needed", "fix")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]fix[/]" if finding.required else "[yellow]--[/]"
+        fix = "" if finding.ok else finding.fix
+        table.add_row(f"{mark} {finding.check}", finding.found, finding.needed, fix)
+    Console(soft_wrap=False).print(table)

@@ -1,0 +1,84 @@
+"""`vqedge export`, `vqedge assemble`, `vqedge check`: make bundles and measure them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vqedge.bundle import Bundle, open_bundle
+from vqedge.commands.output import json_result, result, say
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    llm_quant: str | None = None,
+    check: bool = True,
+    record: bool = False,
+    plugin_node: bool = False,
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Export a checkpoint and print the parity table."""
+    from vqedge_export.assemble import DEFAULT_QUANT
+    from vqedge_export.pipeline import export_bundle
+    from vqedge_runtime.llm import open_llama_cpp
+
+    bundle, report = export_bundle(
+        checkpoint,
+        out,
+        open_llama_cpp,
+        quant=llm_quant or DEFAULT_QUANT,
+        check=check,
+        record=record,
+        plugin_node=plugin_node,
+        overwrite=overwrite,
+    )
+    _print_bundle(bundle, report.model_dump(mode="json"), as_json)
+
+
+def assemble(
+    checkpoint: Path,
+    out: Path,
+    *,
+    llm_quant: str | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Make a bundle without torch and print what it holds."""
+    from vqedge_export.assemble import DEFAULT_QUANT, PARITY, assemble_bundle
+    from vqedge_export.report import report_from_file
+
+    bundle = assemble_bundle(
+        checkpoint, out, quant=llm_quant or DEFAULT_QUANT, overwrite=overwrite
+    )
+    report = report_from_file(bundle.root / PARITY)
+    _print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
+
+
+def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False) -> None:
+    """Verify a bundle's files; with its checkpoint, measure parity again on this machine."""
+    opened = open_bundle(bundle)
+    figures: dict[str, Any] = {}
+    if checkpoint is not None:
+        from vqedge_export.pipeline import measured_report
+        from vqedge_runtime.llm import open_llama_cpp
+
+        figures = measured_report(checkpoint, opened, open_llama_cpp).model_dump(mode="json")
+    else:
+        say("files are intact; give --checkpoint DIR to measure parity again (needs torch)")
+    _print_bundle(opened, figures, as_json)
+
+
+def _print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
+    files = {file.path: file.size_bytes for file in bundle.manifest.files}
+    if as_json:
+        json_result({"bundle": str(bundle.root), "files": files, "parity": parity})
+        return
+    for path, size in files.items():
+        say(f"{size / 1e6:9.1f} MB  {path}")
+    for part in ("encoder", "llm"):
+        for name, value in (parity.get(part) or {}).items():
+            say(f"{part} {name}: {value:.6g}")
+    result(str(bundle.root))

@@ -1,0 +1,102 @@
+"""`vqedge inspect`: what a bundle, a checkpoint, an ONNX or a GGUF file holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vqedge.bundle import open_bundle
+from vqedge.bundle.manifest import MANIFEST_NAME
+from vqedge.commands.output import json_result, result
+from vqedge.errors import BundleError, CheckpointError
+
+_SHORT = 100  # longest value shown in full
+
+
+def run_inspect(path: Path, *, as_json: bool = False) -> None:
+    """Print the facts of a file or folder."""
+    kind, facts = facts_of(path)
+    document = {"path": str(path), "kind": kind, **facts}
+    if as_json:
+        json_result(document)
+    else:
+        result(json.dumps(document, indent=2))
+
+
+def facts_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """What kind of thing a path is, and its facts.
+
+    Raises:
+        BundleError: nothing there, or nothing that vqedge knows.
+    """
+    if not path.exists():
+        raise BundleError(f"{path}: no such file or folder")
+    if (path / MANIFEST_NAME).is_file():
+        return "bundle", _bundle_facts(path)
+    if (path / "config.json").is_file():
+        return "checkpoint", _checkpoint_facts(path)
+    if path.suffix in _FILES and path.is_file():
+        return path.suffix[1:], _FILES[path.suffix](path)
+    known = ", ".join(_FILES)
+    raise BundleError(f"{path}: not a bundle, a checkpoint, or a file that ends in {known}")
+
+
+def _bundle_facts(path: Path) -> dict[str, Any]:
+    bundle = open_bundle(path)
+    facts: dict[str, Any] = bundle.manifest.model_dump(mode="json")
+    parity = path / "parity.json"
+    return facts | {"parity": json.loads(parity.read_text()) if parity.is_file() else None}
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    names = ("config.json", "metrics.json")
+    try:
+        facts = {
+            name.removesuffix(".json"): json.loads((path / name).read_text())
+            for name in names
+            if (path / name).is_file()
+        }
+    except ValueError as error:
+        raise CheckpointError(f"{path}: a file is not JSON ({error})") from error
+    sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
+    return facts | {"files": sizes}
+
+
+def _onnx_facts(path: Path) -> dict[str, Any]:
+    import onnxruntime as ort
+
+    try:
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+    return {
+        side: [{"name": t.name, "type": t.type, "shape": t.shape} for t in tensors]
+        for side, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
+    }
+
+
+def _gguf_facts(path: Path) -> dict[str, Any]:
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except ValueError as error:
+        raise BundleError(f"{path}: not a readable GGUF file ({error})") from error
+    fields = {name: _short(field.contents()) for name, field in reader.fields.items()}
+    types: dict[str, int] = {}
+    for tensor in reader.tensors:
+        types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
+    return {"metadata": fields, "tensors": len(reader.tensors), "tensor_types": types}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return f"{len(value)} values"
+    if isinstance(value, str) and len(value) > _SHORT:
+        return value[:_SHORT] + "..."
+    return value
+
+
+_FILES: dict[str, Callable[[Path], dict[str, Any]]] = {".onnx": _onnx_facts, ".gguf": _gguf_facts}

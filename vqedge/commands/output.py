@@ -1,0 +1,47 @@
+"""What every command prints the same way: results on stdout, talk on stderr, one JSON document last."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from vqedge.errors import BundleError
+
+DEFAULT_BUNDLES = (Path("tiny.vqedge"), Path("build/tiny.vqedge"))
+
+
+def say(text: str) -> None:
+    """Talk: goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str, end: str = "\n") -> None:
+    """Result: goes to stdout."""
+    print(text, end=end, flush=True)
+
+
+def json_result(document: dict[str, Any]) -> None:
+    """The one JSON document, the last line of stdout."""
+    result(json.dumps(document))
+
+
+def bundle_or_default(bundle: Path | None) -> Path:
+    """The bundle to use: the given one, `$VQEDGE_BUNDLE`, or one that lies here.
+
+    Raises:
+        BundleError: none was given and none is here.
+    """
+    if bundle is not None:
+        return bundle
+    if named := os.environ.get("VQEDGE_BUNDLE"):
+        return Path(named)
+    for path in DEFAULT_BUNDLES:
+        if path.is_dir():
+            return path
+    raise BundleError(
+        "no bundle: give -m NAME.vqedge or set VQEDGE_BUNDLE; "
+        "make one with: vqedge assemble models/tiny -o tiny.vqedge"
+    )

@@ -1,0 +1,31 @@
+"""`vqedge train`: a YAML file in, a checkpoint out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vqedge.base.fetch import fetch
+from vqedge.commands.output import json_result, result
+from vqedge.config import train_config_from_yaml
+
+
+def run_train(
+    config: Path,
+    overrides: list[str],
+    *,
+    resume: bool = False,
+    out: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Train, then trace the encoder so that the checkpoint can be assembled without torch."""
+    from vqedge.train import train
+    from vqedge_export.onnx_export import write_graph
+
+    extra = [f"output={out}"] if out else []
+    settings = train_config_from_yaml(config, [*overrides, *extra])
+    checkpoint = train(settings, resume)
+    write_graph(checkpoint, fetch(settings.model.encoder.source).path)
+    if as_json:
+        json_result({"checkpoint": str(checkpoint.path)})
+    else:
+        result(str(checkpoint.path))
