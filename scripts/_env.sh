@@ -22,26 +22,24 @@ need_environment() {
         mkdir -p build
         exec 9>build/environment.lock
         wait_for_lock 9 9>&9
-        if stale_environment "$1"; then
-            make_environment "$1"
-        fi
+        usable_venv || make_venv
+        if stale_environment "$1"; then install_environment "$1"; fi
         exec 9>&-
     fi
-    for file in "$llama"/*.whl; do
+    for file in "$VQEDGE_WHEELS/$llama"/*.whl; do
         if [ -f "$file" ]; then export VQEDGE_LLAMA_WHEEL="$file"; fi
     done
 }
 
 stale_environment() {
     usable_venv || return 0
-    llama=$VQEDGE_WHEELS/$(llama_folder_name)
-    stamp=$({ cat pyproject.toml constraints.txt && echo "$root $llama" && "$python" -VV; } | digest)
+    llama=$(llama_build_name)
+    python_version=$("$python" -VV)
+    stamp=$({ cat pyproject.toml constraints.txt; echo "$python_version $root $llama"; } | digest)
     ! grep -qsxF "$stamp" ".venv/vqedge-$1.stamp"
 }
 
-make_environment() {
-    usable_venv || make_venv
-    stale_environment "$1" || return 0
+install_environment() {
     say "bringing .venv up to date ($1)"
     rm -f .venv/vqedge-assemble.stamp .venv/vqedge-full.stamp
     install_llama
@@ -78,41 +76,48 @@ find_python() {
     fail "no Python 3.11 or newer (tried $*); install one, or set PYTHON to its path"
 }
 
-# The name tells builds apart: version of the package, then Python, platform and build options.
-llama_folder_name() {
-    cmake_args=${VQEDGE_CMAKE_ARGS:-$("$python" runtime/vqedge_runtime/llm/build_flags.py)}
+# Tells builds apart: the version of the package, then Python, platform and build options.
+llama_build_name() {
     platform=$("$python" -c 'import sys, sysconfig
 print(*sys.version_info[:2], sysconfig.get_platform())')
-    echo "llama-cpp-python-$(pinned llama-cpp-python)-$(echo "$platform $cmake_args" | digest)"
+    echo "llama-cpp-python-$(pinned llama-cpp-python)-$(echo "$platform $(cmake_args)" | digest)"
+}
+
+cmake_args() {
+    if [ -n "${VQEDGE_CMAKE_ARGS:-}" ]; then
+        echo "$VQEDGE_CMAKE_ARGS"
+    else
+        "$python" runtime/vqedge_runtime/llm/build_flags.py
+    fi
 }
 
 install_llama() {
     if ! grep -qsxF "$llama" .venv/vqedge-llama.stamp; then
-        build_llama
+        build_llama "$VQEDGE_WHEELS/$llama"
         rm -f .venv/vqedge-llama.stamp
-        run_pip install --force-reinstall --no-deps "$llama"/*.whl
+        run_pip install --force-reinstall --no-deps "$VQEDGE_WHEELS/$llama"/*.whl
         echo "$llama" >.venv/vqedge-llama.stamp
     fi
 }
 
-# In a temporary folder and renamed, under a lock: a killed build leaves nothing that looks whole.
+# build_llama FOLDER: unless it is there. Built beside it and renamed, under a lock: a killed build
+# leaves nothing that looks whole, and of two builds the second waits for the first.
 build_llama() (
-    exec 8>"$llama.lock"
+    exec 8>"$1.lock"
     wait_for_lock 8 8>&8
-    if [ -d "$llama" ]; then exit; fi
+    if [ -d "$1" ]; then exit; fi
     compiler=${CXX:-c++}
     command -v "${compiler%% *}" >/dev/null || fail \
         "llama.cpp needs a C++ compiler: 'apt install build-essential', 'xcode-select --install'"
-    cmake_args=${VQEDGE_CMAKE_ARGS:-$("$python" runtime/vqedge_runtime/llm/build_flags.py)}
-    say "building llama.cpp once, 4 to 8 minutes on 2 cores; kept in $llama"
-    say "options: $cmake_args"
-    rm -rf "$llama.part"
-    # no cache: pip would take a wheel it once built with other options
-    CMAKE_ARGS=$cmake_args \
+    say "building llama.cpp once, 4 to 8 minutes on 2 cores, to keep in $1"
+    rm -rf "$1.part"
+    options=$(cmake_args)
+    # no cache: it may hold a wheel that pip built with other options
+    CMAKE_ARGS=$options \
         CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(cores)} \
         run_pip wheel --no-cache-dir --no-deps --no-binary llama-cpp-python \
-        --wheel-dir "$llama.part" "llama-cpp-python==$(pinned llama-cpp-python)"
-    mv "$llama.part" "$llama"
+        --wheel-dir "$1.part" "llama-cpp-python==$(pinned llama-cpp-python)"
+    mv "$1.part" "$1"
 )
 
 # The lock belongs to the open file, so it holds until this shell and its children close it or die.

@@ -1,4 +1,4 @@
-"""Every requirement in pyproject.toml that `.venv` installs has a fitting pin in constraints.txt."""
+"""Every requirement that `.venv` installs has a fitting pin in constraints.txt."""
 
 from __future__ import annotations
 

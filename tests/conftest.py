@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vqedge.base.fetch import cached
+
+if TYPE_CHECKING:
+    from vqedge_runtime import VideoQA
+
+ROOT = Path(__file__).parents[1]
 
 _THREADS = "2"  # libraries read it when they load; CI has two cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -43,3 +51,43 @@ def vit_source() -> Path:
 def base_gguf() -> Path:
     """The language model's GGUF file."""
     return _base_weights("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(vit_source: Path, base_gguf: Path) -> Path:
+    """The trained checkpoint of the repository, with its base weights at hand."""
+    return ROOT / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny, assembled once. Do not write into it."""
+    from vqedge_export.assemble import assemble_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny.vqedge"
+    return assemble_bundle(checkpoint, out).root
+
+
+@pytest.fixture
+def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle to damage."""
+    return Path(shutil.copytree(bundle, tmp_path / "copy.vqedge"))
+
+
+@pytest.fixture(scope="session")
+def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo video: a red circle to the left, a blue square to the right."""
+    from vqedge.data.demo import write_demo
+
+    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
+    write_demo(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def qa(bundle: Path) -> Iterator[VideoQA]:
+    """The real bundle, open."""
+    from vqedge_runtime import VideoQA
+
+    with VideoQA.open(bundle) as session:
+        yield session

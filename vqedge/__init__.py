@@ -1,4 +1,4 @@
-"""Video question answering on the edge: a video becomes a few discrete tokens for a small quantised LLM."""
+"""Video question answering on the edge: a few discrete tokens for a small quantised LLM."""
 
 from __future__ import annotations
 

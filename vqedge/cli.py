@@ -1,6 +1,7 @@
 """The `vqedge` command: arguments in, one function of `vqedge.commands` out.
 
-Heavy imports happen inside the commands, so that `--help` stays fast. Errors meet the user here and nowhere
+Heavy imports happen inside the commands, so that `--help` stays fast. Errors meet the user here and
+nowhere
 else: exit code 1 for what the user can fix, 2 for wrong usage, 3 for a fault of ours.
 """
 
@@ -17,6 +18,7 @@ import typer
 from vqedge.errors import VqedgeError
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 3, 130
+_DEBUG = "--debug"  # taken at any place, before or after the command
 
 app = typer.Typer(
     name="vqedge",
@@ -29,16 +31,27 @@ app = typer.Typer(
 )
 
 BundleOption = Annotated[
-    Optional[Path],  # noqa: UP007, UP045 - typer reads the annotation at run time
-    typer.Option("-m", "--model", metavar="BUNDLE", help="Bundle to use [default: $VQEDGE_BUNDLE or build/tiny.vqedge]."),
+    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="BUNDLE",
+        help="Bundle to use [default: $VQEDGE_BUNDLE or build/tiny.vqedge].",
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
-ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="CPU threads [default: all usable].")]  # noqa: UP045
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads [default: all usable].")
+]
 
 
 @app.callback()
 def _root(
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress of libraries on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show progress of libraries on stderr.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
@@ -48,17 +61,25 @@ def _root(
 @app.command()
 def ask(
     video: Annotated[Path, typer.Argument(help="Video, GIF, image, or folder of frames.")],
-    question: Annotated[Optional[str], typer.Argument(help="The question [default: from stdin].")] = None,
+    question: Annotated[
+        str | None, typer.Argument(help="The question [default: from stdin].")
+    ] = None,
     bundle: BundleOption = None,
-    choices: Annotated[Optional[str], typer.Option(help="Score these answers instead: 'a|b|c'.")] = None,
-    budget: Annotated[Optional[str], typer.Option(help="Most video tokens to use [default: the bundle's].")] = None,
-    start: Annotated[Optional[float], typer.Option(help="Look from this second on.")] = None,
-    end: Annotated[Optional[float], typer.Option(help="Look up to this second.")] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Score these answers instead: 'a|b|c'.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most video tokens to use [default: the bundle's].")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")] = 0,
     threads: ThreadsOption = None,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer in one piece.")] = False,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the answer in one piece.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a video.
@@ -87,9 +108,11 @@ def ask(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/tiny.yaml.")],
-    overrides: Annotated[Optional[list[str]], typer.Argument(help="Changes: key.sub=value ...")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes: key.sub=value ...")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Output folder.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Output folder.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a checkpoint on generated clips.
@@ -105,15 +128,20 @@ def train(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
-    llm_quant: Annotated[Optional[str], typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
     plugin_node: Annotated[
-        bool, typer.Option("--plugin-node", help="Plain plugin node for TensorRT 10.3; not for ONNX Runtime.")
+        bool,
+        typer.Option(
+            "--plugin-node", help="Plain plugin node for TensorRT 10.3; not for ONNX Runtime."
+        ),
     ] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Store graph and parity report in the checkpoint.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing bundle.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle and prove that it computes the same (needs torch).
@@ -138,8 +166,10 @@ def export(
 def assemble(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
-    llm_quant: Annotated[Optional[str], typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing bundle.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make the same bundle as `export`, without torch.
@@ -154,7 +184,9 @@ def assemble(
 @app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(help="Bundle to check.")],
-    checkpoint: Annotated[Optional[Path], typer.Option(help="Measure parity with it (needs torch).")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Measure parity with it (needs torch).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Verify a bundle's files and, with its checkpoint, its parity on this machine."""
@@ -166,11 +198,16 @@ def check(
 @app.command("eval")
 def evaluate(
     bundle: BundleOption = None,
-    checkpoint: Annotated[Optional[Path], typer.Option(help="Evaluate in PyTorch instead.")] = None,
-    suite: Annotated[str, typer.Option(help="synthetic, FILE.jsonl or FILE.csv (NExT-QA).")] = "synthetic",
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Most questions [default: 300 synthetic, else all].")] = None,
-    budget: Annotated[Optional[int], typer.Option(help="Most video tokens to use.")] = None,
-    videos: Annotated[Optional[Path], typer.Option(help="Folder of a CSV suite's videos.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Evaluate in PyTorch instead.")] = None,
+    suite: Annotated[
+        str, typer.Option(help="synthetic, FILE.jsonl or FILE.csv (NExT-QA).")
+    ] = "synthetic",
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most questions [default: 300 synthetic, else all]."),
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Most video tokens to use.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of a CSV suite's videos.")] = None,
     threads: ThreadsOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
     as_json: JsonOption = False,
@@ -196,7 +233,9 @@ def evaluate(
 
 @app.command()
 def bench(
-    video: Annotated[Optional[Path], typer.Argument(help="Clip to time [default: a generated one].")] = None,
+    video: Annotated[
+        Path | None, typer.Argument(help="Clip to time [default: a generated one].")
+    ] = None,
     bundle: BundleOption = None,
     runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
     threads: ThreadsOption = None,
@@ -233,7 +272,9 @@ def doctor(
 
 @app.command()
 def fetch(
-    name: Annotated[Optional[str], typer.Argument(help="One source [default: what the tiny model needs].")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One source [default: what the tiny model needs].")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash cached files in full.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -245,8 +286,10 @@ def fetch(
 
 def main() -> None:
     """Run the command line; the only place where errors become exit codes."""
+    arguments = sys.argv[1:]
+    debug = _DEBUG in arguments
     try:
-        app()
+        app(args=[*([_DEBUG] if debug else []), *(word for word in arguments if word != _DEBUG)])
     except VqedgeError as error:
         _fail(error, USER_ERROR, f"vqedge: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
@@ -258,12 +301,13 @@ def main() -> None:
         line = f"vqedge: {error.name} is not installed; {_install_line(error.name)}"
         _fail(error, USER_ERROR, line)
     except Exception as error:
-        line = f"vqedge: internal error: {type(error).__name__}: {error}; please report it (--debug for more)"
+        what = f"{type(error).__name__}: {error}"
+        line = f"vqedge: internal error: {what}; please report it (--debug for more)"
         _fail(error, INTERNAL_ERROR, line)
 
 
 def _fail(error: BaseException, code: int, line: str) -> None:
-    if "--debug" in sys.argv:
+    if _DEBUG in sys.argv:
         raise error
     print(line, file=sys.stderr)
     sys.exit(code)

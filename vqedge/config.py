@@ -1,4 +1,7 @@
-"""What a user may set, as pydantic models. Unknown keys are refused, so a typo never passes silently."""
+"""What a user may set, as pydantic models.
+
+Unknown keys are refused, so a typo never passes silently.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ class DataConfig(Config):
     clips: PositiveInt = 4000
     questions_per_clip: PositiveInt = 8
     time_reversal: bool = True
-    """Show every clip backwards too, with its directions turned: twice the clips for one encoding."""
+    """Show every clip backwards too, with its directions turned."""
 
 
 class OptimConfig(Config):
@@ -94,11 +97,12 @@ class OptimConfig(Config):
     steps: PositiveInt = 1000
     clips_per_step: PositiveInt = 16
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    bridge_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    bridge_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: PositiveInt = 30
-    shallow_layers: PositiveInt = 30
-    """Layers of the language model that run in the first `shallow_steps` steps; the rest join later."""
-    shallow_steps: Annotated[int, Field(ge=0)] = 0
+    naming_steps: Annotated[int, Field(ge=0)] = 300
+    """Steps of the bridge alone, learning to name its codes, before the language model joins."""
+    naming_clips_per_step: PositiveInt = 48
+    naming_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
@@ -125,12 +129,14 @@ def train_config_from_yaml(path: Path, overrides: list[str] | None = None) -> Tr
     """
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: want keys and values; see recipes/tiny.yaml for an example")
         for override in overrides or []:
             _apply_override(values, override)
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see recipes/tiny.yaml for an example") from None
-    except (yaml.YAMLError, ValidationError, AttributeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
 
 
@@ -141,6 +147,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r}: {parent!r} is a value, it holds no keys")
     values[last] = yaml.safe_load(text)
 
 

@@ -1,4 +1,7 @@
-"""Ask a suite's questions and count the right answers. Works for anything that answers: bundle or checkpoint."""
+"""Ask a suite's questions and count the right answers.
+
+Works for anything that answers: bundle or checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,10 @@ class Reply:
 
 class Answerer(Protocol):
     """Whatever is evaluated."""
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """What runs where: `encoder` and `llm`."""
 
     @property
     def tokens_before(self) -> int:
@@ -67,7 +74,11 @@ class EvalReport:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values. TokDense is accuracy in percent per token (VQToken, section 4), its denominator given."""
+        """Plain values.
+
+        TokDense is accuracy in percent per token (VQToken, section 4), its denominator
+        given.
+        """
         accuracy = self.overall.accuracy
         return {
             "suite": self.suite,
@@ -100,7 +111,8 @@ def evaluate(
         items: the questions, at least one.
         on_item: told each question, its answer, and whether it is right.
     """
-    overall, by_kind, tokens = Tally(), {}, 0
+    overall, tokens = Tally(), 0
+    by_kind: dict[str, Tally] = {}
     for item in items:
         reply = answerer.reply(item)
         hit = is_right(reply.text, item.answer)
@@ -121,7 +133,9 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share."""
     share, z2 = right / total, _Z95 * _Z95
     center = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    half = (
+        _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    )
     return max(center - half, 0.0), min(center + half, 1.0)
 
 

@@ -1,9 +1,10 @@
 """NearestCodebook: the contract of the one custom op, and its reference implementation in NumPy.
 
-Domain `vqedge`, version 1. Inputs `x [N, D]` and `codebook [K, D]` of one float type; attribute `metric`.
-Outputs `indices [N] int32` and `margin [N] float32`, the best minus the second-best score: how safe each
-choice is. Scores accumulate in float32, ties go to the lowest index, a row holding a NaN gives index 0 and
-margin 0, K >= 1, N >= 0. With K = 1 there is no second best and the margin is +inf.
+Domain `vqedge`, version 1. Inputs `x [N, D]` and `codebook [K, D]` of one float type; attribute
+`metric`. Outputs `indices [N] int32` and `margin [N] float32`, the best minus the second-best
+score: how safe each choice is. Scores accumulate in float32, ties go to the lowest index, a row
+holding a NaN gives index 0 and margin 0, K >= 1, N >= 0. With K = 1 there is no second best and the
+margin is +inf.
 
 Every other implementation (PyTorch, ONNX function, CUDA) is tested against `nearest_codebook` here.
 """
@@ -30,7 +31,8 @@ def scores(x: _Floats, codebook: _Floats, metric: Metric = "l2") -> npt.NDArray[
     Args:
         x: `[N, D]`, any float type.
         codebook: `[K, D]`, K >= 1.
-        metric: `l2` is `-|x - c|^2` up to a constant per row, `dot` is `x.c`, `cosine` their angle's cosine.
+        metric: `l2` is `-|x - c|^2` up to a constant per row, `dot` is `x.c`, `cosine` their
+            angle's cosine.
 
     Returns:
         float32 `[N, K]`.
@@ -45,10 +47,10 @@ def scores(x: _Floats, codebook: _Floats, metric: Metric = "l2") -> npt.NDArray[
     rows, codes = x.astype(np.float32), codebook.astype(np.float32)
     if metric == "cosine":
         rows, codes = _unit(rows), _unit(codes)
-    products = rows @ codes.T
+    table: npt.NDArray[np.float32] = rows @ codes.T
     if metric == "l2":
-        return 2.0 * products - (codes * codes).sum(axis=1)
-    return products
+        table = 2.0 * table - (codes * codes).sum(axis=1)
+    return table
 
 
 def nearest_codebook(
@@ -68,7 +70,7 @@ def nearest_codebook(
         ValueError: see `scores`.
     """
     table = scores(x, codebook, metric)
-    broken = np.isnan(table).any(axis=1)
+    broken: npt.NDArray[np.bool_] = np.isnan(table).any(axis=1)
     table = np.where(broken[:, None], np.float32(0), table)
     indices = table.argmax(axis=1).astype(np.int32) if len(table) else np.zeros(0, np.int32)
     if table.shape[1] == 1:
@@ -82,4 +84,5 @@ def nearest_codebook(
 def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Rows scaled to length one; all-zero rows stay zero."""
     norm = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
-    return rows / np.maximum(norm, np.float32(COSINE_EPS))
+    unit: npt.NDArray[np.float32] = rows / np.maximum(norm, np.float32(COSINE_EPS))
+    return unit

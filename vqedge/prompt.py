@@ -1,8 +1,8 @@
 """The prompt, the same in training and on the device.
 
-One user turn holds the video's rows, a line break and the question. The chat template is the model's own; it is
-rendered around two marks and cut there, so that rows go in as embeddings and the user's words are tokenised
-as plain text: a question that spells `<|im_end|>` stays a question.
+One user turn holds the video's rows, a line break and the question. The chat template is the
+model's own; it is rendered around two marks and cut there, so that rows go in as embeddings and the
+user's words are tokenised as plain text: a question that spells `<|im_end|>` stays a question.
 """
 
 from __future__ import annotations
@@ -51,5 +51,7 @@ def question_text(question: str) -> str:
     """
     words = " ".join(question.split())
     if not words:
-        raise PromptError("the question is empty; ask something, as: vqedge ask clip.mp4 'What moves?'")
+        raise PromptError(
+            "the question is empty; ask something, as: vqedge ask clip.mp4 'What moves?'"
+        )
     return "\n" + words

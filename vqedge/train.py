@@ -1,8 +1,9 @@
 """Train the bridge and the adapter of the language model on quantised clips of the generated world.
 
-Everything frozen is done once (`vqedge.data.cache`), so a step is only the bridge and the language model.
-A run is a pure function of its configuration: batches and questions derive from (seed, step), so that a killed
-run resumes at its last save and goes on exactly as if it had not been killed.
+Everything frozen is done once (`vqedge.data.cache`), so a step is only the bridge and the language
+model. A run is a pure function of its configuration: batches and questions derive from (seed,
+step), so that a killed run resumes at its last save and goes on exactly as if it had not been
+killed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,9 @@ from vqedge.errors import CheckpointError
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint, write_json
 from vqedge.model.encoder import Bridge, ClipQuantizer
 from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
+from vqedge.model.naming import NamingLoss
 from vqedge.model.vlm import Scores, VideoLanguageModel
+from vqedge.warmup import teach_names
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
     held_out = cached_clips(config, quantizer, config.validation_seed, config.validation_clips)
     run = _Run(config, clips, quantizer.vit.position)
     first = run.restore() if resume else run.start()
+    record: dict[str, Any] = {"step": first}
     with _progress() as progress:
         task = progress.add_task("training", total=config.optim.steps, completed=first)
         for step in range(first, config.optim.steps):
@@ -142,8 +145,6 @@ class _Run:
         factor = learning_rate_factor(step, optim.warmup_steps, optim.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        depth = optim.shallow_layers if step < optim.shallow_steps else len(self.model.blocks)
-        self.model.run_layers(depth)
         scores = self._forward(self._batch(step))
         self.accelerator.backward(scores.loss)
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), optim.max_grad_norm)
@@ -155,14 +156,12 @@ class _Run:
             "exact_match": round(scores.correct.float().mean().item(), 4),
             "gradient_norm": round(float(norm), 4),
             "learning_rate": optim.learning_rate * factor,
-            "layers": depth,
             "seconds": round(time.monotonic() - began, 3),
         }
 
     @torch.no_grad()
     def validate(self, clips: CachedClips) -> dict[str, float]:
-        """Exact match on held-out clips, over all questions and per kind, through all layers."""
-        self.model.run_layers(len(self.model.blocks))
+        """Exact match on held-out clips, over all questions and per kind."""
         right: dict[str, list[bool]] = {}
         for start in range(0, len(clips), 16):
             numbers = list(range(start, min(start + 16, len(clips))))
@@ -202,7 +201,9 @@ class _Run:
         device = self.accelerator.device
         codes = clips.codes[numbers].float().to(device)
         packed = pack(self.tokenizer, asked, self.config.model.quantizer.codes)
-        packed = PackedBatch(*(part.to(device) for part in (packed.ids, packed.segment, packed.targets)))
+        packed = PackedBatch(
+            *(part.to(device) for part in (packed.ids, packed.segment, packed.targets))
+        )
         kinds = [item.kind for questions in asked for item in questions]
         return _Batch(codes, clips.indices[numbers].long().to(device), packed, kinds)
 
@@ -210,9 +211,29 @@ class _Run:
         """Begin a new run; refuses a folder that holds one."""
         output = self.config.output
         if (output / STATE_INFO).exists():
-            raise CheckpointError(f"{output}: holds a run already; pass --resume or another -o folder")
+            raise CheckpointError(
+                f"{output}: holds a run already; pass --resume or another -o folder"
+            )
         output.mkdir(parents=True, exist_ok=True)
+        self.name_codes()
+        self.save(0, {"step": 0})
         return 0
+
+    def name_codes(self) -> None:
+        """The bridge's first lesson, without the language model."""
+        optim = self.config.optim
+        if not optim.naming_steps:
+            return
+        embeddings = self.model.llm.get_input_embeddings().weight.detach()
+        teach_names(
+            self.model.bridge,
+            self.clips,
+            (self._scene(number) for number in range(len(self.clips))),
+            NamingLoss(embeddings, self.tokenizer).to(self.accelerator.device),
+            optim,
+            lambda step: learning_rate_factor(step, optim.warmup_steps, optim.naming_steps),
+            torch.Generator().manual_seed(self.config.seed),
+        )
 
     def save(self, step: int, record: dict[str, Any]) -> None:
         """Write weights and optimiser moments, so that the run can go on after a kill."""
@@ -239,11 +260,13 @@ class _Run:
             return self.start()
         info = json.loads((output / STATE_INFO).read_text(encoding="utf-8"))
         if info["run"] != self._identity():
-            raise CheckpointError(f"{output}: was written with another model configuration or data seed")
+            raise CheckpointError(
+                f"{output}: was written with another model configuration or data seed"
+            )
         tensors = load_file(output / STATE)
         for name, parameter in self.trained.items():
             parameter.data.copy_(tensors[f"weight.{name}"])
-            if f"step.{name}" in tensors:
+            if f"step.{name}" in tensors:  # none yet right after the naming steps
                 moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _ADAM_MOMENTS}
                 self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"][0], **moments}
         return int(info["step"])
@@ -259,7 +282,10 @@ class _Run:
 
     def checkpoint(self, record: dict[str, Any]) -> Checkpoint:
         """Write the deployable checkpoint."""
-        metrics = {**record, "train": self.config.model_dump(mode="json", exclude={"model", "output"})}
+        metrics = {
+            **record,
+            "train": self.config.model_dump(mode="json", exclude={"model", "output"}),
+        }
         return save_checkpoint(
             self.config.output,
             self.config.model,
@@ -284,7 +310,9 @@ def _epoch_order(epoch: int, clips: int, seed: int) -> np.ndarray[Any, np.dtype[
 
 
 def _validation_questions(seed: int, number: int) -> list[QuestionAnswer]:
-    return one_question_per_kind(scene_from_seed(seed, number), np.random.default_rng([seed, number]))
+    return one_question_per_kind(
+        scene_from_seed(seed, number), np.random.default_rng([seed, number])
+    )
 
 
 def _progress() -> Progress:

@@ -1,4 +1,4 @@
-"""A bundle from a checkpoint without torch: fill the stripped graph, merge and quantise the language model."""
+"""A bundle from a checkpoint without torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ from vqedge_export.graph import base_arrays, checkpoint_arrays, filled, save_mod
 from vqedge_export.report import ParityReport, report_from_file
 
 ENCODER, LLM, PARITY = "encoder.onnx", "llm.gguf", "parity.json"
-GRAPH, CONFIG, MODEL, LORA = "encoder.graph.onnx", "config.json", "model.safetensors", "lora.safetensors"
+GRAPH, CONFIG, MODEL, LORA = (
+    "encoder.graph.onnx",
+    "config.json",
+    "model.safetensors",
+    "lora.safetensors",
+)
 DEFAULT_QUANT = "Q8_0"
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
@@ -44,8 +49,8 @@ def assemble_bundle(
 ) -> Bundle:
     """Make the bundle that `export` makes, from a checkpoint that carries its graph.
 
-    The parity report is the one the exporter stored with the checkpoint, kept for the files whose bytes are
-    the same as when it was measured.
+    The parity report is the one the exporter stored with the checkpoint, kept for the files whose
+    bytes are the same as when it was measured.
 
     Args:
         checkpoint: a checkpoint folder with `encoder.graph.onnx`.
@@ -98,7 +103,9 @@ def config_of(checkpoint: Path) -> ModelConfig:
     """
     for name in (CONFIG, MODEL, LORA):
         if not (checkpoint / name).is_file():
-            raise CheckpointError(f"{checkpoint}: no {name}; is this a folder written by `vqedge train`?")
+            raise CheckpointError(
+                f"{checkpoint}: no {name}; is this a folder written by `vqedge train`?"
+            )
     try:
         return ModelConfig.model_validate_json((checkpoint / CONFIG).read_text(encoding="utf-8"))
     except ValidationError as error:
@@ -115,7 +122,8 @@ def graph_of(checkpoint: Path) -> onnx.ModelProto:
     path = checkpoint / GRAPH
     if not path.is_file():
         raise CheckpointError(
-            f"{checkpoint}: no {GRAPH}; run `vqedge export {checkpoint} --record` where torch is installed"
+            f"{checkpoint}: no {GRAPH}; where torch is installed, "
+            f"run `vqedge export {checkpoint} --record`"
         )
     return onnx.load(str(path), load_external_data=False)
 

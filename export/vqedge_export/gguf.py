@@ -1,7 +1,7 @@
 """Merge a LoRA adapter into the dequantised base GGUF and quantise the result again. No torch.
 
-The adapter was trained against exactly these dequantised weights, so nothing is lost between training and
-deployment but the final rounding.
+The adapter was trained against exactly these dequantised weights, so nothing is lost between
+training and deployment but the final rounding.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class LlmFacts:
     chat_template: str
 
 
-def gguf_from_lora(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path, quant: str) -> None:
+def gguf_from_lora(
+    base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path, quant: str
+) -> None:
     """Write `out`: base weights plus adapter, stored as `quant`.
 
     Args:
@@ -87,7 +89,9 @@ def quantize(source: Path, out: Path, quant: str) -> None:
     params.ftype, params.allow_requantize, params.nthread = LLM_QUANTS[quant], True, 0
     silence = llama_cpp.llama_log_callback(_log)
     llama_cpp.llama_log_set(silence, ctypes.c_void_p())
-    code = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
+    code = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(out).encode(), ctypes.byref(params)
+    )
     if code != 0:
         raise ExportError(f"llama.cpp could not quantise {source.name} to {quant} (code {code})")
 
@@ -123,7 +127,9 @@ def _write_merged(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, _merged(tensor, deltas))
     if deltas:
-        raise CheckpointError(f"lora.safetensors: {sorted(deltas)[0]!r} has no weight in {base.name}")
+        raise CheckpointError(
+            f"lora.safetensors: {sorted(deltas)[0]!r} has no weight in {base.name}"
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -140,12 +146,17 @@ def _copy_fields(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
 
 
 def _merged(tensor: gguf.ReaderTensor, deltas: dict[str, Floats]) -> Floats:
-    """The tensor with its delta added: matrices as float16, vectors as float32. Takes the delta out."""
+    """The tensor with its delta added: matrices as float16, vectors as float32.
+
+    Takes the delta out.
+    """
     weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if tensor.name in deltas:
         delta = deltas.pop(tensor.name)
         if delta.shape != weight.shape:
-            raise CheckpointError(f"lora.safetensors: {tensor.name} is {delta.shape}, want {weight.shape}")
+            raise CheckpointError(
+                f"lora.safetensors: {tensor.name} is {delta.shape}, want {weight.shape}"
+            )
         weight = weight + delta
     return weight.astype(np.float32 if weight.ndim == 1 else np.float16)
 
@@ -176,4 +187,6 @@ def _deltas(
 def _interleaved(weight: Floats, heads: int) -> Floats:
     """Rows in llama.cpp's rotary order: within a head, the two halves alternate."""
     rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return (
+        weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    )

@@ -1,7 +1,7 @@
 """The weight-stripped encoder graph: every weight is a reference by name, filled without torch.
 
-A checkpoint carries the graph, its own weights and nothing of the base; `filled` puts both in. Export and
-assemble both go through `filled`, so they write the same bytes.
+A checkpoint carries the graph, its own weights and nothing of the base; `filled` puts both in.
+Export and assemble both go through `filled`, so they write the same bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
 Arrays = Mapping[str, npt.NDArray[np.floating]]
 
 
-def stripped(model: onnx.ModelProto, checkpoint_names: set[str], base_names: set[str]) -> onnx.ModelProto:
+def stripped(
+    model: onnx.ModelProto, checkpoint_names: set[str], base_names: set[str]
+) -> onnx.ModelProto:
     """A copy of the model in which every known weight is a reference to the file that holds it.
 
     Args:

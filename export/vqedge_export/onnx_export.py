@@ -1,4 +1,4 @@
-"""Trace the PyTorch encoder into ONNX: static shapes, weights by name, NearestCodebook as a function."""
+"""Trace the PyTorch encoder: static shapes, weights by name, NearestCodebook as a function."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -
     return path
 
 
-def stripped_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> onnx.ModelProto:
+def stripped_graph(
+    checkpoint: Checkpoint, base: Path, custom_node: bool = False
+) -> onnx.ModelProto:
     """The traced encoder with every weight replaced by a reference."""
     model = encoder_graph(checkpoint.encoder(), checkpoint.config)
     if not custom_node:
@@ -93,7 +95,9 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    unused = {i.name for i in model.graph.initializer} - {n for node in model.graph.node for n in node.input}
+    unused = {i.name for i in model.graph.initializer} - {
+        n for node in model.graph.node for n in node.input
+    }
     kept = [item for item in model.graph.initializer if item.name not in unused]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

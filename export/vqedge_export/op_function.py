@@ -1,13 +1,14 @@
 """NearestCodebook as an ONNX model-local function of standard ops.
 
-Runtimes without a kernel of their own inline it; those with a plugin of this name use the plugin. One matrix
-product and reductions, never a pairwise-distance op. Contract: `vqedge.nearest_codebook`.
+Runtimes without a kernel of their own inline it; those with a plugin of this name use the plugin.
+One matrix product and reductions, never a pairwise-distance op. Contract:
+`vqedge.nearest_codebook`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
 
 import onnx
 from onnx import TensorProto, helper
@@ -19,7 +20,7 @@ OPSET = 18
 
 
 def nearest_codebook_function(metric: str) -> onnx.FunctionProto:
-    """The op's body for one metric: inputs `x [N, D]`, `codebook [K, D]`; outputs `indices`, `margin`.
+    """The op's body for one metric: `x [N, D]`, `codebook [K, D]` to `indices`, `margin`.
 
     Raises:
         ExportError: the metric is unknown.
@@ -46,7 +47,9 @@ def attach_function(model: onnx.ModelProto) -> None:
     """
     metrics = {_metric_of(node) for node in model.graph.node if node.op_type == OP_NAME}
     if len(metrics) != 1:
-        raise ExportError(f"the graph's NearestCodebook nodes use the metrics {sorted(metrics)}, want one")
+        raise ExportError(
+            f"the graph's NearestCodebook nodes use the metrics {sorted(metrics)}, want one"
+        )
     model.functions.append(nearest_codebook_function(metrics.pop()))
     if not any(item.domain == DOMAIN for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, OP_VERSION))
@@ -57,7 +60,7 @@ def _metric_of(node: onnx.NodeProto) -> str:
     return values[0] if values else "l2"
 
 
-def _node(op: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+def _node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, inputs.split(), [output], **attributes)
 
 

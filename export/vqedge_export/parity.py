@@ -1,7 +1,7 @@
-"""Does the export compute what the checkpoint computes? Measured on generated clips, written to `parity.json`.
+"""Does the export compute what the checkpoint computes? Measured on generated clips.
 
-Ids are compared as ids: how many patches got another code, and how safe the choice was where they did. The
-language model is compared where it matters, at the tokens of real answers.
+Ids are compared as ids: how many patches got another code, and how safe the choice was where they
+did. The language model is compared where it matters, at the tokens of real answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class LogitsSource(Protocol):
 OpenLlm = Callable[[Path], AbstractContextManager[LogitsSource]]
 
 
-def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> tuple[EncoderParity, list[Rows]]:
+def encoder_parity(
+    checkpoint: Checkpoint, onnx_path: Path, clips: int
+) -> tuple[EncoderParity, list[Rows]]:
     """Run PyTorch and ONNX Runtime on generated clips.
 
     Returns:
@@ -80,7 +82,11 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> tuple
 
 
 def llm_parity(
-    checkpoint: Checkpoint, tokenizer: PromptTokenizer, rows: list[Rows], gguf: Path, open_llm: OpenLlm
+    checkpoint: Checkpoint,
+    tokenizer: PromptTokenizer,
+    rows: list[Rows],
+    gguf: Path,
+    open_llm: OpenLlm,
 ) -> LlmParity:
     """Compare transformers with llama.cpp at every answer token of real prompts."""
     model = checkpoint.llm()
@@ -94,7 +100,11 @@ def llm_parity(
                 before, after = tokenizer.before_video, tokenizer.question(item.question)
                 answer = tokenizer.answer(item.answer)
                 tail = [*after, *answer[:-1]]
-                pieces = [embed(torch.tensor(before)), torch.from_numpy(tokens), embed(torch.tensor(tail))]
+                pieces = [
+                    embed(torch.tensor(before)),
+                    torch.from_numpy(tokens),
+                    embed(torch.tensor(tail)),
+                ]
                 with torch.inference_mode():
                     wanted = model(inputs_embeds=torch.cat(pieces)[None], use_cache=False).logits[0]
                 found = deployed.logits(before, tokens, tail)
@@ -120,8 +130,8 @@ def require(report: ParityReport, tolerance: Tolerance) -> None:
     faults = report.faults(tolerance)
     if faults:
         raise ParityError(
-            f"the export does not compute what the checkpoint computes: {'; '.join(faults)}; nothing was "
-            "written (--no-check writes it all the same)"
+            f"the export does not compute what the checkpoint computes: {'; '.join(faults)}; "
+            "nothing was written (--no-check writes it all the same)"
         )
 
 

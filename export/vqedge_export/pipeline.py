@@ -50,7 +50,8 @@ def export_bundle(
         quant: type of the language model's weights.
         check: measure parity and refuse to write a bundle that fails it.
         record: store graph and parity report in the checkpoint, so that `assemble` can use them.
-        plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run it.
+        plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run
+            it.
         overwrite: replace `out` if it is a bundle.
 
     Raises:

@@ -18,7 +18,9 @@ class _Record(BaseModel):
 class Tolerance(_Record):
     """What an export may lose."""
 
-    safe_ids_differ: float = 0.0  # share of patches with another id although the margin was over 1e-3
+    safe_ids_differ: float = (
+        0.0  # share of patches with another id although the margin was over 1e-3
+    )
     ids_differ: float = 0.001  # share of patches with another id at all
     token_cosine: float = 0.999  # of the worst row
     top1_agreement: float
@@ -102,4 +104,6 @@ def report_from_file(path: Path) -> ParityReport | None:
     try:
         return ParityReport.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise CheckpointError(f"{path}: not a parity report ({error.error_count()} faults)") from error
+        raise CheckpointError(
+            f"{path}: not a parity report ({error.error_count()} faults)"
+        ) from error

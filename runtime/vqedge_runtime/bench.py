@@ -1,7 +1,8 @@
-"""Time every stage of an ask, in one process and one run: cold, asked again, and with the unreduced tokens.
+"""Time every stage of an ask: cold, asked again, and with the unreduced tokens.
 
-The unreduced prompt is what a video LLM without quantisation would read: one row a patch (every patch's code in
-its place), through the same language model. Its ratio to the reduced one does not depend on the machine.
+The unreduced prompt is what a video LLM without quantisation would read: one row a patch (every
+patch's code in its place), through the same language model. Its ratio to the reduced one does not
+depend on the machine.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _asked(qa: VideoQA, rows: VideoRows, question: str) -> Generation:
 
 
 def _unreduced(video: Video) -> VideoRows:
-    """One row a patch `[T * grid * grid, width]`: what the language model reads without quantisation."""
+    """One row a patch, `[T * grid * grid, width]`: the prompt without quantisation."""
     position = np.cumsum(video.tokens.mask) - 1
     return VideoRows(video.tokens.rows[position[video.tokens.index_map.reshape(-1)]])
 

@@ -1,8 +1,8 @@
 """`VideoQA`: open a bundle, encode a video once, ask many questions about it.
 
-    with VideoQA.open("tiny.vqedge") as qa:
-        video = qa.encode("clip.mp4")
-        print(qa.ask(video, "What color is the circle?").text)
+with VideoQA.open("tiny.vqedge") as qa:
+    video = qa.encode("clip.mp4")
+    print(qa.ask(video, "What color is the circle?").text)
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ class AnswerStream(Iterator[str]):
 
 
 class VideoQA:
-    """Answers questions about videos. Owns an encoder and a language model; close it, or use `with`.
+    """Answers questions about videos.
+
+    Owns an encoder and a language model; close it, or use `with`.
 
     Not thread safe: calls on one object must not overlap.
 
@@ -159,7 +161,8 @@ class VideoQA:
             encoder: backend of the encoder.
             threads: CPU threads of both models; all that this process may use by default.
             context: tokens that video, question and answer may take together.
-            gpu_layers: layers of the language model to put on a GPU, if llama.cpp was built for one.
+            gpu_layers: layers of the language model to put on a GPU, if llama.cpp was built for
+                one.
 
         Raises:
             BundleError: the bundle is missing, altered or of another version.
@@ -210,7 +213,7 @@ class VideoQA:
         return self._encoded(clip, budget)
 
     def encode_frames(self, frames_thwc: Frames, budget: int | None = None) -> Video:
-        """Encode frames that are there already: uint8 RGB `[T, size, size, 3]` of the bundle's T and size.
+        """Encode frames: uint8 RGB `[T, size, size, 3]` of the bundle's T and size.
 
         Raises:
             ConfigError: wrong shape or type, or the budget is out of range.
@@ -218,7 +221,9 @@ class VideoQA:
         spec = self.manifest.encoder
         wanted = (spec.frames, spec.size, spec.size, 3)
         if frames_thwc.shape != wanted or frames_thwc.dtype.name != "uint8":
-            raise ConfigError(f"frames are {frames_thwc.dtype} {frames_thwc.shape}, want uint8 {wanted}")
+            raise ConfigError(
+                f"frames are {frames_thwc.dtype} {frames_thwc.shape}, want uint8 {wanted}"
+            )
         tokens, encode_ms = self._tokens(frames_thwc, self.checked_budget(budget))
         return Video(tokens, 0.0, spec.frames, (), Timings(encode=encode_ms))
 

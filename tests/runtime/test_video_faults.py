@@ -7,10 +7,15 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from unittest.mock import Mock
 
 import av.error
 import pytest
+from av.packet import Packet
+from av.video.stream import VideoStream
 from video_maker import image_bytes, numbered, numbers_in, write_sound, write_video
 
 from vqedge.errors import VideoError
@@ -22,7 +27,7 @@ INDEX = {}
 if ODD.exists():
     INDEX = {f["file"]: f for f in json.loads((ODD / "index.json").read_text())}
 ABSENT = pytest.param("", marks=pytest.mark.skip(f"{ODD} is not there"))
-SLOW_S = 5.0
+SLOW_S = 5.0  # of processor time, so that a busy machine does not fail the test
 
 
 def fault(path: Path, start_s: float | None = None, end_s: float | None = None) -> str:
@@ -38,7 +43,7 @@ def fault(path: Path, start_s: float | None = None, end_s: float | None = None) 
 @pytest.mark.parametrize("name", sorted(INDEX) or [ABSENT])
 def test_odd_files(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Every odd file gives a clip or one line, within seconds, and FFmpeg stays silent."""
-    began = time.perf_counter()
+    began = time.process_time()
     outcome: Clip | str
     try:
         outcome = clip_from_path(ODD / name, 8, 32)
@@ -47,7 +52,7 @@ def test_odd_files(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     except VideoError as error:
         outcome = str(error)
         assert outcome.isprintable()
-    took_s = time.perf_counter() - began
+    took_s = time.process_time() - began
     printed = capfd.readouterr()
     assert printed.err == printed.out == ""
     assert took_s < SLOW_S, f"{name}: {took_s:.1f} s"
@@ -206,6 +211,20 @@ def test_damage_in_the_middle(tmp_path: Path) -> None:
     path.write_bytes(data)
     clip = clip_from_path(path, 8, 32)
     assert clip.distinct_frames > 2
+
+
+@pytest.mark.parametrize("error", [IndexError(), av.error.InvalidDataError(1, "x")])
+def test_reading_goes_on_after_an_error(tmp_path: Path, error: Exception) -> None:
+    """PyAV trips over streams that begin mid-file (IndexError), FFmpeg over damage."""
+    with source.opened(write_video(tmp_path / "a.mkv", range(0, 5000, 100))) as opened:
+        demux = opened._container.demux
+
+        def tripping(stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+            yield from islice(demux(stream), 10)
+            raise error
+
+        opened._container = Mock(wraps=opened._container, demux=tripping)
+        assert len(list(opened.frames())) == 50
 
 
 def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def write_video(
         stream = cast(VideoStream, output.add_stream(codec, rate=10, options=options or {}))
         first = numbered(0) if pictures is None else pictures[0]
         stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], pixel_format
+        stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, 25 if codec == "mpeg2video" else 1000)
         if rotation:
             stream.set_display_rotation(**rotation)

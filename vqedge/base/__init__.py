@@ -1,1 +1,1 @@
-"""Base weights: where they come from (`sources`), how they get here (`fetch`), how they are read (`vit`)."""
+"""Base weights: their `sources`, how they get here (`fetch`), how they are read (`vit`)."""

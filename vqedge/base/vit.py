@@ -1,8 +1,9 @@
 """Read the DINOv2-S/14 backbone out of its source ONNX file as named NumPy arrays.
 
-Names and layouts are those of `vqedge.model.vit.ViT`: a linear layer's weight is `[in, out]`, used as
-`x @ weight + bias`, exactly as the source graph stores it. Nothing is transposed or rounded on the way,
-so a graph assembled from these arrays equals one exported from the PyTorch model byte for byte.
+Names and layouts are those of `vqedge.model.vit.ViT`: a linear layer's weight is `[in, out]`, used
+as `x @ weight + bias`, exactly as the source graph stores it. Nothing is transposed or rounded on
+the way, so a graph assembled from these arrays equals one exported from the PyTorch model byte for
+byte.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def vit_arrays_from_onnx(path: Path) -> dict[str, npt.NDArray[np.float32]]:
 
     def array(name: str) -> npt.NDArray[np.float32]:
         if name not in initializers:
-            raise CheckpointError(f"{path}: no tensor {name!r}; is this the file `vqedge fetch` got?")
+            raise CheckpointError(
+                f"{path}: no tensor {name!r}; is this the file `vqedge fetch` got?"
+            )
         return numpy_helper.to_array(initializers[name])
 
     def constant_of(node: str) -> npt.NDArray[np.float32]:

@@ -96,7 +96,9 @@ def _question(question: str | None) -> str:
 def _choices(text: str) -> list[str]:
     choices = [choice.strip() for choice in text.split("|")]
     if len(choices) < 2 or not all(choices):
-        raise ConfigError(f"--choices {text!r}: give two or more, separated by |, as 'red|blue|green'")
+        raise ConfigError(
+            f"--choices {text!r}: give two or more, separated by |, as 'red|blue|green'"
+        )
     return choices
 
 

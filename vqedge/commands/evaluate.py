@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ class BundleAnswerer:
         self.qa, self.budget = qa, budget
         self._clip: Scene | Path | None = None
         self._video: Video | None = None
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """What runs where."""
+        return asdict(self.qa.backend)
 
     @property
     def tokens_before(self) -> int:
@@ -69,6 +75,7 @@ def run_eval(
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, checkpoint, budget, threads)
         report = evaluate(answerer, suite, items, _show if show else lambda *_: None)
+        report = replace(report, extra={"backend": answerer.backend})
     if as_json:
         json_result(report.to_dict())
     else:

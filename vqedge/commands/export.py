@@ -50,9 +50,7 @@ def assemble(
     from vqedge_export.assemble import DEFAULT_QUANT, PARITY, assemble_bundle
     from vqedge_export.report import report_from_file
 
-    bundle = assemble_bundle(
-        checkpoint, out, quant=llm_quant or DEFAULT_QUANT, overwrite=overwrite
-    )
+    bundle = assemble_bundle(checkpoint, out, quant=llm_quant or DEFAULT_QUANT, overwrite=overwrite)
     report = report_from_file(bundle.root / PARITY)
     _print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
 

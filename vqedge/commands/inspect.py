@@ -70,7 +70,9 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
     try:
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        raise BundleError(
+            f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}"
+        ) from error
     return {
         side: [{"name": t.name, "type": t.type, "shape": t.shape} for t in tensors]
         for side, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))

@@ -1,4 +1,4 @@
-"""What every command prints the same way: results on stdout, talk on stderr, one JSON document last."""
+"""What commands print: results on stdout, talk on stderr, one JSON document last."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training and evaluation data: the generated world of moving shapes, question files, feature cache."""
+"""Data: the generated world of moving shapes, question files, the feature cache."""

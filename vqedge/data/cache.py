@@ -1,7 +1,7 @@
 """Quantised clips on disk: the ViT and k-means are frozen, so every generated clip is encoded once.
 
-One safetensors file per shard of 64 clips, written to a temporary name and renamed, so that a killed run
-resumes at the next shard and two runs may fill the same folder.
+One safetensors file per shard of 64 clips, written to a temporary name and renamed, so that a
+killed run resumes at the next shard and two runs may fill the same folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ WORLD_VERSION = 1  # raise when world or render change what a (seed, index) pair
 
 @dataclass(frozen=True)
 class CachedClips:
-    """Quantised clips, stacked. Codes in float16, indices in uint8: 27 KB a clip at K=32, 8 frames."""
+    """Quantised clips, stacked.
+
+    Codes in float16, indices in uint8: 27 KB a clip at K=32, 8 frames.
+    """
 
     codes: Tensor  # float16 [B, K, D]
     indices: Tensor  # uint8 [B, T * grid * grid]
@@ -41,8 +44,8 @@ class CachedClips:
 def reversed_clips(clips: CachedClips, frames: int) -> CachedClips:
     """The same clips played backwards, exactly as encoding them would give.
 
-    The backbone sees one frame at a time and k-means all patches at once, so only the order of the index map
-    turns; codes are put in order of first occurrence again.
+    The backbone sees one frame at a time and k-means all patches at once, so only the order of the
+    index map turns; codes are put in order of first occurrence again.
     """
     batch, codes, _width = clips.codes.shape
     flipped = clips.indices.view(batch, frames, -1).flip(1).flatten(1).long()

@@ -1,4 +1,7 @@
-"""Write the demo clip: `python -m vqedge.data.demo build/demo.mp4`. A red circle that moves to the left, and others."""
+"""Write the demo clip: `python -m vqedge.data.demo build/demo.mp4`.
+
+A red circle that moves to the left, and others.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Many questions about one clip in one row: the video is read once, questions do not see each other.
+"""Many questions about one clip in one row: the video is read once.
 
     row:  [template, video rows] [question 1, answer 1] [question 2, answer 2] ...
 
-Every question attends to the shared prefix and to itself, with positions as if it followed the prefix
+Every question attends to the shared prefix and to itself, with positions as if it followed the
+prefix
 directly: the same numbers as asking one at a time, for a third of the work.
 """
 

@@ -1,4 +1,7 @@
-"""Questions about a `Scene`, each with the one right answer. Pure functions of the scene and a generator."""
+"""Questions about a `Scene`, each with the one right answer.
+
+Pure functions of the scene and a generator.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ Asker = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
 def questions_from_scene(
     scene: Scene, rng: np.random.Generator, count: int
 ) -> list[QuestionAnswer]:
-    """Ask `count` questions, every kind as often as the others; kinds that do not apply are skipped."""
+    """Ask `count` questions, every kind that applies as often as the others."""
     kinds: list[str] = []
     found: list[QuestionAnswer] = []
     while len(found) < count:

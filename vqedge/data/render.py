@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from vqedge.data.world import COLORS, MovingObject, Scene
+
+_Plane = npt.NDArray[np.float32]
 
 _NOISE_LEVEL = 4.0  # standard deviation of the background's grain, in grey levels
 
@@ -51,33 +54,43 @@ def _draw(canvas: npt.NDArray[np.float32], item: MovingObject, time: float, size
     top, bottom = max(int(y - radius) - 1, 0), min(int(y + radius) + 2, size)
     left, right = max(int(x - radius) - 1, 0), min(int(x + radius) + 2, size)
     rows, columns = np.mgrid[top:bottom, left:right].astype(np.float32) + 0.5
-    distance = _signed_distance(item.shape, (columns - x) / radius, (rows - y) / radius) * radius
+    distance = _SIGNED_DISTANCES[item.shape]((columns - x) / radius, (rows - y) / radius) * radius
     alpha = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
     patch = canvas[top:bottom, left:right]
     patch += alpha * (np.asarray(COLORS[item.color], np.float32) - patch)
 
 
-def _signed_distance(
-    shape: str, x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Distance to the outline of a shape that fits the unit circle; negative inside."""
-    if shape == "circle":
-        return np.hypot(x, y) - np.float32(1.0)
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.8)
-    if shape == "triangle":
-        return np.maximum(y - np.float32(0.6), 0.866 * np.abs(x) - 0.5 * y - np.float32(0.45))
-    return _star_distance(x, y)
+def _circle(x: _Plane, y: _Plane) -> _Plane:
+    radius: _Plane = np.hypot(x, y)
+    return radius - np.float32(1.0)
 
 
-def _star_distance(
-    x: npt.NDArray[np.float32], y: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Five-pointed star: the outline's radius as a function of the angle."""
-    sector = np.arctan2(x, -y) % (2 * np.pi / 5)
-    nearest_tip = np.minimum(sector, 2 * np.pi / 5 - sector)
+def _square(x: _Plane, y: _Plane) -> _Plane:
+    side: _Plane = np.maximum(np.abs(x), np.abs(y))
+    return side - np.float32(0.8)
+
+
+def _triangle(x: _Plane, y: _Plane) -> _Plane:
+    flanks = 0.866 * np.abs(x) - 0.5 * y - np.float32(0.45)
+    edge: _Plane = np.maximum(y - np.float32(0.6), flanks)
+    return edge
+
+
+def _star(x: _Plane, y: _Plane) -> _Plane:
+    """Five points: the outline's radius as a function of the angle."""
     inner, half = 0.42, np.pi / 5
-    edge = inner * np.sin(half) / (
-        np.sin(nearest_tip) * (1 - inner * np.cos(half)) + inner * np.sin(half) * np.cos(nearest_tip)
-    )
-    return (np.hypot(x, y) - edge).astype(np.float32) * np.float32(0.7)
+    sector = np.arctan2(x, -y) % (2 * half)
+    tip = np.minimum(sector, 2 * half - sector)
+    slope = np.sin(tip) * (1 - inner * np.cos(half)) + inner * np.sin(half) * np.cos(tip)
+    edge = inner * np.sin(half) / slope
+    distance: _Plane = (np.hypot(x, y) - edge).astype(np.float32)
+    return distance * np.float32(0.7)
+
+
+# Distance to the outline of a shape that fits the unit circle; negative inside.
+_SIGNED_DISTANCES: dict[str, Callable[[_Plane, _Plane], _Plane]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+}

@@ -1,9 +1,10 @@
 """Evaluation suites: where questions come from, as one stream of items.
 
 - `synthetic`: the generated world under a seed that is never trained on.
-- `jsonl:FILE` or `FILE.jsonl`: `{"video": PATH, "question": ..., "answer": ..., "kind"?: ..., "choices"?: [...]}` a
-  line; paths are relative to the file.
-- `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type, a0..a4).
+- `jsonl:FILE` or `FILE.jsonl`: `{"video": PATH, "question": ..., "answer": ..., "kind"?: ...,
+  "choices"?: [...]}` a line; paths are relative to the file.
+- `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
+  a0..a4).
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
     if not separator:
         kind, rest = _kind_from_path(name), name
     if kind not in SUITES:
-        raise DatasetError(f"--suite {name}: choose one of {', '.join(SUITES)}, as jsonl:FILE or nextqa:FILE")
+        raise DatasetError(
+            f"--suite {name}: choose one of {', '.join(SUITES)}, as jsonl:FILE or nextqa:FILE"
+        )
     items = list(islice(SUITES[kind](rest, videos), limit or _DEFAULT_LIMIT))
     if not items:
         raise DatasetError(f"--suite {name}: holds no question")
@@ -132,7 +135,7 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
 
 
 def _find_video(videos: Path, name: str) -> Path | None:
-    """The file of a NExT-QA id; the data set is often kept in part, so a missing one is left out."""
+    """The file of a NExT-QA id, or None: the data set is often kept in part."""
     if Path(name).name != name:
         return None
     found = (videos / f"{name}{suffix}" for suffix in _VIDEO_SUFFIXES)

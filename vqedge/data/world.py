@@ -33,7 +33,10 @@ _PLACEMENT_TRIES = 200
 
 @dataclass(frozen=True)
 class MovingObject:
-    """One shape on a straight path. Lengths are fractions of the frame's side, times of the clip."""
+    """One shape on a straight path.
+
+    Lengths are fractions of the frame's side, times of the clip.
+    """
 
     color: str
     shape: str
@@ -46,7 +49,9 @@ class MovingObject:
     def xy(self, time: float) -> tuple[float, float]:
         """Centre at `time` in [0, 1], as fractions of the frame."""
         dx, dy = DIRECTIONS[self.direction]
-        return self.start_xy[0] + dx * self.travel * time, self.start_xy[1] + dy * self.travel * time
+        return self.start_xy[0] + dx * self.travel * time, self.start_xy[
+            1
+        ] + dy * self.travel * time
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,7 @@ def reversed_scene(scene: Scene) -> Scene:
     Objects that appeared late now vanish early, so nothing appears after the start any more.
     """
     objects = tuple(
-        replace(
-            item, direction=OPPOSITE[item.direction], start_xy=item.xy(1.0), appears_at=0.0
-        )
+        replace(item, direction=OPPOSITE[item.direction], start_xy=item.xy(1.0), appears_at=0.0)
         for item in scene.objects
     )
     return replace(scene, objects=objects)

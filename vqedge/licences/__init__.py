@@ -8,7 +8,7 @@ from vqedge.base.sources import Source, licence_line
 
 
 def licence_texts(sources: list[Source]) -> dict[str, str]:
-    """Files for a bundle's `LICENSES/` folder: the texts, and a notice that says what is under which."""
+    """Files for a bundle's `LICENSES/`: the texts, and a notice of what is under which."""
     texts = {
         item.name: item.read_text(encoding="utf-8")
         for item in resources.files(__package__).iterdir()

@@ -1,1 +1,1 @@
-"""The VQToken model in PyTorch: ViT, quantizer, token hash, VQ-Attention, and the language model's adapter."""
+"""The model in PyTorch: ViT, quantizer, token hash, VQ-Attention, adapted language model."""

@@ -34,6 +34,11 @@ class CheckpointAnswerer:
         self._rows = torch.empty(0)
 
     @property
+    def backend(self) -> dict[str, str]:
+        """What runs where."""
+        return {"encoder": "PyTorch CPU fp32", "llm": "transformers CPU fp32"}
+
+    @property
     def tokens_before(self) -> int:
         """Patches of a clip."""
         return self.config.encoder.patches
@@ -51,7 +56,9 @@ class CheckpointAnswerer:
             DatasetError: the item is about a file; those are for bundles.
         """
         if not isinstance(item.clip, Scene) or item.choices:
-            raise DatasetError("--checkpoint evaluates the synthetic suite only; use a bundle (-m) for files")
+            raise DatasetError(
+                "--checkpoint evaluates the synthetic suite only; use a bundle (-m) for files"
+            )
         if item.clip != self._clip:
             frames = torch.from_numpy(item.clip.frames(self.frames, self.config.encoder.size))
             encoded = self.encoder(frames, torch.tensor(self.budget))

@@ -1,7 +1,7 @@
-"""A checkpoint folder: `config.json`, `model.safetensors`, `lora.safetensors`, `metrics.json` (and the graph).
+"""A checkpoint folder: configuration, trained tensors, adapter, metrics, and the graph.
 
-Holds what training changed, in float16, and no base weight but the interpolated position embedding, so that
-a device without torch can assemble the encoder from it. safetensors only, never a pickle.
+Holds what training changed, in float16, and no base weight but the interpolated position embedding,
+so that a device without torch can assemble the encoder from it. safetensors only, never a pickle.
 """
 
 from __future__ import annotations
@@ -75,11 +75,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, config: ModelConfig, position: Tensor, bridge: nn.Module, llm: Any, metrics: Mapping[str, Any]
+    path: Path,
+    config: ModelConfig,
+    position: Tensor,
+    bridge: nn.Module,
+    llm: Any,
+    metrics: Mapping[str, Any],
 ) -> Checkpoint:
-    """Write a checkpoint. Trained weights are rounded to float16, the position embedding is kept as it is."""
+    """Write a checkpoint.
+
+    Trained weights are rounded to float16, the position embedding is kept as it is.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()}
+    tensors = {
+        f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()
+    }
     tensors[POSITION] = position.detach().float().contiguous().cpu()
     _replace(path / MODEL, lambda file: save_file(tensors, file))
     lora = {name: _half(value) for name, value in get_peft_model_state_dict(llm).items()}

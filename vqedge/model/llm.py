@@ -1,4 +1,4 @@
-"""The language model in PyTorch: the dequantised base GGUF, the weights that will be deployed, plus LoRA."""
+"""The language model in PyTorch: the dequantised base GGUF plus LoRA."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class PromptTokenizer:
 
     def question(self, question: str) -> list[int]:
         """Ids of a question and of the template text that opens the answer."""
-        ids = self.tokenizer(question_text(question), add_special_tokens=False, split_special_tokens=True)
+        ids = self.tokenizer(
+            question_text(question), add_special_tokens=False, split_special_tokens=True
+        )
         return [*ids["input_ids"], *self.after_question]
 
     def answer(self, answer: str) -> list[int]:

@@ -29,7 +29,10 @@ def nearest_codebook(x: Tensor, codebook: Tensor, metric: str = "l2") -> tuple[T
         raise ValueError(f"metric must be one of {get_args(Metric)}, got {metric!r}")
     rows, codes = x.float(), codebook.float()
     if metric == "cosine":
-        rows, codes = F.normalize(rows, dim=1, eps=COSINE_EPS), F.normalize(codes, dim=1, eps=COSINE_EPS)
+        rows, codes = (
+            F.normalize(rows, dim=1, eps=COSINE_EPS),
+            F.normalize(codes, dim=1, eps=COSINE_EPS),
+        )
     scores = rows @ codes.T
     if metric == "l2":
         scores = 2.0 * scores - (codes * codes).sum(dim=1)

@@ -1,9 +1,9 @@
 """Per-clip quantizer: deterministic cosine k-means over all patches of a clip (VQToken, Eq. 3-4).
 
-What the paper leaves open is fixed so that two runtimes agree on the ids: a farthest-first start (KKZ)
-instead of random seeds, a fixed number of iterations, centroids of the raw features, and labels in order
-of first occurrence. Every assignment is one NearestCodebook. Shapes are static: a budget below `codes`
-switches the last codes off and the mask says so.
+What the paper leaves open is fixed so that two runtimes agree on the ids: a farthest-first start
+(KKZ) instead of random seeds, a fixed number of iterations, centroids of the raw features, and
+labels in order of first occurrence. Every assignment is one NearestCodebook. Shapes are static: a
+budget below `codes` switches the last codes off and the mask says so.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _farthest_first(features: Tensor, unit: Tensor, codes: int) -> Tensor:
 
 
 def _centroids(features: Tensor, one_hot: Tensor, empty: Tensor) -> Tensor:
-    """Mean of the members of each code `[K, D]`; a code without members keeps its row of `empty`."""
+    """Mean of the members of each code `[K, D]`, or its row of `empty` without members."""
     count = one_hot.sum(dim=0)[:, None]
     mean = one_hot.T @ features / count.clamp(min=1.0)
     return torch.where(count > 0, mean, empty)

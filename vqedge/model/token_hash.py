@@ -1,7 +1,7 @@
-"""The token hash: where and when every code occurs, as features that do not depend on the code's number.
+"""The token hash: where and when every code occurs, whatever its number.
 
-VQToken (Eq. 5) keeps an index map M [T, h, w]. Reading its ids as numbers makes the result change when the
-codes are renumbered; occupancy features are permutation-equivariant instead.
+VQToken (Eq. 5) keeps an index map M [T, h, w]. Reading its ids as numbers makes the result change
+when the codes are renumbered; occupancy features are permutation-equivariant instead.
 """
 
 from __future__ import annotations

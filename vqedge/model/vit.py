@@ -33,6 +33,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Same leading shape as `x`."""
         return x @ self.weight + self.bias
 
 
@@ -44,6 +45,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (Linear(WIDTH, WIDTH) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Same leading shape as `x`."""
         query, key, value = (
             layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
@@ -60,6 +62,7 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = Linear(WIDTH, 4 * WIDTH), Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Same leading shape as `x`."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -73,6 +76,7 @@ class Block(nn.Module):
         self.scale1, self.scale2 = (nn.Parameter(torch.ones(WIDTH)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Same leading shape as `x`."""
         x = x + self.scale1 * self.attention(self.norm1(x))
         return x + self.scale2 * self.mlp(self.norm2(x))
 
@@ -89,7 +93,9 @@ class ViT(nn.Module):
     def __init__(self, block: int, size: int = 224, final_norm: bool = True) -> None:
         super().__init__()
         if not 1 <= block <= BLOCKS or size % PATCH:
-            raise ConfigError(f"encoder: block {block} of 1..{BLOCKS}, size {size} (multiple of {PATCH})")
+            raise ConfigError(
+                f"encoder: block {block} of 1..{BLOCKS}, size {size} (multiple of {PATCH})"
+            )
         self.grid = size // PATCH
         self.patch = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
@@ -125,7 +131,9 @@ def vit_from_source(path: Path, block: int, size: int = 224, final_norm: bool = 
     """Build the ViT and fill it strictly from the fetched ONNX file, frozen and in eval mode."""
     model = ViT(block, size, final_norm)
     arrays = vit_arrays_from_onnx(path)
-    position = _interpolated_position(arrays.pop("position_cls"), arrays.pop("position_grid"), model.grid)
+    position = _interpolated_position(
+        arrays.pop("position_cls"), arrays.pop("position_grid"), model.grid
+    )
     state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     wanted = set(model.state_dict())
     state = {name: value for name, value in state.items() if name in wanted}
@@ -138,7 +146,7 @@ def _interpolated_position(
     grid: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
     side: int,
 ) -> Tensor:
-    """Position embeddings for a `side x side` grid by bicubic interpolation, as the source graph does."""
+    """Position embeddings for `side x side` patches, bicubic as in the source graph."""
     stored = int(grid.shape[1] ** 0.5)
     image = torch.from_numpy(grid.copy()).reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)

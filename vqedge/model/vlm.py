@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
 from vqedge.model.encoder import Bridge
-from vqedge.model.llm import decoder_of, hidden_states
+from vqedge.model.llm import hidden_states
 
 IGNORED = -100
 
@@ -30,7 +30,6 @@ class VideoLanguageModel(nn.Module):
     def __init__(self, bridge: Bridge, llm: Any) -> None:
         super().__init__()
         self.bridge, self.llm = bridge, llm
-        self.blocks = list(decoder_of(llm).layers)
 
     def forward(self, codes: Tensor, indices: Tensor, batch: PackedBatch) -> Scores:
         """Score packed questions about quantised clips.
@@ -50,15 +49,6 @@ class VideoLanguageModel(nn.Module):
         targets = batch.targets[wanted]
         loss = F.cross_entropy(logits, targets)
         return Scores(loss, _whole_answers(logits.argmax(-1) == targets, batch, wanted))
-
-    def run_layers(self, count: int) -> None:
-        """Run only `count` blocks of the language model from now on: the first ones and the last ones."""
-        count = min(count, len(self.blocks))
-        head = count - count // 2
-        kept = self.blocks[:head] + self.blocks[len(self.blocks) - (count - head) :]
-        decoder = decoder_of(self.llm)
-        decoder.layers = nn.ModuleList(kept)
-        decoder.config.num_hidden_layers = count
 
 
 def _whole_answers(right: Tensor, batch: PackedBatch, wanted: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""VQ-Attention: the codes, told where and when they occur, become rows of the language model's input.
+"""VQ-Attention: codes, told where and when they occur, become rows for the language model.
 
-The paper (Eq. 6-7) attends with queries and keys from the codebook B and values from MLP(hash), giving exactly
-K rows. Here B and MLP(hash) are summed before a small pre-norm transformer over the K rows, so that content
-and position meet in every layer and nothing is lost at a single attention. Unused rows are masked as keys
-and zero in the result.
+The paper (Eq. 6-7) attends with queries and keys from the codebook B and values from MLP(hash),
+giving exactly K rows. Here B and MLP(hash) are summed before a small pre-norm transformer over the
+K rows, so that content and position meet in every layer and nothing is lost at a single attention.
+Unused rows are masked as keys and zero in the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from vqedge.config import ModelConfig
 from vqedge.model.token_hash import FEATURES_PER_FRAME
 
-_MASKED = -1e4  # added to the scores of unused keys; finite, so that float16 and all-masked rows are safe
+_MASKED = (
+    -1e4
+)  # added to the scores of unused keys; finite, so that float16 and all-masked rows are safe
 
 
 class Attention(nn.Module):
@@ -27,6 +29,7 @@ class Attention(nn.Module):
         self.qkv, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
+        """Same shape as `x`; `key_bias` is added to the scores of each key."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
@@ -45,6 +48,7 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, key_bias: Tensor) -> Tensor:
+        """Same shape as `x`; `key_bias` is added to the scores of each key."""
         x = x + self.attention(self.norm1(x), key_bias)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 

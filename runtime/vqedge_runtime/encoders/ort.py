@@ -35,7 +35,9 @@ class OrtEncoder:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen private types here
             reason = str(error).splitlines()[0]
-            raise BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export again") from error
+            raise BundleError(
+                f"{path}: ONNX Runtime cannot load it ({reason}); export again"
+            ) from error
         self._session: ort.InferenceSession | None = session
 
     @property
@@ -57,7 +59,9 @@ class OrtEncoder:
             tokens, index_map, mask, margin = self._session.run(_OUTPUTS, feeds)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise BundleError(f"encoder.onnx: ONNX Runtime failed ({reason}); export again") from error
+            raise BundleError(
+                f"encoder.onnx: ONNX Runtime failed ({reason}); export again"
+            ) from error
         return TokenSet(tokens[mask], index_map, mask, margin)
 
     def close(self) -> None:

@@ -1,0 +1,92 @@
+"""Render the measured figures of README.md; `--write` updates the file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "docs" / "measured"
+START, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def main(arguments: list[str]) -> int:
+    """Compare README.md with what the figures give, or write it.
+
+    Returns:
+        the exit status.
+    """
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    fresh = f"{before}{START}\n{block()}\n{END}{rest.split(END)[1]}"
+    if "--write" in arguments:
+        path.write_text(fresh, encoding="utf-8")
+    elif fresh != text:
+        sys.stderr.write(
+            "README.md: figures differ from docs/measured; run scripts/_readme.py --write\n"
+        )
+        return 1
+    return 0
+
+
+def block() -> str:
+    """The measured part of the README."""
+    bundle, checkpoint, bench = (
+        _load(name) for name in ("eval_bundle", "eval_checkpoint", "bench")
+    )
+    return "\n\n".join([_accuracy(bundle, checkpoint), _speed(bench)])
+
+
+def _accuracy(bundle: dict[str, Any], checkpoint: dict[str, Any]) -> str:
+    low, high = bundle["interval"]
+    command = f"vqedge eval --suite synthetic --limit {bundle['n']}"
+    backend = f"{bundle['backend']['encoder']}, {bundle['backend']['llm']}"
+    all_row = f"| **all** | **{bundle['accuracy']:.1%}** [{low:.1%}, {high:.1%}] "
+    lines = [f"Held-out clips, exact match (`{command}`; the bundle is {backend}):", ""]
+    lines += ["| questions | bundle | PyTorch | n |", "|---|---|---|---|"]
+    for kind, row in bundle["by_kind"].items():
+        reference = checkpoint["by_kind"][kind]["accuracy"]
+        lines.append(f"| {kind} | {row['accuracy']:.1%} | {reference:.1%} | {row['n']} |")
+    lines += [all_row + f"| {checkpoint['accuracy']:.1%} | {bundle['n']} |", ""]
+    tokens = f"{bundle['tokens_mean']:.0f} of {bundle['tokens_before']} visual tokens a clip"
+    dense = f"TokDense {bundle['tokdense']:.2f} (percent of accuracy per token)"
+    return "\n".join([*lines, f"{tokens} ({bundle['frames']} frames): {dense}."])
+
+
+def _speed(bench: dict[str, Any]) -> str:
+    machine = bench["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    where = f"{machine['usable_cores']} cores of {machine['processor']}; {versions}"
+    backend = f"{bench['backend']['encoder']}, {bench['backend']['llm']}"
+    rows = dict(bench["stages_ms"])
+    rows["first token, cold"] = bench["cold_first_token_ms"]
+    rows["first token, asked again"] = bench["reask_first_token_ms"]
+    unreduced = f"first token, language model alone, all {bench['unreduced_tokens']} patch tokens"
+    rows[unreduced] = bench["unreduced_first_token_ms"]
+    return "\n".join(
+        [
+            f"One 3-second clip (`vqedge bench`; {where}; {backend}):",
+            "",
+            "| stage | milliseconds |",
+            "|---|---|",
+            *(f"| {name} | {ms:.0f} |" for name, ms in rows.items()),
+            "",
+            "The language model's first token comes "
+            f"{bench['unreduced_over_llm']:.0f} times sooner with {bench['tokens']} tokens than",
+            f"with {bench['unreduced_tokens']}; asked again, "
+            f"{bench['unreduced_over_reask']:.0f} times sooner. "
+            f"Peak memory {bench['peak_rss_mb']:.0f} MB.",
+        ]
+    )
+
+
+def _load(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

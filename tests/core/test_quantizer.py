@@ -1,0 +1,198 @@
+"""The quantizer against an independent k-means in NumPy, and what its contract promises."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vqedge.data.cache import CachedClips, reversed_clips
+from vqedge.model.quantizer import KMeansQuantizer, Quantized, _farthest_first
+
+Array = np.ndarray[Any, Any]
+SAFE = 1e-5  # a choice with less lead than this could fall either way in float32
+
+
+class Reference(NamedTuple):
+    codes: Array
+    indices: Array
+    safest: float  # smallest lead of any choice on the way
+
+
+def kmeans(features: Array, codes: int, iterations: int, budget: int) -> Reference:
+    """The same rules in float64, with loops over codes instead of one-hot products."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    leads: list[float] = []
+
+    def first_of(values: Array) -> int:
+        ordered = np.sort(values)[::-1]
+        leads.append(ordered[0] - ordered[1])
+        return int(values.argmax())
+
+    chosen = [first_of((features**2).sum(axis=1))]
+    while len(chosen) < budget:
+        distance = np.min([1 - unit @ unit[number] for number in chosen], axis=0)
+        chosen.append(first_of(distance))
+    centroids = features[chosen].copy()
+
+    def assigned() -> Array:
+        similar = unit @ (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).T
+        return np.array([first_of(row) if budget > 1 else 0 for row in similar])
+
+    for _ in range(iterations):
+        labels = assigned()
+        for code in range(budget):
+            if (labels == code).any():
+                centroids[code] = features[labels == code].mean(axis=0)
+    labels = assigned()
+    order = list(dict.fromkeys(labels.tolist()))  # by first occurrence
+    result = np.zeros((codes, features.shape[1]))
+    for place, code in enumerate(order):
+        result[place] = features[labels == code].mean(axis=0)
+    return Reference(result, np.array([order.index(label) for label in labels]), min(leads))
+
+
+def features_of(seed: int, patches: int = 96, width: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(patches, width, generator=generator) + 0.3
+
+
+def quantized(
+    features: Tensor, codes: int, budget: int | None = None, rounds: int = 4
+) -> Quantized:
+    quantizer = KMeansQuantizer(codes, rounds)
+    result: Quantized = quantizer(features, torch.tensor(budget or codes))
+    return result
+
+
+@pytest.mark.parametrize(("codes", "budget"), [(8, 8), (8, 5), (8, 1), (32, 32), (32, 12)])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_the_k_means_of_the_rules(seed: int, codes: int, budget: int) -> None:
+    features = features_of(seed)
+    wanted = kmeans(features.double().numpy(), codes, 4, budget)
+    assert wanted.safest > SAFE, "take another seed: float32 may choose otherwise here"
+    found = quantized(features, codes, budget)
+    assert found.indices.dtype == torch.int32
+    assert found.indices.tolist() == wanted.indices.tolist()
+    assert np.abs(found.codes.numpy() - wanted.codes).max() < 1e-5
+
+
+def test_it_is_deterministic_bit_for_bit() -> None:
+    features = features_of(1, 500, 48)
+    first, second = (quantized(features.clone(), 32) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 31, 32])
+def test_the_budget_is_kept_and_the_mask_says_what_is_used(budget: int) -> None:
+    found = quantized(features_of(2, 200), 32, budget)
+    used = found.indices.unique().tolist()
+    assert used == list(range(len(used))) and len(used) <= budget
+    assert found.mask.tolist() == [number in used for number in range(32)]
+    assert not found.codes[~found.mask].any()
+    assert found.codes[found.mask].any(dim=1).all()
+
+
+def test_labels_are_in_order_of_first_occurrence() -> None:
+    found = quantized(features_of(3, 300), 32)
+    assert list(dict.fromkeys(found.indices.tolist())) == list(range(int(found.mask.sum())))
+
+
+def test_codes_are_the_means_of_their_members_not_of_unit_vectors() -> None:
+    features = features_of(4, 200) * torch.linspace(0.5, 4, 200)[:, None]
+    found = quantized(features, 8)
+    for code in range(8):
+        members = features[found.indices == code]
+        torch.testing.assert_close(found.codes[code], members.mean(dim=0))
+
+
+def test_length_does_not_matter_to_the_choice() -> None:
+    """Cosine k-means: of two directions, each keeps its patches whatever their length."""
+    lengths = torch.tensor([1.0, 9.0, 0.1, 3.0, 30.0, 0.2])
+    directions = torch.eye(2)[[0, 1, 0, 1, 0, 1]] + 0.01
+    assert quantized(directions * lengths[:, None], 2).indices.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("budget", [1, 8])
+def test_a_plain_clip_needs_one_code(budget: int) -> None:
+    patch = torch.arange(1.0, 7.0)
+    found = quantized(patch.expand(40, 6), 8, budget)
+    assert not found.indices.any()
+    assert found.mask.tolist() == [True] + [False] * 7
+    torch.testing.assert_close(found.codes[0], patch)
+    assert not found.codes[1:].any()
+
+
+def test_fewer_patches_than_codes() -> None:
+    features = features_of(5, 4)
+    found = quantized(features, 8)
+    assert found.indices.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(found.codes[:4], features)
+
+
+def test_the_margin_is_the_lead_of_the_choice() -> None:
+    """Measured where k-means has settled: before, the codes are newer than the last choice."""
+    features = features_of(6, 64)
+    found = quantized(features, 2, rounds=64)
+    assert torch.equal(found.indices, quantized(features, 2, rounds=63).indices)
+    unit, codes = (torch.nn.functional.normalize(part) for part in (features, found.codes))
+    top = (2 * unit @ codes.T).topk(2, dim=1).values
+    torch.testing.assert_close(found.margin, top[:, 0] - top[:, 1], atol=1e-5, rtol=0)
+
+
+def test_a_switched_off_code_is_far_from_every_patch() -> None:
+    assert quantized(features_of(6, 64), 2, 1).margin.min() > 50
+
+
+# ---- farthest first
+
+
+def test_a_prefix_of_the_start_is_the_start_of_a_smaller_codebook() -> None:
+    features = features_of(7)
+    unit = torch.nn.functional.normalize(features)
+    whole = _farthest_first(features, unit, 16)
+    assert len(whole.unique(dim=0)) == 16
+    for count in (1, 2, 7):
+        assert torch.equal(_farthest_first(features, unit, count), whole[:count])
+
+
+@pytest.mark.parametrize("budget", [1, 3, 8])
+def test_a_small_budget_is_a_small_quantizer(budget: int) -> None:
+    features = features_of(8, 150)
+    large, small = quantized(features, 32, budget), quantized(features, budget)
+    assert torch.equal(large.indices, small.indices)
+    torch.testing.assert_close(large.codes[:budget], small.codes)
+
+
+# ---- clips played backwards
+
+
+@pytest.mark.parametrize("codes", [6, 32])
+def test_reversed_clips_are_what_encoding_them_gives(codes: int) -> None:
+    frames, patches = 5, 9
+    clips = [features_of(seed, frames * patches) for seed in range(20, 24)]
+    clips.append(clips[0][:1].expand(frames * patches, -1))  # one code, all others unused
+    backwards = [clip.unflatten(0, (frames, patches)).flip(0).flatten(0, 1) for clip in clips]
+    turned = reversed_clips(_cached(clips, codes), frames)
+    wanted = _cached(backwards, codes)
+    assert turned.indices.dtype == torch.uint8 and turned.codes.dtype == torch.float16
+    assert turned.indices.tolist() == wanted.indices.tolist()
+    torch.testing.assert_close(turned.codes, wanted.codes)
+
+
+def test_turning_twice_gives_the_clip_back() -> None:
+    clips = _cached([features_of(seed, 45) for seed in range(30, 34)], 32)
+    twice = reversed_clips(reversed_clips(clips, 5), 5)
+    assert torch.equal(twice.codes, clips.codes) and torch.equal(twice.indices, clips.indices)
+
+
+def _cached(clips: list[Tensor], codes: int) -> CachedClips:
+    found = [quantized(clip, codes) for clip in clips]
+    return CachedClips(
+        torch.stack([clip.codes for clip in found]).to(torch.float16),
+        torch.stack([clip.indices for clip in found]).to(torch.uint8),
+    )

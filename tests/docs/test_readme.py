@@ -1,0 +1,82 @@
+"""The README tells the truth: its tree exists, its figures are measured ones, its examples run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from vqedge.cli import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_path_of_the_tree_exists() -> None:
+    tree = next(block for block in blocks("text") if block.startswith("vqedge/"))
+    folder = ROOT
+    for line in tree.splitlines():
+        names = line[2:26] if line.startswith("  ") else line[:26]
+        base = folder if line.startswith("  ") else ROOT
+        paths = [base / name.strip() for name in names.split(",") if name.strip()]
+        assert paths, line
+        for path in paths:
+            assert path.exists(), line
+        if not line.startswith("  "):
+            folder = paths[0]
+
+
+def test_every_top_level_folder_is_in_the_tree() -> None:
+    done = subprocess.run(
+        ["git", "ls-files", "--", "*/*"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    folders = {line.split("/")[0] for line in done.stdout.splitlines()} - {".ci"}
+    tree = next(block for block in blocks("text") if block.startswith("vqedge/"))
+    assert folders <= {re.split(r"[/ ]", line)[0] for line in tree.splitlines()}
+
+
+def test_figures_are_those_of_docs_measured() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/_readme.py"], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_the_python_example_prints_what_its_comments_say(
+    bundle: Path, demo_clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = blocks("python")[0]
+    code = code.replace("build/tiny.vqedge", str(bundle)).replace("build/demo.mp4", str(demo_clip))
+    exec(compile(code, "README.md", "exec"), {})
+    expected = re.findall(r"print\(.*\)  # (.+)", code)
+    assert expected
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_the_console_example_of_ask_prints_what_it_shows(bundle: Path, demo_clip: Path) -> None:
+    shown = re.search(r"^\$ \.venv/bin/vqedge (ask .*)\n(?!\$)(.+)$", README, flags=re.MULTILINE)
+    assert shown
+    words = [
+        {"build/demo.mp4": str(demo_clip), "build/tiny.vqedge": str(bundle)}.get(word, word)
+        for word in shlex.split(shown[1])
+    ]
+    command = [sys.executable, "-m", "vqedge.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == shown[2]
+
+
+def test_the_command_table_lists_every_command() -> None:
+    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
+    assert commands == set(re.findall(r"^\| `vqedge (\w+)", README, flags=re.MULTILINE))
+
+
+def test_the_scripts_of_the_first_example_exist() -> None:
+    for name in re.findall(r"^\$ (scripts/\w+)", README, flags=re.MULTILINE):
+        assert (ROOT / name).stat().st_mode & 0o100

@@ -1,0 +1,84 @@
+"""Everything a user can get wrong ends in an answer or in one clear line and exit code 1."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vqedge.errors import VqedgeError
+from vqedge_runtime import DecodingOptions, VideoQA
+
+ODD = Path(__file__).parents[3] / "shared" / "data" / "odd"
+
+
+def run_ask(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vqedge.cli", "ask", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str]) -> None:
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("vqedge: ")]
+    assert done.returncode == 1, done.stderr
+    assert len(complaints) == 1
+    assert "Traceback" not in done.stderr
+    assert not done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ODD.is_dir(), reason="the folder of odd files is not beside this checkout")
+def test_every_odd_file_gives_an_answer_or_one_line(qa: VideoQA) -> None:
+    answered = refused = 0
+    for path in sorted(ODD.iterdir()):
+        try:
+            answer = qa.ask(path, "What is in the video?", options=DecodingOptions(max_tokens=8))
+        except VqedgeError as error:
+            assert "\n" not in str(error), path
+            refused += 1
+        else:
+            assert answer.text.strip(), path
+            answered += 1
+    assert answered and refused
+
+
+def test_missing_bundle(demo_clip: Path, tmp_path: Path) -> None:
+    done = run_ask(demo_clip, "What moves?", "-m", tmp_path / "none.vqedge")
+    assert_one_line(done)
+    assert "none.vqedge" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "encoder.onnx", "llm.gguf", "parity.json"])
+def test_flipped_byte(bundle_copy: Path, demo_clip: Path, name: str) -> None:
+    path = bundle_copy / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert_one_line(run_ask(demo_clip, "What moves?", "-m", bundle_copy))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([""], "question is empty"),
+        (["What moves?", "--budget", "0"], "--budget 0"),
+        (["What moves?", "--budget", "many"], "--budget many"),
+        (["What moves?", "--choices", "red"], "separated by |"),
+        (["What moves?", "--start", "90"], "90"),
+    ],
+)
+def test_bad_argument(bundle: Path, demo_clip: Path, arguments: list[str], words: str) -> None:
+    done = run_ask(demo_clip, *arguments, "-m", bundle)
+    assert_one_line(done)
+    assert words in done.stderr
+
+
+def test_text_named_mp4(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "notes.mp4"
+    path.write_text("not a video")
+    done = run_ask(path, "What moves?", "-m", bundle)
+    assert_one_line(done)
+    assert "notes.mp4" in done.stderr

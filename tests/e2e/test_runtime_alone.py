@@ -1,0 +1,46 @@
+"""The device runtime without torch: its own environment, an answer from the bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ABSENT = ("torch", "transformers", "onnx", "gguf", "safetensors")
+
+
+@pytest.mark.slow
+def test_runtime_installed_alone_answers(bundle: Path, demo_clip: Path, tmp_path: Path) -> None:
+    wheel = os.environ.get("VQEDGE_LLAMA_WHEEL")
+    if not wheel:
+        pytest.skip("VQEDGE_LLAMA_WHEEL names no built llama.cpp; scripts/test sets it")
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [python, "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    subprocess.run(
+        [*install, "-c", ROOT / "constraints.txt", wheel, ROOT], check=True, cwd=tmp_path
+    )
+    probe = f"import importlib.util as u; print([n for n in {ABSENT!r} if u.find_spec(n)])"
+    found = subprocess.run(
+        [python, "-c", probe], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.stdout.strip() == "[]"
+    ask = [
+        python,
+        "-m",
+        "vqedge.cli",
+        "ask",
+        demo_clip,
+        "How many objects are there?",
+        "-m",
+        bundle,
+    ]
+    done = subprocess.run([*ask, "--json"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["answer"].strip()
