@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -289,7 +290,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = _DEBUG in arguments
     try:
-        app(args=[*([_DEBUG] if debug else []), *(word for word in arguments if word != _DEBUG)])
+        words = [word for word in arguments if word != _DEBUG]
+        app(args=[_DEBUG, *words] if debug else words, prog_name="vqedge")
     except VqedgeError as error:
         _fail(error, USER_ERROR, f"vqedge: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
@@ -301,14 +303,14 @@ def main() -> None:
         line = f"vqedge: {error.name} is not installed; {_install_line(error.name)}"
         _fail(error, USER_ERROR, line)
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
+        what = " ".join(f"{type(error).__name__}: {error}".split())
         line = f"vqedge: internal error: {what}; please report it (--debug for more)"
         _fail(error, INTERNAL_ERROR, line)
 
 
 def _fail(error: BaseException, code: int, line: str) -> None:
     if _DEBUG in sys.argv:
-        raise error
+        traceback.print_exception(error)
     print(line, file=sys.stderr)
     sys.exit(code)
 

@@ -43,6 +43,13 @@ _LORA_PREFIX = "base_model.model.model.layers."
 _SKIPPED_FIELDS = ("GGUF.", "general.file_type", "general.architecture")
 
 
+def _log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+    logger.debug("llama.cpp: %s", text.decode(errors="replace").rstrip())
+
+
+_LOG = llama_cpp.llama_log_callback(_log)  # llama.cpp keeps the pointer, so it must stay alive
+
+
 @dataclass(frozen=True)
 class LlmFacts:
     """What the manifest says about the language model."""
@@ -87,8 +94,7 @@ def quantize(source: Path, out: Path, quant: str) -> None:
     """Quantise a GGUF file with llama.cpp's own quantiser."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize, params.nthread = LLM_QUANTS[quant], True, 0
-    silence = llama_cpp.llama_log_callback(_log)
-    llama_cpp.llama_log_set(silence, ctypes.c_void_p())
+    llama_cpp.llama_log_set(_LOG, ctypes.c_void_p())
     code = llama_cpp.llama_model_quantize(
         str(source).encode(), str(out).encode(), ctypes.byref(params)
     )
@@ -112,10 +118,6 @@ def llm_facts(path: Path) -> LlmFacts:
         int(str(value(f"{arch}.context_length"))),
         "chatml" if "<|im_start|>" in template else "gguf",
     )
-
-
-def _log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
-    logger.debug("llama.cpp: %s", text.decode(errors="replace").rstrip())
 
 
 def _write_merged(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path) -> None:

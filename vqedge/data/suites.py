@@ -124,10 +124,10 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
     rows = csv.DictReader(_text(path).splitlines())
     for number, row in enumerate(rows, start=2):
         try:
-            choices = tuple(row[name] for name in _NEXTQA_CHOICES)
-            answer, video = choices[int(row["answer"])], row["video"]
+            choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
+            answer, video = dict(enumerate(choices))[int(row["answer"])], row["video"]
             kind, question = row["type"], row["question"].rstrip("?") + "?"
-        except (KeyError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error!r})") from error
         clip = _find_video(videos, video)
         if clip is not None:

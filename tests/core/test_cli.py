@@ -1,0 +1,365 @@
+"""The command line: help texts as they are on file, exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+from tiny_bundle import write_bundle
+
+import vqedge.cli
+from vqedge.data.demo import write_demo
+from vqedge.errors import BundleError
+from vqedge_runtime import VideoQA
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
+
+HELP = Path(__file__).parents[1] / "golden/help"
+COMMANDS = sorted(typer.main.get_command(vqedge.cli.app).commands)  # type: ignore[attr-defined]
+PLAIN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`vqedge ...` in this process, with an empty folder for the current one."""
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments: object, stdin: str = "") -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vqedge", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as caught:
+            vqedge.cli.main()
+        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
+    write_demo(path)
+    return path
+
+
+class FakeBundle(NamedTuple):
+    path: Path
+    llm: FakeLanguageModel
+    encoder: FakeEncoder
+
+
+@pytest.fixture
+def bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBundle:
+    """A bundle whose models are stand-ins; opening it with `-m` works."""
+    written = write_bundle(tmp_path / "fake.vqedge")
+    encoder, llm = FakeEncoder(codes=32, width=576), FakeLanguageModel()
+
+    def fake_open(path: Path, **_: Any) -> VideoQA:
+        if path != written.root:
+            raise BundleError(f"{path}: no such folder; give the folder that `vqedge export` wrote")
+        return VideoQA(encoder, llm, written.manifest)
+
+    monkeypatch.setattr(VideoQA, "open", fake_open)
+    return FakeBundle(written.root, llm, encoder)
+
+
+def assert_one_line(found: Outcome, *words: str, code: int = 1) -> None:
+    """The code, nothing on stdout, and one complaint; talk may stand before it."""
+    assert (found.code, found.out) == (code, "")
+    complaints = [line for line in found.err.splitlines() if line.startswith("vqedge: ")]
+    assert len(complaints) == 1, found.err
+    assert found.err.endswith(f"{complaints[0]}\n")
+    assert "Traceback" not in found.err
+    for word in words:
+        assert word in complaints[0]
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("command", ["vqedge", *COMMANDS])
+def test_help_is_the_one_on_file(run: Any, request: pytest.FixtureRequest, command: str) -> None:
+    found = run(*([] if command == "vqedge" else [command]), "--help")
+    text = "\n".join(line.rstrip() for line in found.out.strip().splitlines()) + "\n"
+    path = HELP / f"{command}.txt"
+    if request.config.getoption("--update-golden"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert found.code == 0 and found.err == ""
+    assert path.read_text(encoding="utf-8") == text, "changed: run scripts/test --update-golden"
+
+
+def test_there_is_a_help_file_for_every_command_and_no_other() -> None:
+    assert sorted(path.stem for path in HELP.iterdir()) == sorted(["vqedge", *COMMANDS])
+
+
+@pytest.mark.parametrize("command", ["ask", "train", "export", "assemble", "eval"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"Example: vqedge {command} " in (HELP / f"{command}.txt").read_text(encoding="utf-8")
+
+
+def test_h_is_help_and_no_command_is_usage(run: Any) -> None:
+    assert run("ask", "-h").out == run("ask", "--help").out
+    found = run()
+    assert found.code == 2
+    assert all(f" {command} " in found.out + found.err for command in COMMANDS)
+
+
+# ---- 2: usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["aks"], "No such command 'aks'"),
+        (["ask"], "Missing argument 'video'"),
+        (["ask", "a.mp4", "What?", "--budgett", "3"], "--budgett"),
+        (["ask", "a.mp4", "What?", "--start", "soon"], "'--start'"),
+        (["ask", "a.mp4", "What?", "--max-tokens", "0"], "'--max-tokens'"),
+        (["eval", "--limit", "0"], "'--limit'"),
+        (["bench", "--threads", "0"], "'--threads'"),
+        (["export", "models/tiny"], "Missing option '-o' / '--out'"),
+    ],
+)
+def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
+    found = run(*arguments)
+    assert (found.code, found.out) == (2, "")
+    assert "Usage: vqedge" in found.err
+    assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", found.err).split())
+    assert "Traceback" not in found.err
+
+
+# ---- 1: what a user can fix
+
+
+def test_no_bundle_anywhere(run: Any, clip: Path) -> None:
+    assert_one_line(run("ask", clip, "What?"), "give -m NAME.vqedge", "vqedge assemble")
+
+
+def test_a_bundle_that_is_not_there(run: Any, clip: Path) -> None:
+    assert_one_line(run("ask", clip, "What?", "-m", "none.vqedge"), "none.vqedge: ")
+    assert_one_line(run("check", "none.vqedge"), "none.vqedge: ")
+    assert_one_line(run("inspect", "none.vqedge"), "none.vqedge: no such file or folder")
+
+
+def test_a_bundle_named_by_the_environment(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VQEDGE_BUNDLE", "named.vqedge")
+    assert_one_line(run("ask", clip, "What?"), "named.vqedge: ")
+
+
+def test_a_video_that_is_not_there(run: Any, bundle: FakeBundle) -> None:
+    assert_one_line(run("ask", "none.mp4", "What?", "-m", bundle.path), "none.mp4")
+
+
+@pytest.mark.parametrize("question", ["", " \t "])
+def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: str) -> None:
+    assert_one_line(run("ask", clip, question, "-m", bundle.path), "the question is empty")
+    assert_one_line(run("ask", clip, "-m", bundle.path, stdin=question), "the question is empty")
+    assert not bundle.encoder.calls, "the video was read first"
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ("0", "--budget 0: this bundle takes 1 to 32 tokens"),
+        ("33", "--budget 33: this bundle takes 1 to 32 tokens"),
+        ("-1", "--budget -1: this bundle takes 1 to 32 tokens"),
+        ("auto", "--budget auto"),
+        ("many", "--budget many: give a number"),
+    ],
+)
+def test_a_budget_out_of_range(
+    run: Any, clip: Path, bundle: FakeBundle, budget: str, words: str
+) -> None:
+    assert_one_line(run("ask", clip, "What?", "-m", bundle.path, "--budget", budget), words)
+
+
+@pytest.mark.parametrize("choices", ["red", "red|", "", "|", "red| |blue"])
+def test_choices_that_are_none(run: Any, clip: Path, bundle: FakeBundle, choices: str) -> None:
+    found = run("ask", clip, "What?", "-m", bundle.path, "--choices", choices)
+    assert_one_line(found, "--choices", "separated by |")
+
+
+@pytest.mark.parametrize("suite", ["nothing", "none.jsonl", "none.csv"])
+def test_a_suite_that_is_not_there(run: Any, bundle: FakeBundle, suite: str) -> None:
+    assert_one_line(run("eval", "-m", bundle.path, "--suite", suite), suite)
+
+
+def test_eval_with_a_budget_out_of_range(run: Any, bundle: FakeBundle) -> None:
+    found = run("eval", "-m", bundle.path, "--limit", "1", "--budget", "0")
+    assert_one_line(found, "--budget 0: this bundle takes 1 to 32 tokens")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "none.yaml"],
+        ["export", "none", "-o", "x.vqedge"],
+        ["assemble", "none", "-o", "x.vqedge"],
+        ["eval", "--checkpoint", "none", "--limit", "1"],
+        ["fetch", "nothing-of-this-name"],
+    ],
+)
+def test_what_is_not_there_is_named(run: Any, arguments: list[str]) -> None:
+    found = run(*arguments)
+    assert_one_line(found, "no")
+    assert not list(Path().iterdir()), "something was left behind"
+
+
+def test_a_library_that_is_not_installed(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+
+    monkeypatch.setattr(VideoQA, "open", missing)
+    found = run("ask", clip, "What?", "-m", "x.vqedge")
+    assert_one_line(found, "gguf is not installed; pip install 'vqedge[assemble]'")
+
+
+# ---- 3: our fault; and --debug
+
+
+@pytest.fixture
+def broken(bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch) -> FakeBundle:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault of ours\nin two lines")
+
+    monkeypatch.setattr(bundle.encoder, "encode", fail)
+    return bundle
+
+
+def test_an_internal_error(run: Any, clip: Path, broken: FakeBundle) -> None:
+    found = run("ask", clip, "What?", "-m", broken.path)
+    assert_one_line(
+        found, "internal error: RuntimeError: a fault of ours", "please report it", code=3
+    )
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_debug_shows_the_traceback_and_keeps_the_code(
+    run: Any, clip: Path, broken: FakeBundle, before: bool
+) -> None:
+    arguments = ["ask", clip, "What?", "-m", broken.path]
+    found = run(*(["--debug", *arguments] if before else [*arguments, "--debug"]))
+    assert found.code == 3
+    assert "Traceback (most recent call last)" in found.err
+    assert "test_cli.py" in found.err and "RuntimeError: a fault of ours" in found.err
+    found = run("--debug", "ask", "none.mp4", "What?", "-m", broken.path)
+    assert found.code == 1
+    assert "Traceback" in found.err and "VideoError" in found.err
+
+
+def test_an_interrupt(
+    run: Any, clip: Path, bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bundle.encoder, "encode", interrupted)
+    found = run("ask", clip, "What?", "-m", bundle.path)
+    assert found.code == 130 and "Traceback" not in found.err
+
+
+# ---- 0: answers on stdout, talk on stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-stream"]])
+def test_an_answer(run: Any, clip: Path, bundle: FakeBundle, flags: list[str]) -> None:
+    bundle.llm.enqueue("A red circle.")
+    found = run("ask", clip, "What moves?", "-m", bundle.path, *flags)
+    assert (found.code, found.out) == (0, "A red circle.\n")
+    assert "encoder: fake encoder; llm: fake" in found.err
+    assert "32 of 2048 visual tokens" in found.err
+    assert bundle.llm.closed, "the models were not freed"
+
+
+def test_a_question_from_a_pipe(run: Any, clip: Path, bundle: FakeBundle) -> None:
+    bundle.llm.enqueue("Yes.")
+    found = run("ask", clip, "-m", bundle.path, stdin="What moves?\n")
+    assert (found.code, found.out) == (0, "Yes.\n")
+    assert bundle.llm.calls[0][1].strip() == "What moves?"
+
+
+def test_an_answer_as_json(run: Any, clip: Path, bundle: FakeBundle) -> None:
+    bundle.llm.enqueue("A red circle.")
+    found = run("ask", clip, "What moves?", "-m", bundle.path, "--budget", "8", "--json")
+    document = json.loads(found.out.splitlines()[-1])
+    assert found.code == 0 and len(found.out.splitlines()) == 1
+    assert (document["answer"], document["tokens"]) == ("A red circle.", 8)
+    stages = {"decode", "preprocess", "encode", "prefill", "first_token", "total"}
+    assert set(document["timings_ms"]) == stages
+    assert set(document["backend"]) == {"encoder", "llm"}
+    assert document["video"] == {"duration_s": 3.0, "frames": 8}
+
+
+def test_choices(run: Any, clip: Path, bundle: FakeBundle) -> None:
+    bundle.llm.enqueue_scores(-9.0, -1.0)
+    found = run("ask", clip, "What?", "-m", bundle.path, "--choices", "red | blue", "--json")
+    document = json.loads(found.out)
+    assert document["answer"] == "blue"
+    assert list(document["choices"]) == ["red", "blue"]
+    assert sum(document["choices"].values()) == pytest.approx(1.0)
+
+
+def test_an_empty_answer_is_an_error(run: Any, clip: Path, bundle: FakeBundle) -> None:
+    bundle.llm.enqueue("")
+    found = run("ask", clip, "What?", "-m", bundle.path, "--json")
+    assert_one_line(found, "the model gave no words")
+
+
+def test_eval_prints_its_report(run: Any, clip: Path, bundle: FakeBundle, tmp_path: Path) -> None:
+    suite = tmp_path / "mine.jsonl"
+    line = {"video": str(clip), "question": "What?", "answer": "red"}
+    suite.write_text("\n".join(json.dumps(line) for _ in range(2)))
+    for text in ("Red.", "blue"):
+        bundle.llm.enqueue(text)
+    found = run("eval", "-m", bundle.path, "--suite", suite, "--show", "--json")
+    document = json.loads(found.out)
+    assert (found.code, document["n"], document["accuracy"]) == (0, 2, 0.5)
+    assert document["backend"] == {"encoder": "fake encoder", "llm": "fake"}
+    assert bundle.encoder.calls == 1, "a clip is encoded once for all its questions"
+    assert "ok  What?" in found.err and "--  What?" in found.err
+
+
+# ---- as a program
+
+
+def program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vqedge.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_the_program_exits_with_these_codes() -> None:
+    assert program("--help").returncode == 0
+    missing = program("ask", "a.mp4", "What?", "-m", "none.vqedge")
+    assert_one_line(Outcome(missing.returncode, missing.stdout, missing.stderr), "none.vqedge")
+    assert program("ask").returncode == 2
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m vqedge.cli ask --help | head -c 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""

@@ -1,0 +1,91 @@
+"""What importing costs: nothing heavy before it is used; and what each package offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import vqedge
+import vqedge_export
+import vqedge_runtime
+from vqedge_runtime import llm
+
+LIBRARIES = {
+    "accelerate",
+    "av",
+    "gguf",
+    "llama_cpp",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "peft",
+    "safetensors",
+    "tensorrt",
+    "torch",
+    "transformers",
+}
+
+
+def libraries_after(statement: str) -> set[str]:
+    """Top-level packages among `LIBRARIES` that a fresh interpreter holds after a statement."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return LIBRARIES & {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize("module", ["vqedge", "vqedge.cli", "vqedge_runtime", "vqedge_export"])
+def test_the_packages_and_the_command_line_load_no_library(module: str) -> None:
+    assert libraries_after(f"import {module}") == set()
+
+
+def test_the_session_loads_no_model_library_before_a_bundle_is_opened() -> None:
+    assert libraries_after("from vqedge import VideoQA") == {"numpy", "av"}
+
+
+def test_the_encoder_loads_onnx_runtime_and_no_onnx() -> None:
+    assert libraries_after("import vqedge_runtime.encoders.ort") == {"numpy", "onnxruntime"}
+
+
+def test_assembling_needs_no_torch() -> None:
+    heavy = libraries_after("import vqedge_export.assemble")
+    assert heavy == {"gguf", "llama_cpp", "numpy", "onnx", "safetensors"}
+
+
+def test_the_public_names() -> None:
+    assert sorted(vqedge.__all__) == ["VideoQA", "__version__"]
+    assert sorted(vqedge_runtime.__all__) == [
+        "Answer",
+        "Backend",
+        "DecodingOptions",
+        "Timings",
+        "TokenSet",
+        "Video",
+        "VideoQA",
+    ]
+    assert not hasattr(vqedge_export, "__all__"), "its modules are its interface"
+    assert sorted(llm.__all__) == [
+        "ChoiceScores",
+        "DecodingOptions",
+        "FakeLanguageModel",
+        "Generation",
+        "LanguageModel",
+        "Prefix",
+        "TextStream",
+        "VideoRows",
+        "open_llama_cpp",
+    ]
+
+
+@pytest.mark.parametrize("package", [vqedge, vqedge_runtime])
+def test_public_names_are_there_and_no_others(package: object) -> None:
+    for name in package.__all__:  # type: ignore[attr-defined]
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_the_short_way_leads_to_the_same_class() -> None:
+    assert vqedge.VideoQA is vqedge_runtime.VideoQA

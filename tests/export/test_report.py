@@ -1,0 +1,117 @@
+"""The parity report: every figure is judged, a figure that is no number fails, files come back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vqedge.errors import CheckpointError, ParityError
+from vqedge_export.gguf import LLM_QUANTS
+from vqedge_export.parity import require
+from vqedge_export.report import (
+    TOLERANCES,
+    EncoderParity,
+    LlmParity,
+    ParityReport,
+    Tolerance,
+    report_from_file,
+)
+
+LIMITS = Tolerance(
+    safe_ids_differ=0.0, ids_differ=0.001, token_cosine=0.999, top1_agreement=0.97, kl_mean=0.02
+)
+ENCODER = {
+    "clips": 12,
+    "patches": 24576,
+    "ids_differ": 0.001,
+    "safe_ids_differ": 0.0,
+    "margin_where_ids_differ": 1e-5,
+    "margin_difference": 1e-6,
+    "token_cosine": 0.999,
+}
+LLM = {"prompts": 24, "positions": 60, "top1_agreement": 0.97, "kl_mean": 0.02, "kl_max": 0.5}
+
+
+def report(**changes: Any) -> ParityReport:
+    """A report at its limits, with some figures changed."""
+    encoder, llm = (
+        {name: changes.get(name, value) for name, value in figures.items()}
+        for figures in (ENCODER, LLM)
+    )
+    return ParityReport(
+        encoder_sha256="0" * 64,
+        llm_sha256="1" * 64,
+        quantization="Q8_0",
+        encoder=EncoderParity(**encoder),
+        llm=LlmParity(**llm),
+        tolerance=LIMITS,
+    )
+
+
+def test_figures_at_their_limits_pass() -> None:
+    assert report().faults(LIMITS) == []
+    require(report(), LIMITS)
+
+
+WORSE = {
+    "safe_ids_differ": 1e-6,
+    "ids_differ": 0.0011,
+    "token_cosine": 0.9989,
+    "top1_agreement": 0.969,
+    "kl_mean": 0.021,
+}
+
+
+@pytest.mark.parametrize("name", WORSE)
+@pytest.mark.parametrize("no_number", [False, True])
+def test_each_figure_outside_its_limit_is_named(name: str, no_number: bool) -> None:
+    value = math.nan if no_number else WORSE[name]
+    (fault,) = report(**{name: value}).faults(LIMITS)
+    assert fault.startswith(f"{name} {'nan' if no_number else f'{value:.4g}'}, at ")
+    assert f"{getattr(LIMITS, name):g}" in fault
+
+
+def test_every_limit_is_judged_and_all_faults_are_listed() -> None:
+    bad = report(**WORSE)
+    assert set(WORSE) == set(Tolerance.model_fields)
+    assert {fault.split()[0] for fault in bad.faults(LIMITS)} == set(WORSE)
+    with pytest.raises(ParityError) as caught:
+        require(bad, LIMITS)
+    assert all(name in str(caught.value) for name in WORSE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["encoder", "llm"])
+def test_what_was_not_measured_does_not_pass(part: str) -> None:
+    half = report().model_copy(update={part: None})
+    assert half.faults(LIMITS) == ["not measured"]
+
+
+def test_a_report_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "parity.json"
+    assert report_from_file(path) is None
+    path.write_text(report().to_json(), encoding="utf-8")
+    assert report_from_file(path) == report()
+    assert list(json.loads(path.read_text())) == sorted(ParityReport.model_fields)
+    assert report().to_json().endswith("}\n")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"encoder_sha256": 1}', "[]"])
+def test_a_file_that_is_no_report(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "parity.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="not a parity report"):
+        report_from_file(path)
+
+
+def test_every_type_of_weights_has_a_tolerance_and_finer_ones_a_tighter_one() -> None:
+    assert list(TOLERANCES) == list(LLM_QUANTS)
+    agreements = [limit.top1_agreement for limit in TOLERANCES.values()]
+    divergences = [limit.kl_mean for limit in TOLERANCES.values()]
+    assert agreements == sorted(agreements, reverse=True)
+    assert divergences == sorted(divergences)
+    assert {limit.safe_ids_differ for limit in TOLERANCES.values()} == {0.0}
