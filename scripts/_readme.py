@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         the exit status.
     """
+    if arguments[:1] == ["--quant"]:
+        record_quant(*(json.loads(Path(name).read_text()) for name in arguments[1:3]))
+        return 0
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     before, rest = text.split(START)
@@ -32,12 +35,27 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def record_quant(export: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Keep what one type of weights costs, from the documents of `export` and `eval`."""
+    parity = export["parity"]
+    document = {
+        "quantization": parity["quantization"],
+        "llm_mb": export["files"]["llm.gguf"] / 1e6,
+        "accuracy": evaluation["accuracy"],
+        "n": evaluation["n"],
+        "top1_agreement": parity["llm"]["top1_agreement"],
+        "kl_mean": parity["llm"]["kl_mean"],
+    }
+    path = MEASURED / f"quant_{parity['quantization']}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
 def block() -> str:
     """The measured part of the README."""
     bundle, checkpoint, bench = (
         _load(name) for name in ("eval_bundle", "eval_checkpoint", "bench")
     )
-    return "\n\n".join([_accuracy(bundle, checkpoint), _speed(bench)])
+    return "\n\n".join([_accuracy(bundle, checkpoint), _quants(), _speed(bench)])
 
 
 def _accuracy(bundle: dict[str, Any], checkpoint: dict[str, Any]) -> str:
@@ -54,6 +72,19 @@ def _accuracy(bundle: dict[str, Any], checkpoint: dict[str, Any]) -> str:
     tokens = f"{bundle['tokens_mean']:.0f} of {bundle['tokens_before']} visual tokens a clip"
     dense = f"TokDense {bundle['tokdense']:.2f} (percent of accuracy per token)"
     return "\n".join([*lines, f"{tokens} ({bundle['frames']} frames): {dense}."])
+
+
+def _quants() -> str:
+    """Accuracy of every measured type of the language model's weights, largest file first."""
+    files = sorted(MEASURED.glob("quant_*.json"), reverse=True)
+    documents = sorted((json.loads(path.read_text()) for path in files), key=lambda d: -d["llm_mb"])
+    rows = [
+        f"| {d['quantization']} | {d['llm_mb']:.0f} MB | {d['accuracy']:.1%} "
+        f"| {d['top1_agreement']:.1%} | {d['kl_mean']:.4f} |"
+        for d in documents
+    ]
+    head = "| `--llm-quant` | file | accuracy | same top token as PyTorch | mean KL, nats |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
 def _speed(bench: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def nearest_codebook(
         ValueError: see `scores`.
     """
     table = scores(x, codebook, metric)
-    broken: npt.NDArray[np.bool_] = np.isnan(table).any(axis=1)
+    broken: npt.NDArray[np.bool_] = np.any(np.isnan(table), axis=1, keepdims=True)[:, 0]
     table = np.where(broken[:, None], np.float32(0), table)
     indices = table.argmax(axis=1).astype(np.int32) if len(table) else np.zeros(0, np.int32)
     if table.shape[1] == 1:

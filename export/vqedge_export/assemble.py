@@ -193,7 +193,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
     kind = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
     shape = tuple(item.dim_param or item.dim_value for item in kind.shape.dim)
-    return TensorRecord(name=value.name, dtype=dtype, shape=shape)
+    return TensorRecord.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
 
 
 def _checkpoint_sha256(checkpoint: Path) -> str:
@@ -206,11 +206,13 @@ def _checkpoint_sha256(checkpoint: Path) -> str:
 
 def _base_record(weights: BaseWeights) -> BaseWeightsRecord:
     source = weights.source
-    pinned = isinstance(source, PackageSource)
+    package, version_or_commit = source.name, str(weights.revision)
+    if isinstance(source, PackageSource):
+        package, version_or_commit = source.package, source.version
     return BaseWeightsRecord(
         name=source.name,
-        package=source.package if pinned else source.name,
-        version=source.version if pinned else str(weights.revision),
+        package=package,
+        version=version_or_commit,
         file_sha256=weights.sha256,
         licence=source.licence,
     )

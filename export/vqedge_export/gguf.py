@@ -176,8 +176,11 @@ def _deltas(
     for name, down in lora.items():
         if not name.endswith(".lora_A.weight"):
             continue
-        layer, module = name.removeprefix(_LORA_PREFIX).removesuffix(".lora_A.weight").split(".", 1)
-        up = lora[name.replace("lora_A", "lora_B")]
+        place = name.removeprefix(_LORA_PREFIX).removesuffix(".lora_A.weight")
+        layer, _, module = place.partition(".")
+        up = lora.get(name.replace("lora_A", "lora_B"))
+        if module not in _LAYER_NAMES or up is None or up.shape[1:] != down.shape[:1]:
+            raise CheckpointError(f"lora.safetensors: {name!r} fits no layer, or not its lora_B")
         delta = scale * (up.astype(np.float32) @ down.astype(np.float32))
         target = _LAYER_NAMES[module]
         if target in heads:

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch.onnx import register_custom_op_symbolic
+from torch.onnx.utils import register_custom_op_symbolic
 
 from vqedge.config import ModelConfig
 from vqedge.errors import ExportError

@@ -28,6 +28,7 @@ PARITY_SEED = 90_001
 SAFE_MARGIN = 1e-3
 
 Rows = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 
 class LogitsSource(Protocol):
@@ -143,17 +144,20 @@ def _questions(index: int) -> list[QuestionAnswer]:
     return [asked[index % len(asked)], asked[(index + 1) % len(asked)]]
 
 
-def _row_cosines(a: Rows, b: Rows) -> npt.NDArray[np.float64]:
+def _row_cosines(a: Rows, b: Rows) -> Doubles:
     dots = (a.astype(np.float64) * b).sum(axis=1)
-    return dots / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    cosines: Doubles = dots / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return cosines
 
 
-def _kl(reference: Rows, found: Rows) -> npt.NDArray[np.float64]:
+def _kl(reference: Rows, found: Rows) -> Doubles:
     """KL(reference || found) per row, in nats."""
     log_p, log_q = _log_softmax(reference), _log_softmax(found)
-    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    divergence: Doubles = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return divergence
 
 
-def _log_softmax(logits: Rows) -> npt.NDArray[np.float64]:
+def _log_softmax(logits: Rows) -> Doubles:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    normalised: Doubles = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised

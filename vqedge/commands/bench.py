@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ def run_bench(
 ) -> None:
     """Time a clip, or the demo clip if none is given."""
     with tempfile.TemporaryDirectory() as folder:
+        clip = video or Path(folder) / "demo.mp4"
         if video is None:
-            video = Path(folder) / "demo.mp4"
-            write_demo(video)
+            write_demo(clip)
         with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
             say(f"encoder: {qa.backend.encoder}; llm: {qa.backend.llm}")
-            document = run(qa, video, runs) | {"machine": _machine()}
+            document = run(qa, clip, runs)
+    document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
     if as_json:
         json_result(document)
     else:
@@ -41,10 +43,19 @@ def run_bench(
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "usable_cores": len(os.sched_getaffinity(0)),
         "versions": {name: version(name) for name in _PACKAGES},
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _print_table(document: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ class CheckpointAnswerer:
 
     def _generate(self, question: list[int]) -> list[int]:
         """Greedy ids until the end of the turn."""
-        rows: Tensor | None = torch.cat(
+        rows = torch.cat(
             [self._embedded(self.tokenizer.before_video), self._rows, self._embedded(question)]
         )
         ids: list[int] = []

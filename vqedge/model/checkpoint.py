@@ -54,7 +54,8 @@ class Checkpoint:
         """The language model with LoRA merged into its weights."""
         llm = with_lora(llm_from_gguf(fetch(self.config.llm.source).path), self.config.llm)
         load_lora(llm, load_tensors(self.path / LORA))
-        return llm.merge_and_unload().requires_grad_(False).eval()
+        merged: Any = llm.merge_and_unload()
+        return merged.requires_grad_(False).eval()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -92,7 +93,7 @@ def save_checkpoint(
     }
     tensors[POSITION] = position.detach().float().contiguous().cpu()
     _replace(path / MODEL, lambda file: save_file(tensors, file))
-    lora = {name: _half(value) for name, value in get_peft_model_state_dict(llm).items()}
+    lora = {name: _half(value) for name, value in _lora_state(llm).items()}
     _replace(path / LORA, lambda file: save_file(lora, file))
     write_json(path / CONFIG, config.model_dump(mode="json"))
     write_json(path / METRICS, metrics)
@@ -122,11 +123,17 @@ def load_bridge(bridge: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
     """Fill the adapter strictly from a checkpoint's tensors."""
-    wanted = set(get_peft_model_state_dict(llm))
+    wanted = set(_lora_state(llm))
     if wanted != set(tensors):
         odd = sorted(wanted ^ set(tensors))
         raise CheckpointError(f"{LORA}: {len(odd)} tensors missing or unknown, first {odd[0]!r}")
     set_peft_model_state_dict(llm, {name: value.float() for name, value in tensors.items()})
+
+
+def _lora_state(llm: Any) -> dict[str, Tensor]:
+    """The adapter's tensors, PEFT names. Never asks a hub whether the embeddings changed."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(llm, save_embedding_layers=False)
+    return state
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -141,6 +148,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write pretty, sorted JSON by temporary file and rename."""
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     _replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _adapter(llm: Any) -> dict[str, Tensor]:
+    """The adapter's tensors. Left to itself, peft asks the Hub whether the vocabulary grew."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(llm, save_embedding_layers=False)
+    return state
 
 
 def _half(value: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class PromptTokenizer:
 
 def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
     """Read the tokenizer and the chat template out of a GGUF file."""
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)  # type: ignore[no-untyped-call]
     parts = prompt_parts(
         lambda messages: tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -55,13 +55,13 @@ def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
 
 def llm_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Dequantise a GGUF file into a frozen transformers model."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=dtype, attn_implementation="sdpa"
     )
     return model.requires_grad_(False).eval()
 
 
-def with_lora(llm: nn.Module, config: LlmConfig) -> nn.Module:
+def with_lora(llm: nn.Module, config: LlmConfig) -> Any:
     """Wrap every linear layer of the blocks with a trainable low-rank adapter."""
     lora = LoraConfig(
         r=config.lora_rank,

@@ -39,6 +39,7 @@ class KMeansQuantizer(nn.Module):
 
     def __init__(self, codes: int, iterations: int) -> None:
         super().__init__()
+        self.slot: Tensor
         self.codes, self.iterations = codes, iterations
         self.register_buffer("slot", torch.arange(codes), persistent=False)
 

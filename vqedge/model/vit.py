@@ -96,6 +96,8 @@ class ViT(nn.Module):
             raise ConfigError(
                 f"encoder: block {block} of 1..{BLOCKS}, size {size} (multiple of {PATCH})"
             )
+        self.mean: Tensor
+        self.std: Tensor
         self.grid = size // PATCH
         self.patch = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))

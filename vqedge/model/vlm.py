@@ -53,8 +53,8 @@ class VideoLanguageModel(nn.Module):
 
 def _whole_answers(right: Tensor, batch: PackedBatch, wanted: Tensor) -> Tensor:
     """Per question, in row-major order: are all its answer tokens right?"""
-    rows = torch.arange(len(batch.segment), device=wanted.device)[:, None]
-    question = (rows * (batch.segment.max() + 1) + batch.segment)[wanted]
-    _, position = question.unique(return_inverse=True)
-    wrong = torch.zeros(int(position.max()) + 1, device=wanted.device)
+    per_row = batch.segment.amax(dim=1)
+    before = per_row.cumsum(dim=0) - per_row
+    position = (before[:, None] + batch.segment - 1)[wanted]
+    wrong = torch.zeros(batch.question_count, device=wanted.device)
     return wrong.index_add(0, position, (~right).float()) == 0

@@ -3,7 +3,8 @@
     [template] [K video rows] [question, template]
     |------- prefix --------| |------ suffix ------|
 
-The prefix of the last video stays, so the next question about it reads its own tokens only.
+The prefix of the last video stays, so the next question about it reads its own tokens only; the
+template before the video is read when the model is opened.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class Reader:
         self._closed = False
         self._context: Context | None = None
         self._held: tuple[str, int] | None = None  # key and length of the prefix in the context
+        self._template_held = False
         self._before, self._after = _template_ids(model, system)
-        self._context_for(1)
+        self._context_for(len(self._before))
+        self._hold_template()
 
     @property
     def context(self) -> Context:
@@ -118,6 +121,7 @@ class Reader:
 
     def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
         self._held = None
+        self._template_held = False
         context.clear()
         start = 0
         for array in arrays:
@@ -130,12 +134,18 @@ class Reader:
         context = self.context
         reused = self._held == (video.key, length) and context.truncate(length)
         if not reused:
-            self._held = None
-            context.clear()
-            context.read(Cells.at(0, self._before))
+            self._hold_template()
             context.read(Cells.at(len(self._before), video.rows))
             self._held = (video.key, length)
         return Prefix(length, (time.perf_counter() - started) * 1e3, reused)
+
+    def _hold_template(self) -> None:
+        """Leave the template's start alone in the context: it is read once for all videos."""
+        self._held = None
+        if not (self._template_held and self.context.truncate(len(self._before))):
+            self.context.clear()
+            self.context.read(Cells.at(0, self._before))
+            self._template_held = True
 
     def _make_room(self, video: int, question: int, answer: int) -> None:
         count = len(self._before) + video + question + answer
@@ -156,6 +166,7 @@ class Reader:
         if self._context is not None:
             self._context.close()
         self._context = self._held = None
+        self._template_held = False
         size = max(self._start_size, 1 << (count - 1).bit_length())
         self._context = Context(self._model, min(size, self._limit), self._threads)
         return self._context

@@ -1,0 +1,172 @@
+"""The merged language model: llama.cpp computes what transformers computes with the adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+
+from vqedge.config import LlmConfig
+from vqedge.errors import CheckpointError, ExportError
+from vqedge.model.llm import llm_from_gguf, tokenizer_from_gguf, with_lora
+from vqedge_export.gguf import LLM_QUANTS, gguf_from_lora, llm_facts, quantize
+from vqedge_runtime.llm import open_llama_cpp
+
+Array = np.ndarray[Any, Any]
+CONFIG = LlmConfig()
+QUESTIONS = (
+    "What color is the circle?",
+    "Which way does the red star move, and how many objects are there in the video?",
+    "Tell me a story about a cat that lived in a small house by the sea.",
+)
+CLEAR = 0.05  # of a logit: float16 weights may turn a choice that is closer than this
+PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def adapted(base_gguf: Path) -> Any:
+    """The base with a random adapter, strong enough to change what the model says."""
+    torch.manual_seed(0)
+    llm: Any = with_lora(llm_from_gguf(base_gguf), CONFIG)
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.03)
+    return llm.eval()
+
+
+@pytest.fixture(scope="module")
+def lora(adapted: Any) -> dict[str, Array]:
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: value.numpy() for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(
+    base_gguf: Path, lora: dict[str, Array], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The base with an adapter that does nothing."""
+    out = tmp_path_factory.mktemp("plain") / "llm.gguf"
+    zero = {name: value * ("lora_A" in name) for name, value in lora.items()}
+    gguf_from_lora(base_gguf, zero, CONFIG, out, "F16")
+    return out
+
+
+@pytest.fixture(scope="module")
+def reader(base_gguf: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(base_gguf)
+
+
+@pytest.fixture(scope="module")
+def plain_reader(plain: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(plain)
+
+
+def test_a_zero_adapter_keeps_the_weights_to_float16(
+    reader: gguf.GGUFReader, plain_reader: gguf.GGUFReader
+) -> None:
+    before, after = reader, plain_reader
+    assert [tensor.name for tensor in after.tensors] == [tensor.name for tensor in before.tensors]
+    for old, new in zip(before.tensors, after.tensors, strict=True):
+        wanted = gguf.quants.dequantize(old.data, old.tensor_type)
+        matrix = wanted.ndim > 1
+        assert new.tensor_type.name == ("F16" if matrix else "F32")
+        assert np.array_equal(new.data, wanted.astype(np.float16) if matrix else wanted), new.name
+
+
+def test_everything_else_in_the_file_is_kept(
+    base_gguf: Path, plain: Path, reader: gguf.GGUFReader, plain_reader: gguf.GGUFReader
+) -> None:
+    before, after = reader.fields, plain_reader.fields
+    kept = {name for name in before if not name.startswith("GGUF.")} - {"general.file_type"}
+    assert "tokenizer.ggml.tokens" in kept and kept <= set(after)
+    for name in kept:
+        assert after[name].contents() == before[name].contents(), name
+    facts = llm_facts(plain)
+    assert facts == llm_facts(base_gguf)
+    assert (facts.arch, facts.width, facts.vocab_size) == ("llama", CONFIG.width, 49152)
+    assert facts.chat_template == "chatml"
+
+
+def _kl(reference: Array, found: Array) -> Array:
+    """KL(reference || found) of every row, in nats."""
+    log_p, log_q = (
+        torch.from_numpy(logits).double().log_softmax(-1) for logits in (reference, found)
+    )
+    return (log_p.exp() * (log_p - log_q)).sum(-1).numpy()
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_the_merged_adapter(
+    base_gguf: Path, adapted: Any, lora: dict[str, Array], tmp_path: Path
+) -> None:
+    """Rows of query and key turn in another order in a GGUF: any other order fails here."""
+    merged = tmp_path / "llm.gguf"
+    gguf_from_lora(base_gguf, lora, CONFIG, merged, "F16")
+    tokenizer = tokenizer_from_gguf(base_gguf)
+    prompts = [tokenizer.before_video + tokenizer.question(text) for text in QUESTIONS]
+    with torch.inference_mode():
+        wanted = [adapted(torch.tensor([ids])).logits[0].numpy() for ids in prompts]
+    with open_llama_cpp(merged, threads=2, context=256) as llm:
+        found = [llm.logits(ids) for ids in prompts]
+    reference, logits = np.concatenate(wanted), np.concatenate(found)
+    divergence = _kl(reference, logits)
+    print(f"{len(reference)} positions, KL max {divergence.max():.2e} mean {divergence.mean():.2e}")
+    assert divergence.max() < 0.01
+    top = np.sort(reference, axis=1)[:, -2:]
+    clear = top[:, 1] - top[:, 0] > CLEAR
+    assert clear.mean() > 0.9
+    assert (reference.argmax(1) == logits.argmax(1))[clear].all()
+    with adapted.disable_adapter(), torch.inference_mode():
+        base = [adapted(torch.tensor([ids])).logits[0].numpy() for ids in prompts]
+    assert _kl(np.concatenate(base), reference).mean() > 0.1, "the adapter changes too little"
+
+
+def test_quantising_leaves_nothing_behind(plain: Path, tmp_path: Path) -> None:
+    quantize(plain, tmp_path / "q8.gguf", "Q8_0")
+    assert [path.name for path in tmp_path.iterdir()] == ["q8.gguf"]
+    types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "q8.gguf").tensors}
+    assert types == {"Q8_0", "F32"}
+
+
+@pytest.mark.parametrize("quant", ["Q3", "q8_0", ""])
+def test_an_unknown_type_of_weights(base_gguf: Path, tmp_path: Path, quant: str) -> None:
+    with pytest.raises(ExportError, match="unknown, choose one of F16, Q8_0, Q4_K_M, Q4_0"):
+        gguf_from_lora(base_gguf, {}, CONFIG, tmp_path / "x.gguf", quant)
+    assert list(LLM_QUANTS) == ["F16", "Q8_0", "Q4_K_M", "Q4_0"]
+
+
+def _pair(name: str, rows: int = 576, columns: int = 576, rank: int = 16) -> dict[str, Array]:
+    return {
+        f"{name}.lora_A.weight": np.zeros((rank, columns), np.float16),
+        f"{name}.lora_B.weight": np.zeros((rows, rank), np.float16),
+    }
+
+
+MISFITS = {
+    "no such layer": _pair(PREFIX.replace("layers.0", "layers.99")),
+    "no such module": _pair(PREFIX.replace("q_proj", "x_proj")),
+    "another model": _pair("encoder.block"),
+    "half missing": {f"{PREFIX}.lora_A.weight": np.zeros((16, 576), np.float16)},
+    "ranks differ": _pair(PREFIX) | {f"{PREFIX}.lora_A.weight": np.zeros((8, 576), np.float16)},
+    "too narrow": _pair(PREFIX, columns=64),
+    "too short": _pair(PREFIX, rows=288),
+}
+
+
+@pytest.mark.parametrize("problem", MISFITS)
+def test_an_adapter_that_fits_nothing(
+    base_gguf: Path,
+    reader: gguf.GGUFReader,
+    tmp_path: Path,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gguf, "GGUFReader", lambda _path: reader)  # reading it takes a second
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors: "):
+        gguf_from_lora(base_gguf, MISFITS[problem], CONFIG, tmp_path / "x.gguf", "F16")
+    assert not list(tmp_path.iterdir()), "a half-made file was left behind"
