@@ -12,13 +12,13 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -225,15 +225,20 @@ class _Run:
         if not optim.naming_steps:
             return
         embeddings = self.model.llm.get_input_embeddings().weight.detach()
-        teach_names(
-            self.model.bridge,
-            self.clips,
-            (self._scene(number) for number in range(len(self.clips))),
-            NamingLoss(embeddings, self.tokenizer).to(self.accelerator.device),
-            optim,
-            lambda step: learning_rate_factor(step, optim.warmup_steps, optim.naming_steps),
-            torch.Generator().manual_seed(self.config.seed),
-        )
+        with _progress() as progress:
+            task = progress.add_task("naming codes", total=optim.naming_steps)
+            teach_names(
+                self.model.bridge,
+                self.clips,
+                (self._scene(number) for number in range(len(self.clips))),
+                NamingLoss(embeddings, self.tokenizer).to(self.accelerator.device),
+                optim,
+                lambda step: learning_rate_factor(step, optim.warmup_steps, optim.naming_steps),
+                torch.Generator().manual_seed(self.config.seed),
+                lambda loss: progress.update(
+                    task, advance=1, description=f"naming codes  loss {loss:.3f}"
+                ),
+            )
 
     def save(self, step: int, record: dict[str, Any]) -> None:
         """Write weights and optimiser moments, so that the run can go on after a kill."""
@@ -316,12 +321,13 @@ def _validation_questions(seed: int, number: int) -> list[QuestionAnswer]:
 
 
 def _progress() -> Progress:
-    from rich.console import Console
-
-    columns: Iterator[Any] = iter(
-        (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
     )
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ def teach_names(
     optim: OptimConfig,
     schedule: Callable[[int], float],
     generator: torch.Generator,
+    on_step: Callable[[float], None] = lambda _loss: None,
 ) -> float:
     """Train the bridge for `optim.naming_steps` steps; returns the last loss.
 
@@ -36,6 +37,7 @@ def teach_names(
         optim: steps, clips per step, learning rate.
         schedule: factor of the learning rate by step.
         generator: picks the clips, on the CPU.
+        on_step: told the loss after every step.
     """
     frames, codes = bridge.config.encoder.frames, bridge.config.quantizer.codes
     names = torch.stack(
@@ -60,5 +62,6 @@ def teach_names(
         torch.nn.utils.clip_grad_norm_(bridge.parameters(), optim.max_grad_norm)
         optimizer.step()
         value = loss.item()
+        on_step(value)
     logger.info("named codes: loss %.4f after %d steps", value, optim.naming_steps)
     return value

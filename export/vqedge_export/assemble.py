@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-from pydantic import ValidationError
 from safetensors.numpy import load_file
 
 from vqedge.base.fetch import BaseWeights, fetch
@@ -24,6 +23,7 @@ from vqedge.bundle import (
     TensorRecord,
     bundle_writer,
 )
+from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
@@ -33,13 +33,7 @@ from vqedge_export.gguf import gguf_from_lora, llm_facts
 from vqedge_export.graph import base_arrays, checkpoint_arrays, filled, save_model
 from vqedge_export.report import ParityReport, report_from_file
 
-ENCODER, LLM, PARITY = "encoder.onnx", "llm.gguf", "parity.json"
-GRAPH, CONFIG, MODEL, LORA = (
-    "encoder.graph.onnx",
-    "config.json",
-    "model.safetensors",
-    "lora.safetensors",
-)
+ENCODER, LLM = "encoder.onnx", "llm.gguf"
 DEFAULT_QUANT = "Q8_0"
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
@@ -63,7 +57,7 @@ def assemble_bundle(
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
-    config = config_of(checkpoint)
+    config = model_config_of(checkpoint)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
         write_models(draft, checkpoint, config, graph, quant)
@@ -93,24 +87,6 @@ def finish(
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
     return draft.finish(_facts(draft.folder, checkpoint, config, weights, report.quantization))
-
-
-def config_of(checkpoint: Path) -> ModelConfig:
-    """The model configuration of a checkpoint folder.
-
-    Raises:
-        CheckpointError: not a checkpoint, or of another version.
-    """
-    for name in (CONFIG, MODEL, LORA):
-        if not (checkpoint / name).is_file():
-            raise CheckpointError(
-                f"{checkpoint}: no {name}; is this a folder written by `vqedge train`?"
-            )
-    try:
-        return ModelConfig.model_validate_json((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{checkpoint / CONFIG}: {first['loc']}: {first['msg']}") from error
 
 
 def graph_of(checkpoint: Path) -> onnx.ModelProto:

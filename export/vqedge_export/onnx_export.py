@@ -12,9 +12,10 @@ import onnx
 import torch
 from torch.onnx.utils import register_custom_op_symbolic
 
+from vqedge.checkpoint import GRAPH, MODEL
 from vqedge.config import ModelConfig
 from vqedge.errors import ExportError
-from vqedge.model.checkpoint import GRAPH, MODEL, Checkpoint
+from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
 from vqedge_export.graph import BASE_PREFIX, base_arrays, checkpoint_arrays, save_model, stripped

@@ -9,14 +9,14 @@ import onnx
 
 from vqedge.base.fetch import fetch
 from vqedge.bundle import Bundle, bundle_writer
+from vqedge.checkpoint import GRAPH, PARITY
 from vqedge.files import file_sha256
-from vqedge.model.checkpoint import GRAPH, Checkpoint, open_checkpoint
+from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
 from vqedge_export.assemble import (
     DEFAULT_QUANT,
     ENCODER,
     LLM,
-    PARITY,
     finish,
     write_models,
 )

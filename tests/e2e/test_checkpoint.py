@@ -9,11 +9,12 @@ import onnx
 import pytest
 
 from vqedge.base.fetch import fetch
+from vqedge.checkpoint import GRAPH
 from vqedge.commands.evaluate import BundleAnswerer
 from vqedge.data.suites import suite_items
 from vqedge.evaluate import evaluate
 from vqedge.files import file_sha256
-from vqedge.model.checkpoint import GRAPH, open_checkpoint
+from vqedge.model.checkpoint import open_checkpoint
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.report import report_from_file
 from vqedge_runtime import VideoQA

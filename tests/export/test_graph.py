@@ -1,4 +1,4 @@
-"""The weight-stripped graph: what it holds, and, once filled, that it computes what PyTorch does."""
+"""The weight-stripped graph: what it holds, and that it computes what PyTorch does once filled."""
 
 from __future__ import annotations
 

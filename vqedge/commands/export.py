@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.bundle import Bundle, open_bundle
+from vqedge.checkpoint import PARITY
 from vqedge.commands.output import json_result, result, say
 
 
@@ -47,7 +48,7 @@ def assemble(
     as_json: bool = False,
 ) -> None:
     """Make a bundle without torch and print what it holds."""
-    from vqedge_export.assemble import DEFAULT_QUANT, PARITY, assemble_bundle
+    from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle
     from vqedge_export.report import report_from_file
 
     bundle = assemble_bundle(checkpoint, out, quant=llm_quant or DEFAULT_QUANT, overwrite=overwrite)

@@ -82,7 +82,8 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
         )
     items = list(islice(SUITES[kind](rest, videos), limit or _DEFAULT_LIMIT))
     if not items:
-        raise DatasetError(f"--suite {name}: holds no question")
+        hint = f"; is any of its videos in {videos}?" if videos else ""
+        raise DatasetError(f"--suite {name}: holds no question to ask{hint}")
     return items
 
 

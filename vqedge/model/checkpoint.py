@@ -14,24 +14,17 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vqedge.base.fetch import fetch
+from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.model.encoder import Bridge, ClipQuantizer, VideoEncoder
 from vqedge.model.llm import llm_from_gguf, with_lora
 from vqedge.model.vit import vit_from_source
 
-CONFIG, MODEL, LORA, METRICS = (
-    "config.json",
-    "model.safetensors",
-    "lora.safetensors",
-    "metrics.json",
-)
-GRAPH = "encoder.graph.onnx"
 BRIDGE_PREFIX = "bridge."
 POSITION = "quantizer.vit.position"
 
@@ -64,15 +57,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or the configuration does not fit this version.
     """
-    for name in (CONFIG, MODEL, LORA):
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path}: no {name}; is this a folder written by `vqedge train`?")
-    try:
-        config = ModelConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(f"{path / CONFIG}: {first['loc']}: {first['msg']}") from error
-    return Checkpoint(path, config)
+    return Checkpoint(path, model_config_of(path))
 
 
 def save_checkpoint(
@@ -148,12 +133,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write pretty, sorted JSON by temporary file and rename."""
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     _replace(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def _adapter(llm: Any) -> dict[str, Tensor]:
-    """The adapter's tensors. Left to itself, peft asks the Hub whether the vocabulary grew."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(llm, save_embedding_layers=False)
-    return state
 
 
 def _half(value: Tensor) -> Tensor:

@@ -1,0 +1,38 @@
+"""The checkpoint folder: which files it holds, and its configuration. Needs no torch.
+
+`vqedge.model.checkpoint` handles the tensors with torch, `vqedge_export.assemble` with NumPy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vqedge.config import ModelConfig
+from vqedge.errors import CheckpointError
+
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+LORA = "lora.safetensors"
+METRICS = "metrics.json"
+GRAPH = "encoder.graph.onnx"
+PARITY = "parity.json"
+_NEEDED = (CONFIG, MODEL, LORA)
+
+
+def model_config_of(folder: Path) -> ModelConfig:
+    """Read a checkpoint's configuration and see that its files are there.
+
+    Raises:
+        CheckpointError: a file is missing or the configuration does not fit this version.
+    """
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: no {name}; is this a folder from `vqedge train`?")
+    try:
+        return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{folder / CONFIG}: {place}: {first['msg']}") from error
