@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 from contextlib import suppress
@@ -14,6 +13,7 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.data.demo import write_demo
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bench import run
+from vqedge_runtime.cores import usable_cores
 
 _PACKAGES = ("vqedge", "onnxruntime", "llama-cpp-python", "av")
 
@@ -44,7 +44,7 @@ def run_bench(
 def _machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
-        "usable_cores": len(os.sched_getaffinity(0)),
+        "usable_cores": usable_cores(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
 

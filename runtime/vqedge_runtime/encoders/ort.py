@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from vqedge.errors import BackendUnavailable, BundleError
+from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.encoders import Frames
 from vqedge_runtime.tokens import TokenSet
 
@@ -29,7 +29,7 @@ class OrtEncoder:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = _ERRORS_ONLY
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

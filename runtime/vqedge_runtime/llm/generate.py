@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import math
-import os
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, ConfigError, PromptError
 from vqedge.prompt import SYSTEM
+from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
 from vqedge_runtime.llm.protocol import (
@@ -120,7 +120,7 @@ class LlamaCpp:
         with ExitStack() as stack:
             model = stack.enter_context(Model(Path(path), gpu_layers))
             limit = min(max_context or model.trained_context, model.trained_context)
-            reader = Reader(model, threads or _usable_cores(), context, limit, system)
+            reader = Reader(model, threads or usable_cores(), context, limit, system)
             stack.callback(reader.close)
             opened = cls(model, reader)
             stack.pop_all()
@@ -331,13 +331,6 @@ def _log_likelihoods(logits: Rows) -> npt.NDArray[np.float64]:
     wide = logits.astype(np.float64)
     peak = float(wide.max())
     return wide - (peak + math.log(np.exp(wide - peak).sum()))
-
-
-def _usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _device(gpu_layers: int) -> str:
