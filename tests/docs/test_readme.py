@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from vqedge.cli import app
+from vqedge_runtime import VideoQA
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,6 +71,14 @@ def test_the_console_example_of_ask_prints_what_it_shows(bundle: Path, demo_clip
     command = [sys.executable, "-m", "vqedge.cli", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown[2]
+
+
+def test_the_demo_prints_what_the_readme_shows(qa: VideoQA, demo_clip: Path) -> None:
+    script = (ROOT / "scripts/demo").read_text(encoding="utf-8")
+    question = re.search(r'"\$\{1:-(.+?)\}"', script)
+    shown = re.search(r"^\$ scripts/demo .*\n(.+)$", README, flags=re.MULTILINE)
+    assert question and shown
+    assert qa.ask(demo_clip, question[1]).text == shown[1]
 
 
 def test_the_command_table_lists_every_command() -> None:
