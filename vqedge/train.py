@@ -57,10 +57,10 @@ def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
 
     Args:
         config: the run.
-        resume: go on from the last save in `config.output`.
+        resume: go on from the last save in `config.output`, or begin if there is none.
 
     Raises:
-        CheckpointError: the output folder holds another run, or nothing to resume.
+        CheckpointError: the output folder holds another run.
         FetchError: base weights are not there and cannot be downloaded.
     """
     torch.manual_seed(config.seed)
@@ -71,7 +71,6 @@ def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
     held_out = cached_clips(config, quantizer, config.validation_seed, config.validation_clips)
     run = _Run(config, clips, quantizer.vit.position)
     first = run.restore() if resume else run.start()
-    record: dict[str, Any] = {"step": first}
     with _progress() as progress:
         task = progress.add_task("training", total=config.optim.steps, completed=first)
         for step in range(first, config.optim.steps):
@@ -81,7 +80,7 @@ def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
                 record["validation"] = run.validate(held_out)
                 run.save(step + 1, record)
             run.log(record)
-    return run.checkpoint(record)
+    return Checkpoint(config.output, config.model)
 
 
 def cached_clips(
@@ -274,6 +273,7 @@ class _Run:
             if f"step.{name}" in tensors:  # none yet right after the naming steps
                 moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _ADAM_MOMENTS}
                 self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"][0], **moments}
+        self._forget_after(int(info["step"]))
         return int(info["step"])
 
     def _identity(self) -> str:
@@ -284,6 +284,13 @@ class _Run:
         """Append one JSON line to the run's metrics."""
         with (self.config.output / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the log's lines about steps that a kill has undone."""
+        path = self.config.output / LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _logged_step(line) <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def checkpoint(self, record: dict[str, Any]) -> Checkpoint:
         """Write the deployable checkpoint."""
@@ -312,6 +319,14 @@ def _clips_of_step(step: int, count: int, clips: int, seed: int) -> list[int]:
 
 def _epoch_order(epoch: int, clips: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.random.default_rng([seed, epoch, clips]).permutation(clips)
+
+
+def _logged_step(line: str) -> float:
+    """The step of a log line; a line that the kill cut off belongs to no step."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
 
 
 def _validation_questions(seed: int, number: int) -> list[QuestionAnswer]:

@@ -131,6 +131,14 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         for tensor, value in expected.items():
             assert torch.equal(found[tensor], value), f"{name}: {tensor}"
     assert log_of(killed)[-1]["loss"] == log_of(whole)[-1]["loss"]
+    assert [record["step"] for record in log_of(killed)] == [1, 2, 3, 4]
+
+
+def test_a_log_line_cut_off_by_a_kill_is_dropped(whole: Path) -> None:
+    with (whole / LOG).open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "loss": 0.1}\n{"step": 6, "lo')
+    train(config_for(whole), resume=True)
+    assert [record["step"] for record in log_of(whole)] == [1, 2, 3, 4]
 
 
 def test_bridge_and_adapter_learn_and_the_backbone_stays(tmp_path: Path, whole: Path) -> None:
