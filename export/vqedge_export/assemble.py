@@ -34,7 +34,7 @@ from vqedge_export.graph import base_arrays, checkpoint_arrays, filled, save_mod
 from vqedge_export.report import ParityReport, report_from_file
 
 ENCODER, LLM = "encoder.onnx", "llm.gguf"
-DEFAULT_QUANT = "Q8_0"
+DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +44,21 @@ _LORA_PREFIX = "base_model.model.model.layers."
 _SKIPPED_FIELDS = ("GGUF.", "general.file_type", "general.architecture")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """llama.cpp talks to our log inside, to whom it talked before afterwards."""
+    before, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(user_data))
+    callback = llama_cpp.llama_log_callback(_log)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p())
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(before, user_data)
+
+
 def _log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
     logger.debug("llama.cpp: %s", text.decode(errors="replace").rstrip())
-
-
-_LOG = llama_cpp.llama_log_callback(_log)  # llama.cpp keeps the pointer, so it must stay alive
 
 
 @dataclass(frozen=True)
@@ -94,10 +105,10 @@ def quantize(source: Path, out: Path, quant: str) -> None:
     """Quantise a GGUF file with llama.cpp's own quantiser."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize, params.nthread = LLM_QUANTS[quant], True, 0
-    llama_cpp.llama_log_set(_LOG, ctypes.c_void_p())
-    code = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(out).encode(), ctypes.byref(params)
-    )
+    with _quiet():
+        code = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(out).encode(), ctypes.byref(params)
+        )
     if code != 0:
         raise ExportError(f"llama.cpp could not quantise {source.name} to {quant} (code {code})")
 
