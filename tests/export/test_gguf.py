@@ -114,7 +114,7 @@ def test_llama_cpp_computes_the_merged_adapter(
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     lora = {name: value.numpy() for name, value in state.items()}
     gguf_from_lora(base_gguf, lora, CONFIG, merged, "F16")
-    with open_llama_cpp(merged, threads=2, context=256) as llm:
+    with open_llama_cpp(merged, threads=1, context=256) as llm:
         prompts = [llm.tokens_from_text(text) for text in PROMPTS]
         found = np.concatenate([llm.logits(ids) for ids in prompts])
     with torch.inference_mode():
