@@ -96,6 +96,7 @@ install_llama() {
         build_llama "$VQEDGE_WHEELS/$llama"
         rm -f .venv/vqedge-llama.stamp
         run_pip install --force-reinstall --no-deps "$VQEDGE_WHEELS/$llama"/*.whl
+        run_pip install --constraint constraints.txt "$VQEDGE_WHEELS/$llama"/*.whl # what it needs
         echo "$llama" >.venv/vqedge-llama.stamp
     fi
 }
