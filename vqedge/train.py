@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
         CheckpointError: the output folder holds another run.
         FetchError: base weights are not there and cannot be downloaded.
     """
+    if not resume:
+        _refuse_old_run(config.output)
     torch.manual_seed(config.seed)
     quantizer = clip_quantizer(config.model)
     clips = cached_clips(config, quantizer, config.data.seed, config.data.clips)
@@ -90,6 +93,8 @@ def cached_clips(
     model = config.model
     folder = cache_folder(cache_root(), model.encoder, model.quantizer, seed)
     missing = missing_shards(folder, clips)
+    if not missing:
+        return load_clips(folder, clips)
     with _progress() as progress:
         for shard in progress.track(missing, description=f"encoding clips of world {seed}"):
             fill_shard(folder, shard, quantizer, seed)
@@ -207,13 +212,8 @@ class _Run:
         return _Batch(codes, clips.indices[numbers].long().to(device), packed, kinds)
 
     def start(self) -> int:
-        """Begin a new run; refuses a folder that holds one."""
-        output = self.config.output
-        if (output / STATE_INFO).exists():
-            raise CheckpointError(
-                f"{output}: holds a run already; pass --resume or another -o folder"
-            )
-        output.mkdir(parents=True, exist_ok=True)
+        """Begin a new run."""
+        self.config.output.mkdir(parents=True, exist_ok=True)
         self.name_codes()
         self.save(0, {"step": 0})
         return 0
@@ -319,6 +319,12 @@ def _clips_of_step(step: int, count: int, clips: int, seed: int) -> list[int]:
 
 def _epoch_order(epoch: int, clips: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.random.default_rng([seed, epoch, clips]).permutation(clips)
+
+
+def _refuse_old_run(output: Path) -> None:
+    """Before any work: a folder that holds a run is not overwritten."""
+    if (output / STATE_INFO).exists():
+        raise CheckpointError(f"{output}: holds a run already; pass --resume or another -o folder")
 
 
 def _logged_step(line: str) -> float:

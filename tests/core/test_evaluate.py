@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from vqedge.config import ModelConfig
 from vqedge.data.questions import KINDS
 from vqedge.data.suites import SYNTHETIC_SEED, Item, Scene, suite_items
-from vqedge.errors import DatasetError
+from vqedge.errors import ConfigError, DatasetError
 from vqedge.evaluate import EvalReport, Reply, Tally, evaluate, is_right, wilson_interval
+from vqedge.model.answer import CheckpointAnswerer
+from vqedge.model.checkpoint import Checkpoint
 
 # ---- one answer
 
@@ -129,6 +132,12 @@ def test_extra_keys_are_added_and_no_token_means_no_density() -> None:
     report = EvalReport("x", tally, {}, 0.0, 2048, 8, {"backend": "none"})
     assert report.to_dict()["backend"] == "none"
     assert report.to_dict()["tokdense"] == 0.0
+
+
+@pytest.mark.parametrize("budget", [0, -1, 33])
+def test_a_checkpoint_is_not_asked_for_a_budget_it_does_not_have(budget: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--budget {budget}: .* 1 to 32 tokens"):
+        CheckpointAnswerer(Checkpoint(Path("none"), ModelConfig()), budget)
 
 
 # ---- where questions come from

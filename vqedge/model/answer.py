@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqedge.base.fetch import fetch
 from vqedge.data.suites import Item, Scene
-from vqedge.errors import DatasetError
+from vqedge.errors import ConfigError, DatasetError
 from vqedge.evaluate import Reply
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
@@ -23,11 +23,16 @@ class CheckpointAnswerer:
     Args:
         checkpoint: what to evaluate.
         budget: most tokens to use; all codes if not given.
+
+    Raises:
+        ConfigError: the budget is out of range.
     """
 
     def __init__(self, checkpoint: Checkpoint, budget: int | None = None) -> None:
-        config = checkpoint.config
-        self.config, self.budget = config, budget or config.quantizer.codes
+        config, codes = checkpoint.config, checkpoint.config.quantizer.codes
+        if budget is not None and not 1 <= budget <= codes:
+            raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
+        self.config, self.budget = config, budget or codes
         self.encoder, self.llm = checkpoint.encoder(), checkpoint.llm()
         self.tokenizer = tokenizer_from_gguf(fetch(config.llm.source).path)
         self._clip: Any = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from vqedge.config import LlmConfig
 from vqedge.prompt import prompt_parts, question_text
@@ -40,7 +43,8 @@ class PromptTokenizer:
 
 def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
     """Read the tokenizer and the chat template out of a GGUF file."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)  # type: ignore[no-untyped-call]
+    with _only_errors():
+        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)  # type: ignore[no-untyped-call]
     parts = prompt_parts(
         lambda messages: tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -51,6 +55,17 @@ def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
         for text in (parts.before_video, parts.after_question)
     )
     return PromptTokenizer(tokenizer, before, after, tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Without transformers' advice about tokenizers, which does not hold for GGUF files."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def llm_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
