@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from vqedge.config import LlmConfig
 from vqedge.prompt import prompt_parts, question_text
@@ -60,12 +61,12 @@ def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
 @contextmanager
 def _only_errors() -> Iterator[None]:
     """Without transformers' advice about tokenizers, which does not hold for GGUF files."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        transformers_logging.set_verbosity(before)
 
 
 def llm_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
