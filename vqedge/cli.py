@@ -1,8 +1,7 @@
 """The `vqedge` command: arguments in, one function of `vqedge.commands` out.
 
-Heavy imports happen inside the commands, so that `--help` stays fast. Errors meet the user here and
-nowhere
-else: exit code 1 for what the user can fix, 2 for wrong usage, 3 for a fault of ours.
+Heavy imports happen inside the commands, so that `--help` stays fast. Errors meet the user here
+and nowhere else: exit code 1 for what the user can fix, 2 for wrong usage, 3 for a fault of ours.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +40,7 @@ from vqedge.data.packing import PackedBatch, pack
 from vqedge.data.questions import QuestionAnswer, one_question_per_kind, questions_from_scene
 from vqedge.data.world import Scene, reversed_scene, scene_from_seed
 from vqedge.errors import CheckpointError
-from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint, write_json
+from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge, ClipQuantizer
 from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
 from vqedge.model.naming import NamingLoss
@@ -48,7 +49,7 @@ from vqedge.warmup import teach_names
 
 logger = logging.getLogger(__name__)
 
-STATE, STATE_INFO, LOG = "training.safetensors", "training.json", "metrics.jsonl"
+STATE, LOG = "training.safetensors", "metrics.jsonl"
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _FINAL_LEARNING_RATE = 0.05  # share of the peak that the cosine schedule ends at
 
@@ -79,10 +80,12 @@ def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
         for step in range(first, config.optim.steps):
             record = run.step(step)
             progress.update(task, advance=1, description=_summary(record))
-            if (step + 1) % config.save_every == 0 or step + 1 == config.optim.steps:
+            due = (step + 1) % config.save_every == 0 or step + 1 == config.optim.steps
+            if due:
                 record["validation"] = run.validate(held_out)
+            run.log(record)  # before the save: lines past the last save are dropped on resume
+            if due:
                 run.save(step + 1, record)
-            run.log(record)
     return Checkpoint(config.output, config.model)
 
 
@@ -252,17 +255,18 @@ class _Run:
                 tensors[f"step.{name}"] = torch.as_tensor(state["step"]).reshape(1)
         path = self.config.output / STATE
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary)
+        # step and identity travel inside the file: one rename, nothing that could disagree
+        save_file(tensors, temporary, {"step": str(step), "run": self._identity()})
         temporary.replace(path)
-        write_json(self.config.output / STATE_INFO, {"step": step, "run": self._identity()})
         self.checkpoint(record)
 
     def restore(self) -> int:
         """Load the last save; returns the number of steps done."""
         output = self.config.output
-        if not (output / STATE_INFO).exists():
+        if not (output / STATE).exists():
             return self.start()
-        info = json.loads((output / STATE_INFO).read_text(encoding="utf-8"))
+        with safe_open(output / STATE, framework="pt") as file:
+            info = file.metadata()
         if info["run"] != self._identity():
             raise CheckpointError(
                 f"{output}: was written with another model configuration or data seed"
@@ -323,7 +327,7 @@ def _epoch_order(epoch: int, clips: int, seed: int) -> np.ndarray[Any, np.dtype[
 
 def _refuse_old_run(output: Path) -> None:
     """Before any work: a folder that holds a run is not overwritten."""
-    if (output / STATE_INFO).exists():
+    if (output / STATE).exists():
         raise CheckpointError(f"{output}: holds a run already; pass --resume or another -o folder")
 
 
