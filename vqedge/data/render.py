@@ -87,7 +87,7 @@ def _star(x: _Plane, y: _Plane) -> _Plane:
     return distance * np.float32(0.7)
 
 
-# Distance to the outline of a shape that fits the unit circle; negative inside.
+# Distance to the outline of a shape about the size of the unit circle; negative inside.
 _SIGNED_DISTANCES: dict[str, Callable[[_Plane, _Plane], _Plane]] = {
     "circle": _circle,
     "square": _square,
