@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
+from vqedge.validation import first_fault
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
@@ -33,6 +34,4 @@ def model_config_of(folder: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{folder / CONFIG}: {place}: {first['msg']}") from error
+        raise CheckpointError(f"{folder / CONFIG}: {first_fault(error)}") from error

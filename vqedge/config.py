@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from vqedge.errors import ConfigError
+from vqedge.validation import first_fault
 
 
 class Config(BaseModel):
@@ -154,6 +155,5 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error)
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Files shared with other processes: their sha256, and a lock that ends with its holder."""
+"""Files shared with other processes: sha256, replacement as a whole, locks."""
 
 from __future__ import annotations
 
@@ -40,6 +40,21 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, renamed onto it at the end: no half-written file is seen.
+
+    Raises:
+        OSError: the file cannot be written or renamed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def try_lock(path: Path, *, create: bool = True) -> int | None:

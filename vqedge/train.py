@@ -40,6 +40,7 @@ from vqedge.data.packing import PackedBatch, pack
 from vqedge.data.questions import QuestionAnswer, one_question_per_kind, questions_from_scene
 from vqedge.data.world import Scene, reversed_scene, scene_from_seed
 from vqedge.errors import CheckpointError
+from vqedge.files import replacing
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge, ClipQuantizer
 from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
@@ -253,11 +254,9 @@ class _Run:
                     tensors[f"{moment}.{name}"] = state[moment].cpu()
             if "step" in state:
                 tensors[f"step.{name}"] = torch.as_tensor(state["step"]).reshape(1)
-        path = self.config.output / STATE
-        temporary = path.with_suffix(".tmp")
-        # step and identity travel inside the file: one rename, nothing that could disagree
-        save_file(tensors, temporary, {"step": str(step), "run": self._identity()})
-        temporary.replace(path)
+        with replacing(self.config.output / STATE) as path:
+            # step and identity travel inside the file: one rename, nothing that could disagree
+            save_file(tensors, path, {"step": str(step), "run": self._identity()})
         self.checkpoint(record)
 
     def restore(self) -> int:

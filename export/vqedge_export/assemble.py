@@ -62,7 +62,7 @@ def assemble_bundle(
     with bundle_writer(out, overwrite=overwrite) as draft:
         write_models(draft, checkpoint, config, graph, quant)
         report = _known_report(checkpoint, draft.folder, quant)
-        return finish(draft, checkpoint, config, report)
+        return finish(draft, checkpoint, config, graph, report)
 
 
 def write_models(
@@ -77,7 +77,11 @@ def write_models(
 
 
 def finish(
-    draft: BundleDraft, checkpoint: Path, config: ModelConfig, report: ParityReport
+    draft: BundleDraft,
+    checkpoint: Path,
+    config: ModelConfig,
+    graph: onnx.ModelProto,
+    report: ParityReport,
 ) -> Bundle:
     """Add report and licences, describe the bundle, and move it into place."""
     weights = [fetch(config.encoder.source), fetch(config.llm.source)]
@@ -86,7 +90,13 @@ def finish(
     licences.mkdir()
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
-    return draft.finish(_facts(draft.folder, checkpoint, config, weights, report.quantization))
+    facts = BundleFacts(
+        encoder=_encoder_record(graph, config),
+        quantizer=_quantizer_record(config),
+        llm=_llm_record(draft.folder / LLM, report.quantization),
+        provenance=_provenance_record(checkpoint, weights),
+    )
+    return draft.finish(facts)
 
 
 def graph_of(checkpoint: Path) -> onnx.ModelProto:
@@ -99,7 +109,7 @@ def graph_of(checkpoint: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise CheckpointError(
             f"{checkpoint}: no {GRAPH}; where torch is installed, "
-            f"run `vqedge export {checkpoint} --record`"
+            f"run `vqedge export {checkpoint} -o OUT.vqedge --record`"
         )
     return onnx.load(str(path), load_external_data=False)
 
@@ -121,47 +131,52 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     )
 
 
-def _facts(
-    folder: Path, checkpoint: Path, config: ModelConfig, weights: list[BaseWeights], quant: str
-) -> BundleFacts:
-    graph = onnx.load(str(folder / ENCODER)).graph
-    encoder, llm = config.encoder, llm_facts(folder / LLM)
-    return BundleFacts(
-        encoder=EncoderRecord(
-            file=ENCODER,
-            inputs=tuple(_tensor(item) for item in graph.input),
-            outputs=tuple(_tensor(item) for item in graph.output),
-            frames=encoder.frames,
-            size=encoder.size,
-            grid=encoder.grid,
-            source=encoder.source,
-            block=encoder.block,
-            opset=18,
-            custom_op="function",
-            precision="fp32",
-        ),
-        quantizer=QuantizerRecord(
-            kind=config.quantizer.kind,
-            codes=config.quantizer.codes,
-            iterations=config.quantizer.iterations,
-            default_budget=config.quantizer.codes,
-        ),
-        llm=LlmRecord(
-            file=LLM,
-            arch=llm.arch,
-            width=llm.width,
-            vocab_size=llm.vocab_size,
-            quantization=quant,
-            context_length=llm.context_length,
-            chat_template=llm.chat_template,
-            system_prompt=SYSTEM,
-        ),
-        provenance=ProvenanceRecord(
-            created_by=f"vqedge {version('vqedge')}",
-            checkpoint_sha256=_checkpoint_sha256(checkpoint),
-            base_weights=tuple(_base_record(item) for item in weights),
-            tools={name: version(name) for name in _TOOLS},
-        ),
+def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecord:
+    encoder = config.encoder
+    return EncoderRecord(
+        file=ENCODER,
+        inputs=tuple(_tensor(item) for item in graph.graph.input),
+        outputs=tuple(_tensor(item) for item in graph.graph.output),
+        frames=encoder.frames,
+        size=encoder.size,
+        grid=encoder.grid,
+        source=encoder.source,
+        block=encoder.block,
+        opset=next(item.version for item in graph.opset_import if not item.domain),
+        custom_op="function" if graph.functions else "node",
+        precision="fp32",
+    )
+
+
+def _quantizer_record(config: ModelConfig) -> QuantizerRecord:
+    return QuantizerRecord(
+        kind=config.quantizer.kind,
+        codes=config.quantizer.codes,
+        iterations=config.quantizer.iterations,
+        default_budget=config.quantizer.codes,
+    )
+
+
+def _llm_record(path: Path, quant: str) -> LlmRecord:
+    llm = llm_facts(path)
+    return LlmRecord(
+        file=LLM,
+        arch=llm.arch,
+        width=llm.width,
+        vocab_size=llm.vocab_size,
+        quantization=quant,
+        context_length=llm.context_length,
+        chat_template=llm.chat_template,
+        system_prompt=SYSTEM,
+    )
+
+
+def _provenance_record(checkpoint: Path, weights: list[BaseWeights]) -> ProvenanceRecord:
+    return ProvenanceRecord(
+        created_by=f"vqedge {version('vqedge')}",
+        checkpoint_sha256=_checkpoint_sha256(checkpoint),
+        base_weights=tuple(_base_record(item) for item in weights),
+        tools={name: version(name) for name in _TOOLS},
     )
 
 

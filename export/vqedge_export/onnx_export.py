@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -18,10 +17,8 @@ from vqedge.errors import ExportError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
-from vqedge_export.graph import BASE_PREFIX, base_arrays, checkpoint_arrays, save_model, stripped
+from vqedge_export.graph import base_arrays, checkpoint_arrays, save_model, stripped
 from vqedge_export.op_function import OPSET, attach_function
-
-logger = logging.getLogger(__name__)
 
 INPUTS = ("frames", "budget")
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
@@ -103,6 +100,3 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     return model
-
-
-__all__ = ["BASE_PREFIX", "INPUTS", "OUTPUTS", "encoder_graph", "stripped_graph", "write_graph"]

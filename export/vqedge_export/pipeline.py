@@ -68,7 +68,7 @@ def export_bundle(
         report = _report(opened, draft.folder / ENCODER, draft.folder / LLM, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
-        bundle = finish(draft, checkpoint, opened.config, report)
+        bundle = finish(draft, checkpoint, opened.config, graph, report)
     if record:
         _record(checkpoint, graph, report)
     return bundle, report

@@ -52,6 +52,10 @@ class Backend:
     encoder: str
     llm: str
 
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"encoder: {self.encoder}; llm: {self.llm}"
+
 
 @dataclass(frozen=True)
 class Video:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqedge.errors import BundleError
+from vqedge.validation import first_fault
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
@@ -251,14 +252,6 @@ def manifest_from_bytes(data: bytes) -> Manifest:
     if manifest_bytes(manifest) != data:
         raise BundleError(f"{MANIFEST_NAME}: not as vqedge writes it: altered; export again")
     return manifest
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first problem of a validation in one line, with its place."""
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    reason = " ".join(fault["msg"].removeprefix("Value error, ").split())
-    return f"{place}: {reason}" if place else reason
 
 
 def _check_schema_version(raw: Any) -> None:

@@ -31,7 +31,7 @@ def ask(
     words = _question(question)
     options_or_default = options or DecodingOptions()
     with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
-        say(f"encoder: {qa.backend.encoder}; llm: {qa.backend.llm}")
+        say(str(qa.backend))
         encoded = qa.encode(video, _budget(budget), start, end)
         if choices is not None:
             answer = qa.ask(encoded, words, choices=_choices(choices))

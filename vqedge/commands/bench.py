@@ -32,7 +32,7 @@ def run_bench(
         if video is None:
             write_demo(clip)
         with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
-            say(f"encoder: {qa.backend.encoder}; llm: {qa.backend.llm}")
+            say(str(qa.backend))
             document = run(qa, clip, runs)
     document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
     if as_json:

@@ -97,7 +97,7 @@ def _answerer(
 
         return CheckpointAnswerer(open_checkpoint(checkpoint), budget)
     qa = stack.enter_context(VideoQA.open(bundle_or_default(bundle), threads=threads))
-    say(f"encoder: {qa.backend.encoder}; llm: {qa.backend.llm}")
+    say(str(qa.backend))
     qa.checked_budget(budget)
     return BundleAnswerer(qa, budget)
 

@@ -6,7 +6,6 @@ killed run resumes at the next shard and two runs may fill the same folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
+from vqedge.files import replacing
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
@@ -92,10 +92,8 @@ def fill_shard(folder: Path, shard: int, quantizer: ClipQuantizer, seed: int) ->
         "indices": torch.stack([result.indices for result in results]).to(torch.uint8).cpu(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = _shard_path(folder, shard)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with replacing(_shard_path(folder, shard)) as path:
+        save_file(tensors, path)
 
 
 def load_clips(folder: Path, clips: int) -> CachedClips:

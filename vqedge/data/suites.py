@@ -24,6 +24,7 @@ from vqedge.data.questions import one_question_per_kind
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import DatasetError
+from vqedge.validation import first_fault
 
 SYNTHETIC_SEED = 70_001  # training uses small seeds; see vqedge.config
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -152,8 +153,7 @@ def _text(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_fault(error)
     return f"not JSON ({error})"
 
 

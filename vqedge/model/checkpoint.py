@@ -21,6 +21,7 @@ from vqedge.base.fetch import fetch
 from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
+from vqedge.files import replacing
 from vqedge.model.encoder import Bridge, ClipQuantizer, VideoEncoder
 from vqedge.model.llm import llm_from_gguf, with_lora
 from vqedge.model.vit import vit_from_source
@@ -77,11 +78,13 @@ def save_checkpoint(
         f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()
     }
     tensors[POSITION] = position.detach().float().contiguous().cpu()
-    _replace(path / MODEL, lambda file: save_file(tensors, file))
+    with replacing(path / MODEL) as file:
+        save_file(tensors, file)
     lora = {name: _half(value) for name, value in _lora_state(llm).items()}
-    _replace(path / LORA, lambda file: save_file(lora, file))
-    write_json(path / CONFIG, config.model_dump(mode="json"))
-    write_json(path / METRICS, metrics)
+    with replacing(path / LORA) as file:
+        save_file(lora, file)
+    _write_json(path / CONFIG, config.model_dump(mode="json"))
+    _write_json(path / METRICS, metrics)
     return Checkpoint(path, config)
 
 
@@ -129,17 +132,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write pretty, sorted JSON by temporary file and rename."""
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    _replace(path, lambda file: file.write_text(text, encoding="utf-8"))
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _half(value: Tensor) -> Tensor:
     return value.detach().to(torch.float16).contiguous().cpu()
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    temporary.replace(path)
