@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from vqedge.errors import ConfigError
 from vqedge.validation import first_fault
@@ -49,11 +49,29 @@ class EncoderConfig(Config):
 
 
 class QuantizerConfig(Config):
-    """How patches become codes."""
+    """How patches become codes.
 
-    kind: Literal["kmeans"] = "kmeans"
-    codes: Annotated[int, Field(ge=1, le=256)] = 32
+    `grid` and `random` are what quantising is compared with: equal blocks of the frames, and random
+    patches instead of means.
+    """
+
+    kind: Literal["kmeans", "codebook", "grid", "random"] = "kmeans"
+    codes: Annotated[int, Field(ge=1, le=256)] = 64
+    """Rows of the result: the largest budget."""
+    default_budget: Annotated[int, Field(ge=1, le=256)] = 32
     iterations: Annotated[int, Field(ge=1, le=64)] = 8
+    adaptive_error: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """The adaptive budget is the smallest whose mean cosine distance is at most this."""
+    levels: Annotated[int, Field(ge=1, le=8)] = 4
+    """Of a learned codebook: a code is the sum of one entry of each level."""
+    entries: Annotated[int, Field(ge=2, le=65536)] = 1024
+    """Of each level of a learned codebook."""
+
+    @model_validator(mode="after")
+    def _default_within_codes(self) -> Self:
+        if self.default_budget > self.codes:
+            raise ValueError(f"default_budget {self.default_budget} exceeds codes {self.codes}")
+        return self
 
 
 class AttentionConfig(Config):
@@ -61,7 +79,12 @@ class AttentionConfig(Config):
 
     width: PositiveInt = 384
     heads: PositiveInt = 6
-    depth: PositiveInt = 2
+    depth: Annotated[int, Field(ge=0)] = 2
+    """Layers; 0 leaves the attention out."""
+    hash: Literal["occupancy", "none"] = "occupancy"
+    """What is told of where and when a code occurs."""
+    blind: bool = False
+    """Rows say nothing: what the questions alone give away."""
 
 
 class LlmConfig(Config):
@@ -82,14 +105,53 @@ class ModelConfig(Config):
     llm: LlmConfig = LlmConfig()
 
 
-class DataConfig(Config):
-    """The generated clips to train on."""
+class WorldConfig(Config):
+    """Generated clips of moving shapes."""
 
+    kind: Literal["world"] = "world"
     seed: int = 1
     clips: PositiveInt = 4000
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How often one of a clip's questions asks for a description."""
+
+
+class PhotosConfig(Config):
+    """Clips composed of labelled photos; `index` is described in `vqedge.data.photos`."""
+
+    kind: Literal["photos"]
+    index: Path
+    split: str = "train"
+    seed: int = 1
+    clips: PositiveInt = 2000
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class JsonlConfig(Config):
+    """Videos and questions of one's own; `path` is described in `docs/train-your-own.md`."""
+
+    kind: Literal["jsonl"]
+    path: Path
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+SourceConfig = Annotated[WorldConfig | PhotosConfig | JsonlConfig, Field(discriminator="kind")]
+
+
+class DataConfig(Config):
+    """What to train on: sources, mixed by weight."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = (WorldConfig(),)
     questions_per_clip: PositiveInt = 8
     time_reversal: bool = True
-    """Show every clip backwards too, with its directions turned."""
+    """Show clips backwards too, where their questions can be turned."""
+    budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32, 64)
+    """Clips are quantised at each of these, and every step draws one of them."""
+    keep_features: bool = False
+    """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that draw and decode clips while others are encoded."""
 
 
 class OptimConfig(Config):
@@ -97,6 +159,8 @@ class OptimConfig(Config):
 
     steps: PositiveInt = 1000
     clips_per_step: PositiveInt = 16
+    accumulate: PositiveInt = 1
+    """Parts that a step's clips are computed in, one after another, to save memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     bridge_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: PositiveInt = 30
@@ -104,7 +168,10 @@ class OptimConfig(Config):
     """Steps of the bridge alone, learning to name its codes, before the language model joins."""
     naming_clips_per_step: PositiveInt = 48
     naming_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    naming_weight_decay: Annotated[float, Field(ge=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    commitment_weight: Annotated[float, Field(ge=0)] = 0.25
+    """Of a learned codebook's own loss, beside that of the language model."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -114,12 +181,25 @@ class TrainConfig(Config):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    init: Path | None = None
+    """Checkpoint to start from, instead of naming codes first."""
     output: Path = Path("runs/tiny")
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     save_every: PositiveInt = 50
-    validation_clips: PositiveInt = 64
-    validation_seed: int = 2
+    keep: Annotated[int, Field(ge=0)] = 2
+    """Numbered checkpoints kept beside the newest."""
+    validation: tuple[SourceConfig, ...] = (WorldConfig(seed=2, clips=64),)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if max(self.data.budgets) > self.model.quantizer.codes:
+            raise ValueError("data.budgets: none may exceed model.quantizer.codes")
+        if self.model.quantizer.default_budget not in self.data.budgets:
+            raise ValueError("data.budgets: want model.quantizer.default_budget among them")
+        if self.optim.clips_per_step % self.optim.accumulate:
+            raise ValueError("optim.accumulate must divide optim.clips_per_step")
+        return self
 
 
 def train_config_from_yaml(path: Path, overrides: list[str] | None = None) -> TrainConfig:

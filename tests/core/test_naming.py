@@ -2,103 +2,199 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tiny_model import CODES, CONFIG, FRAMES, GRID, random_codes, random_maps, tiny_tokenizer
 
 from vqedge.config import OptimConfig
-from vqedge.data.cache import CachedClips
-from vqedge.data.naming import GROUPS, UNNAMED, code_names
-from vqedge.data.world import MovingObject, Scene, scene_from_seed
+from vqedge.data.cache import QuantizedClips
+from vqedge.data.clips import UNNAMED, Vocabulary
+from vqedge.data.generated import GeneratedClips, SceneClip
+from vqedge.data.naming import SCENE_WORDS, labels_from_scene, word_table
+from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
+from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
 from vqedge.model.naming import NamingLoss
-from vqedge.warmup import teach_names
+from vqedge.warmup import NamingLesson, labelled_any
 
-RED = MovingObject("red", "star", "right", 0.24, (0.25, 0.25), 0.5, 0.0)
-BLUE = MovingObject("blue", "circle", "up", 0.24, (0.25, 0.75), 0.0, 0.5)
+RED = MovingObject("red", "star", STILL, 0.24, (0.25, 0.25), 0.0)
+BLUE = MovingObject("blue", "circle", STILL, 0.24, (0.25, 0.75), 0.0, 0.5, texture="spotted")
+BOTH = Scene((RED, BLUE), (0, 0, 0), 0)
+GROUPS = list(SCENE_WORDS)
+STAR = {
+    "color": "red",
+    "shape": "star",
+    "texture": "plain",
+    "direction": "nowhere",
+    "order": "first",
+    "size": "large",
+    "change": "same",
+}
+CIRCLE = STAR | {"color": "blue", "shape": "circle", "texture": "spotted", "order": "second"}
 
 
-def names_of(scene: Scene, indices: np.ndarray, codes: int = 4) -> list[list[str | None]]:  # type: ignore[type-arg]
-    """Words instead of numbers."""
-    found = code_names(scene, indices.reshape(-1), 2, codes)
-    assert found.shape == (codes, len(GROUPS)) and found.dtype == np.int64
+# ---- what a patch shows
+
+
+def words_of(item: MovingObject) -> dict[str, str]:
+    return labels_from_scene(Scene((item,), (0, 0, 0), 0), 2, 4).words[0]
+
+
+def test_the_words_of_an_object() -> None:
+    moving = replace(RED, direction="up and left", travel=0.2, start_xy=(0.6, 0.6), radius=0.1)
+    assert words_of(moving) == {k: v for k, v in STAR.items() if k != "order"} | {
+        "direction": "up and left",
+        "size": "small",
+        "speed": "slow",
+    }
+    assert words_of(replace(moving, travel=0.5))["speed"] == "fast"
+    assert words_of(replace(RED, growth=1.7))["change"] == "grows"
+    assert words_of(replace(RED, growth=1 / 1.7))["change"] == "shrinks"
+    assert "speed" not in words_of(RED), "what stays has no speed"
+
+
+def test_patches_of_a_scene() -> None:
+    """4 x 4 patches, 2 frames: each covers 2 x 2 of them, blue from the second frame on."""
+    labels = labels_from_scene(BOTH, 2, 4)
+    red, blue = np.zeros((4, 4), int), np.zeros((4, 4), int)
+    red[:2, :2], blue[2:, :2] = 1, 2
+    assert (labels.shown == [red, red + blue]).all()
+    assert labels.words == (STAR, CIRCLE)
+
+
+def test_the_one_in_front_is_what_a_patch_shows() -> None:
+    front = replace(BLUE, start_xy=RED.start_xy, appears_at=0.0)
+    labels = labels_from_scene(Scene((RED, front), (0, 0, 0), 0), 1, 4)
+    assert set(np.unique(labels.shown)) == {0, 2}
+
+
+def test_objects_that_appear_together_have_no_order() -> None:
+    together = Scene((RED, replace(BLUE, appears_at=0.0)), (0, 0, 0), 0)
+    assert all("order" not in words for words in labels_from_scene(together, 1, 4).words)
+
+
+def test_every_label_of_the_world_is_in_its_vocabulary() -> None:
+    for index in range(200):
+        labels = labels_from_scene(scene_from_seed(1, index), 2, 4)
+        table = word_table(labels, SCENE_WORDS)  # raises for a word that is not there
+        assert table.shape == (len(labels.words), len(GROUPS))
+        assert labels.shown.max() <= len(labels.words)
+        named = [GROUPS[place] for place in np.flatnonzero(table[0] != UNNAMED)]
+        assert set(named) == set(labels.words[0])
+
+
+# ---- what a code shows
+
+
+class Unlabelled(SceneClip):
+    def labels(self, frames: int, grid: int) -> Any:
+        return None
+
+
+def names_of(clip: Any, indices: np.ndarray, codes: int = 4) -> list[dict[str, str]]:  # type: ignore[type-arg]
+    """Words of every code, instead of numbers."""
+    labels = patch_labels([clip], 2, 4, SCENE_WORDS)
+    (found,) = labels.code_names(torch.from_numpy(indices).reshape(1, -1), codes)
+    assert found.shape == (codes, len(GROUPS)) and found.dtype == torch.int64
     return [
-        [None if n == UNNAMED else words[n] for words, n in zip(GROUPS, row, strict=True)]
-        for row in found
+        {group: SCENE_WORDS[group][n] for group, n in zip(GROUPS, row, strict=True) if n >= 0}
+        for row in found.tolist()
     ]
 
 
 def test_a_small_map_by_hand() -> None:
-    """4 x 4 patches, 2 frames: red covers 2 x 2 of them, blue as many, from the second on."""
     maps = np.zeros((2, 4, 4), np.int64)
     maps[:, :2, :2] = 1
     maps[1, 2:, :2] = 2
-    still = Scene((_at(RED, (0.25, 0.25)), BLUE), (0, 0, 0), 0)
-    red, blue = ["red", "star", "right", "first"], ["blue", "circle", "up", "second"]
-    assert names_of(still, maps) == [[None] * 4, red, blue, [None] * 4]
+    assert names_of(SceneClip(BOTH), maps) == [{}, STAR, CIRCLE, {}]
     maps[0, 2:, :2] = 2  # as often before blue appears: not a majority
-    assert names_of(still, maps)[2] == [None] * 4
+    assert names_of(SceneClip(BOTH), maps)[2] == {}
 
 
-def _at(item: MovingObject, xy: tuple[float, float]) -> MovingObject:
-    return MovingObject(item.color, item.shape, item.direction, item.radius, xy, 0.0, 0.0)
+def test_a_clip_without_labels_names_nothing() -> None:
+    maps = np.ones((2, 4, 4), np.int64)
+    assert names_of(Unlabelled(BOTH), maps) == [{}] * 4
 
 
-def test_objects_that_appear_together_have_no_order() -> None:
-    maps = np.zeros((2, 4, 4), np.int64)
-    maps[:, :2, :2] = 1
-    together = Scene((_at(RED, (0.25, 0.25)), _at(BLUE, (0.25, 0.75))), (0, 0, 0), 0)
-    assert names_of(together, maps)[1] == ["red", "star", "right", None]
+def test_clips_of_a_batch_keep_to_themselves() -> None:
+    clips = [SceneClip(BOTH), SceneClip(replace(BOTH, objects=(BLUE, RED)))]
+    maps = torch.zeros(2, 2, 4, 4, dtype=torch.int64)
+    maps[:, :, :2, :2] = 1
+    names = patch_labels(clips, 2, 4, SCENE_WORDS).code_names(maps.flatten(1), 3)
+    order = GROUPS.index("order")
+    assert names[:, 1, GROUPS.index("color")].tolist() == [0, 0]
+    assert names[0, 1, order] == 0 and names[1, 1, order] == UNNAMED, "not staggered the other way"
+
+
+class Words:
+    """A source of which only the vocabulary matters."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+
+def test_sources_share_their_words() -> None:
+    sources: Any = [Words({"a": ("x", "y")}), Words({}), Words({"a": ("y", "z"), "b": ("u",)})]
+    assert joint_vocabulary(sources) == {"a": ("x", "y", "z"), "b": ("u",)}
+
+
+# ---- what is learned
 
 
 @pytest.fixture
 def loss_of() -> NamingLoss:
     embeddings = torch.randn(64, CONFIG.llm.width, generator=torch.Generator().manual_seed(1))
-    return NamingLoss(embeddings, tiny_tokenizer())
+    return NamingLoss(embeddings, tiny_tokenizer(), SCENE_WORDS)
 
 
 def test_words_are_compared_with_their_embeddings(loss_of: NamingLoss) -> None:
-    rows = 50 * torch.stack([loss_of.group0[color] for color in (2, 0, 1)])[None]
+    rows = 50 * loss_of.get_buffer("color")[[2, 0, 1]][None]
     names = torch.full((1, 3, len(GROUPS)), UNNAMED)
     names[0, :, 0] = torch.tensor([2, 0, 1])
     assert loss_of(rows, names) < 1e-3
-    assert loss_of.accuracy(rows, names)["red"] == 1.0
+    assert loss_of.accuracy(rows, names) == {"color": 1.0}, "other groups say nothing"
     names[0, :, 0] = torch.tensor([1, 2, 0])
     assert loss_of(rows, names) > 1
-    assert loss_of.accuracy(rows, names)["red"] == 0.0
+    assert loss_of.accuracy(rows, names) == {"color": 0.0}
+
+
+def training_clips(source: GeneratedClips) -> TrainingClips:
+    quantized = QuantizedClips(random_codes(len(source)).half(), _maps_of(source))
+    return TrainingClips((source,), ({CODES: quantized},), (1.0,), FRAMES, False)
+
+
+def _maps_of(source: GeneratedClips) -> torch.Tensor:
+    """Maps whose code 1 is the first object, and so on; all else is code 0."""
+    shown = [source[number].labels(FRAMES, GRID).shown for number in range(len(source))]
+    return torch.from_numpy(np.stack(shown)).to(torch.uint8).flatten(1)
 
 
 def test_the_bridge_learns_to_name(loss_of: NamingLoss) -> None:
-    scenes = [scene_from_seed(1, index) for index in range(4)]
-    clips = CachedClips(random_codes(4).half(), _maps_of(scenes))
+    clips = training_clips(GeneratedClips(seed=1, clips=4))
     torch.manual_seed(0)
-    bridge, generator = Bridge(CONFIG), torch.Generator().manual_seed(0)
-    losses = [
-        teach_names(bridge, clips, scenes, loss_of, _optim(steps), lambda _: 1.0, generator)
-        for steps in (1, 40)
-    ]
-    assert losses[1] < 0.2 * losses[0]
-
-
-def _optim(steps: int) -> OptimConfig:
-    return OptimConfig(naming_steps=steps, naming_clips_per_step=4, naming_learning_rate=1e-2)
-
-
-def _maps_of(scenes: list[Scene]) -> torch.Tensor:
-    """Maps whose code 1 is the first object, and so on; all else is code 0."""
-    maps = torch.zeros(len(scenes), FRAMES, GRID, GRID, dtype=torch.uint8)
-    for clip, scene in enumerate(scenes):
-        for number, item in enumerate(scene.objects, start=1):
-            for frame in range(FRAMES):
-                if (time := (frame + 0.5) / FRAMES) >= item.appears_at:
-                    x, y = item.xy(time)
-                    maps[clip, frame, int(y * GRID), int(x * GRID)] = number
-    return maps.flatten(1)
+    bridge = Bridge(CONFIG)
+    losses: list[float] = []
+    optim = OptimConfig(naming_steps=60, naming_clips_per_step=4, naming_learning_rate=1e-2)
+    lesson = NamingLesson(bridge, clips, loss_of, optim, (CODES,), seed=0)
+    before = lesson.accuracy(clips, CODES)
+    assert lesson.run(lambda _: 1.0, losses.append) == losses[-1] < 0.25 * losses[0]
+    after = lesson.accuracy(clips, CODES)
+    assert after["color"] > 0.9 > before["color"]
 
 
 def test_a_batch_in_which_nothing_has_a_name(loss_of: NamingLoss) -> None:
-    tokens, _ = Bridge(CONFIG)(random_codes(1), random_maps(1))
+    tokens = Bridge(CONFIG)(random_codes(1), random_maps(1))[0]
     loss = loss_of(tokens, torch.full((1, CODES, len(GROUPS)), UNNAMED))
     loss.backward()
     assert loss.item() == 0.0
+
+
+def test_only_labelled_sources_are_worth_a_lesson() -> None:
+    clips = training_clips(GeneratedClips(seed=1, clips=2))
+    assert labelled_any(clips)
+    silent: Any = (Words({}),)
+    assert not labelled_any(replace(clips, sources=silent))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from vqedge.data.cache import CachedClips, reversed_clips
+from vqedge.budget import ADAPTIVE
+from vqedge.config import EncoderConfig, ModelConfig, QuantizerConfig
+from vqedge.data.cache import QuantizedClips, reversed_clips
+from vqedge.model.comparisons import GridQuantizer, RandomQuantizer, block_of_patch
+from vqedge.model.encoder import quantizer_from_config
 from vqedge.model.quantizer import KMeansQuantizer, Quantized, _farthest_first
 
 Array = np.ndarray[Any, Any]
 SAFE = 1e-5  # a choice with less lead than this could fall either way in float32
+ERROR = 0.5  # what the adaptive budget has to reach where a test does not say
 
 
 class Reference(NamedTuple):
@@ -61,10 +68,14 @@ def features_of(seed: int, patches: int = 96, width: int = 16) -> Tensor:
 
 
 def quantized(
-    features: Tensor, codes: int, budget: int | None = None, rounds: int = 4
+    features: Tensor,
+    codes: int,
+    budget: int | None = None,
+    rounds: int = 4,
+    error: float = ERROR,
 ) -> Quantized:
-    quantizer = KMeansQuantizer(codes, rounds)
-    result: Quantized = quantizer(features, torch.tensor(budget or codes))
+    quantizer = KMeansQuantizer(codes, rounds, error)
+    result: Quantized = quantizer(features, torch.tensor(codes if budget is None else budget))
     return result
 
 
@@ -139,7 +150,7 @@ def test_the_margin_is_the_lead_of_the_choice() -> None:
     features = features_of(6, 64)
     found = quantized(features, 2, rounds=64)
     assert torch.equal(found.indices, quantized(features, 2, rounds=63).indices)
-    unit, codes = (torch.nn.functional.normalize(part) for part in (features, found.codes))
+    unit, codes = (normalize(part) for part in (features, found.codes))
     top = (2 * unit @ codes.T).topk(2, dim=1).values
     torch.testing.assert_close(found.margin, top[:, 0] - top[:, 1], atol=1e-5, rtol=0)
 
@@ -153,11 +164,67 @@ def test_a_switched_off_code_is_far_from_every_patch() -> None:
 
 def test_a_prefix_of_the_start_is_the_start_of_a_smaller_codebook() -> None:
     features = features_of(7)
-    unit = torch.nn.functional.normalize(features)
-    whole = _farthest_first(features, unit, 16)
-    assert len(whole.unique(dim=0)) == 16
+    whole, errors = _farthest_first(features, 16)
+    assert len(whole.unique(dim=0)) == 16 and errors.shape == (16,)
     for count in (1, 2, 7):
-        assert torch.equal(_farthest_first(features, unit, count), whole[:count])
+        rows, beginning = _farthest_first(features, count)
+        assert torch.equal(rows, whole[:count]) and torch.equal(beginning, errors[:count])
+
+
+def prefix_errors(features: Tensor, codes: int) -> Array:
+    """Mean cosine distance to the nearest row of every prefix of the start, in float64."""
+    rows, _errors = _farthest_first(features, codes)
+    unit, start = (normalize(part.double()).numpy() for part in (features, rows))
+    similar = np.maximum.accumulate(unit @ start.T, axis=1)
+    return np.asarray(1 - similar.mean(axis=0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_of_the_prefixes_fall_and_are_right(seed: int) -> None:
+    features = features_of(seed, 300)
+    _rows, errors = _farthest_first(features, 32)
+    assert (errors.diff() < 0).all() and errors[-1] < 0.6 * errors[0]
+    assert np.abs(errors.numpy() - prefix_errors(features, 32)).max() < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("error", [0.75, 0.6, 0.5, 0.45])
+def test_the_adaptive_budget_is_the_smallest_that_suffices(seed: int, error: float) -> None:
+    features = features_of(seed, 200)
+    reached = prefix_errors(features, 32)
+    assert np.abs(reached - error).min() > SAFE, "take another seed: either way in float32"
+    wanted = next((count for count, value in enumerate(reached, 1) if value <= error), 32)
+    assert 1 < wanted <= 32
+    adaptive = quantized(features, 32, ADAPTIVE, error=error)
+    for found, same in zip(adaptive, quantized(features, 32, wanted), strict=True):
+        assert torch.equal(found, same)
+
+
+def test_the_adaptive_budgets_of_that_test_differ() -> None:
+    reached = prefix_errors(features_of(0, 200), 32)
+    assert len({int((reached > error).sum()) for error in (0.75, 0.6, 0.5, 0.45)}) == 4
+
+
+def test_an_error_that_no_prefix_reaches_takes_all_codes() -> None:
+    features = features_of(9, 200)
+    assert int(quantized(features, 16, ADAPTIVE, error=1e-6).mask.sum()) == 16
+
+
+def test_a_plain_clip_adapts_to_one_code() -> None:
+    patch = torch.arange(1.0, 7.0)
+    assert int(quantized(patch.expand(40, 6), 8, ADAPTIVE, error=0.01).mask.sum()) == 1
+
+
+def test_several_budgets_at_once_are_each_what_it_gives_alone() -> None:
+    features = features_of(10, 150)
+    together = KMeansQuantizer(32, 4, ERROR).at_budgets(features, (4, 9, 32))
+    for budget, found in zip((4, 9, 32), together, strict=True):
+        assert found.codes.shape == (budget, 16) and found.mask.shape == (budget,)
+        alone = quantized(features, 32, budget)
+        assert torch.equal(found.indices, alone.indices)
+        assert torch.equal(found.codes, alone.codes[:budget])
+        assert torch.equal(found.mask, alone.mask[:budget])
+        assert torch.equal(found.margin, alone.margin)
 
 
 @pytest.mark.parametrize("budget", [1, 3, 8])
@@ -190,9 +257,75 @@ def test_turning_twice_gives_the_clip_back() -> None:
     assert torch.equal(twice.codes, clips.codes) and torch.equal(twice.indices, clips.indices)
 
 
-def _cached(clips: list[Tensor], codes: int) -> CachedClips:
+def _cached(clips: list[Tensor], codes: int) -> QuantizedClips:
     found = [quantized(clip, codes) for clip in clips]
-    return CachedClips(
+    return QuantizedClips(
         torch.stack([clip.codes for clip in found]).to(torch.float16),
         torch.stack([clip.indices for clip in found]).to(torch.uint8),
     )
+
+
+# ---- what it is compared with
+
+
+FRAMES, SIDE = 8, 16
+
+
+@pytest.mark.parametrize("budget", [8, 16, 32, 64])
+def test_a_grid_cuts_frames_into_even_blocks(budget: int) -> None:
+    features = features_of(11, FRAMES * SIDE**2)
+    found = GridQuantizer(64, FRAMES)(features, torch.tensor(budget))
+    assert found.mask.tolist() == [True] * budget + [False] * (64 - budget)
+    assert set(Counter(found.indices.tolist()).values()) == {len(features) // budget}
+    maps = found.indices.reshape(FRAMES, SIDE, SIDE)
+    for code in range(budget):
+        times, rows, columns = ((maps == code).nonzero()[:, axis].unique() for axis in range(3))
+        assert len(times) == 1, "a block lies in one frame"
+        assert len(rows) * len(columns) == len(features) // budget, "a block is a rectangle"
+        assert max(len(rows), len(columns)) <= 2 * min(len(rows), len(columns))
+        members = features[found.indices == code]
+        torch.testing.assert_close(found.codes[code], members.mean(dim=0))
+
+
+def test_a_grid_of_fewer_blocks_than_frames_joins_frames() -> None:
+    maps = block_of_patch(FRAMES * SIDE**2, FRAMES, 4).reshape(FRAMES, -1)
+    assert maps.unique().tolist() == [0, 1, 2, 3]
+    assert maps.amin(dim=1).tolist() == maps.amax(dim=1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("budget", [1, 8, 64])
+def test_random_codes_are_patches_and_every_patch_goes_to_the_nearest(budget: int) -> None:
+    features = features_of(12, 500)
+    found = RandomQuantizer(64)(features, torch.tensor(budget))
+    assert int(found.mask.sum()) == budget and not found.codes[budget:].any()
+    codes = found.codes[:budget]
+    assert all((features == code).all(dim=1).any() for code in codes)
+    similar = normalize(features) @ normalize(codes).T
+    assert torch.equal(similar.argmax(dim=1).int(), found.indices)
+    assert torch.equal(found.codes, RandomQuantizer(64)(features, torch.tensor(budget)).codes)
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_they_come_at_several_budgets_too(kind: str) -> None:
+    features = features_of(13, FRAMES * SIDE**2)
+    config = ModelConfig(
+        encoder=EncoderConfig(frames=FRAMES),
+        quantizer=QuantizerConfig.model_validate({"kind": kind}),
+    )
+    quantizer = quantizer_from_config(config)
+    for budget, found in zip((8, 32), quantizer.at_budgets(features, (8, 32)), strict=True):
+        alone = quantizer(features, torch.tensor(budget))
+        assert found.codes.shape == (budget, 16)
+        assert torch.equal(found.indices, alone.indices)
+        torch.testing.assert_close(found.codes, alone.codes[:budget])
+
+
+def test_every_kind_has_its_quantizer() -> None:
+    kinds = {"kmeans": KMeansQuantizer, "codebook": KMeansQuantizer}
+    kinds |= {"grid": GridQuantizer, "random": RandomQuantizer}
+    for kind, wanted in kinds.items():
+        quantizer = QuantizerConfig.model_validate({"kind": kind, "adaptive_error": 0.125})
+        made = quantizer_from_config(ModelConfig(quantizer=quantizer))
+        assert type(made) is wanted
+        if isinstance(made, KMeansQuantizer):
+            assert (made.codes, made.iterations, made.adaptive_error) == (64, 8, 0.125)

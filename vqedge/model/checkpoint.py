@@ -118,6 +118,30 @@ def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
     set_peft_model_state_dict(llm, {name: value.float() for name, value in tensors.items()})
 
 
+def start_from(path: Path, config: ModelConfig, bridge: nn.Module, llm: Any) -> None:
+    """Fill bridge and adapter from another checkpoint, to train on from there.
+
+    A learned codebook may be new to it: its tables then stay as they are.
+
+    Raises:
+        CheckpointError: it is another model, or not a readable checkpoint.
+    """
+    other = open_checkpoint(path)
+    same = {name: getattr(config, name) for name in ("encoder", "attention", "llm")}
+    differs = [name for name, part in same.items() if getattr(other.config, name) != part]
+    if differs:
+        raise CheckpointError(f"{path}: cannot start from it, its {differs[0]} differs")
+    tensors = load_tensors(path / MODEL)
+    new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
+    tables = {name: value for name, value in new.items() if _is_table(name)}
+    load_bridge(bridge, {**tables, **tensors})
+    load_lora(llm, load_tensors(path / LORA))
+
+
+def _is_table(name: str) -> bool:
+    return name.startswith(f"{BRIDGE_PREFIX}codebook.")
+
+
 def _lora_state(llm: Any) -> dict[str, Tensor]:
     """The adapter's tensors, PEFT names. Never asks a hub whether the embeddings changed."""
     state: dict[str, Tensor] = get_peft_model_state_dict(llm, save_embedding_layers=False)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
+from vqedge.model.codebook import ResidualCodebook
+from vqedge.model.comparisons import GridQuantizer, RandomQuantizer
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
 from vqedge.model.token_hash import token_hash
 from vqedge.model.vit import ViT
-from vqedge.model.vq_attention import VQAttention
+from vqedge.model.vq_attention import CODE_WIDTHS, VQAttention
 
 
 class EncodedClip(NamedTuple):
@@ -21,6 +23,16 @@ class EncodedClip(NamedTuple):
     index_map: Tensor  # int32 [T, grid, grid]
     mask: Tensor  # bool [K], True where the row is used
     margin: Tensor  # float32 [T, grid, grid]
+    ids: Tensor | None  # int32 [K, levels], UNUSED where unused; None without learned codebook
+
+
+class Bridged(NamedTuple):
+    """A batch of clips as the language model reads them."""
+
+    tokens: Tensor  # float [B, K, d_llm], zero where unused
+    mask: Tensor  # bool [B, K]
+    ids: Tensor | None  # int32 [B, K, levels] of a learned codebook
+    commitment: Tensor  # float32 scalar: the codebook's own loss, 0 without one
 
 
 class ClipQuantizer(nn.Module):
@@ -30,7 +42,7 @@ class ClipQuantizer(nn.Module):
         super().__init__()
         self.config = config
         self.vit = vit
-        self.quantizer = KMeansQuantizer(config.quantizer.codes, config.quantizer.iterations)
+        self.quantizer = quantizer_from_config(config)
 
     def forward(self, frames: Tensor, budget: Tensor) -> Quantized:
         """Quantise uint8 frames `[T, size, size, 3]`."""
@@ -42,26 +54,43 @@ class ClipQuantizer(nn.Module):
         return self(frames, torch.tensor(self.config.quantizer.codes))
 
 
+def quantizer_from_config(
+    config: ModelConfig,
+) -> KMeansQuantizer | GridQuantizer | RandomQuantizer:
+    """The quantizer of a kind; a learned codebook codes what the per-clip k-means finds."""
+    quantizer = config.quantizer
+    if quantizer.kind == "grid":
+        return GridQuantizer(quantizer.codes, config.encoder.frames)
+    if quantizer.kind == "random":
+        return RandomQuantizer(quantizer.codes)
+    return KMeansQuantizer(quantizer.codes, quantizer.iterations, quantizer.adaptive_error)
+
+
 class Bridge(nn.Module):
     """The trained half: codes and index map to rows of the language model's width."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.codebook: ResidualCodebook | None = None
+        if config.quantizer.kind == "codebook":
+            quantizer, width = config.quantizer, CODE_WIDTHS[config.encoder.source]
+            self.codebook = ResidualCodebook(quantizer.levels, quantizer.entries, width)
         self.attention = VQAttention(config)
 
-    def forward(self, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, codes: Tensor, indices: Tensor) -> Bridged:
         """Tokens of a batch of quantised clips.
 
         Args:
             codes: float `[B, K, D]`.
             indices: integer `[B, T * grid * grid]`.
-
-        Returns:
-            tokens float `[B, K, d_llm]`, zero where unused, and mask bool `[B, K]`.
         """
         hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
-        return self.attention(codes, hashed.features, hashed.mask), hashed.mask
+        ids, commitment = None, codes.new_zeros(())
+        if self.codebook is not None:
+            codes, ids, commitment = self.codebook(codes, hashed.mask)
+        tokens = self.attention(codes, hashed.features, hashed.mask)
+        return Bridged(tokens, hashed.mask, ids, commitment)
 
 
 class VideoEncoder(nn.Module):
@@ -72,11 +101,18 @@ class VideoEncoder(nn.Module):
         self.quantizer, self.bridge = quantizer, bridge
 
     def forward(self, frames: Tensor, budget: Tensor) -> EncodedClip:
-        """Encode uint8 frames `[T, size, size, 3]` with at most `budget` codes."""
+        """Encode uint8 frames `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`."""
+        return self.encoded(self.quantizer(frames, budget))
+
+    def encoded(self, quantized: Quantized) -> EncodedClip:
+        """The second half of `forward`."""
         config = self.quantizer.config.encoder
-        quantized = self.quantizer(frames, budget)
-        tokens, mask = self.bridge(quantized.codes[None], quantized.indices[None])
+        bridged = self.bridge(quantized.codes[None], quantized.indices[None])
         shape = (config.frames, config.grid, config.grid)
         return EncodedClip(
-            tokens[0], quantized.indices.reshape(shape), mask[0], quantized.margin.reshape(shape)
+            bridged.tokens[0],
+            quantized.indices.reshape(shape),
+            bridged.mask[0],
+            quantized.margin.reshape(shape),
+            None if bridged.ids is None else bridged.ids[0],
         )

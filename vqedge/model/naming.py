@@ -1,7 +1,7 @@
 """The bridge's first lesson: a row should look like the words for what its code shows.
 
 Rows are compared with the language model's own input embeddings of those words, so that the frozen
-model can read something from the first step on. Cheap: the language model itself does not run.
+model can read them from the first step on. Cheap: the language model itself does not run.
 """
 
 from __future__ import annotations
@@ -10,30 +10,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqedge.data.naming import GROUPS, UNNAMED
+from vqedge.data.clips import UNNAMED, Vocabulary
 from vqedge.model.llm import PromptTokenizer
+
+_SHARPNESS = 30.0  # of the softmax over cosines; a row looks like several words at once
+_NOTHING = "background"  # what a row without words looks like
 
 
 class NamingLoss(nn.Module):
-    """Cross-entropy of every named code over the words of each group.
+    """How far rows are from the words for what they show.
+
+    Two parts: the cross-entropy of every named code over the words of each group, and the cosine
+    distance between a row and the sum of its words' embeddings. The first alone is content with a
+    tenth of the row; the rest is noise to the language model. Directions are compared, not lengths.
 
     Args:
         embeddings: the language model's input embeddings, `[vocab, d]`.
         tokenizer: to find the words.
+        vocabulary: the words of every group.
     """
 
-    def __init__(self, embeddings: Tensor, tokenizer: PromptTokenizer) -> None:
+    def __init__(
+        self, embeddings: Tensor, tokenizer: PromptTokenizer, vocabulary: Vocabulary
+    ) -> None:
         super().__init__()
-        for number, words in enumerate(GROUPS):
+        self.vocabulary = dict(vocabulary)
+        self.groups = tuple(vocabulary)
+        for group, words in vocabulary.items():
             rows = torch.stack([_word_embedding(embeddings, tokenizer, word) for word in words])
-            self.register_buffer(f"group{number}", rows - rows.mean(dim=0))
+            self.register_buffer(group, F.normalize(rows - rows.mean(dim=0), dim=1))
+            nothing = rows.new_zeros(1, rows.shape[1])  # what UNNAMED, -1, adds to a sum
+            self.register_buffer(f"{group}_words", torch.cat([rows, nothing]))
+        self.register_buffer("nothing", _word_embedding(embeddings, tokenizer, _NOTHING))
 
     def forward(self, rows: Tensor, names: Tensor) -> Tensor:
-        """Mean loss over the groups.
+        """Both parts, the first as mean over the groups.
 
         Args:
             rows: the bridge's tokens `[B, K, d]`.
-            names: int64 `[B, K, groups]` from `vqedge.data.naming.code_names`.
+            names: int64 `[B, K, groups]` from `vqedge.data.training.PatchLabels.code_names`.
         """
         losses = [
             F.cross_entropy(
@@ -42,27 +57,43 @@ class NamingLoss(nn.Module):
             for number, logits in enumerate(self.logits(rows))
         ]
         named = [loss for loss in losses if not loss.isnan()]
-        return torch.stack(named).mean() if named else 0.0 * rows.sum()
+        sharp = torch.stack(named).mean() if named else 0.0 * rows.sum()
+        return sharp + self.distance(rows, names)
+
+    def distance(self, rows: Tensor, names: Tensor) -> Tensor:
+        """Mean cosine distance of rows `[B, K, d]` from the sums of their words."""
+        wanted = torch.stack(
+            [
+                self.get_buffer(f"{group}_words")[names[..., number]]
+                for number, group in enumerate(self.groups)
+            ]
+        ).sum(dim=0)
+        unnamed = (names == UNNAMED).all(dim=-1, keepdim=True)
+        wanted = torch.where(unnamed, self.get_buffer("nothing"), wanted)
+        return (1.0 - F.cosine_similarity(rows, wanted, dim=-1)).mean()
 
     def logits(self, rows: Tensor) -> list[Tensor]:
         """Similarity of every row to the words of each group, `[B, K, words]` a group."""
-        return [rows @ getattr(self, f"group{number}").T for number in range(len(GROUPS))]
+        unit = F.normalize(rows, dim=-1) * _SHARPNESS
+        return [unit @ self.get_buffer(group).T for group in self.groups]
 
     @torch.no_grad()
     def accuracy(self, rows: Tensor, names: Tensor) -> dict[str, float]:
-        """Share of named codes whose likeliest word is the right one, by the group's first word."""
+        """Share of named codes whose likeliest word is the right one, by group."""
         shares = {}
         for number, logits in enumerate(self.logits(rows)):
             named = names[..., number] != UNNAMED
             right = logits.argmax(-1)[named] == names[..., number][named]
-            shares[GROUPS[number][0]] = float(right.float().mean())
+            if named.any():
+                shares[self.groups[number]] = float(right.float().mean())
         return shares
 
 
 def _word_embedding(embeddings: Tensor, tokenizer: PromptTokenizer, word: str) -> Tensor:
-    """Mean embedding of the word's first token inside a sentence and at the start of an answer."""
+    """Mean embedding of the word's tokens inside a sentence and at the start of an answer."""
     ids = [
-        tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"][0]
+        piece
         for text in (word, f" {word}")
+        for piece in tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
     ]
     return embeddings[ids].float().mean(dim=0)

@@ -3,17 +3,20 @@
 What the paper leaves open is fixed so that two runtimes agree on the ids: a farthest-first start
 (KKZ) instead of random seeds, a fixed number of iterations, centroids of the raw features, and
 labels in order of first occurrence. Every assignment is one NearestCodebook. Shapes are static: a
-budget below `codes` switches the last codes off and the mask says so.
+budget below `codes` switches the last codes off and the mask says so. The adaptive budget is read
+off the farthest-first start, every prefix of which is a codebook.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqedge.budget import ADAPTIVE
 from vqedge.model.nearest_codebook import nearest_codebook
 
 _NORM_EPS = 1e-6
@@ -29,18 +32,26 @@ class Quantized(NamedTuple):
     margin: Tensor  # float32 [N], of the last assignment
 
 
+class Assignment(NamedTuple):
+    """One round of k-means."""
+
+    indices: Tensor  # int32 [N], in 0..K-1, by order of the start
+    margin: Tensor  # float32 [N], how safe each choice is
+
+
 class KMeansQuantizer(nn.Module):
     """Cosine k-means with a static number of code rows.
 
     Args:
         codes: rows K of the result, the largest budget.
         iterations: assign-and-update rounds before the last assignment.
+        adaptive_error: mean cosine distance that the adaptive budget has to reach.
     """
 
-    def __init__(self, codes: int, iterations: int) -> None:
+    def __init__(self, codes: int, iterations: int, adaptive_error: float) -> None:
         super().__init__()
         self.slot: Tensor
-        self.codes, self.iterations = codes, iterations
+        self.codes, self.iterations, self.adaptive_error = codes, iterations, adaptive_error
         self.register_buffer("slot", torch.arange(codes), persistent=False)
 
     def forward(self, features: Tensor, budget: Tensor) -> Quantized:
@@ -48,48 +59,83 @@ class KMeansQuantizer(nn.Module):
 
         Args:
             features: float `[N, D]`.
-            budget: int64 scalar in `1..codes`.
+            budget: int64 scalar in `1..codes`, or `ADAPTIVE`.
         """
+        *_, last = self.rounds(features, budget)
+        return self.summarised(features, *last)
+
+    def rounds(self, features: Tensor, budget: Tensor) -> Iterator[Assignment]:
+        """Every assignment of `forward`, the last one last; budgets as there."""
+        start, errors = _farthest_first(features, self.codes)
+        return self.rounds_from(features, start, self.settled(budget, errors))
+
+    def settled(self, budget: Tensor, errors: Tensor) -> Tensor:
+        """The budget as a number of codes: the adaptive one from the errors of every prefix."""
+        enough = 1 + (errors[:-1] > self.adaptive_error).sum()
+        return torch.where(budget == ADAPTIVE, enough, budget)
+
+    def rounds_from(self, features: Tensor, start: Tensor, budget: Tensor) -> Iterator[Assignment]:
+        """Rounds of k-means from the first `budget` rows of `start [K, D]`."""
         unit = F.normalize(features, dim=1, eps=_NORM_EPS)
         active = (self.slot < budget)[:, None]
-        centroids = _farthest_first(features, unit, self.codes)
+        centroids = start
         for _ in range(self.iterations):
-            indices, _margin = nearest_codebook(unit, self._searchable(centroids, active), "l2")
-            centroids = _centroids(features, self._one_hot(indices), centroids)
-        indices, margin = nearest_codebook(unit, self._searchable(centroids, active), "l2")
+            found = self._assigned(unit, centroids, active)
+            yield found
+            centroids = _centroids(features, self._one_hot(found.indices), centroids)
+        yield self._assigned(unit, centroids, active)
+
+    def summarised(self, features: Tensor, indices: Tensor, margin: Tensor) -> Quantized:
+        """Codes of an assignment: means of the features, in order of first occurrence."""
         one_hot = self._one_hot(indices)
-        codes = _centroids(features, one_hot, torch.zeros_like(centroids))
+        codes = _centroids(features, one_hot, features.new_zeros(()))
         order = _first_occurrence_order(one_hot)
         rank = torch.zeros_like(order).scatter(0, order, self.slot)
         mask = (one_hot.sum(dim=0) > 0)[order]
         return Quantized(codes[order], rank[indices.long()].to(torch.int32), mask, margin)
 
-    def _searchable(self, centroids: Tensor, active: Tensor) -> Tensor:
-        """Unit centroids, switched-off rows moved out of reach."""
-        unit = F.normalize(centroids, dim=1, eps=_NORM_EPS)
-        return torch.where(active, unit, torch.full_like(unit, _FAR))
+    def at_budgets(self, features: Tensor, budgets: Sequence[int]) -> list[Quantized]:
+        """Quantise one clip at several budgets; each result has as many rows as its budget."""
+        start, _errors = _farthest_first(features, self.codes)
+        results = []
+        for budget in budgets:
+            part = KMeansQuantizer(budget, self.iterations, self.adaptive_error)
+            part = part.to(features.device)
+            *_, last = part.rounds_from(features, start[:budget], torch.tensor(budget))
+            results.append(part.summarised(features, *last))
+        return results
+
+    def _assigned(self, unit: Tensor, centroids: Tensor, active: Tensor) -> Assignment:
+        """Nearest centroid of every row; switched-off ones are moved out of reach."""
+        codes = F.normalize(centroids, dim=1, eps=_NORM_EPS)
+        return Assignment(*nearest_codebook(unit, torch.where(active, codes, _FAR), "l2"))
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         return (indices[:, None] == self.slot).to(torch.float32)
 
 
-def _farthest_first(features: Tensor, unit: Tensor, codes: int) -> Tensor:
-    """KKZ start: the row of largest norm, then always the row farthest from those chosen. `[K, D]`.
+def _farthest_first(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """KKZ start: the row of largest norm, then always the row farthest from those chosen.
 
-    A prefix of the result is the start for a smaller budget.
+    Returns:
+        rows `[K, D]` and, for every prefix of them, the mean cosine distance of all features to
+        the nearest row `[K]`.
     """
+    unit = F.normalize(features, dim=1, eps=_NORM_EPS)
     chosen = features.square().sum(dim=1).argmax(dim=0, keepdim=True)
     rows = [features[chosen]]
     nearest = unit @ unit[chosen][0]
+    errors = [1.0 - nearest.mean()]
     for _ in range(codes - 1):
         chosen = nearest.argmin(dim=0, keepdim=True)
         rows.append(features[chosen])
         nearest = torch.maximum(nearest, unit @ unit[chosen][0])
-    return torch.cat(rows)
+        errors.append(1.0 - nearest.mean())
+    return torch.cat(rows), torch.stack(errors)
 
 
 def _centroids(features: Tensor, one_hot: Tensor, empty: Tensor) -> Tensor:
-    """Mean of the members of each code `[K, D]`, or its row of `empty` without members."""
+    """Mean of the members of each code `[K, D]`, or its row of `empty` if it has none."""
     count = one_hot.sum(dim=0)[:, None]
     mean = one_hot.T @ features / count.clamp(min=1.0)
     return torch.where(count > 0, mean, empty)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 FEATURES_PER_FRAME = 5  # presence, mass, centroid x, centroid y, spread
+MOTION_FEATURES = 3  # velocity in x and y, rate of growth
+_SHORTEST_SPAN = 1e-3  # squared time; a code of one frame has no slope
 _MASS_SCALE = 4.0  # sqrt(mass) of a small object is about 0.1 to 0.3; brought near one
 
 
 class TokenHash(NamedTuple):
     """Where and when each code occurs."""
 
-    features: Tensor  # float32 [B, K, T * 5]
+    features: Tensor  # float32 [B, K, T * 5 + 3]
     mask: Tensor  # bool [B, K], True where the code occurs at all
 
 
@@ -32,7 +34,9 @@ def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
 
     Returns:
         per code and frame: presence (0 or 1), sqrt of the share of the frame, centroid x and y in
-        [-1, 1], and standard deviation around it; all zero in frames without the code.
+        [-1, 1], and standard deviation around it; all zero in frames without the code. Then per
+        code: the slopes of a straight line through the centroids and through the mass, over the
+        frames it occurs in; zero for a code of a single frame.
     """
     batch, patches = indices.shape
     grid = int((patches // frames) ** 0.5)
@@ -48,8 +52,29 @@ def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
     spread = (squares - center_x.square() - center_y.square()).clamp(min=0.0).sqrt()
     mass = (count / (grid * grid)).sqrt() * _MASS_SCALE
     table = torch.stack([present, mass, center_x, center_y, spread], dim=-1)  # [B, T, K, 5]
-    features = table.permute(0, 2, 1, 3).flatten(2)
+    motion = _slopes(torch.stack([center_x, center_y, mass], dim=-1), present)
+    features = torch.cat([table.permute(0, 2, 1, 3).flatten(2), motion], dim=2)
     return TokenHash(features, count.sum(dim=1) > 0)
+
+
+def hash_width(frames: int) -> int:
+    """Features of a code in a clip of `frames` frames."""
+    return frames * FEATURES_PER_FRAME + MOTION_FEATURES
+
+
+def _slopes(values: Tensor, present: Tensor) -> Tensor:
+    """Least-squares slopes over time, from -1 to 1, of values `[B, T, K, F]` where present.
+
+    Returns:
+        `[B, K, F]`, in units a clip's half.
+    """
+    frames = values.shape[1]
+    weight = present[..., None]
+    time = (torch.arange(frames, device=values.device, dtype=torch.float32) + 0.5) * 2.0 / frames
+    share = 1.0 / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
+    offset = weight * (time[:, None, None] - (weight * time[:, None, None]).sum(1, True) * share)
+    across = (offset * values).sum(dim=1)
+    return across / offset.square().sum(dim=1).clamp(min=_SHORTEST_SPAN)
 
 
 def _grid_coordinates(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:

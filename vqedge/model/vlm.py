@@ -21,6 +21,7 @@ class Scores:
     """What one packed batch gave."""
 
     loss: Tensor  # mean cross-entropy of the answer tokens
+    commitment: Tensor  # of a learned codebook, else zero
     correct: Tensor  # bool [questions]: every token of the answer is the most likely one
 
 
@@ -39,16 +40,17 @@ class VideoLanguageModel(nn.Module):
             indices: integer `[B, T * grid * grid]`.
             batch: the questions, B rows.
         """
-        tokens, mask = self.bridge(codes, indices)
+        bridged = self.bridge(codes, indices)
         embeddings = self.llm.get_input_embeddings()(batch.ids.clamp(min=0))
         is_video = (batch.ids == VIDEO_ID)[..., None]
-        embeddings = embeddings.masked_scatter(is_video, tokens.to(embeddings.dtype))
-        hidden = hidden_states(self.llm, embeddings, *attention_of(batch, mask))
+        embeddings = embeddings.masked_scatter(is_video, bridged.tokens.to(embeddings.dtype))
+        hidden = hidden_states(self.llm, embeddings, *attention_of(batch, bridged.mask))
         wanted = batch.targets != IGNORED
         logits = self.llm.get_output_embeddings()(hidden[wanted]).float()
         targets = batch.targets[wanted]
         loss = F.cross_entropy(logits, targets)
-        return Scores(loss, _whole_answers(logits.argmax(-1) == targets, batch, wanted))
+        right = _whole_answers(logits.argmax(-1) == targets, batch, wanted)
+        return Scores(loss, bridged.commitment, right)
 
 
 def _whole_answers(right: Tensor, batch: PackedBatch, wanted: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
-from vqedge.model.token_hash import FEATURES_PER_FRAME
+from vqedge.model.token_hash import hash_width
 
+CODE_WIDTHS = {"dinov2-s14-focus": 384}  # of a backbone's features
+_ROW_NORM = 6.0  # at first: about the sum of four word embeddings of the language model
+_EPS = 1e-6
 _MASKED = (
     -1e4
 )  # added to the scores of unused keys; finite, so that float16 and all-masked rows are safe
@@ -58,35 +61,37 @@ class VQAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, features = config.attention.width, config.encoder.frames * FEATURES_PER_FRAME
-        self.code_norm = nn.LayerNorm(_code_width(config))
-        self.code = nn.Linear(_code_width(config), width)
-        self.hash1, self.hash2 = nn.Linear(features, width), nn.Linear(width, width)
+        self.config = config.attention
+        width, features = config.attention.width, hash_width(config.encoder.frames)
+        code_width = CODE_WIDTHS[config.encoder.source]
+        self.code_norm = nn.LayerNorm(code_width)
+        self.code = nn.Linear(code_width, width)
+        if config.attention.hash == "occupancy":
+            self.hash1, self.hash2 = nn.Linear(features, width), nn.Linear(width, width)
         heads = config.attention.heads
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(config.attention.depth))
         self.norm = nn.LayerNorm(width)
         self.projector = nn.Linear(width, config.llm.width)
-        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.scale = nn.Parameter(torch.tensor(_ROW_NORM))
 
     def forward(self, codes: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Tokens for the language model.
 
         Args:
             codes: float `[B, K, D]`.
-            features: token hash float `[B, K, T * 5]`.
+            features: token hash float `[B, K, T * 5 + 3]`.
             mask: bool `[B, K]`, True where the row is used.
 
         Returns:
             float `[B, K, d_llm]`; rows that are not used are zero.
         """
-        x = self.code(self.code_norm(codes)) + self.hash2(F.gelu(self.hash1(features)))
+        x = self.code(self.code_norm(codes))
+        if self.config.hash == "occupancy":
+            x = x + self.hash2(F.gelu(self.hash1(features)))
         used = mask.to(x.dtype)
         key_bias = ((1.0 - used) * _MASKED)[:, None, None, :]
         for block in self.blocks:
             x = block(x, key_bias)
-        return self.projector(self.norm(x)) * self.scale * used[..., None]
-
-
-def _code_width(config: ModelConfig) -> int:
-    """Width of a code: that of the backbone's features."""
-    return {"dinov2-s14-focus": 384}[config.encoder.source]
+        rows = F.normalize(self.projector(self.norm(x)), dim=-1, eps=_EPS)
+        rows = rows * self.scale * used[..., None]
+        return rows * 0.0 if self.config.blind else rows

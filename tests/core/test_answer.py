@@ -1,0 +1,288 @@
+"""Answers from a checkpoint: what is read, what is generated, which choice is likeliest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from tiny_model import CODES, CONFIG, END, FRAMES, GRID, tiny_llm, tiny_tokenizer
+from torch import Tensor, nn
+
+import vqedge.model.answer as answer
+from vqedge.config import QuantizerConfig
+from vqedge.data.jsonl import VideoFile
+from vqedge.data.suites import Item
+from vqedge.errors import ConfigError, PromptError
+from vqedge.model.answer import CheckpointAnswerer, checked_budget
+from vqedge_runtime.llm import ChoiceScores
+
+SIZE, LONGEST = GRID * 14, 6
+
+
+class Letters:
+    """The tiny tokenizer, with a way back to text."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = tiny_tokenizer().tokenizer(text)
+        return found
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+TOKENIZER = replace(tiny_tokenizer(), tokenizer=Letters())
+
+
+class Rows(nn.Module):
+    """An encoder whose rows depend on frames, their order and the budget; notes what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[list[int], int]] = []
+        self.weight = torch.randn(
+            FRAMES, CODES * CONFIG.llm.width, generator=torch.Generator().manual_seed(8)
+        )
+
+    def forward(self, frames: Tensor, budget: Tensor) -> Any:
+        means = frames.float().mean(dim=(1, 2, 3))
+        self.seen.append((means.int().tolist(), int(budget)))
+        rows = (means / 255 @ self.weight).view(CODES, -1)
+        used = int(budget) or 2
+        return SimpleNamespace(tokens=rows, mask=torch.arange(CODES) < used)
+
+
+@dataclass(frozen=True)
+class Gray:
+    """A clip whose frames get brighter."""
+
+    level: int
+
+    def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
+        levels = np.arange(self.level, self.level + 10 * count, 10, dtype=np.uint8)
+        return np.broadcast_to(levels[:, None, None, None], (count, size, size, 3)).copy()
+
+
+@dataclass
+class Read:
+    """Stands for the runtime's decoder."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def __call__(self, path: Path, count: int, size: int, *span: Any) -> npt.NDArray[np.uint8]:
+        self.asked.append((path, count, size, *span))
+        return Gray(90).frames(count, size)
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A checkpoint of stand-ins: `encoder()` and `llm()` are the same objects every time."""
+    monkeypatch.setattr(answer, "_MAX_TOKENS", LONGEST)
+    monkeypatch.setattr(answer, "fetch", lambda name: SimpleNamespace(path=Path(name)))
+    monkeypatch.setattr(answer, "tokenizer_from_gguf", lambda _path: TOKENIZER)
+    encoder, llm = Rows(), tiny_llm()
+    return SimpleNamespace(config=CONFIG, encoder=lambda: encoder, llm=lambda: llm)
+
+
+def answerer_of(parts: Any, **changes: Any) -> CheckpointAnswerer:
+    return CheckpointAnswerer(parts, Read(), **changes)
+
+
+def item_of(clip: Any, question: str, *choices: str) -> Item:
+    return Item(clip, "all", question, choices[0] if choices else "x", choices)
+
+
+# ---- the slow twin: everything is read anew for every token
+
+
+@torch.no_grad()
+def log_probabilities(parts: Any, clip: Any, question: str, answer_ids: list[int]) -> Tensor:
+    """After the prompt and after every token of an answer, float64 `[n + 1, vocab]`."""
+    llm = parts.llm()
+    embed = llm.get_input_embeddings()
+    rows = torch.empty(0, CONFIG.llm.width)
+    if clip is not None:
+        encoded = Rows()(torch.from_numpy(clip.frames(FRAMES, SIZE)), torch.tensor(CODES))
+        rows = encoded.tokens[encoded.mask]
+    after = torch.tensor([*TOKENIZER.question(question), *answer_ids])
+    prompt = torch.cat([embed(torch.tensor(TOKENIZER.before_video)), rows, embed(after)])
+    logits = llm(inputs_embeds=prompt[None], use_cache=False).logits[0, -len(answer_ids) - 1 :]
+    found: Tensor = logits.double().log_softmax(-1)
+    return found
+
+
+def slow_answer(parts: Any, clip: Any, question: str) -> str:
+    ids: list[int] = []
+    while len(ids) < LONGEST:
+        scores = log_probabilities(parts, clip, question, ids)[-1]
+        if not ids:
+            scores[END] = -torch.inf
+        if (best := int(scores.argmax())) == END:
+            break
+        ids.append(best)
+    return " ".join(map(str, ids))
+
+
+def slow_totals(parts: Any, clip: Any, question: str, choices: tuple[str, ...]) -> list[float]:
+    totals = []
+    for choice in choices:
+        ids = TOKENIZER.answer(choice)
+        scores = log_probabilities(parts, clip, question, ids[:-1])
+        totals.append(float(scores[range(len(ids)), ids].sum()))
+    return totals
+
+
+QUESTIONS = ("What?", "Which color is it?", "How many?")
+CLIPS = (Gray(0), Gray(120))
+
+
+def test_answers_are_those_of_reading_everything_anew(parts: Any) -> None:
+    answerer = answerer_of(parts)
+    found = [answerer.reply(item_of(clip, text)).text for clip in CLIPS for text in QUESTIONS]
+    expected = [slow_answer(parts, clip, text) for clip in CLIPS for text in QUESTIONS]
+    assert found == expected
+    assert len(set(found)) > 1 and all(found)
+
+
+def test_an_answer_is_never_empty_and_ends_with_its_turn(parts: Any) -> None:
+    """Of a model that always wants to end its turn, as of the runtime's, the next best is taken."""
+    answerer = answerer_of(parts)
+    llm = parts.llm()
+    head = torch.zeros_like(llm.lm_head.weight)
+    llm.lm_head = nn.Linear(head.shape[1], head.shape[0])
+    llm.lm_head.weight = nn.Parameter(head, requires_grad=False)
+    llm.lm_head.bias = nn.Parameter(torch.zeros(head.shape[0]), requires_grad=False)
+    llm.lm_head.bias[END], llm.lm_head.bias[7] = 9.0, 5.0
+    assert answerer.reply(item_of(CLIPS[0], "What?")).text == "7"
+    llm.lm_head.bias[END] = -9.0
+    assert answerer.reply(item_of(CLIPS[0], "What?")).text == " ".join(["7"] * LONGEST)
+
+
+CHOICES = ("red", "a long answer", "no", "two")
+SHORT = ("red", "two", "elf", "cat", "dog", "sun")
+
+
+def test_the_likeliest_choice_is_that_of_the_runtimes_rule(parts: Any) -> None:
+    """The sum over all tokens counts, not their mean, and not the first of them."""
+    answerer = answerer_of(parts)
+    found, expected, by_mean = [], [], []
+    for clip, choices in ((CLIPS[0], CHOICES), (CLIPS[1], CHOICES), (CLIPS[1], SHORT)):
+        for question in QUESTIONS[:2]:
+            totals = tuple(slow_totals(parts, clip, question, choices))
+            scores = ChoiceScores(choices, totals, tuple(len(choice) + 1 for choice in choices))
+            expected.append(scores.best)
+            by_mean.append(choices[scores.means.index(max(scores.means))])
+            found.append(answerer.reply(item_of(clip, question, *choices)).text)
+    assert found == expected
+    assert len(set(found)) > 1 and found != by_mean, "these choices do not tell the rules apart"
+
+
+def test_the_first_of_equal_choices_and_space_around_them(parts: Any) -> None:
+    answerer = answerer_of(parts)
+    assert answerer.reply(item_of(CLIPS[0], "What?", " red", "red ")).text == " red"
+
+
+def test_questions_do_not_leave_anything_behind(parts: Any) -> None:
+    """In any order, generated or scored: the same answers."""
+    items = [item_of(CLIPS[0], text, *choices) for text in QUESTIONS for choices in ((), CHOICES)]
+    answerer = answerer_of(parts)
+    forwards = [answerer.reply(item) for item in items]
+    assert [answerer.reply(item) for item in items[::-1]] == forwards[::-1]
+    assert len(parts.encoder().seen) == 1, "a clip is encoded once for all its questions"
+    answerer.reply(item_of(CLIPS[1], "What?"))
+    assert answerer.reply(items[0]) == forwards[0]
+
+
+def test_an_empty_question_is_refused_before_anything_is_read(parts: Any) -> None:
+    with pytest.raises(PromptError, match="the question is empty"):
+        answerer_of(parts).reply(item_of(CLIPS[0], " "))
+    assert not parts.encoder().seen
+
+
+# ---- what it is shown
+
+
+def test_a_file_is_read_by_the_given_reader(parts: Any) -> None:
+    read = Read()
+    answerer = CheckpointAnswerer(parts, read)
+    clip = VideoFile(Path("a.mp4"), 0.5, 2.0)
+    texts = [answerer.reply(item_of(clip, text)).text for text in QUESTIONS]
+    assert read.asked == [(Path("a.mp4"), FRAMES, SIZE, 0.5, 2.0)]
+    assert texts == [slow_answer(parts, Gray(90), text) for text in QUESTIONS]
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(None, CODES), (3, 3), (1, 1), ("auto", 2)])
+def test_the_budget_reaches_the_encoder(parts: Any, budget: Any, tokens: int) -> None:
+    reply = answerer_of(parts, budget=budget).reply(item_of(CLIPS[0], "What?"))
+    assert reply.tokens == tokens
+    (_, seen) = parts.encoder().seen[0]
+    assert seen == (0 if budget == "auto" else tokens)
+
+
+def test_facts_for_the_report(parts: Any) -> None:
+    answerer = answerer_of(parts)
+    assert (answerer.frames, answerer.tokens_before) == (FRAMES, FRAMES * GRID**2)
+    assert set(answerer.backend) == {"encoder", "llm"}
+
+
+def test_shuffled_frames_are_shown_in_another_order(parts: Any) -> None:
+    answerer = answerer_of(parts)
+    shuffled = answerer.perturbed()["shuffled frames"]
+    for level in range(0, 200, 20):
+        answerer.reply(item_of(Gray(level), "What?"))
+        shuffled.reply(item_of(Gray(level), "What?"))
+    orders = [means for means, _ in parts.encoder().seen]
+    straight, mixed = orders[0::2], orders[1::2]
+    assert all(order == sorted(order) for order in straight)
+    assert [sorted(order) for order in mixed] == straight
+    assert sum(order != sorted(order) for order in mixed) > 5
+
+
+def test_blind_is_without_any_video(parts: Any) -> None:
+    answerer = answerer_of(parts)
+    blind = answerer.perturbed()["blind"]
+    for clip in CLIPS:
+        reply = blind.reply(item_of(clip, QUESTIONS[1]))
+        assert (reply.tokens, reply.text) == (0, slow_answer(parts, None, QUESTIONS[1]))
+    assert not parts.encoder().seen
+
+
+def test_the_perturbed_and_the_whole_do_not_disturb_each_other(parts: Any) -> None:
+    answerer = answerer_of(parts)
+    alone = [answerer.reply(item_of(CLIPS[0], text)) for text in QUESTIONS]
+    blind = answerer.perturbed()["blind"]
+    between = []
+    for text in QUESTIONS:
+        blind.reply(item_of(CLIPS[0], text))
+        between.append(answerer.reply(item_of(CLIPS[0], text)))
+    assert between == alone
+
+
+# ---- the budget
+
+
+@pytest.mark.parametrize("budget", [0, -1, 65])
+def test_a_budget_that_a_checkpoint_does_not_have(budget: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--budget {budget}: .* 1 to 64 tokens"):
+        checked_budget(QuantizerConfig(), budget)
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_what_cannot_adapt_is_not_asked_to(kind: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--budget auto: .* needs a number"):
+        checked_budget(QuantizerConfig(kind=kind), "auto")
+    assert checked_budget(QuantizerConfig(kind=kind), None) == 32
+
+
+def test_a_checkpoint_is_not_loaded_for_a_budget_it_does_not_have() -> None:
+    def never() -> Any:
+        raise AssertionError("loaded")
+
+    parts: Any = SimpleNamespace(config=CONFIG, encoder=never, llm=never)
+    with pytest.raises(ConfigError):
+        CheckpointAnswerer(parts, Read(), CODES + 1)

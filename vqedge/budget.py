@@ -1,0 +1,27 @@
+"""The budget: the most codes a clip may have, or as many as it needs."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from vqedge.errors import ConfigError
+
+ADAPTIVE: Final = 0  # what quantizer and graph take for "as many as the clip needs"
+
+Budget = int | Literal["auto"]
+
+
+def budget_from_text(text: str | None) -> Budget | None:
+    """A budget as users write it: a number, `auto`, or nothing for the default.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--budget {text}: give a number of tokens, as 32, or auto") from None
