@@ -56,7 +56,7 @@ def read_logits(model: VideoLanguageModel) -> Iterator[list[Tensor]]:
 
 def one_at_a_time(model: VideoLanguageModel, clips: tuple[Tensor, Tensor]) -> list[Tensor]:
     """Logits at the answer's tokens, each question alone after the video rows that are in use."""
-    tokens, mask = model.bridge(*clips)
+    tokens, mask, *_ = model.bridge(*clips)
     embed = model.llm.get_input_embeddings()
     found = []
     for clip, item in SEPARATE:

@@ -1,12 +1,13 @@
-"""Quantised clips on disk: the ViT and k-means are frozen, so every generated clip is encoded once.
+"""Quantised clips on disk: ViT and quantizer are frozen, so every clip is encoded once.
 
-One safetensors file per shard of 64 clips, written to a temporary name and renamed, so that a
-killed run resumes at the next shard and two runs may fill the same folder.
+Made from the features of `vqedge.data.features` where they are kept, else from the clips. One
+safetensors file per shard of 64 clips; a killed run resumes at the next shard, and the processes of
+one run share the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,32 +17,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
-from vqedge.data.render import frames_from_scene
-from vqedge.data.world import scene_from_seed
+from vqedge.data.clips import ClipSource
+from vqedge.data.features import (
+    SHARD_CLIPS,
+    encoded_shards,
+    features_folder,
+    load_features,
+    save_features,
+    shard_numbers,
+    shard_path,
+    shard_rows,
+)
 from vqedge.files import replacing
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
 
-SHARD_CLIPS = 64
-WORLD_VERSION = 1  # raise when world or render change what a (seed, index) pair shows
-
 
 @dataclass(frozen=True)
-class CachedClips:
-    """Quantised clips, stacked.
-
-    Codes in float16, indices in uint8: 27 KB a clip at K=32, 8 frames.
-    """
+class QuantizedClips:
+    """Quantised clips at one budget, stacked. K rows, N patches, D features."""
 
     codes: Tensor  # float16 [B, K, D]
-    indices: Tensor  # uint8 [B, T * grid * grid]
+    indices: Tensor  # uint8 [B, N]
 
     def __len__(self) -> int:
         return len(self.codes)
 
+    def __getitem__(self, numbers: Sequence[int]) -> QuantizedClips:
+        return QuantizedClips(self.codes[numbers], self.indices[numbers])
 
-def reversed_clips(clips: CachedClips, frames: int) -> CachedClips:
+
+def reversed_clips(clips: QuantizedClips, frames: int) -> QuantizedClips:
     """The same clips played backwards, exactly as encoding them would give.
 
     The backbone sees one frame at a time and k-means all patches at once, so only the order of the
@@ -56,59 +63,98 @@ def reversed_clips(clips: CachedClips, frames: int) -> CachedClips:
     order = first.argsort(dim=1, stable=True)
     rank = order.argsort(dim=1)
     turned = clips.codes.gather(1, order[..., None].expand_as(clips.codes))
-    return CachedClips(turned, rank.gather(1, flipped).to(torch.uint8))
+    return QuantizedClips(turned, rank.gather(1, flipped).to(torch.uint8))
 
 
-def concatenated(first: CachedClips, second: CachedClips) -> CachedClips:
-    """Clips of `first`, then those of `second`."""
-    return CachedClips(
-        torch.cat([first.codes, second.codes]), torch.cat([first.indices, second.indices])
-    )
+@dataclass(frozen=True)
+class ClipCache:
+    """The quantised clips of one source under one encoder and quantizer.
 
+    Args:
+        root: the cache of this user.
+        encoder, quantizer: what encodes.
+        source: what is encoded.
+        budgets: how many codes to quantise with, each.
+        keep_features: keep the patch features for other quantizers.
+    """
 
-def cache_folder(root: Path, encoder: EncoderConfig, quantizer: QuantizerConfig, seed: int) -> Path:
-    """Folder of the clips that this encoder, quantizer and world seed give."""
-    key = f"{encoder.fingerprint()}-{quantizer.fingerprint()}-world{WORLD_VERSION}-seed{seed}"
-    return root / "clips" / key
+    root: Path
+    encoder: EncoderConfig
+    quantizer: QuantizerConfig
+    source: ClipSource
+    budgets: tuple[int, ...]
+    keep_features: bool = False
 
+    @property
+    def folder(self) -> Path:
+        """Where the quantised clips are; its name changes with anything that changes them."""
+        method = "kmeans" if self.quantizer.kind == "codebook" else self.quantizer.kind
+        rounds = f"{method}{self.quantizer.iterations}" if method == "kmeans" else method
+        budgets = "-".join(map(str, self.budgets))
+        name = f"{self.encoder.fingerprint()}-{rounds}-k{budgets}-{self.source.fingerprint}"
+        return self.root / "clips" / name
 
-def missing_shards(folder: Path, clips: int) -> list[int]:
-    """Numbers of the shards that still have to be encoded for the first `clips` clips."""
-    shards = -(-clips // SHARD_CLIPS)
-    return [shard for shard in range(shards) if not _shard_path(folder, shard).exists()]
+    def missing(self) -> list[int]:
+        """Numbers of the shards that still have to be quantised."""
+        return [shard for shard in self._shards() if not self._holds_all(self.folder, shard)]
 
+    def fill(
+        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
+    ) -> Iterator[int]:
+        """Quantise the clips of shards and write a file each; yields a shard's number when done.
 
-def fill_shard(folder: Path, shard: int, quantizer: ClipQuantizer, seed: int) -> None:
-    """Render and encode 64 clips and write them as one file."""
-    encoder = quantizer.config.encoder
-    indices = range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS)
-    frames = (
-        frames_from_scene(scene_from_seed(seed, index), encoder.frames, encoder.size)
-        for index in indices
-    )
-    results = [quantizer.quantize(torch.from_numpy(clip)) for clip in frames]
-    tensors = {
-        "codes": torch.stack([result.codes for result in results]).to(torch.float16).cpu(),
-        "indices": torch.stack([result.indices for result in results]).to(torch.uint8).cpu(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(_shard_path(folder, shard)) as path:
-        save_file(tensors, path)
+        Args:
+            shards: their numbers.
+            quantizer: on its device.
+            workers: processes that draw clips ahead.
+        """
+        for shard, rows in self._features(shards, quantizer, workers):
+            self._write(shard, rows, quantizer)
+            yield shard
 
+    def load(self) -> dict[int, QuantizedClips]:
+        """All clips in memory, by budget."""
+        shards = [load_file(shard_path(self.folder, shard)) for shard in self._shards()]
+        return {
+            budget: QuantizedClips(
+                torch.cat([shard[f"codes{budget}"] for shard in shards])[: len(self.source)],
+                torch.cat([shard[f"indices{budget}"] for shard in shards])[: len(self.source)],
+            )
+            for budget in self.budgets
+        }
 
-def load_clips(folder: Path, clips: int) -> CachedClips:
-    """Load the first `clips` clips into memory."""
-    shards = list(_read_shards(folder, clips))
-    return CachedClips(
-        torch.cat([shard["codes"] for shard in shards])[:clips],
-        torch.cat([shard["indices"] for shard in shards])[:clips],
-    )
+    def _shards(self) -> range:
+        return range(-(-len(self.source) // SHARD_CLIPS))
 
+    @torch.inference_mode()
+    def _write(self, shard: int, rows: Tensor, quantizer: ClipQuantizer) -> None:
+        device = next(quantizer.vit.parameters()).device
+        results = [
+            quantizer.quantizer.at_budgets(row.to(device).float(), self.budgets) for row in rows
+        ]
+        tensors = {}
+        for place, budget in enumerate(self.budgets):
+            codes = torch.stack([result[place].codes for result in results])
+            indices = torch.stack([result[place].indices for result in results])
+            tensors[f"codes{budget}"] = codes.to(torch.float16).cpu()
+            tensors[f"indices{budget}"] = indices.to(torch.uint8).cpu()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(shard_path(self.folder, shard)) as path:
+            save_file(tensors, path)
 
-def _read_shards(folder: Path, clips: int) -> Iterator[dict[str, Tensor]]:
-    for shard in range(-(-clips // SHARD_CLIPS)):
-        yield load_file(_shard_path(folder, shard))
+    def _features(
+        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Patch features of shards, those kept on disk first, float16."""
+        folder = features_folder(self.root, self.encoder, self.source)
+        kept = [shard for shard in shards if self._holds_all(folder, shard)]
+        for shard in kept:
+            yield shard, load_features(folder, shard)[: len(shard_numbers(self.source, shard))]
+        rest = [shard for shard in shards if shard not in kept]
+        for shard, rows in encoded_shards(rest, self.source, quantizer.vit, self.encoder, workers):
+            if self.keep_features:
+                save_features(folder, shard, rows)
+            yield shard, rows
 
-
-def _shard_path(folder: Path, shard: int) -> Path:
-    return folder / f"clips-{shard:05d}.safetensors"
+    def _holds_all(self, folder: Path, shard: int) -> bool:
+        return shard_rows(shard_path(folder, shard)) >= len(shard_numbers(self.source, shard))

@@ -1,8 +1,7 @@
-"""What each code of a generated clip shows, in words: dense labels for the bridge.
+"""What every patch of a clip shows, in words: dense targets for the bridge.
 
-A question gives one answer for a whole clip; the scene says much more: which object a patch lies
-on. A code whose patches lie mostly on one object is named by that object's colour, shape, direction
-and place in the order.
+A question gives one answer for a whole clip; a clip that was composed says much more: what every
+patch lies on.
 """
 
 from __future__ import annotations
@@ -10,58 +9,64 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.data.world import COLORS, DIRECTIONS, SHAPES, MovingObject, Scene
+from vqedge.data.clips import UNNAMED, Labels, Vocabulary
+from vqedge.data.world import COLORS, DIRECTIONS, MAX_OBJECTS, SHAPES, TEXTURES, MovingObject, Scene
 
-ORDER = ("first", "second", "third")
-GROUPS: tuple[tuple[str, ...], ...] = (tuple(COLORS), SHAPES, tuple(DIRECTIONS), ORDER)
-UNNAMED = -1
+ORDER = ("first", "second", "third", "fourth")[:MAX_OBJECTS]
+SCENE_WORDS: dict[str, tuple[str, ...]] = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "texture": TEXTURES,
+    "direction": tuple(DIRECTIONS),
+    "order": ORDER,
+    "size": ("small", "large"),
+    "speed": ("slow", "fast"),
+    "change": ("grows", "shrinks", "same"),
+}
 _INSIDE = 0.9  # a patch shows an object if its centre is within this share of the object's radius
-_MAJORITY = 0.5
+_LARGE_FROM, _FAST_FROM = 0.12, 0.4  # radius and speed, see vqedge.data.world
 
 
-def code_names(
-    scene: Scene, indices: npt.NDArray[np.integer], frames: int, codes: int
-) -> npt.NDArray[np.int64]:
-    """Name every code of a clip.
+def word_table(labels: Labels, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """The words of every thing as positions in their groups, int64 `[things, groups]`.
 
-    Args:
-        scene: what the clip shows.
-        indices: the index map, integer `[T * grid * grid]`.
-        frames: T.
-        codes: K.
-
-    Returns:
-        int64 `[K, 4]`: the word of each group in `GROUPS`, `UNNAMED` for codes of the background
-        and for the order where all objects appear together.
+    `UNNAMED` for groups that say nothing of a thing, and for words that are not among them.
     """
-    shown = _object_of_patch(scene, frames, int((len(indices) // frames) ** 0.5)).reshape(-1)
-    votes = np.zeros((codes, len(scene.objects) + 1), np.int64)
-    np.add.at(votes, (indices, shown), 1)
-    winner = votes[:, 1:].argmax(axis=1)
-    named = votes[:, 1:].max(axis=1) > _MAJORITY * np.maximum(votes.sum(axis=1), 1)
-    words = np.array([_words(scene, item) for item in scene.objects])
-    return np.where(named[:, None], words[winner], UNNAMED)
+    places = [
+        words.index(thing[group]) if thing.get(group) in words else UNNAMED
+        for thing in labels.words
+        for group, words in vocabulary.items()
+    ]
+    return np.array(places, np.int64).reshape(len(labels.words), len(vocabulary))
 
 
-def _object_of_patch(scene: Scene, frames: int, grid: int) -> npt.NDArray[np.int64]:
-    """Number of the object each patch shows, from 1, or 0 for the background. `[T, grid, grid]`."""
+def labels_from_scene(scene: Scene, frames: int, grid: int) -> Labels:
+    """What every patch of a generated clip shows; the object in front where two overlap."""
     centers = (np.arange(grid) + 0.5) / grid
     shown = np.zeros((frames, grid, grid), np.int64)
     for frame in range(frames):
         time = (frame + 0.5) / frames
         for number, item in enumerate(scene.objects, start=1):
+            if not item.shows_at(time):
+                continue
             x, y = item.xy(time)
-            near = np.hypot(centers[None, :] - x, centers[:, None] - y) < item.radius * _INSIDE
-            shown[frame][near & (time >= item.appears_at)] = number
-    return shown
+            reach = item.radius_at(time) * _INSIDE
+            near = np.hypot(centers[None, :] - x, centers[:, None] - y) < reach
+            shown[frame][near] = number
+    return Labels(shown, tuple(_words(scene, item) for item in scene.objects))
 
 
-def _words(scene: Scene, item: MovingObject) -> tuple[int, ...]:
-    """Position of the object's words in their groups."""
-    in_order = len(scene.objects) > 1 and scene.objects[1].appears_at > 0.0
-    return (
-        GROUPS[0].index(item.color),
-        GROUPS[1].index(item.shape),
-        GROUPS[2].index(item.direction),
-        scene.objects.index(item) if in_order else UNNAMED,
-    )
+def _words(scene: Scene, item: MovingObject) -> dict[str, str]:
+    words = {
+        "color": item.color,
+        "shape": item.shape,
+        "texture": item.texture,
+        "direction": item.direction,
+        "size": "large" if item.radius > _LARGE_FROM else "small",
+        "change": "same" if item.growth == 1.0 else "grows" if item.growth > 1.0 else "shrinks",
+    }
+    if item.speed:
+        words["speed"] = "fast" if item.speed > _FAST_FROM else "slow"
+    if scene.staggered:
+        words["order"] = ORDER[scene.objects.index(item)]
+    return words

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqedge.data.questions import QuestionAnswer
+from vqedge.data.clips import QuestionAnswer
 from vqedge.model.llm import PromptTokenizer
 
 VIDEO_ID = -1  # stands for a row that is an embedding, not a token

@@ -1,36 +1,39 @@
 """Questions about a `Scene`, each with the one right answer.
 
-Pure functions of the scene and a generator.
+Pure functions of the scene and a generator. Where an answer is yes or no, both are as likely
+whatever the scenes are, so that nobody does better than the prior without looking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import numpy as np
 
-from vqedge.data.world import COLORS, SHAPES, MovingObject, Scene
-
-
-@dataclass(frozen=True)
-class QuestionAnswer:
-    """One question with its expected answer; `kind` groups results."""
-
-    kind: str
-    question: str
-    answer: str
-
+from vqedge.data.clips import QuestionAnswer
+from vqedge.data.world import COLORS, DIRECTIONS, SHAPES, TEXTURES, MovingObject, Scene
 
 Asker = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
 
+# How far apart two objects must be before anyone is asked to compare them.
+_LARGER, _FASTER, _LONGER = 1.3, 1.8, 0.25
+_CHOICES = 5
+
 
 def questions_from_scene(
-    scene: Scene, rng: np.random.Generator, count: int
+    scene: Scene, rng: np.random.Generator, count: int, caption_share: float = 0.0
 ) -> list[QuestionAnswer]:
-    """Ask `count` questions, every kind that applies as often as the others."""
+    """Ask `count` questions, every kind that applies as often as the others.
+
+    Args:
+        scene: what the clip shows.
+        rng: picks kinds, objects and wording.
+        count: how many.
+        caption_share: how often, among clips, one of them asks for a description.
+    """
+    found = [caption(scene, rng)] if rng.random() < caption_share else []
     kinds: list[str] = []
-    found: list[QuestionAnswer] = []
     while len(found) < count:
         if not kinds:
             kinds = [str(kind) for kind in rng.permutation(list(KINDS))]
@@ -46,7 +49,26 @@ def one_question_per_kind(scene: Scene, rng: np.random.Generator) -> list[Questi
     return [question for question in asked if question is not None]
 
 
-def _pick(rng: np.random.Generator, texts: tuple[str, ...]) -> str:
+def caption(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
+    """A description of the whole clip, objects in order of appearance."""
+    parts = [
+        f"{with_article(_named(item))} moving {item.direction}"
+        if item.speed
+        else f"a still {_named(item)}"
+        for item in scene.objects
+    ]
+    text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    question = _pick(rng, ("What does the video show?", "Describe the video.", "What is this?"))
+    return QuestionAnswer("caption", question, f"a video of {text}")
+
+
+def with_article(noun: str) -> str:
+    """`a red ring`, `an orange ring`."""
+    vowel = noun[0] in "aeiou" and not noun.startswith(("eu", "ew", "uni"))
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def _pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
     return texts[int(rng.integers(len(texts)))]
 
 
@@ -54,13 +76,13 @@ def _any_object(scene: Scene, rng: np.random.Generator) -> MovingObject:
     return scene.objects[int(rng.integers(len(scene.objects)))]
 
 
-def _unique_shapes(scene: Scene) -> list[MovingObject]:
-    shapes = [item.shape for item in scene.objects]
-    return [item for item in scene.objects if shapes.count(item.shape) == 1]
+def _named(item: MovingObject) -> str:
+    return f"{item.color} {item.shape}"
 
 
 def _color(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
-    candidates = _unique_shapes(scene)
+    shapes = [item.shape for item in scene.objects]
+    candidates = [item for item in scene.objects if shapes.count(item.shape) == 1]
     if not candidates:
         return None
     item = candidates[int(rng.integers(len(candidates)))]
@@ -74,19 +96,41 @@ def _shape(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     return QuestionAnswer("shape", text.format(item.color), item.shape)
 
 
+def _texture(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
+    item = _any_object(scene, rng)
+    text = _pick(rng, ("Is the {} plain, striped or spotted?", "What pattern does the {} have?"))
+    return QuestionAnswer("texture", text.format(_named(item)), item.texture)
+
+
 def _direction(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     item = _any_object(scene, rng)
-    text = _pick(rng, ("Which way does the {} {} move?", "In which direction does the {} {} move?"))
-    return QuestionAnswer("direction", text.format(item.color, item.shape), item.direction)
+    text = _pick(rng, ("Which way does the {} move?", "In which direction does the {} move?"))
+    return QuestionAnswer("direction", text.format(_named(item)), item.direction)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
-    text = _pick(rng, ("How many objects are there?", "How many objects are there in the video?"))
-    return QuestionAnswer("count", text, str(len(scene.objects)))
+    """All objects, or those of one shape or texture that may not be there at all."""
+    draw = rng.random()
+    if draw < 0.5:
+        text = _pick(
+            rng, ("How many objects are there?", "How many objects are there in the video?")
+        )
+        return QuestionAnswer("count", text, str(len(scene.objects)))
+    if draw < 0.75:
+        shape = _pick(rng, SHAPES if rng.random() < 0.3 else [i.shape for i in scene.objects])
+        there = sum(item.shape == shape for item in scene.objects)
+        return QuestionAnswer("count", f"How many {_plural(shape)} are there?", str(there))
+    texture = _pick(rng, TEXTURES)
+    there = sum(item.texture == texture for item in scene.objects)
+    return QuestionAnswer("count", f"How many {texture} objects are there?", str(there))
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def _exist(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
-    """Balanced: in half of the questions the named object is not there."""
+    """In half of the questions the named object is not there, though its colour may be."""
     shown = {(item.color, item.shape) for item in scene.objects}
     if rng.random() < 0.5:
         item = _any_object(scene, rng)
@@ -95,25 +139,134 @@ def _exist(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in shown]
         color, shape = absent[int(rng.integers(len(absent)))]
         answer = "no"
-    text = _pick(rng, ("Is there a {} {}?", "Is there a {} {} in the video?"))
-    return QuestionAnswer("exist", text.format(color, shape), answer)
+    text = _pick(rng, ("Is there {}?", "Is there {} in the video?"))
+    return QuestionAnswer("exist", text.format(with_article(f"{color} {shape}")), answer)
 
 
 def _order(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     """Only where the objects appear one after another."""
-    if len(scene.objects) < 2 or scene.objects[1].appears_at == 0.0:
+    if not scene.staggered:
         return None
-    first, last = scene.objects[0], scene.objects[-1]
-    if rng.random() < 0.5:
-        return QuestionAnswer("order", "What color is the object that appears first?", first.color)
-    return QuestionAnswer("order", "What color is the object that appears last?", last.color)
+    place = int(rng.integers(3))
+    if place == 0:
+        text, wanted = "What color is the object that appears first?", scene.objects[0]
+    elif place == 1:
+        text, wanted = "What color is the object that appears last?", scene.objects[-1]
+    else:
+        after = int(rng.integers(len(scene.objects) - 1))
+        before, wanted = scene.objects[after : after + 2]
+        text = f"What color is the object that appears right after the {_named(before)}?"
+    return QuestionAnswer("order", text, wanted.color)
+
+
+def _stay(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """Only where some objects are there at the start (or the end) and some are not."""
+    start = rng.random() < 0.5
+    there = [item for item in scene.objects if _is_there(item, start)]
+    gone = [item for item in scene.objects if not _is_there(item, start)]
+    if not there or not gone:
+        return None
+    yes = rng.random() < 0.5
+    item = _one_of(there if yes else gone, rng)
+    text = "Is the {} there from the start?" if start else "Is the {} still there at the end?"
+    return QuestionAnswer("stay", text.format(_named(item)), "yes" if yes else "no")
+
+
+def _is_there(item: MovingObject, start: bool) -> bool:
+    return item.appears_at == 0.0 if start else item.vanishes_at == 1.0
+
+
+def _one_of(items: Sequence[MovingObject], rng: np.random.Generator) -> MovingObject:
+    return items[int(rng.integers(len(items)))]
+
+
+def _change(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
+    """What becomes of an object's size, every outcome in the scene as likely as the others."""
+    outcomes = sorted({_outcome(item) for item in scene.objects})
+    outcome = _pick(rng, outcomes)
+    item = _one_of([item for item in scene.objects if _outcome(item) == outcome], rng)
+    text = _pick(rng, ("How does the size of the {} change?", "Does the {} grow or shrink?"))
+    return QuestionAnswer("change", text.format(_named(item)), outcome)
+
+
+def _outcome(item: MovingObject) -> str:
+    if item.growth == 1.0:
+        return "it stays the same"
+    return "it grows" if item.growth > 1.0 else "it shrinks"
+
+
+def _compare(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """Which of two is larger or faster, where that is plain to see."""
+    faster = rng.random() < 0.5
+    word, measure, ratio = (
+        ("moves faster", _speed, _FASTER) if faster else ("is larger", _size, _LARGER)
+    )
+    pairs = [
+        sorted(pair, key=measure)
+        for pair in combinations(scene.objects, 2)
+        if min(map(measure, pair)) * ratio < max(map(measure, pair))
+        and (faster or all(item.growth == 1.0 for item in pair))
+    ]
+    return _which("compare", word, pairs, rng)
+
+
+def _speed(item: MovingObject) -> float:
+    return item.speed
+
+
+def _size(item: MovingObject) -> float:
+    return item.radius
+
+
+def _duration(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    pairs = [
+        sorted(pair, key=lambda item: item.lasts)
+        for pair in combinations(scene.objects, 2)
+        if abs(pair[0].lasts - pair[1].lasts) >= _LONGER
+    ]
+    return _which("duration", "is there longer", pairs, rng)
+
+
+def _which(
+    kind: str, what: str, pairs: Sequence[Sequence[MovingObject]], rng: np.random.Generator
+) -> QuestionAnswer | None:
+    """Which of a pair (less, more) is more, named in either order."""
+    if not pairs:
+        return None
+    pair = pairs[int(rng.integers(len(pairs)))]
+    first, second = pair if rng.random() < 0.5 else reversed(pair)
+    text = f"Which {what}, the {_named(first)} or the {_named(second)}?"
+    return QuestionAnswer(kind, text, f"the {_named(pair[1])}")
+
+
+def _choice(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
+    """Five options in the question, one of them right."""
+    item = _any_object(scene, rng)
+    text, options, right = (
+        (f"What color is the {item.shape}?", tuple(COLORS), item.color),
+        (f"What shape is the {item.color} object?", SHAPES, item.shape),
+        (f"Which way does the {_named(item)} move?", tuple(DIRECTIONS), item.direction),
+    )[int(rng.integers(3))]
+    if options == tuple(COLORS):  # other colours of that shape would be right too
+        same = {other.color for other in scene.objects if other.shape == item.shape}
+        options = tuple(color for color in options if color not in same or color == right)
+    wrong = [option for option in options if option != right]
+    chosen = [right, *(str(option) for option in rng.permutation(wrong)[: _CHOICES - 1])]
+    listed = [str(option) for option in rng.permutation(chosen)]
+    return QuestionAnswer("choice", f"{text} Choose: {', '.join(listed)}.", right, tuple(listed))
 
 
 KINDS: dict[str, Asker] = {
     "color": _color,
     "shape": _shape,
+    "texture": _texture,
     "direction": _direction,
     "count": _count,
     "exist": _exist,
     "order": _order,
+    "stay": _stay,
+    "change": _change,
+    "compare": _compare,
+    "duration": _duration,
+    "choice": _choice,
 }

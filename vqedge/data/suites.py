@@ -1,8 +1,8 @@
 """Evaluation suites: where questions come from, as one stream of items.
 
 - `synthetic`: the generated world under a seed that is never trained on.
-- `jsonl:FILE` or `FILE.jsonl`: `{"video": PATH, "question": ..., "answer": ..., "kind"?: ...,
-  "choices"?: [...]}` a line; paths are relative to the file.
+- `photos:INDEX.jsonl`: clips composed of the photos of the split "test" (`vqedge.data.photos`).
+- `jsonl:FILE` or `FILE.jsonl`: one's own videos and questions (`vqedge.data.jsonl`).
 - `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
   a0..a4).
 """
@@ -10,65 +10,98 @@
 from __future__ import annotations
 
 import csv
-import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vqedge.data.questions import one_question_per_kind
-from vqedge.data.render import frames_from_scene
-from vqedge.data.world import scene_from_seed
+from vqedge.data.clips import ClipSource, QuestionAnswer
+from vqedge.data.generated import GeneratedClips
+from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
+from vqedge.data.photos import PhotoClips
 from vqedge.errors import DatasetError
-from vqedge.validation import first_fault
 
 SYNTHETIC_SEED = 70_001  # training uses small seeds; see vqedge.config
+PHOTOS_SEED = 70_002
+_TEST_SPLIT = "test"
+_ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
 
+Frames = npt.NDArray[np.uint8]
 
-@dataclass(frozen=True)
-class Scene:
-    """A generated clip, by its place in the world."""
 
-    seed: int
-    index: int
+class DrawnClip(Protocol):
+    """A clip that is made, not read. Equal clips show the same."""
 
-    def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
-        """Draw it: uint8 RGB `[count, size, size, 3]`."""
-        return frames_from_scene(scene_from_seed(self.seed, self.index), count, size)
+    def frames(self, count: int, size: int) -> Frames:
+        """RGB frames, uint8 `[count, size, size, 3]`."""
 
 
 @dataclass(frozen=True)
 class Item:
     """One question of a suite. With choices the answer is one of them, else free text."""
 
-    clip: Scene | Path
+    clip: DrawnClip | VideoFile
     kind: str
     question: str
     answer: str
     choices: tuple[str, ...] = ()
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    video: str = Field(min_length=1)
-    question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
-    kind: str = "all"
-    choices: tuple[str, ...] = ()
+@dataclass(frozen=True)
+class Suite:
+    """Where the items of a suite come from.
+
+    Attributes:
+        items: from what follows the name's colon, and the folder of videos.
+        limit: how many questions are asked if nobody says so.
+    """
+
+    items: Callable[[str, Path | None], Iterator[Item]]
+    limit: int
+
+
+def frames_of(
+    clip: DrawnClip | VideoFile, count: int, size: int, read: FrameReader, shuffled: bool = False
+) -> Frames:
+    """What an item's clip shows.
+
+    Args:
+        clip: made or read.
+        count: frames.
+        size: side of a frame in pixels.
+        read: how files are decoded.
+        shuffled: in a random order, the same one every time.
+
+    Returns:
+        uint8 RGB `[count, size, size, 3]`.
+
+    Raises:
+        VideoError: the file cannot be decoded.
+    """
+    if isinstance(clip, VideoFile):
+        frames = read(clip.path, count, size, clip.start_s, clip.end_s)
+    else:
+        frames = clip.frames(count, size)
+    if shuffled:
+        rng = np.random.default_rng(zlib.crc32(frames.tobytes()))
+        frames = frames[rng.permutation(count)]
+    return frames
 
 
 def suite_items(name: str, limit: int | None = None, videos: Path | None = None) -> list[Item]:
     """The questions of a suite, those about one clip next to each other.
 
     Args:
-        name: `synthetic`, `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl` or `.csv`.
-        limit: at most this many questions; a suite without end needs one.
+        name: `synthetic`, `photos:INDEX`, `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl`
+            or `.csv`.
+        limit: at most this many questions; by default 300 of a suite without end, else all.
         videos: folder of the videos of a CSV suite.
 
     Raises:
@@ -76,54 +109,58 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
     """
     kind, separator, rest = name.partition(":")
     if not separator:
-        kind, rest = _kind_from_path(name), name
+        kind, rest = _kind_from_path(name)
     if kind not in SUITES:
         raise DatasetError(
             f"--suite {name}: choose one of {', '.join(SUITES)}, as jsonl:FILE or nextqa:FILE"
         )
-    items = list(islice(SUITES[kind](rest, videos), limit or _DEFAULT_LIMIT))
+    suite = SUITES[kind]
+    items = list(islice(suite.items(rest, videos), limit or suite.limit))
     if not items:
         hint = f"; is any of its videos in {videos}?" if videos else ""
         raise DatasetError(f"--suite {name}: holds no question to ask{hint}")
     return items
 
 
-def _kind_from_path(name: str) -> str:
-    return {".jsonl": "jsonl", ".csv": "nextqa"}.get(Path(name).suffix, name)
+def _kind_from_path(name: str) -> tuple[str, str]:
+    """A suite and what follows its name, from a bare name or path."""
+    kind = {".jsonl": "jsonl", ".csv": "nextqa"}.get(Path(name).suffix)
+    return (kind, name) if kind else (name, "")
 
 
 def _synthetic(_rest: str, _videos: Path | None) -> Iterator[Item]:
-    index = 0
-    while True:
-        clip = Scene(SYNTHETIC_SEED, index)
-        rng = np.random.default_rng([SYNTHETIC_SEED, index])
-        for item in one_question_per_kind(scene_from_seed(SYNTHETIC_SEED, index), rng):
-            yield Item(clip, item.kind, item.question, item.answer)
-        index += 1
+    return _made(GeneratedClips(SYNTHETIC_SEED, _ENDLESS), SYNTHETIC_SEED)
+
+
+def _photos(rest: str, _videos: Path | None) -> Iterator[Item]:
+    if not rest:
+        raise DatasetError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
+    return _made(PhotoClips(Path(rest), _TEST_SPLIT, PHOTOS_SEED, _ENDLESS), PHOTOS_SEED)
+
+
+def _made(source: ClipSource, seed: int) -> Iterator[Item]:
+    """One question of every kind that applies to each clip."""
+    for number in range(len(source)):
+        clip = source[number]
+        for item in clip.one_question_per_kind(np.random.default_rng([seed, number])):
+            yield _item(clip, item)
 
 
 def _jsonl(rest: str, _videos: Path | None) -> Iterator[Item]:
-    path = Path(rest)
-    for number, text in enumerate(_text(path).splitlines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = _Line.model_validate(json.loads(text))
-        except (ValidationError, ValueError) as error:
-            raise DatasetError(f"{path}:{number}: {_reason(error)}") from error
-        if line.choices and line.answer not in line.choices:
-            raise DatasetError(f"{path}:{number}: the answer is not one of the choices")
-        clip = path.parent / line.video
-        if not clip.exists():
-            raise DatasetError(f"{path}:{number}: no video {clip}; paths are relative to the file")
-        yield Item(clip, line.kind, line.question, line.answer, line.choices)
+    for video, asked in questions_from_jsonl(Path(rest)).items():
+        for item in asked:
+            yield _item(video, item)
+
+
+def _item(clip: DrawnClip | VideoFile, item: QuestionAnswer) -> Item:
+    return Item(clip, item.kind, item.question, item.answer, item.choices)
 
 
 def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
     path = Path(rest)
     if videos is None or not videos.is_dir():
         raise DatasetError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
-    rows = csv.DictReader(_text(path).splitlines())
+    rows = csv.DictReader(text_of(path).splitlines())
     for number, row in enumerate(rows, start=2):
         try:
             choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
@@ -133,7 +170,7 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
             raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error!r})") from error
         clip = _find_video(videos, video)
         if clip is not None:
-            yield Item(clip, kind, question, answer, choices)
+            yield Item(VideoFile(clip), kind, question, answer, choices)
 
 
 def _find_video(videos: Path, name: str) -> Path | None:
@@ -144,22 +181,9 @@ def _find_video(videos: Path, name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return first_fault(error)
-    return f"not JSON ({error})"
-
-
-SUITES: dict[str, Callable[[str, Path | None], Iterator[Item]]] = {
-    "synthetic": _synthetic,
-    "jsonl": _jsonl,
-    "nextqa": _nextqa,
+SUITES: dict[str, Suite] = {
+    "synthetic": Suite(_synthetic, limit=300),
+    "photos": Suite(_photos, limit=300),
+    "jsonl": Suite(_jsonl, limit=_ENDLESS),
+    "nextqa": Suite(_nextqa, limit=_ENDLESS),
 }
-_DEFAULT_LIMIT = 100_000

@@ -1,0 +1,109 @@
+"""The cache of quantised clips: what it holds is what encoding gives, whole or in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqedge.config import EncoderConfig, QuantizerConfig
+from vqedge.data.cache import ClipCache
+from vqedge.data.features import SHARD_CLIPS, features_folder, load_features, shard_rows
+from vqedge.data.generated import GeneratedClips
+from vqedge.model.quantizer import KMeansQuantizer
+
+ENCODER = EncoderConfig(frames=2, size=28)
+QUANTIZER = QuantizerConfig(codes=4, default_budget=4, iterations=2)
+CLIPS, BUDGETS = SHARD_CLIPS + 3, (2, 4)
+
+
+class CountingBackbone(nn.Module):
+    """Mean colours of the patches; counts the clips it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0 / 255.0 / 196.0))
+        self.seen = 0
+
+    def forward(self, frames: Tensor) -> Tensor:
+        self.seen += 1
+        # whole numbers: the same sum in any order
+        patches = frames.long().unfold(1, 14, 14).unfold(2, 14, 14).sum(dim=(-1, -2))
+        return patches.flatten(1, 2) * self.scale + torch.arange(3.0)
+
+
+@pytest.fixture
+def quantizer() -> Any:
+    return SimpleNamespace(vit=CountingBackbone(), quantizer=KMeansQuantizer(4, 2, 0.1))
+
+
+def cache(root: Path, clips: int = CLIPS, **changes: Any) -> ClipCache:
+    return ClipCache(root, ENCODER, QUANTIZER, GeneratedClips(1, clips), BUDGETS, **changes)
+
+
+def filled(made: ClipCache, quantizer: Any, workers: int = 0) -> ClipCache:
+    for _shard in made.fill(made.missing(), quantizer, workers):
+        pass
+    return made
+
+
+def test_every_clip_is_quantised_at_every_budget(tmp_path: Path, quantizer: Any) -> None:
+    made = filled(cache(tmp_path), quantizer)
+    assert made.missing() == [] and quantizer.vit.seen == CLIPS
+    clips = made.load()
+    number = SHARD_CLIPS + 1  # in the second shard
+    frames = torch.from_numpy(made.source[number].frames(2, 28))
+    with torch.inference_mode():
+        features = quantizer.vit(frames).flatten(0, 1).half().float()
+    for budget in BUDGETS:
+        assert clips[budget].codes.shape == (CLIPS, budget, 3)
+        wanted = KMeansQuantizer(budget, 2, 0.1)(features, torch.tensor(budget))
+        assert torch.equal(clips[budget].indices[number].int(), wanted.indices)
+        assert torch.equal(clips[budget].codes[number], wanted.codes.half())
+
+
+def test_filling_goes_on_where_it_stopped(tmp_path: Path, quantizer: Any) -> None:
+    made = cache(tmp_path)
+    next(iter(made.fill(made.missing(), quantizer)))  # killed after the first shard
+    assert made.missing() == [1]
+    filled(made, quantizer)
+    assert quantizer.vit.seen <= CLIPS + 1
+
+
+def test_a_longer_run_encodes_only_what_is_new(tmp_path: Path, quantizer: Any) -> None:
+    filled(cache(tmp_path, clips=SHARD_CLIPS), quantizer)
+    longer = filled(cache(tmp_path), quantizer)
+    assert quantizer.vit.seen == CLIPS
+    assert len(longer.load()[2]) == CLIPS
+    assert len(cache(tmp_path, clips=10).load()[2]) == 10
+
+
+def test_kept_features_serve_another_quantizer(tmp_path: Path, quantizer: Any) -> None:
+    filled(cache(tmp_path, keep_features=True), quantizer)
+    folder = features_folder(tmp_path, ENCODER, GeneratedClips(1, CLIPS))
+    assert load_features(folder, 1).shape == (3, 8, 3)
+    other = QUANTIZER.model_copy(update={"iterations": 1})
+    again = ClipCache(tmp_path, ENCODER, other, GeneratedClips(1, CLIPS), BUDGETS)
+    assert again.folder != cache(tmp_path).folder
+    filled(again, quantizer)
+    assert quantizer.vit.seen == CLIPS  # nothing was encoded twice
+
+
+def test_a_codebook_shares_the_clips_of_kmeans(tmp_path: Path) -> None:
+    learned = QUANTIZER.model_copy(update={"kind": "codebook", "adaptive_error": 0.3})
+    other = ClipCache(tmp_path, ENCODER, learned, GeneratedClips(1, CLIPS), BUDGETS)
+    assert other.folder == cache(tmp_path).folder
+
+
+def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any) -> None:
+    alone = filled(cache(tmp_path / "alone", clips=4), quantizer).load()
+    helped = filled(cache(tmp_path / "helped", clips=4), quantizer, workers=2).load()
+    assert torch.equal(alone[4].codes, helped[4].codes)
+
+
+def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    assert shard_rows(tmp_path / "none.safetensors") == 0

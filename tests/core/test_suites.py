@@ -1,0 +1,226 @@
+"""Where the questions of an evaluation come from, and what their clips show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from vqedge.data.generated import SceneClip
+from vqedge.data.jsonl import VideoFile
+from vqedge.data.photos import PhotoClip
+from vqedge.data.questions import KINDS
+from vqedge.data.suites import SYNTHETIC_SEED, Item, frames_of, suite_items
+from vqedge.data.world import scene_from_seed
+from vqedge.errors import DatasetError
+
+PHOTOS = Path(__file__).parents[3] / "shared/data/images/index.jsonl"
+
+
+def read_nothing(*_: object) -> npt.NDArray[np.uint8]:
+    raise AssertionError("no video needs to be read for this")
+
+
+def clips_in_order(items: list[Item]) -> list[Any]:
+    """Every clip once, provided that its questions come one after another."""
+    clips = [clip for clip, _ in groupby(item.clip for item in items)]
+    assert not any(clip in clips[:place] for place, clip in enumerate(clips))
+    return clips
+
+
+# ---- the generated world
+
+
+def test_the_synthetic_suite_is_the_one_that_numbers_were_published_for() -> None:
+    items = suite_items("synthetic", 200)
+    assert len(items) == 200 and {item.kind for item in items} == set(KINDS)
+    clips = clips_in_order(items)
+    scenes = [scene_from_seed(SYNTHETIC_SEED, number) for number in range(len(clips))]
+    assert clips == [SceneClip(scene) for scene in scenes]
+    told = [(item.kind, item.question, item.answer, item.choices) for item in items]
+    digest = hashlib.sha256(repr((told, scenes)).encode()).hexdigest()[:16]
+    assert digest == "2a8beb395ee4a873", "the suite changed: measure all published numbers again"
+
+
+def test_a_suite_without_end_asks_300_unless_told_otherwise() -> None:
+    assert len(suite_items("synthetic")) == 300
+    assert suite_items("synthetic", 5) == suite_items("synthetic")[:5]
+
+
+def test_multiple_choice_keeps_its_choices() -> None:
+    for item in suite_items("synthetic"):
+        assert (len(item.choices) == 5) == (item.kind == "choice")
+        assert not item.choices or item.answer in item.choices
+
+
+# ---- what a clip shows
+
+
+def test_a_generated_clip_is_drawn_at_any_size() -> None:
+    (item,) = suite_items("synthetic", 1)
+    assert frames_of(item.clip, 2, 28, read_nothing).shape == (2, 28, 28, 3)
+
+
+def test_a_file_is_read_as_far_as_it_is_meant() -> None:
+    asked: list[object] = []
+
+    def read(*arguments: object) -> npt.NDArray[np.uint8]:
+        asked.append(arguments)
+        return np.arange(2, dtype=np.uint8).repeat(12).reshape(2, 2, 2, 3)
+
+    frames = frames_of(VideoFile(Path("a.mp4"), 1.0, 2.5), 2, 2, read)
+    assert asked == [(Path("a.mp4"), 2, 2, 1.0, 2.5)]
+    assert frames[:, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_shuffled_frames_are_the_same_frames_in_another_order_of_the_clips_own() -> None:
+    orders = set()
+    for first in range(20):
+        numbered = np.arange(first, first + 8, dtype=np.uint8).repeat(12).reshape(8, 2, 2, 3)
+
+        def read(*_: object, numbered: Any = numbered) -> npt.NDArray[np.uint8]:
+            return np.array(numbered)
+
+        clip = VideoFile(Path("a.mp4"))
+        one, again = (frames_of(clip, 8, 2, read, shuffled=True) for _ in range(2))
+        assert (one == again).all(), "not the same order every time"
+        order = (one[:, 0, 0, 0] - first).tolist()
+        assert sorted(order) == list(range(8))
+        orders.add(tuple(order))
+    assert len(orders) > 15, "clips do not have orders of their own"
+
+
+# ---- photos
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="the shared photos are not here")
+def test_the_photo_suite_asks_about_test_photos_only() -> None:
+    items = suite_items(f"photos:{PHOTOS}", 60)
+    lines = map(json.loads, PHOTOS.read_text(encoding="utf-8").splitlines())
+    split = {line["file"]: line.get("split") for line in lines}
+    assert {item.kind for item in items} == {"thing", "first", "sequence", "different", "present"}
+    for clip in clips_in_order(items):
+        assert isinstance(clip, PhotoClip)
+        for showing in clip.showings:
+            name = showing.photo.path.relative_to(PHOTOS.parent).as_posix()
+            assert split[name] == "test"
+    assert items == suite_items(f"photos:{PHOTOS}", 60)
+
+
+# ---- files
+
+
+def jsonl(folder: Path, *lines: dict[str, Any]) -> Path:
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).touch()
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+GOOD = {"video": "a.mp4", "question": "Was läuft?", "answer": "ein Hund"}
+
+
+@pytest.mark.parametrize("prefix", ["", "jsonl:"])
+def test_a_jsonl_file(tmp_path: Path, prefix: str) -> None:
+    choice = {**GOOD, "answer": "red", "kind": "color", "choices": ["red", "blue"]}
+    other, span = {**GOOD, "video": "b.mp4"}, {**GOOD, "start": 1, "end": 2}
+    path = jsonl(tmp_path, GOOD, other, choice, span)
+    whole = VideoFile(tmp_path / "a.mp4")
+    items = suite_items(f"{prefix}{path}")
+    assert items == [
+        Item(whole, "all", "Was läuft?", "ein Hund"),
+        Item(whole, "color", "Was läuft?", "red", ("red", "blue")),
+        Item(VideoFile(tmp_path / "b.mp4"), "all", "Was läuft?", "ein Hund"),
+        Item(VideoFile(tmp_path / "a.mp4", 1.0, 2.0), "all", "Was läuft?", "ein Hund"),
+    ]
+    assert len(clips_in_order(items)) == 3
+    assert suite_items(str(path), limit=1) == items[:1]
+
+
+HEADER = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
+ROW = "4010069381,369,640,480,how do the two man play,2,6,CH,roll,tap,strum,hit,pat"
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/4010069381.mp4").touch()
+    return tmp_path / "videos"
+
+
+def nextqa(folder: Path, *rows: str, header: str = HEADER) -> Path:
+    path = folder / "val.csv"
+    path.write_text("\n".join([header, *rows]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "nextqa:"])
+def test_a_next_qa_file(tmp_path: Path, videos: Path, prefix: str) -> None:
+    path = nextqa(tmp_path, ROW, ROW.replace("4010069381", "999"))
+    (item,) = suite_items(f"{prefix}{path}", videos=videos)  # 999 is not there: left out
+    choices = ("roll", "tap", "strum", "hit", "pat")
+    clip = VideoFile(videos / "4010069381.mp4")
+    assert item == Item(clip, "CH", "how do the two man play?", "strum", choices)
+
+
+NEXTQA_FAULTS = {
+    "answer": ROW.replace(",2,6,", ",5,6,"),
+    "below zero": ROW.replace(",2,6,", ",-1,6,"),
+    "no number": ROW.replace(",2,6,", ",strum,6,"),
+    "a column short": ROW.rpartition(",")[0],
+    "half a row": "4010069381,369",
+}
+
+
+@pytest.mark.parametrize("problem", NEXTQA_FAULTS)
+def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, videos: Path, problem: str) -> None:
+    path = nextqa(tmp_path, ROW, NEXTQA_FAULTS[problem])
+    with pytest.raises(DatasetError) as caught:
+        suite_items(str(path), videos=videos)
+    assert str(caught.value).startswith(f"{path}:3: not a NExT-QA row")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_table(tmp_path: Path, videos: Path) -> None:
+    path = nextqa(tmp_path, "1,2", header="a,b")
+    with pytest.raises(DatasetError, match=r"val\.csv:2: not a NExT-QA row"):
+        suite_items(str(path), videos=videos)
+
+
+def test_a_video_name_may_not_lead_elsewhere(tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "secret.mp4").touch()
+    path = nextqa(tmp_path, ROW.replace("4010069381", "../secret"))
+    with pytest.raises(DatasetError, match="holds no question"):
+        suite_items(str(path), videos=videos)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nothing", "choose one of synthetic, photos, jsonl, nextqa"),
+        ("csv:x.csv", "choose one of synthetic, photos, jsonl, nextqa"),
+        ("none.jsonl", "cannot be read"),
+        ("none.csv", "needs --videos DIR"),
+        ("photos", r"give the photos' index, as photos:INDEX\.jsonl"),
+        ("photos:", r"give the photos' index, as photos:INDEX\.jsonl"),
+        ("photos:none.jsonl", "none.jsonl: cannot be read"),
+    ],
+)
+def test_a_suite_that_is_not_there(name: str, problem: str) -> None:
+    with pytest.raises(DatasetError, match=problem):
+        suite_items(name)
+
+
+def test_an_empty_file_or_a_bad_line(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="holds no question"):
+        suite_items(str(jsonl(tmp_path)))
+    path = jsonl(tmp_path, GOOD, {**GOOD, "colour": "red"})
+    with pytest.raises(DatasetError, match=rf"{path}:2: colour: Extra inputs"):
+        suite_items(str(path), limit=1)

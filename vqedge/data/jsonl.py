@@ -1,0 +1,195 @@
+"""Videos and questions of one's own: one JSON object a line (`docs/train-your-own.md`).
+
+    {"video": PATH, "question": TEXT, "answer": TEXT, "kind"?: NAME, "choices"?: [TEXT, ...],
+     "start"?: SECONDS, "end"?: SECONDS}
+
+Paths are relative to the file. Lines about the same span of the same video are one clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from vqedge.data.clips import QuestionAnswer, Vocabulary
+from vqedge.errors import DatasetError
+from vqedge.validation import first_fault
+
+_VERSION = 1  # raise when the same file comes to show other clips
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+FrameReader = Callable[[Path, int, int, float | None, float | None], npt.NDArray[np.uint8]]
+"""Decodes `count` frames of a file: path, count, size, and the span's start and end in seconds,
+None for those of the file, to uint8 `[count, size, size, 3]`."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    video: str = Field(min_length=1)
+    question: _Text
+    answer: _Text
+    kind: _Text = "all"
+    choices: tuple[_Text, ...] = ()
+    start: _Seconds | None = None
+    end: _Seconds | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.choices and self.answer not in self.choices:
+            raise ValueError("the answer is not one of the choices")
+        if len(self.choices) != len({*self.choices}) or len(self.choices) == 1:
+            raise ValueError("choices: give two or more, all different")
+        if self.end is not None and self.end <= (self.start or 0.0):
+            raise ValueError("start is not before end")
+        return self
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video, or the part of it from `start_s` to `end_s`."""
+
+    path: Path
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class FileClip:
+    """A video file and what is asked about it."""
+
+    video: VideoFile
+    asked: tuple[QuestionAnswer, ...]
+    read: FrameReader = field(repr=False, compare=False)
+
+    def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
+        """Decode it, uint8 `[count, size, size, 3]`.
+
+        Raises:
+            VideoError: it cannot be decoded.
+        """
+        return self.read(self.video.path, count, size, self.video.start_s, self.video.end_s)
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
+        """Questions to train on, none twice."""
+        return [self.asked[place] for place in rng.permutation(len(self.asked))[:count]]
+
+    def one_question_per_kind(self, rng: np.random.Generator) -> list[QuestionAnswer]:
+        """Questions to evaluate on, kinds in the order of the file."""
+        by_kind: dict[str, list[QuestionAnswer]] = {}
+        for item in self.asked:
+            by_kind.setdefault(item.kind, []).append(item)
+        return [items[int(rng.integers(len(items)))] for items in by_kind.values()]
+
+    def labels(self, frames: int, grid: int) -> None:
+        """Nothing is known of its patches."""
+
+    def reversed(self) -> None:
+        """Its questions may not hold backwards."""
+
+
+@dataclass(frozen=True)
+class JsonlClips:
+    """The clips of a JSONL file, in order of their first lines.
+
+    Args:
+        path: the file.
+        read: how videos are decoded.
+
+    Raises:
+        DatasetError: the file is not readable, holds no question, or a line of it is malformed;
+            raised when the clips are first looked at.
+    """
+
+    path: Path
+    read: FrameReader
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, number: int) -> FileClip:
+        return self._clips[number]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """No words: its patches have no labels."""
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The clips by name, span, size and time of the last change of their files."""
+        told = repr([self._state(clip.video) for clip in self._clips])
+        return f"jsonl{_VERSION}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+    @cached_property
+    def _clips(self) -> tuple[FileClip, ...]:
+        found = questions_from_jsonl(self.path)
+        if not found:
+            raise DatasetError(f"{self.path}: holds no question")
+        return tuple(FileClip(video, tuple(asked), self.read) for video, asked in found.items())
+
+    def _state(self, video: VideoFile) -> tuple[object, ...]:
+        files = sorted(video.path.iterdir()) if video.path.is_dir() else [video.path]
+        stats = [(os.path.relpath(file, self.path.parent), file.stat()) for file in files]
+        states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return video.start_s, video.end_s, states
+
+
+def questions_from_jsonl(path: Path) -> dict[VideoFile, list[QuestionAnswer]]:
+    """The questions about every clip of a file, clips in order of their first lines.
+
+    Raises:
+        DatasetError: the file is not readable, or `FILE:LINE: what is wrong with the line`.
+    """
+    found: dict[VideoFile, list[QuestionAnswer]] = {}
+    for place, line in _lines(path):
+        video = VideoFile(path.parent / line.video, line.start, line.end)
+        if not os.path.exists(video.path):  # False for names that no system takes, too
+            raise DatasetError(f"{place}: no video {video.path}; paths are relative to the file")
+        item = QuestionAnswer(line.kind, line.question, line.answer, line.choices)
+        found.setdefault(video, []).append(item)
+    return found
+
+
+def text_of(path: Path) -> str:
+    """A question file as text.
+
+    Raises:
+        DatasetError: it is not there or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, _Line]]:
+    """Every line with its place, `FILE:NUMBER`; empty lines are skipped."""
+    for number, text in enumerate(text_of(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            yield place, _Line.model_validate(json.loads(text))
+        except ValidationError as error:
+            raise DatasetError(f"{place}: {first_fault(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{place}: not JSON ({error})") from error

@@ -1,0 +1,60 @@
+"""Which clips a training step sees: several sources, mixed by weight, each in shuffled epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A clip of a step: which source, which of its clips, and whether it is played backwards."""
+
+    source: int
+    number: int
+    backwards: bool
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An endless order of clips, a pure function of its fields.
+
+    Args:
+        sizes: clips of each source.
+        reversible: whether the clips of a source may be played backwards too.
+        weights: how often each source is drawn.
+        seed: of the order.
+    """
+
+    sizes: tuple[int, ...]
+    reversible: tuple[bool, ...]
+    weights: tuple[float, ...]
+    seed: int
+
+    def picks(self, first: int, last: int) -> list[Pick]:
+        """The clips at positions `first` to `last - 1` of the order."""
+        shares = np.asarray(self.weights) / sum(self.weights)
+        drawn = np.random.default_rng([self.seed, 0]).choice(len(shares), size=last, p=shares)
+        places = np.zeros(last, np.int64)
+        for source in range(len(shares)):
+            mine = drawn == source
+            places[mine] = np.arange(mine.sum())
+        return [
+            self._pick(int(source), int(place))
+            for source, place in zip(drawn[first:], places[first:], strict=True)
+        ]
+
+    def _pick(self, source: int, place: int) -> Pick:
+        """The clip at a place in the shuffled epochs of one source."""
+        size = self.sizes[source]
+        views = size * (2 if self.reversible[source] else 1)
+        epoch, position = divmod(place, views)
+        order = np.random.default_rng([self.seed, 1, source, epoch]).permutation(views)
+        return Pick(source, int(order[position]) % size, bool(order[position] >= size))
+
+
+def drawn_budget(budgets: Sequence[int], seed: int, step: int) -> int:
+    """The number of codes that a step trains with."""
+    return int(np.random.default_rng([seed, 2, step]).choice(np.asarray(budgets)))

@@ -1,0 +1,337 @@
+"""Clips composed of labelled photos: a slow pan and zoom over one to four photos in sequence.
+
+A folder of photos is described by `index.jsonl`: `{"file": PATH, "label": CLASS, "text": NOUN,
+"split": NAME}` a line; lines without a label are left out. A clip is a pure function of the photos
+of a split, a seed and a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import av
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
+
+from vqedge.data.clips import Labels, QuestionAnswer, Vocabulary
+from vqedge.data.naming import ORDER
+from vqedge.data.questions import with_article
+from vqedge.errors import DatasetError
+from vqedge.validation import first_fault
+
+_VERSION = 1  # raise when a (photos, seed, number) triple comes to show something else
+_SHORTEST = 0.2  # a photo is there for this share of the clip at least
+_CLOSEST = 0.65  # a view shows this share of the photo's sides at least
+_LARGEST_ZOOM = 0.25  # change of that share within a clip, at most
+_PATTERNS: tuple[tuple[int, ...], ...] = ((0,), (0, 1), (0, 1, 2), (0, 1, 0), (0, 1, 2, 3))
+_PATTERN_WEIGHTS = (0.34, 0.24, 0.18, 0.10, 0.14)
+_T = TypeVar("_T")
+_View = tuple[float, float, float]  # left, top, side, as shares of the photo's sides
+
+
+class _Line(BaseModel):
+    file: str = Field(min_length=1)
+    label: str | None = None
+    text: str = Field(min_length=1)
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo and the noun for what it shows."""
+
+    path: Path
+    noun: str
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """Decode it, uint8 `[H, W, 3]`."""
+        try:
+            with av.open(str(self.path)) as container:
+                frame = next(container.decode(video=0))
+                return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        except (av.FFmpegError, OSError, StopIteration) as error:
+            raise DatasetError(f"{self.path}: not a readable photo ({error})") from error
+
+
+@dataclass(frozen=True)
+class Showing:
+    """One photo for a part of the clip, seen through a moving window."""
+
+    photo: Photo
+    start: float
+    end: float
+    first_view: _View
+    last_view: _View
+    mirrored: bool
+
+    def view(self, time: float) -> _View:
+        """The window at `time` in [start, end]."""
+        share = (time - self.start) / (self.end - self.start)
+        left, top, side = (
+            a + share * (b - a) for a, b in zip(self.first_view, self.last_view, strict=True)
+        )
+        return left, top, side
+
+
+@dataclass(frozen=True)
+class PhotoClip:
+    """Photos in sequence; `nouns` are all those that a question may name."""
+
+    showings: tuple[Showing, ...]
+    nouns: tuple[str, ...]
+    caption_share: float = 0.0
+
+    def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
+        """Draw it, uint8 `[count, size, size, 3]`; views are stretched to the square."""
+        pixels = {showing.photo.path: showing.photo.pixels() for showing in self.showings}
+        drawn = np.empty((count, size, size, 3), np.uint8)
+        for number in range(count):
+            time = (number + 0.5) / count
+            showing = self._at(time)
+            drawn[number] = _seen(pixels[showing.photo.path], showing, time, size)
+        return drawn
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
+        """Questions to train on, no two alike."""
+        found = {caption(self.things, rng)} if rng.random() < self.caption_share else set()
+        for _ in range(4 * count):
+            found |= {item for item in self.one_question_per_kind(rng) if rng.random() < 0.7}
+            if len(found) >= count:
+                break
+        ordered = sorted(found, key=lambda item: item.question)
+        return [ordered[place] for place in rng.permutation(len(ordered))[:count]]
+
+    def one_question_per_kind(self, rng: np.random.Generator) -> list[QuestionAnswer]:
+        """Questions to evaluate on."""
+        asked = (ask(self.things, self.nouns, rng) for ask in KINDS.values())
+        return [question for question in asked if question is not None]
+
+    def labels(self, frames: int, grid: int) -> Labels:
+        """Every patch of a frame shows the photo that is there."""
+        distinct = list(dict.fromkeys(self.things))
+        times = [(number + 0.5) / frames for number in range(frames)]
+        shown = np.array([distinct.index(self._at(time).photo.noun) + 1 for time in times])
+        words = [{"thing": noun} for noun in distinct]
+        if 1 < len(distinct) == len(self.things):
+            words = [{**word, "order": ORDER[place]} for place, word in enumerate(words)]
+        return Labels(np.repeat(shown, grid * grid).reshape(frames, grid, grid), tuple(words))
+
+    def reversed(self) -> PhotoClip:
+        """Played backwards."""
+        turned = tuple(
+            replace(
+                item,
+                start=1.0 - item.end,
+                end=1.0 - item.start,
+                first_view=item.last_view,
+                last_view=item.first_view,
+            )
+            for item in reversed(self.showings)
+        )
+        return replace(self, showings=turned)
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """Nouns in the order they are shown."""
+        return tuple(showing.photo.noun for showing in self.showings)
+
+    def _at(self, time: float) -> Showing:
+        return next(item for item in self.showings if time < item.end or item.end == 1.0)
+
+
+@dataclass(frozen=True)
+class PhotoClips:
+    """The first `clips` clips composed of a folder's photos."""
+
+    index: Path
+    split: str
+    seed: int
+    clips: int
+    caption_share: float = 0.0
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, number: int) -> PhotoClip:
+        rng = np.random.default_rng([self.seed, number])
+        pattern = _PATTERNS[int(rng.choice(len(_PATTERNS), p=_PATTERN_WEIGHTS))]
+        nouns = rng.permutation(len(self.nouns))[: max(pattern) + 1]
+        photos = [_one_of(self._photos[self.nouns[noun]], rng) for noun in nouns]
+        cuts = _cuts(rng, len(pattern))
+        showings = tuple(
+            _showing(rng, photos[place], start, end)
+            for place, start, end in zip(pattern, cuts, cuts[1:], strict=False)
+        )
+        return PhotoClip(showings, self.nouns, self.caption_share)
+
+    @cached_property
+    def nouns(self) -> tuple[str, ...]:
+        """All nouns of the split, sorted."""
+        return tuple(self._photos)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words that label its patches."""
+        return {"thing": self.nouns, "order": ORDER}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The photos by name, noun and size, and the seed."""
+        told = [
+            f"{photo.path.relative_to(self.index.parent)} {noun} {photo.path.stat().st_size}"
+            for noun, photos in self._photos.items()
+            for photo in photos
+        ]
+        digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+        return f"photos{_VERSION}-{digest}-seed{self.seed}"
+
+    @cached_property
+    def _photos(self) -> dict[str, list[Photo]]:
+        by_noun: dict[str, list[Photo]] = {}
+        for photo in photos_from_index(self.index, self.split):
+            by_noun.setdefault(photo.noun, []).append(photo)
+        if len(by_noun) < max(map(len, _PATTERNS)):
+            raise DatasetError(f"{self.index}: want photos of 4 things in split {self.split!r}")
+        return dict(sorted(by_noun.items()))
+
+
+def photos_from_index(index: Path, split: str) -> list[Photo]:
+    """The labelled photos of a split.
+
+    Raises:
+        DatasetError: a line is malformed, or a photo is not there.
+    """
+    photos = []
+    try:
+        lines = index.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{index}: cannot be read ({error})") from error
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = _Line.model_validate(json.loads(text))
+        except (ValidationError, ValueError) as error:
+            reason = first_fault(error) if isinstance(error, ValidationError) else str(error)
+            raise DatasetError(f"{index}:{number}: {reason}") from error
+        if line.label is None or line.split != split:
+            continue
+        path = index.parent / line.file
+        if not path.is_file():
+            raise DatasetError(f"{index}:{number}: no photo {line.file}")
+        photos.append(Photo(path, line.text))
+    return photos
+
+
+def caption(things: Sequence[str], rng: np.random.Generator) -> QuestionAnswer:
+    """A description of the whole clip, photos in order."""
+    text = ", then ".join(with_article(thing) for thing in things)
+    questions = ("What does the video show?", "Describe the video.", "What is this?")
+    return QuestionAnswer("caption", _one_of(questions, rng), f"a video of {text}")
+
+
+def _thing(
+    things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
+) -> QuestionAnswer | None:
+    if len(things) > 1:
+        return None
+    text = _one_of(("What is shown?", "What thing is in the video?", "Name the thing."), rng)
+    return QuestionAnswer("thing", text, things[0])
+
+
+def _first(
+    things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
+) -> QuestionAnswer | None:
+    """Which of two comes first; a thing that is shown twice counts from its first time."""
+    distinct = list(dict.fromkeys(things))
+    if len(distinct) < 2:
+        return None
+    places = sorted(rng.permutation(len(distinct))[:2].tolist())
+    earlier, later = (distinct[place] for place in places)
+    named = (earlier, later) if rng.random() < 0.5 else (later, earlier)
+    text = "Which comes first, the {} or the {}?".format(*named)
+    return QuestionAnswer("first", text, f"the {earlier}")
+
+
+def _sequence(
+    things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
+) -> QuestionAnswer | None:
+    if len(things) < 2:
+        return None
+    draw = int(rng.integers(3))
+    if draw == 0:
+        return QuestionAnswer("sequence", "What comes first?", things[0])
+    if draw == 1 or len(set(things)) < len(things):
+        return QuestionAnswer("sequence", "What comes last?", things[-1])
+    place = int(rng.integers(len(things) - 1))
+    text = f"What comes right after the {things[place]}?"
+    return QuestionAnswer("sequence", text, things[place + 1])
+
+
+def _different(
+    things: Sequence[str], _nouns: Sequence[str], _rng: np.random.Generator
+) -> QuestionAnswer:
+    return QuestionAnswer("different", "How many different things are shown?", str(len({*things})))
+
+
+def _present(
+    things: Sequence[str], nouns: Sequence[str], rng: np.random.Generator
+) -> QuestionAnswer:
+    """Is something there; in half of the questions it is not."""
+    yes = rng.random() < 0.5
+    absent = [noun for noun in nouns if noun not in things]
+    noun = _one_of(things if yes else absent, rng)
+    text = f"Is there {with_article(noun)} in the video?"
+    return QuestionAnswer("present", text, "yes" if yes else "no")
+
+
+KINDS = {
+    "thing": _thing,
+    "first": _first,
+    "sequence": _sequence,
+    "different": _different,
+    "present": _present,
+}
+
+
+def _cuts(rng: np.random.Generator, parts: int) -> list[float]:
+    """Where the parts of a clip begin and end, each at least a fifth long."""
+    free = 1.0 - parts * _SHORTEST
+    lengths = _SHORTEST + free * rng.dirichlet(np.full(parts, 3.0))
+    return [0.0, *np.cumsum(lengths)[:-1].tolist(), 1.0]
+
+
+def _showing(rng: np.random.Generator, photo: Photo, start: float, end: float) -> Showing:
+    side = float(rng.uniform(_CLOSEST, 1.0))
+    zoom = float(rng.uniform(-_LARGEST_ZOOM, _LARGEST_ZOOM)) * (end - start)
+    views = [_view(rng, side), _view(rng, float(np.clip(side + zoom, _CLOSEST, 1.0)))]
+    return Showing(photo, start, end, views[0], views[1], bool(rng.random() < 0.5))
+
+
+def _view(rng: np.random.Generator, side: float) -> _View:
+    left, top = rng.uniform(0.0, 1.0 - side, 2)
+    return float(left), float(top), side
+
+
+def _seen(
+    pixels: npt.NDArray[np.uint8], showing: Showing, time: float, size: int
+) -> npt.NDArray[np.uint8]:
+    """The window's content, stretched to a square."""
+    height, width = pixels.shape[:2]
+    left, top, side = showing.view(time)
+    rows = slice(int(top * height), max(int((top + side) * height), int(top * height) + 1))
+    columns = slice(int(left * width), max(int((left + side) * width), int(left * width) + 1))
+    window = np.ascontiguousarray(pixels[rows, columns])
+    frame = av.VideoFrame.from_ndarray(window, format="rgb24")
+    small = frame.reformat(width=size, height=size, interpolation="AREA")
+    drawn = np.asarray(small.to_ndarray(), np.uint8)
+    return drawn[:, ::-1] if showing.mirrored else drawn
+
+
+def _one_of(items: Sequence[_T], rng: np.random.Generator) -> _T:
+    return items[int(rng.integers(len(items)))]

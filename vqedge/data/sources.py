@@ -1,0 +1,31 @@
+"""From a recipe's sources to clips."""
+
+from __future__ import annotations
+
+from vqedge.config import JsonlConfig, PhotosConfig, SourceConfig, WorldConfig
+from vqedge.data.clips import ClipSource
+from vqedge.data.generated import GeneratedClips
+from vqedge.data.jsonl import FrameReader, JsonlClips
+from vqedge.data.photos import PhotoClips
+
+__all__ = ["FrameReader", "source_from_config"]
+
+
+def source_from_config(config: SourceConfig, read: FrameReader) -> ClipSource:
+    """The clips that one entry of a recipe names.
+
+    Args:
+        config: the entry.
+        read: how files are decoded; the runtime's reader, so that training sees what a device sees.
+
+    Raises:
+        DatasetError: a file is missing or malformed.
+    """
+    if isinstance(config, WorldConfig):
+        return GeneratedClips(config.seed, config.clips, config.caption_share)
+    if isinstance(config, PhotosConfig):
+        return PhotoClips(
+            config.index, config.split, config.seed, config.clips, config.caption_share
+        )
+    assert isinstance(config, JsonlConfig)
+    return JsonlClips(config.path, read)
