@@ -1,108 +1,126 @@
-"""Train the bridge and the adapter of the language model on quantised clips of the generated world.
+"""Train the bridge and the adapter of the language model on quantised clips.
 
 Everything frozen is done once (`vqedge.data.cache`), so a step is only the bridge and the language
-model. A run is a pure function of its configuration: batches and questions derive from (seed,
-step), so that a killed run resumes at its last save and goes on exactly as if it had not been
-killed.
+model. A run is a pure function of its configuration: clips, budgets and questions derive from
+(seed, step), so that a killed run resumes at its last save and goes on exactly as if it had not
+been killed. `accelerate launch -m vqedge.cli train ...` runs it on several GPUs.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqedge.base.fetch import cache_root, fetch
-from vqedge.config import TrainConfig
-from vqedge.data.cache import (
-    CachedClips,
-    cache_folder,
-    concatenated,
-    fill_shard,
-    load_clips,
-    missing_shards,
-    reversed_clips,
-)
+from vqedge.config import SourceConfig, TrainConfig
+from vqedge.data.cache import ClipCache
+from vqedge.data.clips import QuestionAnswer
+from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.packing import PackedBatch, pack
-from vqedge.data.questions import QuestionAnswer, one_question_per_kind, questions_from_scene
-from vqedge.data.world import Scene, reversed_scene, scene_from_seed
-from vqedge.errors import CheckpointError
-from vqedge.files import replacing
-from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
+from vqedge.data.sources import FrameReader, source_from_config
+from vqedge.data.training import TrainingClips, joint_vocabulary
+from vqedge.model.checkpoint import Checkpoint, clip_quantizer, start_from
+from vqedge.model.codebook import fit_codebook, usage_report
 from vqedge.model.encoder import Bridge, ClipQuantizer
 from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
 from vqedge.model.naming import NamingLoss
 from vqedge.model.vlm import Scores, VideoLanguageModel
-from vqedge.warmup import teach_names
+from vqedge.progress import Clock, progress
+from vqedge.run_folder import RunFolder
+from vqedge.warmup import NamingLesson
 
 logger = logging.getLogger(__name__)
 
-STATE, LOG = "training.safetensors", "metrics.jsonl"
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _FINAL_LEARNING_RATE = 0.05  # share of the peak that the cosine schedule ends at
+_VALIDATION_BATCH = 16  # clips
+_CODEBOOK_ROWS = 100_000  # that a learned codebook starts from
 
 
-def train(config: TrainConfig, resume: bool = False) -> Checkpoint:
+def train(
+    config: TrainConfig, read: FrameReader, resume: bool = False, minutes: float | None = None
+) -> Checkpoint | None:
     """Train to the configured number of steps and write a checkpoint.
 
     Args:
         config: the run.
+        read: how video files are decoded.
         resume: go on from the last save in `config.output`, or begin if there is none.
+        minutes: save and stop after this time; `resume` goes on.
+
+    Returns:
+        The checkpoint, or None if time ran out.
 
     Raises:
-        CheckpointError: the output folder holds another run.
+        CheckpointError: the output folder holds another run, or `config.init` does not fit.
+        DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """
+    clock = Clock(minutes)
+    folder = RunFolder(config)
     if not resume:
-        _refuse_old_run(config.output)
+        folder.refuse_old_run()
     torch.manual_seed(config.seed)
-    quantizer = clip_quantizer(config.model)
-    clips = cached_clips(config, quantizer, config.data.seed, config.data.clips)
-    if config.data.time_reversal:
-        clips = concatenated(clips, reversed_clips(clips, config.model.encoder.frames))
-    held_out = cached_clips(config, quantizer, config.validation_seed, config.validation_clips)
-    run = _Run(config, clips, quantizer.vit.position)
-    first = run.restore() if resume else run.start()
-    with _progress() as progress:
-        task = progress.add_task("training", total=config.optim.steps, completed=first)
-        for step in range(first, config.optim.steps):
-            record = run.step(step)
-            progress.update(task, advance=1, description=_summary(record))
-            due = (step + 1) % config.save_every == 0 or step + 1 == config.optim.steps
-            if due:
-                record["validation"] = run.validate(held_out)
-            run.log(record)  # before the save: lines past the last save are dropped on resume
-            if due:
-                run.save(step + 1, record)
-    return Checkpoint(config.output, config.model)
+    precision = "bf16" if config.precision == "bf16" else "no"
+    accelerator = Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=config.optim.accumulate
+    )
+    quantizer = clip_quantizer(config.model).to(accelerator.device)
+    clips = training_clips(config, config.data.sources, quantizer, read, accelerator, clock)
+    held_out = training_clips(config, config.validation, quantizer, read, accelerator, clock)
+    if clips is None or held_out is None:
+        return None
+    run = _Run(config, folder, clips, held_out, quantizer.vit.position, accelerator)
+    del quantizer
+    return run.to_the_end(resume, clock)
 
 
-def cached_clips(
-    config: TrainConfig, quantizer: ClipQuantizer, seed: int, clips: int
-) -> CachedClips:
-    """Quantised clips of a world seed, encoding those that the cache does not hold yet."""
-    model = config.model
-    folder = cache_folder(cache_root(), model.encoder, model.quantizer, seed)
-    missing = missing_shards(folder, clips)
-    if not missing:
-        return load_clips(folder, clips)
-    with _progress() as progress:
-        for shard in progress.track(missing, description=f"encoding clips of world {seed}"):
-            fill_shard(folder, shard, quantizer, seed)
-    return load_clips(folder, clips)
+def training_clips(
+    config: TrainConfig,
+    entries: tuple[SourceConfig, ...],
+    quantizer: ClipQuantizer,
+    read: FrameReader,
+    accelerator: Accelerator,
+    clock: Clock,
+) -> TrainingClips | None:
+    """Quantised clips of the sources, encoding those that the cache does not hold yet.
+
+    None if time ran out on the way.
+    """
+    model, data = config.model, config.data
+    sources = tuple(source_from_config(entry, read) for entry in entries)
+    caches = [
+        ClipCache(
+            cache_root(), model.encoder, model.quantizer, source, data.budgets, data.keep_features
+        )
+        for source in sources
+    ]
+    for cache in caches:
+        missing = cache.missing()
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        with progress(f"encoding {cache.source.fingerprint}", len(mine)) as advance:
+            for _shard in cache.fill(mine, quantizer, data.workers):
+                advance("")
+                if clock.is_up():
+                    break
+    accelerator.wait_for_everyone()
+    if any(cache.missing() for cache in caches):
+        return None
+    return TrainingClips(
+        sources,
+        tuple(cache.load() for cache in caches),
+        tuple(entry.weight for entry in entries),
+        model.encoder.frames,
+        data.time_reversal,
+    )
 
 
 def learning_rate_factor(step: int, warmup: int, total: int) -> float:
@@ -124,16 +142,45 @@ class _Batch:
 class _Run:
     """The state of one training run."""
 
-    def __init__(self, config: TrainConfig, clips: CachedClips, position: Tensor) -> None:
-        self.config, self.clips, self.position = config, clips, position
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        clips: TrainingClips,
+        held_out: TrainingClips,
+        position: Tensor,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.folder, self.position = config, folder, position
+        self.clips, self.held_out, self.accelerator = clips, held_out, accelerator
+        self.mixture = clips.mixture(config.seed)
         gguf = fetch(config.model.llm.source).path
         self.tokenizer: PromptTokenizer = tokenizer_from_gguf(gguf)
-        precision = "bf16" if config.precision == "bf16" else "no"
-        self.accelerator = Accelerator(mixed_precision=precision)
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
-        self.model = VideoLanguageModel(Bridge(config.model), llm).to(self.accelerator.device)
-        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.model = VideoLanguageModel(Bridge(config.model), llm).to(accelerator.device)
         self.optimizer = self._optimizer()
+        self.replica, self.stepper = accelerator.prepare(self.model, self.optimizer)
+
+    def to_the_end(self, resume: bool, clock: Clock) -> Checkpoint | None:
+        """All steps that are left; None if time ran out before the last."""
+        config = self.config
+        first = self.folder.restore(self.model, self.optimizer) if resume else None
+        if first is None:
+            first = self.start()
+        with progress("training", config.optim.steps, first) as advance:
+            for step in range(first, config.optim.steps):
+                record = self.step(step)
+                advance(_summary(record))
+                last = step + 1 == config.optim.steps
+                stop = self._everyone(clock.is_up()) and not last
+                due = last or stop or (step + 1) % config.save_every == 0
+                if due:
+                    record["validation"] = self.validate()
+                    record |= self.codebook_usage()
+                self.save(step + 1, record, due)
+                if stop:
+                    return None
+        return Checkpoint(config.output, config.model)
 
     def _optimizer(self) -> torch.optim.AdamW:
         optim = self.config.optim
@@ -146,213 +193,172 @@ class _Run:
             groups, lr=optim.learning_rate, betas=(0.9, 0.98), weight_decay=optim.weight_decay
         )
 
+    def start(self) -> int:
+        """Begin a new run: another checkpoint's weights or the naming lesson; the first save."""
+        torch.manual_seed(self.config.seed)
+        self.fit_codebook()
+        if self.config.init is not None:
+            start_from(self.config.init, self.config.model, self.model.bridge, self.model.llm)
+        named = {} if self.config.init else self.name_codes()
+        self.save(0, {"step": 0, "naming": named}, due=True)
+        return 0
+
+    def fit_codebook(self) -> None:
+        """Tables of a learned codebook from the codes that there are."""
+        codebook, quantizer = self.model.bridge.codebook, self.config.model.quantizer
+        if codebook is None:
+            return
+        kept = [clips[quantizer.default_budget].codes for clips in self.clips.quantized]
+        codes = torch.cat([codes.flatten(0, 1) for codes in kept])
+        drawn = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
+        rows = codes[drawn[:_CODEBOOK_ROWS]].float()  # on the CPU: the same in all processes
+        tables = fit_codebook(rows, quantizer.levels, quantizer.entries, seed=self.config.seed)
+        codebook.tables.data.copy_(tables)
+
+    def name_codes(self) -> dict[str, float]:
+        """The bridge's first lesson, without the language model; its accuracy by group of words."""
+        optim, vocabulary = self.config.optim, joint_vocabulary(self.clips.sources)
+        if not optim.naming_steps or not vocabulary:
+            return {}
+        embeddings = self.model.llm.get_input_embeddings().weight.detach()
+        loss = NamingLoss(embeddings, self.tokenizer, vocabulary).to(self.accelerator.device)
+        lesson = NamingLesson(
+            self.model.bridge, self.clips, loss, optim, self.config.data.budgets, self.config.seed
+        )
+        schedule: Callable[[int], float] = lambda step: learning_rate_factor(  # noqa: E731
+            step, optim.warmup_steps, optim.naming_steps
+        )
+        with progress("naming codes", optim.naming_steps) as advance:
+            lesson.run(schedule, lambda value: advance(f"loss {value:.3f}"))
+        return lesson.accuracy(self.held_out, self.config.model.quantizer.default_budget)
+
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step; returns its record for the log."""
-        began = time.monotonic()
-        optim = self.config.optim
+        began, optim = time.monotonic(), self.config.optim
+        torch.manual_seed(self.config.seed + step)  # a codebook draws rows for its dead entries
         factor = learning_rate_factor(step, optim.warmup_steps, optim.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        scores = self._forward(self._batch(step))
-        self.accelerator.backward(scores.loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), optim.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        budget = drawn_budget(self.config.data.budgets, self.config.seed, step)
+        parts = [self._part(picks, budget, step) for picks in self._picks(step)]
+        seconds = time.monotonic() - began
         return {
             "step": step + 1,
-            "loss": round(scores.loss.item(), 5),
-            "exact_match": round(scores.correct.float().mean().item(), 4),
-            "gradient_norm": round(float(norm), 4),
+            "loss": round(float(np.mean([part["loss"] for part in parts])), 5),
+            "exact_match": round(float(np.mean([part["exact_match"] for part in parts])), 4),
+            "gradient_norm": round(parts[-1]["gradient_norm"], 4),
             "learning_rate": optim.learning_rate * factor,
-            "seconds": round(time.monotonic() - began, 3),
+            "budget": budget,
+            "seconds": round(seconds, 3),
+            "clips_per_s": round(optim.clips_per_step / seconds, 3),
         }
 
+    def _part(self, picks: list[Pick], budget: int, step: int) -> dict[str, float]:
+        """Forward and backward of one part of a step; the last part updates the weights."""
+        batch = self._batch(picks, budget, step)
+        norm = 0.0
+        with self.accelerator.accumulate(self.replica):
+            scores: Scores = self.replica(batch.codes, batch.indices, batch.packed)
+            weight = self.config.optim.commitment_weight
+            self.accelerator.backward(scores.loss + weight * scores.commitment)
+            if self.accelerator.sync_gradients:
+                limit = self.config.optim.max_grad_norm
+                norm = float(self.accelerator.clip_grad_norm_(self.replica.parameters(), limit))
+            self.stepper.step()
+            self.stepper.zero_grad(set_to_none=True)
+        exact = scores.correct.float().mean().item()
+        return {"loss": scores.loss.item(), "exact_match": exact, "gradient_norm": norm}
+
+    def _picks(self, step: int) -> list[list[Pick]]:
+        """This process's clips of a step, in as many parts as gradients are accumulated."""
+        optim, world = self.config.optim, self.accelerator.num_processes
+        count = optim.clips_per_step
+        picks = self.mixture.picks(step * count, (step + 1) * count)
+        mine = picks[self.accelerator.process_index :: world]
+        size = math.ceil(len(mine) / optim.accumulate)
+        return [mine[place : place + size] for place in range(0, len(mine), size)]
+
+    def _batch(self, picks: list[Pick], budget: int, step: int) -> _Batch:
+        """Clips of a step with their questions, a pure function of seed, step and clips."""
+        asked = []
+        for pick in picks:
+            key = [self.config.seed, step, pick.source, pick.number, pick.backwards]
+            rng = np.random.default_rng(key)
+            asked.append(self.clips.clip(pick).questions(rng, self.config.data.questions_per_clip))
+        return self._assemble(self.clips, picks, budget, asked)
+
     @torch.no_grad()
-    def validate(self, clips: CachedClips) -> dict[str, float]:
-        """Exact match on held-out clips, over all questions and per kind."""
-        right: dict[str, list[bool]] = {}
-        for start in range(0, len(clips), 16):
-            numbers = list(range(start, min(start + 16, len(clips))))
-            seed = self.config.validation_seed
-            asked = [_validation_questions(seed, number) for number in numbers]
-            batch = self._assemble(clips, numbers, asked)
-            correct = self._forward(batch).correct.tolist()
-            for kind, hit in zip(batch.kinds, correct, strict=True):
-                right.setdefault(kind, []).append(hit)
-        total = [hit for hits in right.values() for hit in hits]
-        means = {kind: float(np.mean(hits)) for kind, hits in sorted(right.items())}
-        return {"exact_match": float(np.mean(total)), **means}
+    def validate(self) -> dict[str, float]:
+        """Exact match by teacher forcing on held-out clips at the default budget, by kind."""
+        picks = list(self.held_out.in_order())
+        budget = self.config.model.quantizer.default_budget
+        hits: dict[str, list[float]] = {}
+        self.model.eval()
+        for first in range(0, len(picks), _VALIDATION_BATCH):
+            part = picks[first : first + _VALIDATION_BATCH]
+            asked = [
+                self.held_out.clip(pick).one_question_per_kind(
+                    np.random.default_rng([pick.source, pick.number])
+                )
+                for pick in part
+            ]
+            batch = self._assemble(self.held_out, part, budget, asked)
+            with self.accelerator.autocast():
+                scores = self.model(batch.codes, batch.indices, batch.packed)
+            for kind, hit in zip(batch.kinds, scores.correct.tolist(), strict=True):
+                hits.setdefault(kind, []).append(hit)
+        self.model.train()
+        every = [hit for kind in hits.values() for hit in kind]
+        shares = {kind: round(float(np.mean(hits[kind])), 4) for kind in sorted(hits)}
+        return {"exact_match": round(float(np.mean(every)), 4), **shares}
 
-    def _forward(self, batch: _Batch) -> Scores:
-        with self.accelerator.autocast():
-            scores: Scores = self.model(batch.codes, batch.indices, batch.packed)
-        return scores
-
-    def _batch(self, step: int) -> _Batch:
-        """The clips and questions of a step: epochs are shuffled, questions are new every time."""
-        data, seed = self.config.data, self.config.seed
-        numbers = _clips_of_step(step, self.config.optim.clips_per_step, len(self.clips), seed)
-        rng = np.random.default_rng([seed, step])
-        scenes = (self._scene(number) for number in numbers)
-        asked = [questions_from_scene(scene, rng, data.questions_per_clip) for scene in scenes]
-        return self._assemble(self.clips, numbers, asked)
-
-    def _scene(self, number: int) -> Scene:
-        """What training clip `number` shows; those past the cached ones are played backwards."""
-        data = self.config.data
-        scene = scene_from_seed(data.seed, number % data.clips)
-        return scene if number < data.clips else reversed_scene(scene)
+    @torch.no_grad()
+    def codebook_usage(self) -> dict[str, Any]:
+        """How evenly held-out clips use a learned codebook; empty if there is none."""
+        quantizer = self.config.model.quantizer
+        if self.model.bridge.codebook is None:
+            return {}
+        rows = self.held_out.batch(list(self.held_out.in_order()), quantizer.default_budget)
+        device = self.accelerator.device
+        self.model.eval()
+        ids = self.model.bridge(rows.codes.float().to(device), rows.indices.long().to(device)).ids
+        self.model.train()
+        return {"codebook": usage_report(ids, quantizer.entries)}
 
     def _assemble(
-        self, clips: CachedClips, numbers: list[int], asked: list[list[QuestionAnswer]]
+        self,
+        clips: TrainingClips,
+        picks: list[Pick],
+        budget: int,
+        asked: list[list[QuestionAnswer]],
     ) -> _Batch:
         device = self.accelerator.device
-        codes = clips.codes[numbers].float().to(device)
-        packed = pack(self.tokenizer, asked, self.config.model.quantizer.codes)
+        rows = clips.batch(picks, budget)
+        packed = pack(self.tokenizer, asked, budget)
         packed = PackedBatch(
             *(part.to(device) for part in (packed.ids, packed.segment, packed.targets))
         )
         kinds = [item.kind for questions in asked for item in questions]
-        return _Batch(codes, clips.indices[numbers].long().to(device), packed, kinds)
+        codes, indices = rows.codes.float().to(device), rows.indices.long().to(device)
+        return _Batch(codes, indices, packed, kinds)
 
-    def start(self) -> int:
-        """Begin a new run."""
-        self.config.output.mkdir(parents=True, exist_ok=True)
-        self.name_codes()
-        self.save(0, {"step": 0})
-        return 0
-
-    def name_codes(self) -> None:
-        """The bridge's first lesson, without the language model."""
-        optim = self.config.optim
-        if not optim.naming_steps:
+    def save(self, step: int, record: dict[str, Any], due: bool) -> None:
+        """Log a step and, if due, save so that the run can go on after a kill."""
+        if not self.accelerator.is_main_process:
             return
-        embeddings = self.model.llm.get_input_embeddings().weight.detach()
-        with _progress() as progress:
-            task = progress.add_task("naming codes", total=optim.naming_steps)
-            teach_names(
-                self.model.bridge,
-                self.clips,
-                (self._scene(number) for number in range(len(self.clips))),
-                NamingLoss(embeddings, self.tokenizer).to(self.accelerator.device),
-                optim,
-                lambda step: learning_rate_factor(step, optim.warmup_steps, optim.naming_steps),
-                torch.Generator().manual_seed(self.config.seed),
-                lambda loss: progress.update(
-                    task, advance=1, description=f"naming codes  loss {loss:.3f}"
-                ),
-            )
+        self.folder.log(record)  # before the save: lines past the last save are dropped on resume
+        if due:
+            self.folder.save(step, record, self.model, self.optimizer, self.position)
 
-    def save(self, step: int, record: dict[str, Any]) -> None:
-        """Write weights and optimiser moments, so that the run can go on after a kill."""
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.trained.items():
-            tensors[f"weight.{name}"] = parameter.detach().cpu()
-            state = self.optimizer.state.get(parameter, {})
-            for moment in _ADAM_MOMENTS:
-                if moment in state:
-                    tensors[f"{moment}.{name}"] = state[moment].cpu()
-            if "step" in state:
-                tensors[f"step.{name}"] = torch.as_tensor(state["step"]).reshape(1)
-        with replacing(self.config.output / STATE) as path:
-            # step and identity travel inside the file: one rename, nothing that could disagree
-            save_file(tensors, path, {"step": str(step), "run": self._identity()})
-        self.checkpoint(record)
-
-    def restore(self) -> int:
-        """Load the last save; returns the number of steps done."""
-        output = self.config.output
-        if not (output / STATE).exists():
-            return self.start()
-        with safe_open(output / STATE, framework="pt") as file:
-            info = file.metadata()
-        if info["run"] != self._identity():
-            raise CheckpointError(
-                f"{output}: was written with another model configuration or data seed"
-            )
-        tensors = load_file(output / STATE)
-        for name, parameter in self.trained.items():
-            parameter.data.copy_(tensors[f"weight.{name}"])
-            if f"step.{name}" in tensors:  # none yet right after the naming steps
-                moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _ADAM_MOMENTS}
-                self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"][0], **moments}
-        self._forget_after(int(info["step"]))
-        return int(info["step"])
-
-    def _identity(self) -> str:
-        """What must not change between the parts of a run; steps, rates and clip count may."""
-        return f"{self.config.model.fingerprint()}-{self.config.data.seed}"
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one JSON line to the run's metrics."""
-        with (self.config.output / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the log's lines about steps that a kill has undone."""
-        path = self.config.output / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _logged_step(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def checkpoint(self, record: dict[str, Any]) -> Checkpoint:
-        """Write the deployable checkpoint."""
-        metrics = {
-            **record,
-            "train": self.config.model_dump(mode="json", exclude={"model", "output"}),
-        }
-        return save_checkpoint(
-            self.config.output,
-            self.config.model,
-            self.position,
-            self.model.bridge,
-            self.model.llm,
-            metrics,
-        )
-
-
-def _clips_of_step(step: int, count: int, clips: int, seed: int) -> list[int]:
-    """Clip numbers of a step: position in an endless sequence of shuffled epochs."""
-    numbers = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, clips)
-        numbers.append(int(_epoch_order(epoch, clips, seed)[place]))
-    return numbers
-
-
-def _epoch_order(epoch: int, clips: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.random.default_rng([seed, epoch, clips]).permutation(clips)
-
-
-def _refuse_old_run(output: Path) -> None:
-    """Before any work: a folder that holds a run is not overwritten."""
-    if (output / STATE).exists():
-        raise CheckpointError(f"{output}: holds a run already; pass --resume or another -o folder")
-
-
-def _logged_step(line: str) -> float:
-    """The step of a log line; a line that the kill cut off belongs to no step."""
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf
-
-
-def _validation_questions(seed: int, number: int) -> list[QuestionAnswer]:
-    return one_question_per_kind(
-        scene_from_seed(seed, number), np.random.default_rng([seed, number])
-    )
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    def _everyone(self, here: bool) -> bool:
+        """Does any process say so?"""
+        told = torch.tensor([float(here)], device=self.accelerator.device)
+        total: Any = self.accelerator.reduce(told, "sum")
+        return bool(total.item() > 0)
 
 
 def _summary(record: dict[str, Any]) -> str:
-    return f"loss {record['loss']:.3f}  exact match {record['exact_match']:.1%}"
+    return (
+        f"loss {record['loss']:.3f}  exact match {record['exact_match']:.1%}  "
+        f"{record['clips_per_s']:.1f} clips/s"
+    )

@@ -1,67 +1,97 @@
-"""The first minute of training: the bridge alone learns to name what its codes show."""
+"""The first minutes of training: the bridge alone learns to name what its codes show."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from vqedge.config import OptimConfig
-from vqedge.data.cache import CachedClips
-from vqedge.data.naming import code_names
-from vqedge.data.world import Scene
-from vqedge.model.encoder import Bridge
+from vqedge.data.cache import QuantizedClips
+from vqedge.data.mixture import Pick, drawn_budget
+from vqedge.data.training import PatchLabels, TrainingClips, patch_labels
+from vqedge.model.encoder import Bridge, Bridged
 from vqedge.model.naming import NamingLoss
 
 logger = logging.getLogger(__name__)
 
 
-def teach_names(
-    bridge: Bridge,
-    clips: CachedClips,
-    scenes: Iterable[Scene],
-    loss_of: NamingLoss,
-    optim: OptimConfig,
-    schedule: Callable[[int], float],
-    generator: torch.Generator,
-    on_step: Callable[[float], None] = lambda _loss: None,
-) -> float:
-    """Train the bridge for `optim.naming_steps` steps; returns the last loss.
+class NamingLesson:
+    """Teaches a bridge to name the codes of labelled clips.
 
     Args:
         bridge: what learns, on its device.
-        clips: quantised clips.
-        scenes: what each of them shows, in their order.
-        loss_of: the naming loss, on the bridge's device.
+        clips: what it learns from.
+        loss: the naming loss, on the bridge's device.
         optim: steps, clips per step, learning rate.
-        schedule: factor of the learning rate by step.
-        generator: picks the clips, on the CPU.
-        on_step: told the loss after every step.
+        budgets: how many codes a step may have.
+        seed: of the order and the budgets.
     """
-    frames, codes = bridge.config.encoder.frames, bridge.config.quantizer.codes
-    names = torch.stack(
-        [
-            torch.from_numpy(code_names(scene, indices.numpy(), frames, codes))
-            for scene, indices in zip(scenes, clips.indices, strict=True)
-        ]
-    )
-    device = next(bridge.parameters()).device
-    optimizer = torch.optim.AdamW(bridge.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    value = float("nan")
-    for step in range(optim.naming_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = optim.naming_learning_rate * schedule(step)
-        chosen = torch.randint(len(clips), (optim.naming_clips_per_step,), generator=generator)
-        rows, _mask = bridge(
-            clips.codes[chosen].float().to(device), clips.indices[chosen].long().to(device)
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        clips: TrainingClips,
+        loss: NamingLoss,
+        optim: OptimConfig,
+        budgets: Sequence[int],
+        seed: int,
+    ) -> None:
+        self.bridge, self.clips, self.loss, self.optim = bridge, clips, loss, optim
+        self.budgets, self.seed = budgets, seed
+        self.mixture = clips.mixture(seed + 1)
+        self.device = next(bridge.parameters()).device
+        self.optimizer = torch.optim.AdamW(
+            bridge.parameters(), betas=(0.9, 0.98), weight_decay=optim.naming_weight_decay
         )
-        loss = loss_of(rows, names[chosen].to(device))
-        optimizer.zero_grad()
+
+    def run(
+        self, schedule: Callable[[int], float], on_step: Callable[[float], None] = lambda _: None
+    ) -> float:
+        """All steps; `schedule` is the factor of the learning rate. Returns the last loss."""
+        value = float("nan")
+        self.bridge.train()
+        for step in range(self.optim.naming_steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.optim.naming_learning_rate * schedule(step)
+            value = self._step(step)
+            on_step(value)
+        self.bridge.eval()
+        logger.info("named codes: loss %.4f after %d steps", value, self.optim.naming_steps)
+        return value
+
+    def _step(self, step: int) -> float:
+        count = self.optim.naming_clips_per_step
+        picks = self.mixture.picks(step * count, (step + 1) * count)
+        budget = drawn_budget(self.budgets, self.seed + 1, step)
+        batch = self.clips.batch(picks, budget)
+        names = self._labels(picks).code_names(batch.indices, budget).to(self.device)
+        bridged = self._bridged(batch)
+        loss = self.loss(bridged.tokens, names)
+        loss = loss + self.optim.commitment_weight * bridged.commitment
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(bridge.parameters(), optim.max_grad_norm)
-        optimizer.step()
-        value = loss.item()
-        on_step(value)
-    logger.info("named codes: loss %.4f after %d steps", value, optim.naming_steps)
-    return value
+        torch.nn.utils.clip_grad_norm_(self.bridge.parameters(), self.optim.max_grad_norm)
+        self.optimizer.step()
+        return float(loss.item())
+
+    def _bridged(self, batch: QuantizedClips) -> Bridged:
+        codes, indices = batch.codes.float(), batch.indices.long()
+        bridged: Bridged = self.bridge(codes.to(self.device), indices.to(self.device))
+        return bridged
+
+    def _labels(self, picks: Sequence[Pick]) -> PatchLabels:
+        config = self.bridge.config.encoder
+        labelled = [self.clips.clip(pick) for pick in picks]
+        return patch_labels(labelled, config.frames, config.grid, self.loss.vocabulary)
+
+    @torch.no_grad()
+    def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
+        """Share of codes of held-out clips that are named right, by group."""
+        lesson = NamingLesson(self.bridge, held_out, self.loss, self.optim, self.budgets, self.seed)
+        picks = list(held_out.in_order())
+        batch = held_out.batch(picks, budget)
+        names = lesson._labels(picks).code_names(batch.indices, budget).to(self.device)
+        shares = self.loss.accuracy(self._bridged(batch).tokens, names)
+        return {group: round(share, 4) for group, share in shares.items()}

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_model import CODES, CONFIG, random_codes, random_maps, tiny_llm, tiny_tokenizer
+from safetensors.torch import load_file
+from tiny_model import CODE_WIDTH, CONFIG
+from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, run
 from typer.testing import CliRunner
 
 import vqedge.train as training
 from vqedge.cli import app
-from vqedge.config import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    QuantizerConfig,
-    TrainConfig,
-    train_config_from_yaml,
-)
-from vqedge.data.cache import SHARD_CLIPS, cache_folder
+from vqedge.config import OptimConfig, train_config_from_yaml
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.checkpoint import (
     LORA,
@@ -36,53 +31,29 @@ from vqedge.model.checkpoint import (
     load_bridge,
     load_tensors,
     open_checkpoint,
+    start_from,
 )
 from vqedge.model.encoder import Bridge
-from vqedge.train import LOG, STATE, learning_rate_factor, train
+from vqedge.run_folder import LOG, STATE
+from vqedge.train import learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
-STEPS, CLIPS = 4, 3
-OTHER = CONFIG.model_copy(update={"quantizer": QuantizerConfig(codes=CODES, iterations=3)})
+OTHER = CONFIG.model_copy(
+    update={"quantizer": CONFIG.quantizer.model_copy(update={"iterations": 3})}
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny language model, no backbone, and a cache that holds random clips."""
     cache = tmp_path_factory.mktemp("cache")
     for config, seed in itertools.product((CONFIG, OTHER), (1, 2)):
-        _fill_cache(cache, config, seed)
-    position = torch.randn(1, 1 + 64, 384, generator=torch.Generator().manual_seed(5))
-    quantizer = SimpleNamespace(vit=SimpleNamespace(position=position))
+        fill_cache(cache, config, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VQEDGE_CACHE", str(cache))
-        patch.setattr(training, "clip_quantizer", lambda _config: quantizer)
-        patch.setattr(training, "fetch", lambda name: SimpleNamespace(path=Path(name)))
-        patch.setattr(training, "tokenizer_from_gguf", lambda _path: tiny_tokenizer())
-        patch.setattr(training, "llm_from_gguf", lambda _path: tiny_llm())
-        yield
-
-
-def _fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
-    folder = cache_folder(root, config.encoder, config.quantizer, seed)
-    folder.mkdir(parents=True)
-    tensors = {
-        "codes": random_codes(SHARD_CLIPS, seed).half(),
-        "indices": random_maps(SHARD_CLIPS, seed).to(torch.uint8),
-    }
-    save_file(tensors, folder / "clips-00000.safetensors")
-
-
-def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:
-    optim = OptimConfig(steps=steps, clips_per_step=2, warmup_steps=2, naming_steps=1)
-    values: dict[str, Any] = {
-        "model": CONFIG,
-        "data": DataConfig(clips=CLIPS, questions_per_clip=2),
-        "optim": optim,
-        "output": output,
-        "save_every": 2,
-        "validation_clips": 2,
-    }
-    return TrainConfig(**values | changes)
+        for name, part in TINY_PARTS.items():
+            patch.setattr(training, name, part)
+        yield cache
 
 
 def log_of(output: Path) -> list[dict[str, Any]]:
@@ -93,19 +64,19 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
     """The next run dies before this step, once."""
     step = training._Run.step
 
-    def dying(run: training._Run, number: int) -> dict[str, Any]:
+    def dying(self: training._Run, number: int) -> dict[str, Any]:
         if number == fatal:
             monkeypatch.setattr(training._Run, "step", step)
             raise KeyboardInterrupt
-        return step(run, number)
+        return step(self, number)
 
     monkeypatch.setattr(training._Run, "step", dying)
 
 
 @pytest.fixture(scope="module")
-def _whole(_tiny_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _whole(_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run") / "whole"
-    train(config_for(output))
+    run(config_for(output))
     return output
 
 
@@ -122,27 +93,27 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     killed = tmp_path / "killed"
     kill_at(monkeypatch, fatal)
     with pytest.raises(KeyboardInterrupt):
-        train(config_for(killed))
+        run(config_for(killed))
     torch.manual_seed(99)  # a new process has another random state
-    train(config_for(killed), resume=True)
+    run(config_for(killed), resume=True)
     for name in (STATE, MODEL, LORA):
         expected, found = load_file(whole / name), load_file(killed / name)
         assert found.keys() == expected.keys()
         for tensor, value in expected.items():
             assert torch.equal(found[tensor], value), f"{name}: {tensor}"
     assert log_of(killed)[-1]["loss"] == log_of(whole)[-1]["loss"]
-    assert [record["step"] for record in log_of(killed)] == [1, 2, 3, 4]
+    assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
 
 
 def test_a_log_line_cut_off_by_a_kill_is_dropped(whole: Path) -> None:
     with (whole / LOG).open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "loss": 0.1}\n{"step": 6, "lo')
-    train(config_for(whole), resume=True)
-    assert [record["step"] for record in log_of(whole)] == [1, 2, 3, 4]
+    run(config_for(whole), resume=True)
+    assert [record["step"] for record in log_of(whole)] == [0, 1, 2, 3, 4]
 
 
 def test_bridge_and_adapter_learn_and_the_backbone_stays(tmp_path: Path, whole: Path) -> None:
-    train(config_for(tmp_path / "short", steps=1))
+    run(config_for(tmp_path / "short", steps=1))
     for name in (MODEL, LORA):
         one, four = load_file(tmp_path / "short" / name), load_file(whole / name)
         changed = {tensor for tensor in one if not torch.equal(one[tensor], four[tensor])}
@@ -167,36 +138,134 @@ def test_the_checkpoint_opens_and_holds_the_trained_weights(whole: Path) -> None
 
 def test_every_step_is_logged(whole: Path) -> None:
     log = log_of(whole)
+    first, *log = log
+    assert set(first) == {"step", "naming"}  # random codes show nothing that could be named
     assert [record["step"] for record in log] == [1, 2, 3, 4]
+    assert {record["budget"] for record in log} <= {*BUDGETS}
     assert ["validation" in record for record in log] == [False, True, False, True]
     assert all(record["loss"] > 0 and record["gradient_norm"] > 0 for record in log)
 
 
 def test_a_finished_run_may_be_resumed_and_lengthened(whole: Path) -> None:
     before = load_file(whole / MODEL)
-    assert train(config_for(whole), resume=True).path == whole
+    assert run(config_for(whole), resume=True).path == whole
     assert all(torch.equal(value, before[name]) for name, value in load_file(whole / MODEL).items())
-    train(config_for(whole, steps=6), resume=True)
-    assert [record["step"] for record in log_of(whole)] == [1, 2, 3, 4, 5, 6]
+    run(config_for(whole, steps=6), resume=True)
+    assert [record["step"] for record in log_of(whole)] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_is_not_overwritten(whole: Path) -> None:
     before = (whole / STATE).read_bytes()
     with pytest.raises(CheckpointError, match="holds a run already; pass --resume"):
-        train(config_for(whole))
+        run(config_for(whole))
     assert (whole / STATE).read_bytes() == before
 
 
 def test_another_model_does_not_go_on_from_it(whole: Path) -> None:
-    with pytest.raises(CheckpointError, match="another model configuration"):
-        train(config_for(whole, model=OTHER), resume=True)
+    with pytest.raises(CheckpointError, match="another model, other data"):
+        run(config_for(whole, model=OTHER), resume=True)
 
 
-def test_all_clips_come_once_an_epoch_and_the_order_changes() -> None:
-    numbers = [n for step in range(6) for n in training._clips_of_step(step, 4, 12, seed=0)]
-    epochs = numbers[:12], numbers[12:]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
-    assert epochs[0] != epochs[1]
+def test_a_run_stops_when_its_time_is_up_and_goes_on(tmp_path: Path, whole: Path) -> None:
+    stopped = tmp_path / "stopped"
+    assert run(config_for(stopped), minutes=0.0) is None
+    while run(config_for(stopped), resume=True, minutes=0.0) is None:
+        pass
+    assert [record["step"] for record in log_of(stopped)] == [0, 1, 2, 3, 4]
+    expected, found = load_file(whole / STATE), load_file(stopped / STATE)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
+    """Two parts of a clip each give nearly the step of both: answers' lengths weigh otherwise."""
+    optim = OptimConfig(steps=1, clips_per_step=2, warmup_steps=1, naming_steps=0)
+    parts = optim.model_copy(update={"accumulate": 2})
+    run(config_for(tmp_path / "whole", optim=optim))
+    run(config_for(tmp_path / "parts", optim=parts))
+    one, two = (log_of(tmp_path / name)[-1] for name in ("whole", "parts"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.05)
+    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.3)
+
+
+LEARNED = CONFIG.model_copy(
+    update={
+        "quantizer": CONFIG.quantizer.model_copy(
+            update={"kind": "codebook", "levels": 2, "entries": 6}
+        )
+    }
+)
+
+
+def test_a_codebook_is_fitted_trained_reported_and_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(config_for(tmp_path / "whole", model=LEARNED))
+    tables = load_file(tmp_path / "whole" / MODEL)["bridge.codebook.tables"]
+    assert tables.shape == (2, 6, CODE_WIDTH)
+    usage = log_of(tmp_path / "whole")[-1]["codebook"]
+    assert 0 < usage["usage"][0] <= 1 and 1 <= usage["perplexity"][0] <= 6
+    kill_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_for(tmp_path / "killed", model=LEARNED))
+    run(config_for(tmp_path / "killed", model=LEARNED), resume=True)
+    expected, found = (load_file(tmp_path / name / STATE) for name in ("whole", "killed"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_codebook_may_start_from_a_checkpoint_without_one(tmp_path: Path, whole: Path) -> None:
+    run(config_for(tmp_path / "on", steps=1, model=LEARNED, init=whole))
+    assert open_checkpoint(tmp_path / "on").config == LEARNED
+
+
+def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:
+    slow = OptimConfig(steps=1, learning_rate=1e-12, bridge_learning_rate=1e-12, naming_steps=1)
+    run(
+        config_for(tmp_path / "on", optim=slow.model_copy(update={"clips_per_step": 2}), init=whole)
+    )
+    for name in (MODEL, LORA):
+        old, new = load_file(whole / name), load_file(tmp_path / "on" / name)
+        assert all(torch.equal(new[tensor], value) for tensor, value in old.items()), name
+    with pytest.raises(CheckpointError, match="cannot start from it, its encoder differs"):
+        other = CONFIG.model_copy(
+            update={"encoder": CONFIG.encoder.model_copy(update={"block": 3})}
+        )
+        start_from(whole, other, Bridge(other), None)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path, _cache: Path) -> None:
+    """Each takes half of a step's clips and of the cache's shards; one of them writes."""
+    run(config_for(tmp_path / "alone"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("tiny_run.py")
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "VQEDGE_CACHE": str(_cache),
+    }
+    subprocess.run(
+        [sys.executable, *launch, str(script), str(tmp_path / "both")],
+        env=environment,
+        check=True,
+        timeout=300,
+    )
+    alone, both = log_of(tmp_path / "alone"), log_of(tmp_path / "both")
+    assert [record["step"] for record in both] == [0, 1, 2, 3, 4]
+    for one, two in zip(alone[1:], both[1:], strict=True):
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.3)
+    expected = load_file(tmp_path / "alone" / LORA)
+    found = load_file(tmp_path / "both" / LORA)
+    drift = [float((found[name] - value).abs().max()) for name, value in expected.items()]
+    assert max(drift) < 5e-3  # the mean of two halves is not quite the mean of all answers
+
+
+def test_old_checkpoints_are_pruned_and_curves_drawn(tmp_path: Path) -> None:
+    output = tmp_path / "kept"
+    run(config_for(output, steps=6, keep=2))
+    assert sorted(path.name for path in output.glob("step-*")) == ["step-000004", "step-000006"]
+    assert open_checkpoint(output / "step-000004").config == CONFIG
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:
@@ -235,13 +304,17 @@ def test_a_configuration_of_another_version_is_refused(whole: Path) -> None:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text("optim: {steps: 7}\ndata: {clips: 9}\n")
+    path.write_text("optim: {steps: 7}\ndata: {questions_per_clip: 9}\n")
     return path
 
 
 def test_a_recipe_with_overrides(recipe: Path) -> None:
     config = train_config_from_yaml(recipe, ["optim.steps=3", "output=runs/x", "model.llm.width=8"])
-    assert (config.optim.steps, config.data.clips, config.output) == (3, 9, Path("runs/x"))
+    assert (config.optim.steps, config.data.questions_per_clip, config.output) == (
+        3,
+        9,
+        Path("runs/x"),
+    )
     assert config.model.llm.width == 8
 
 
@@ -259,7 +332,11 @@ FAULTS = {
     "optim.steps: Input should be a valid integer": ["optim.steps=many"],
     "an override reads key.sub=value": ["optim.steps"],
     "precision: Input should be 'fp32' or 'bf16'": ["precision=int4"],
-    "'clips' is a value, it holds no keys": ["data.clips.more=1"],
+    "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
+    "want model.quantizer.default_budget among them": ["data.budgets=[8]"],
+    "none may exceed model.quantizer.codes": ["data.budgets=[8, 200]"],
+    "must divide optim.clips_per_step": ["optim.accumulate=3"],
+    "does not match any of the expected tags": ["data.sources=[{kind: radio}]"],
 }
 
 

@@ -14,7 +14,7 @@ VOCABULARY, END = 64, 1
 FRAMES, GRID, CODES, CODE_WIDTH = 3, 8, 5, 384
 CONFIG = ModelConfig(
     encoder=EncoderConfig(frames=FRAMES, size=GRID * 14),
-    quantizer=QuantizerConfig(codes=CODES),
+    quantizer=QuantizerConfig(codes=CODES, default_budget=CODES),
     attention=AttentionConfig(width=16, heads=2, depth=1),
     llm=LlmConfig(width=32, lora_rank=2, lora_alpha=4),
 )

@@ -1,0 +1,79 @@
+"""A training run of seconds: a tiny language model, no backbone, random clips in the cache.
+
+As a script it is one of several processes of a launcher: `torchrun tiny_run.py OUTPUT`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny_model import CODES, CONFIG, random_codes, random_maps, tiny_llm, tiny_tokenizer
+
+import vqedge.train as training
+from vqedge.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
+from vqedge.data.cache import ClipCache
+from vqedge.data.generated import GeneratedClips
+
+STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
+
+
+def _no_backbone(_config: ModelConfig) -> Any:
+    position = torch.randn(1, 1 + 64, 384, generator=torch.Generator().manual_seed(5))
+    quantizer = SimpleNamespace(vit=SimpleNamespace(position=position))
+    quantizer.to = lambda _device: quantizer
+    return quantizer
+
+
+TINY_PARTS: dict[str, Any] = {
+    "clip_quantizer": _no_backbone,
+    "fetch": lambda name: SimpleNamespace(path=Path(name)),
+    "tokenizer_from_gguf": lambda _path: tiny_tokenizer(),
+    "llm_from_gguf": lambda _path: tiny_llm(),
+}
+"""What takes the place of the real parts in `vqedge.train`."""
+
+
+def fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
+    """Random clips of a world seed at all budgets."""
+    source = GeneratedClips(seed, CLIPS)
+    folder = ClipCache(root, config.encoder, config.quantizer, source, BUDGETS).folder
+    folder.mkdir(parents=True)
+    tensors = {}
+    for budget in BUDGETS:
+        tensors[f"codes{budget}"] = random_codes(CLIPS, seed)[:, :budget].half().contiguous()
+        tensors[f"indices{budget}"] = random_maps(CLIPS, seed, used=budget).to(torch.uint8)
+    save_file(tensors, folder / "clips-00000.safetensors")
+
+
+def no_files(*_: object) -> Any:
+    raise AssertionError("these runs read no video files")
+
+
+def run(config: TrainConfig, resume: bool = False, minutes: float | None = None) -> Any:
+    return training.train(config, no_files, resume, minutes)
+
+
+def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:
+    optim = OptimConfig(steps=steps, clips_per_step=2, warmup_steps=2, naming_steps=1)
+    values: dict[str, Any] = {
+        "model": CONFIG,
+        "data": DataConfig(
+            sources=(WorldConfig(clips=CLIPS),), questions_per_clip=2, budgets=BUDGETS
+        ),
+        "optim": optim,
+        "output": output,
+        "save_every": 2,
+        "validation": (WorldConfig(seed=2, clips=2),),
+    }
+    return TrainConfig(**values | changes)
+
+
+if __name__ == "__main__":
+    for name, part in TINY_PARTS.items():
+        setattr(training, name, part)
+    run(config_for(Path(sys.argv[1])))
