@@ -16,6 +16,7 @@ from vqedge.bundle import (
     Bundle,
     BundleDraft,
     BundleFacts,
+    CodebookRecord,
     EncoderRecord,
     LlmRecord,
     ProvenanceRecord,
@@ -30,7 +31,14 @@ from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
 from vqedge_export.gguf import gguf_from_lora, llm_facts
-from vqedge_export.graph import base_arrays, checkpoint_arrays, filled, save_model
+from vqedge_export.graph import (
+    adaptive_error_of,
+    base_arrays,
+    checkpoint_arrays,
+    exported_kind,
+    filled,
+    save_model,
+)
 from vqedge_export.report import ParityReport, report_from_file
 
 ENCODER, LLM = "encoder.onnx", "llm.gguf"
@@ -54,10 +62,12 @@ def assemble_bundle(
 
     Raises:
         CheckpointError: a file is missing or does not fit the others.
+        ExportError: the checkpoint's quantizer is a comparison.
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
     config = model_config_of(checkpoint)
+    exported_kind(config)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
         write_models(draft, checkpoint, config, graph, quant)
@@ -92,7 +102,7 @@ def finish(
         (licences / name).write_text(text, encoding="utf-8")
     facts = BundleFacts(
         encoder=_encoder_record(graph, config),
-        quantizer=_quantizer_record(config),
+        quantizer=_quantizer_record(graph, config),
         llm=_llm_record(draft.folder / LLM, report.quantization),
         provenance=_provenance_record(checkpoint, weights),
     )
@@ -125,6 +135,7 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
         llm_sha256=llm,
         quantization=quant,
         encoder=known.encoder if known and same_encoder else None,
+        codebook=known.codebook if known and same_encoder else None,
         llm=known.llm if known and same_llm else None,
         tolerance=known.tolerance if known and same_encoder and same_llm else None,
         measured="at export" if same_encoder and same_llm else "not measured",
@@ -148,12 +159,16 @@ def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecor
     )
 
 
-def _quantizer_record(config: ModelConfig) -> QuantizerRecord:
+def _quantizer_record(graph: onnx.ModelProto, config: ModelConfig) -> QuantizerRecord:
+    quantizer, kind = config.quantizer, exported_kind(config)
+    tables = CodebookRecord(levels=quantizer.levels, entries=quantizer.entries)
     return QuantizerRecord(
-        kind=config.quantizer.kind,
-        codes=config.quantizer.codes,
-        iterations=config.quantizer.iterations,
-        default_budget=config.quantizer.codes,
+        kind=kind,
+        codes=quantizer.codes,
+        iterations=quantizer.iterations,
+        default_budget=quantizer.default_budget,
+        adaptive_error=adaptive_error_of(graph),
+        codebook=tables if kind == "codebook" else None,
     )
 
 

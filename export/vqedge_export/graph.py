@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,40 @@ from onnx import TensorProto, numpy_helper
 from safetensors.numpy import load_file
 
 from vqedge.base.vit import vit_arrays_from_onnx
-from vqedge.errors import CheckpointError
+from vqedge.config import ModelConfig
+from vqedge.errors import CheckpointError, ExportError
 
 BASE_PREFIX = "quantizer.vit."
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
+_ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
 
 Arrays = Mapping[str, npt.NDArray[np.floating]]
+
+
+def exported_kind(config: ModelConfig) -> Literal["kmeans", "codebook"]:
+    """The quantizer's kind, if it can be exported.
+
+    Raises:
+        ExportError: it is one that a quantizer is compared with.
+    """
+    kind = config.quantizer.kind
+    if kind == "grid" or kind == "random":
+        raise ExportError(
+            f"a checkpoint with quantizer.kind {kind!r} is a comparison and stays in PyTorch; "
+            "use `vqedge eval --checkpoint`, or export one of kind kmeans or codebook"
+        )
+    return kind
+
+
+def note_adaptive_error(model: onnx.ModelProto, error: float) -> None:
+    """Write into the graph that it takes the adaptive budget, and what error that one reaches."""
+    model.metadata_props.add(key=_ADAPTIVE_ERROR, value=repr(error))
+
+
+def adaptive_error_of(graph: onnx.ModelProto) -> float | None:
+    """What `note_adaptive_error` wrote; None for a graph of fixed budgets."""
+    noted = {item.key: item.value for item in graph.metadata_props}
+    return float(noted[_ADAPTIVE_ERROR]) if _ADAPTIVE_ERROR in noted else None
 
 
 def stripped(

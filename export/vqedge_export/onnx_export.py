@@ -17,11 +17,19 @@ from vqedge.errors import ExportError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
-from vqedge_export.graph import base_arrays, checkpoint_arrays, save_model, stripped
+from vqedge_export.graph import (
+    base_arrays,
+    checkpoint_arrays,
+    exported_kind,
+    note_adaptive_error,
+    save_model,
+    stripped,
+)
 from vqedge_export.op_function import OPSET, attach_function
 
 INPUTS = ("frames", "budget")
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
+IDS = "ids"  # one more output, of a learned codebook
 
 
 def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> Path:
@@ -31,6 +39,9 @@ def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -
         checkpoint: what to trace.
         base: the fetched backbone file.
         custom_node: leave the function body out (TensorRT 10.3 wants a plain plugin node).
+
+    Raises:
+        ExportError: see `stripped_graph`.
     """
     path = checkpoint.path / GRAPH
     save_model(stripped_graph(checkpoint, base, custom_node), path)
@@ -40,12 +51,23 @@ def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -
 def stripped_graph(
     checkpoint: Checkpoint, base: Path, custom_node: bool = False
 ) -> onnx.ModelProto:
-    """The traced encoder with every weight replaced by a reference."""
+    """The traced encoder with every weight replaced by a reference.
+
+    Raises:
+        ExportError: its quantizer is a comparison, or the tracer could not express the model.
+    """
+    exported_kind(checkpoint.config)
     model = encoder_graph(checkpoint.encoder(), checkpoint.config)
     if not custom_node:
         attach_function(model)
+    note_adaptive_error(model, checkpoint.config.quantizer.adaptive_error)
     names = set(checkpoint_arrays(checkpoint.path / MODEL))
     return stripped(model, names, set(base_arrays(base)) - names)
+
+
+def outputs_of(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the graph's outputs, in order."""
+    return (*OUTPUTS, IDS) if config.quantizer.kind == "codebook" else OUTPUTS
 
 
 def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto:
@@ -67,7 +89,7 @@ def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto
                 path,
                 dynamo=False,
                 input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
+                output_names=list(outputs_of(config)),
                 opset_version=OPSET,
                 custom_opsets={DOMAIN: OP_VERSION},
                 do_constant_folding=False,

@@ -1,28 +1,46 @@
 """Does the export compute what the checkpoint computes? Measured on generated clips.
 
-Ids are compared as ids: how many patches got another code, and how safe the choice was where they
-did. The language model is compared where it matters, at the tokens of real answers.
+Ids are compared as ids: how many patches got another code, how many codes got another entry of a
+learned codebook, and how safe the choice was where they did. The language model is compared where
+it matters, at the tokens of real answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime as ort
 import torch
 
-from vqedge.data.questions import QuestionAnswer, one_question_per_kind
+from vqedge.budget import ADAPTIVE
+from vqedge.config import ModelConfig
+from vqedge.data.clips import QuestionAnswer
+from vqedge.data.questions import one_question_per_kind
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
 from vqedge.model.checkpoint import Checkpoint
+from vqedge.model.codebook import Choice, normalised
+from vqedge.model.encoder import EncodedClip
 from vqedge.model.llm import PromptTokenizer
-from vqedge_export.report import EncoderParity, LlmParity, ParityReport, Tolerance
+from vqedge.model.quantizer import Assignment, KMeansQuantizer
+from vqedge.nearest_codebook import OP_NAME
+from vqedge_export.graph import adaptive_error_of
+from vqedge_export.onnx_export import outputs_of
+from vqedge_export.report import (
+    CodebookParity,
+    EncoderParity,
+    LlmParity,
+    ParityReport,
+    Tolerance,
+)
 
 PARITY_SEED = 90_001
 SAFE_MARGIN = 1e-3
@@ -41,45 +59,146 @@ class LogitsSource(Protocol):
 OpenLlm = Callable[[Path], AbstractContextManager[LogitsSource]]
 
 
-def encoder_parity(
-    checkpoint: Checkpoint, onnx_path: Path, clips: int
-) -> tuple[EncoderParity, list[Rows]]:
-    """Run PyTorch and ONNX Runtime on generated clips.
+@dataclass(frozen=True)
+class _Found:
+    """What the graph gave for one clip."""
 
-    Returns:
-        the comparison, and ONNX Runtime's token rows of every clip.
-    """
+    outputs: Mapping[str, Any]
+    rounds: Sequence[npt.NDArray[np.int32]]  # of k-means: the codes before they are put in order
+
+
+class _Deployed:
+    """The exported encoder in ONNX Runtime, made to tell every round of k-means."""
+
+    def __init__(self, path: Path, config: ModelConfig) -> None:
+        model = onnx.load(str(path))
+        searches = [node for node in model.graph.node if node.op_type == OP_NAME]
+        self.rounds = [node.output[0] for node in searches[: config.quantizer.iterations + 1]]
+        self.outputs = outputs_of(config)
+        for name in self.rounds:
+            model.graph.output.add(name=name)
+        self.session = ort.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        fixed = [config.quantizer.codes, config.quantizer.default_budget]
+        self.budgets = fixed if adaptive_error_of(model) is None else [*fixed, ADAPTIVE]
+
+    def run(self, frames: npt.NDArray[np.uint8], budget: int) -> _Found:
+        """Encode one clip."""
+        feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
+        values = self.session.run([*self.outputs, *self.rounds], feeds)
+        count = len(self.outputs)
+        return _Found(dict(zip(self.outputs, values[:count], strict=True)), values[count:])
+
+
+@dataclass
+class _Patches:
+    """What was seen of the patches of all clips."""
+
+    differ: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    margins_there: list[float] = field(default_factory=lambda: [0.0])
+    margin_gaps: list[float] = field(default_factory=lambda: [0.0])
+    cosines: list[float] = field(default_factory=list)
+
+    def add(self, found: _Found, wanted: EncodedClip, rounds: list[Assignment]) -> bool:
+        """Count a clip; is every patch the same?
+
+        Every round of k-means moves the codes, so that one close call in one round turns safe
+        choices in later ones: only the first round that differs has a say in margins.
+        """
+        differs = found.outputs["index_map"] != wanted.index_map.numpy()
+        margin, mask = wanted.margin.numpy(), found.outputs["mask"]
+        self.differ.append(differs)
+        turns = [
+            ids != there.indices.numpy() for ids, there in zip(found.rounds, rounds, strict=True)
+        ]
+        turned = next((place for place, turn in enumerate(turns) if turn.any()), None)
+        there = margin[differs] if turned is None else rounds[turned].margin.numpy()[turns[turned]]
+        self.margins_there += there.tolist()
+        gap = np.abs(found.outputs["margin"] - margin)[~differs].max(initial=0.0)
+        self.margin_gaps.append(float(gap))
+        if differs.any():
+            return False
+        tokens = found.outputs["tokens"][mask], wanted.tokens.numpy()[mask]
+        self.cosines += _row_cosines(*tokens).tolist()
+        return True
+
+    def figures(self) -> EncoderParity:
+        """The figures over all clips."""
+        patches = sum(part.size for part in self.differ)
+        safe = sum(margin > SAFE_MARGIN for margin in self.margins_there)
+        return EncoderParity(
+            clips=len(self.differ),
+            patches=patches,
+            ids_differ=float(sum(part.sum() for part in self.differ)) / patches,
+            safe_ids_differ=safe / patches,
+            margin_where_ids_differ=max(self.margins_there),
+            margin_difference=max(self.margin_gaps),
+            token_cosine=min(self.cosines, default=0.0),
+        )
+
+
+@dataclass
+class _Ids:
+    """What was seen of the ids of a learned codebook."""
+
+    ids: int = 0
+    differ: int = 0
+    margins_there: list[float] = field(default_factory=lambda: [0.0])
+
+    def add(self, found: npt.NDArray[np.int32], wanted: Choice) -> None:
+        """Count a clip's rows; of each, only the first level that differs has a say in margins."""
+        differs = found != wanted.ids.numpy()
+        self.ids += differs.size
+        self.differ += int(differs.sum())
+        rows = differs.any(axis=1)
+        first = differs.argmax(axis=1)[rows]
+        self.margins_there += wanted.margin.numpy()[rows, first].tolist()
+
+    def figures(self) -> CodebookParity:
+        """The figures over all clips."""
+        safe = sum(margin > SAFE_MARGIN for margin in self.margins_there)
+        return CodebookParity(
+            ids=self.ids,
+            ids_differ=self.differ / max(self.ids, 1),
+            safe_ids_differ=safe / max(self.ids, 1),
+            margin_where_ids_differ=max(self.margins_there),
+        )
+
+
+@dataclass(frozen=True)
+class EncoderComparison:
+    """PyTorch and ONNX Runtime on the same clips, and ONNX Runtime's token rows of each."""
+
+    encoder: EncoderParity
+    codebook: CodebookParity | None
+    rows: list[Rows]
+
+
+@torch.inference_mode()
+def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> EncoderComparison:
+    """Run PyTorch and ONNX Runtime on generated clips; the graph's budgets take turns."""
     encoder, config = checkpoint.encoder(), checkpoint.config
-    session = ort.InferenceSession(str(onnx_path), providers=["CPUExecutionProvider"])
-    budget = config.quantizer.codes
-    differing, margins_there, margin_gaps, cosines, rows = 0, [0.0], [0.0], [1.0], []
+    quantizer, codebook = encoder.quantizer.quantizer, encoder.bridge.codebook
+    assert isinstance(quantizer, KMeansQuantizer), "no other is exported"
+    deployed = _Deployed(onnx_path, config)
+    patches, ids, rows = _Patches(), _Ids(), []
     for index in range(clips):
+        budget = deployed.budgets[index % len(deployed.budgets)]
         scene = scene_from_seed(PARITY_SEED, index)
         frames = frames_from_scene(scene, config.encoder.frames, config.encoder.size)
-        feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
-        tokens, ids, mask, margin = session.run(["tokens", "index_map", "mask", "margin"], feeds)
-        with torch.inference_mode():
-            wanted = encoder(torch.from_numpy(frames), torch.tensor(budget))
-        differs = ids != wanted.index_map.numpy()
-        differing += int(differs.sum())
-        margins_there += wanted.margin.numpy()[differs].tolist()
-        margin_gaps.append(float(np.abs(margin - wanted.margin.numpy())[~differs].max(initial=0.0)))
-        cosines += _row_cosines(tokens[mask], wanted.tokens.numpy()[mask]).tolist()
-        rows.append(tokens[mask])
-    patches = clips * config.encoder.patches
-    safe = sum(margin > SAFE_MARGIN for margin in margins_there)
-    return (
-        EncoderParity(
-            clips=clips,
-            patches=patches,
-            ids_differ=differing / patches,
-            safe_ids_differ=safe / patches,
-            margin_where_ids_differ=max(margins_there),
-            margin_difference=max(margin_gaps),
-            token_cosine=min(cosines),
-        ),
-        rows,
-    )
+        found = deployed.run(frames, budget)
+        features = encoder.quantizer.vit(torch.from_numpy(frames)).flatten(0, 1)
+        rounds = list(quantizer.rounds(features, torch.tensor(budget)))
+        quantized = quantizer.summarised(features, *rounds[-1])
+        same = patches.add(found, encoder.encoded(quantized), rounds)
+        if same and codebook is not None:
+            used = quantized.mask
+            codes = normalised(quantized.codes[used])
+            ids.add(found.outputs["ids"][used.numpy()], codebook.chosen(codes))
+        rows.append(found.outputs["tokens"][found.outputs["mask"]])
+    learned = None if codebook is None else ids.figures()
+    return EncoderComparison(patches.figures(), learned, rows)
 
 
 def llm_parity(

@@ -10,6 +10,7 @@ import onnx
 from vqedge.base.fetch import fetch
 from vqedge.bundle import Bundle, bundle_writer
 from vqedge.checkpoint import GRAPH, PARITY
+from vqedge.errors import ConfigError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
@@ -56,10 +57,16 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint is incomplete.
+        ConfigError: `record` without a check, or of a graph that `assemble` cannot use.
         ExportError: the encoder cannot be traced or the language model not quantised.
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
     """
+    if record and (plugin_node or not check):
+        raise ConfigError(
+            "--record stores a graph that runs everywhere and its measured parity; "
+            f"leave out {'--plugin-node' if plugin_node else '--no-check'}"
+        )
     opened = open_checkpoint(checkpoint)
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
@@ -100,11 +107,15 @@ def _report(
     if open_llm is None:
         return report
     logger.info("comparing PyTorch with ONNX Runtime on %d clips", PARITY_CLIPS)
-    encoder_figures, rows = encoder_parity(checkpoint, encoder, PARITY_CLIPS)
+    compared = encoder_parity(checkpoint, encoder, PARITY_CLIPS)
     logger.info("comparing transformers with llama.cpp %s", quant)
     tokenizer = tokenizer_from_gguf(fetch(checkpoint.config.llm.source).path)
-    llm_figures = llm_parity(checkpoint, tokenizer, rows, llm, open_llm)
-    figures = {"encoder": encoder_figures, "llm": llm_figures, "tolerance": TOLERANCES[quant]}
+    figures = {
+        "encoder": compared.encoder,
+        "codebook": compared.codebook,
+        "llm": llm_parity(checkpoint, tokenizer, compared.rows, llm, open_llm),
+        "tolerance": TOLERANCES[quant],
+    }
     return report.model_copy(update=figures)
 
 

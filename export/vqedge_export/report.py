@@ -22,7 +22,9 @@ class Tolerance(_Record):
         0.0  # share of patches with another id although the margin was over 1e-3
     )
     ids_differ: float = 0.001  # share of patches with another id at all
-    token_cosine: float = 0.999  # of the worst row
+    token_cosine: float = 0.999  # of the worst row in the clips whose patches all agree
+    safe_codebook_ids_differ: float = 0.0  # the same of a learned codebook's ids
+    codebook_ids_differ: float = 0.001
     top1_agreement: float
     kl_mean: float  # nats
 
@@ -36,7 +38,7 @@ TOLERANCES: dict[str, Tolerance] = {
 
 
 class EncoderParity(_Record):
-    """PyTorch against ONNX Runtime on generated clips."""
+    """PyTorch against ONNX Runtime on generated clips, at several budgets."""
 
     clips: int
     patches: int
@@ -45,6 +47,15 @@ class EncoderParity(_Record):
     margin_where_ids_differ: float
     margin_difference: float
     token_cosine: float
+
+
+class CodebookParity(_Record):
+    """The ids of a learned codebook, in the clips whose patches all have the same code."""
+
+    ids: int
+    ids_differ: float
+    safe_ids_differ: float
+    margin_where_ids_differ: float
 
 
 class LlmParity(_Record):
@@ -64,19 +75,23 @@ class ParityReport(_Record):
     llm_sha256: str
     quantization: str
     encoder: EncoderParity | None = None
+    codebook: CodebookParity | None = None
     llm: LlmParity | None = None
     tolerance: Tolerance | None = None
     measured: Literal["at export", "not measured"] = "at export"
 
     def faults(self, tolerance: Tolerance) -> list[str]:
         """Every figure that is outside its tolerance, in words."""
-        if self.encoder is None or self.llm is None:
+        if self.encoder is None or self.llm is None or (self.codebook and not self.codebook.ids):
             return ["not measured"]
         at_most = {
             "safe_ids_differ": self.encoder.safe_ids_differ,
             "ids_differ": self.encoder.ids_differ,
             "kl_mean": self.llm.kl_mean,
         }
+        if self.codebook:
+            at_most["safe_codebook_ids_differ"] = self.codebook.safe_ids_differ
+            at_most["codebook_ids_differ"] = self.codebook.ids_differ
         at_least = {
             "token_cosine": self.encoder.token_cosine,
             "top1_agreement": self.llm.top1_agreement,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+from vqedge.budget import ADAPTIVE, Budget
 from vqedge.bundle import Manifest, open_bundle
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_runtime.encoders import Encoder, Frames, open_encoder
@@ -195,7 +196,7 @@ class VideoQA:
     def encode(
         self,
         video: PathLike,
-        budget: int | None = None,
+        budget: Budget | None = None,
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> Video:
@@ -203,20 +204,21 @@ class VideoQA:
 
         Args:
             video: path of the file or folder.
-            budget: most tokens to use, the bundle's default if not given.
+            budget: most tokens to use, or "auto" for as many as the clip needs; the bundle's
+                default if not given.
             start_s: start of the span to look at, seconds.
             end_s: end of the span, seconds.
 
         Raises:
             VideoError: nothing in the file can be decoded, or the span is empty.
-            ConfigError: the budget is out of range.
+            ConfigError: the budget is out of range, or "auto" where the bundle has a fixed one.
         """
-        budget = self.checked_budget(budget)
+        codes = self.checked_budget(budget)
         spec = self.manifest.encoder
         clip = clip_from_path(Path(video), spec.frames, spec.size, start_s, end_s)
-        return self._encoded(clip, budget)
+        return self._encoded(clip, codes)
 
-    def encode_frames(self, frames_thwc: Frames, budget: int | None = None) -> Video:
+    def encode_frames(self, frames_thwc: Frames, budget: Budget | None = None) -> Video:
         """Encode frames: uint8 RGB `[T, size, size, 3]` of the bundle's T and size.
 
         Raises:
@@ -281,11 +283,21 @@ class VideoQA:
         """Close."""
         self.close()
 
-    def checked_budget(self, budget: int | None) -> int:
-        """The budget to use: the bundle's default, or the given one if it is in range."""
+    def checked_budget(self, budget: Budget | None) -> int:
+        """The budget as the encoder takes it: the bundle's default, or the given one.
+
+        Raises:
+            ConfigError: it is out of range, or "auto" where the bundle has a fixed one.
+        """
         quantizer = self.manifest.quantizer
         if budget is None:
             return quantizer.default_budget
+        if budget == "auto":
+            if quantizer.adaptive_error is None:
+                raise ConfigError(
+                    "--budget auto: this bundle has a fixed budget; give a number of tokens"
+                )
+            return ADAPTIVE
         if not 1 <= budget <= quantizer.codes:
             raise ConfigError(f"--budget {budget}: this bundle takes 1 to {quantizer.codes} tokens")
         return budget

@@ -18,12 +18,15 @@ class TokenSet:
         index_map: int32 `[T, grid, grid]`, the token hash: which code each patch has.
         mask: bool `[K]`, the codes in use among all K of the encoder.
         margin: float32 `[T, grid, grid]`, how safe each patch's choice is.
+        ids: int32 `[k, levels]` with a learned codebook, else None. They mean the same in every
+            video: a row is made from the sum of one entry of each level.
     """
 
     rows: npt.NDArray[np.float32]
     index_map: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
     margin: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int32] | None = None
 
     @property
     def count(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bundle import FILES, tiny_facts, write_bundle
+from tiny_bundle import FILES, tiny_facts, tiny_quantizer, write_bundle
 
 from vqedge.bundle import (
     FileRecord,
@@ -102,6 +102,10 @@ def _manifests(draw: st.DrawFn) -> Manifest:
     tensor = TensorRecord(name=draw(_WORDS), dtype="float16", shape=draw(_SHAPES))
     encoder = facts.encoder.model_copy(update={"outputs": (tensor,), "block": draw(_COUNTS)})
     llm = facts.llm.model_copy(update={"system_prompt": draw(_WORDS), "width": draw(_COUNTS)})
+    error = st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)
+    tables = {"levels": draw(st.integers(1, 64)), "entries": draw(st.integers(2, 65536))}
+    learned = {"kind": "codebook", "codebook": tables} if draw(st.booleans()) else {}
+    quantizer = tiny_quantizer(adaptive_error=draw(error), **learned)
     tools = draw(st.dictionaries(_WORDS, _WORDS, max_size=4))
     provenance = facts.provenance.model_copy(update={"tools": tools})
     files = tuple(
@@ -111,7 +115,8 @@ def _manifests(draw: st.DrawFn) -> Manifest:
         for path in sorted(FILES)
         if (role := facts.role_of(path))
     )
-    return Manifest.sealed(tiny_facts(encoder=encoder, llm=llm, provenance=provenance), files)
+    facts = tiny_facts(encoder=encoder, quantizer=quantizer, llm=llm, provenance=provenance)
+    return Manifest.sealed(facts, files)
 
 
 @given(_manifests())
@@ -197,15 +202,16 @@ def test_a_missing_folder_and_a_file(tmp_path: Path) -> None:
 MANIFESTS = {
     "over 1048576 bytes": b" " * ((1 << 20) + 1),
     "nested too deeply": b"[" * 100_000,
-    "not JSON": b'{"schema_version": 1,}',
+    "not JSON": b'{"schema_version": 2,}',
     "not JSON: 'utf-8'": b'{"\xff": 1}',
-    "a key is repeated": b'{"schema_version": 1, "schema_version": 1}',
+    "a key is repeated": b'{"schema_version": 2, "schema_version": 2}',
     "not a vqedge manifest": b"[]",
-    "schema version 2; this vqedge reads schema 1; upgrade vqedge or": b'{"schema_version": 2}',
-    "schema version 1.0;": b'{"schema_version": 1.0}',
+    "schema version 1; this vqedge reads schema 2; upgrade vqedge or": b'{"schema_version": 1}',
+    "schema version 3; this": b'{"schema_version": 3}',
+    "schema version 2.0;": b'{"schema_version": 2.0}',
     "schema version True;": b'{"schema_version": true}',
-    "schema version of type str;": b'{"schema_version": "1"}',
-    "Field required": b'{"schema_version": 1}',
+    "schema version of type str;": b'{"schema_version": "2"}',
+    "Field required": b'{"schema_version": 2}',
 }
 
 
@@ -273,6 +279,15 @@ EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "files: Tuple should have at most 256": _files(lambda files: files.extend(files * 100)),
     "Extra inputs": lambda raw: raw.update(extra=1),
     "exceeds codes": lambda raw: raw["quantizer"].update(default_budget=33),
+    "kind 'codebook' does not go with codebook None": lambda raw: raw["quantizer"].update(
+        kind="codebook"
+    ),
+    "kind 'kmeans' does not go with codebook levels=4 entries=1024": lambda raw: raw[
+        "quantizer"
+    ].update(codebook={"levels": 4, "entries": 1024}),
+    "quantizer.adaptive_error: Input should be less than 1": lambda raw: raw["quantizer"].update(
+        adaptive_error=1.0
+    ),
     "llm.vocab_size: Input should be a valid integer": lambda raw: raw["llm"].update(
         vocab_size="9"
     ),

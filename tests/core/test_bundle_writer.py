@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_bundle import fill_folder, tiny_facts, write_bundle
+from tiny_bundle import fill_folder, tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.bundle.writer as writer_module
-from vqedge.bundle import QuantizerRecord, bundle_writer, open_bundle
+from vqedge.bundle import bundle_writer, open_bundle
 from vqedge.errors import BundleError
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_an_existing_bundle_is_replaced_only_if_asked(root: Path) -> None:
     with pytest.raises(BundleError, match="exists already"):
         write_bundle(root)
     (root / "llm.gguf").write_bytes(b"damaged")  # a broken bundle may be replaced too
-    quantizer = QuantizerRecord(kind="kmeans", codes=8, iterations=8, default_budget=8)
+    quantizer = tiny_quantizer(codes=8, default_budget=8)
     write_bundle(root, overwrite=True, facts=tiny_facts(quantizer=quantizer))
     assert open_bundle(root).manifest.quantizer.codes == 8
     assert not _leftovers(root)

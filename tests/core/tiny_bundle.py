@@ -55,9 +55,20 @@ def tiny_facts(**changes: Any) -> BundleFacts:
         base_weights=(),
         tools={"onnx": "1.23"},
     )
-    quantizer = QuantizerRecord(kind="kmeans", codes=32, iterations=8, default_budget=32)
-    parts = {"encoder": encoder, "llm": llm, "provenance": provenance, "quantizer": quantizer}
+    parts = {
+        "encoder": encoder,
+        "llm": llm,
+        "provenance": provenance,
+        "quantizer": tiny_quantizer(),
+    }
     return BundleFacts(**(parts | changes))
+
+
+def tiny_quantizer(**changes: Any) -> QuantizerRecord:
+    """Fixed budgets of the clip's own codes."""
+    values = {"kind": "kmeans", "codes": 32, "iterations": 8, "default_budget": 32}
+    values |= {"adaptive_error": None, "codebook": None}
+    return QuantizerRecord.model_validate(values | changes)
 
 
 def fill_folder(folder: Path) -> None:

@@ -12,106 +12,111 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto
-from peft import LoraConfig, get_peft_model
+from tiny_export import LEVELS, BothArrays, config_of
 
-from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
+from vqedge.budget import ADAPTIVE
+from vqedge.bundle import CodebookRecord
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
-from vqedge.errors import CheckpointError
-from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
-from vqedge.model.encoder import Bridge, VideoEncoder
+from vqedge.errors import CheckpointError, ConfigError, ExportError
+from vqedge.model.checkpoint import Checkpoint
+from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
-from vqedge_export.assemble import graph_of
-from vqedge_export.graph import base_arrays, checkpoint_arrays, filled, save_model
-from vqedge_export.onnx_export import INPUTS, OUTPUTS, stripped_graph, write_graph
+from vqedge_export.assemble import _encoder_record, _quantizer_record, assemble_bundle, graph_of
+from vqedge_export.graph import adaptive_error_of, filled, save_model
+from vqedge_export.onnx_export import INPUTS, outputs_of, stripped_graph
+from vqedge_export.pipeline import export_bundle
+from vqedge_runtime.encoders.ort import OrtEncoder
 
-Array = np.ndarray[Any, Any]
-BothArrays = tuple[dict[str, Array], dict[str, Array]]
 ROOT = Path(__file__).parents[2]
-CONFIG = ModelConfig(
-    encoder=EncoderConfig(block=1, frames=2),
-    quantizer=QuantizerConfig(codes=32, iterations=2),
-    attention=AttentionConfig(width=48, heads=2, depth=1),
-    llm=LlmConfig(width=64),
-)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(vit_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Random bridge behind the real backbone's first block."""
-    torch.manual_seed(2)
-    bridge = Bridge(CONFIG)
-    for parameter in bridge.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
-    position = clip_quantizer(CONFIG).vit.position
-    folder = tmp_path_factory.mktemp("checkpoint")
-    return save_checkpoint(folder, CONFIG, position, bridge, llm, {})
-
-
-@pytest.fixture(scope="module")
-def arrays(checkpoint: Checkpoint, vit_source: Path) -> BothArrays:
-    """Tensors of the checkpoint and of the backbone."""
-    return checkpoint_arrays(checkpoint.path / "model.safetensors"), base_arrays(vit_source)
-
-
-@pytest.fixture(scope="module")
-def graph(checkpoint: Checkpoint, vit_source: Path) -> onnx.ModelProto:
-    write_graph(checkpoint, vit_source)
-    return graph_of(checkpoint.path)
-
-
-@pytest.fixture(scope="module")
-def model(graph: onnx.ModelProto, arrays: BothArrays) -> bytes:
-    return filled(graph, *arrays).SerializeToString(deterministic=True)
-
-
-@pytest.fixture(scope="module")
-def session(model: bytes) -> ort.InferenceSession:
-    onnx.checker.check_model(onnx.load_from_string(model))
-    return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-
-
-@pytest.fixture(scope="module")
-def encoder(checkpoint: Checkpoint) -> VideoEncoder:
-    return checkpoint.encoder()
-
-
-@pytest.mark.parametrize("budget", [32, 5])
+@pytest.mark.parametrize("budget", [ADAPTIVE, 5, 8, 16, 32, 64])
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_filled_graph_computes_what_pytorch_computes(
     session: ort.InferenceSession, encoder: VideoEncoder, budget: int, index: int
 ) -> None:
-    frames = frames_from_scene(scene_from_seed(7, index), CONFIG.encoder.frames)
+    config = encoder.bridge.config
+    frames = frames_from_scene(scene_from_seed(7, index), config.encoder.frames)
     feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
-    tokens, ids, mask, margin = session.run(list(OUTPUTS), feeds)
+    names = outputs_of(config)
+    found = dict(zip(names, session.run(names, feeds), strict=True))
     with torch.inference_mode():
         wanted = encoder(torch.from_numpy(frames), torch.tensor(budget))
-    difference = np.abs(tokens - wanted.tokens.numpy())
+    ids, mask, margin = found["index_map"], found["mask"], found["margin"]
+    difference = np.abs(found["tokens"] - wanted.tokens.numpy())
     print(
         f"max {difference.max():.2e}, mean {difference.mean():.2e}, least margin {margin.min():.2e}"
     )
     assert ids.shape == (2, 16, 16) and ids.dtype == np.int32
     assert np.array_equal(ids, wanted.index_map.numpy())
     assert np.array_equal(mask, wanted.mask.numpy())
-    assert int(mask.sum()) == len(np.unique(ids)) <= budget
+    assert int(mask.sum()) == len(np.unique(ids)) <= (budget or 63), "an adaptive one saves codes"
     assert len(np.unique(ids)) > 1, "nothing to compare"
     assert difference.max() < 1e-5
     assert np.abs(wanted.tokens.numpy()).max() > 0.1, "nothing to compare"
     assert np.abs(margin - wanted.margin.numpy()).max() < 1e-4
+    if wanted.ids is not None:
+        assert found["ids"].shape == (64, LEVELS) and found["ids"].dtype == np.int32
+        assert np.array_equal(found["ids"], wanted.ids.numpy())
+        assert (found["ids"][~mask] == -1).all() and len(np.unique(found["ids"][mask])) > 5
 
 
-def test_inputs_and_outputs_are_the_contracted_ones(session: ort.InferenceSession) -> None:
+def test_inputs_and_outputs_are_the_contracted_ones(
+    session: ort.InferenceSession, checkpoint: Checkpoint
+) -> None:
     inputs = {item.name: (item.type, item.shape) for item in session.get_inputs()}
     assert inputs == {
         "frames": ("tensor(uint8)", [2, 224, 224, 3]),
         "budget": ("tensor(int64)", []),
     }
     assert tuple(inputs) == INPUTS
-    outputs = {item.name: item.type for item in session.get_outputs()}
-    assert tuple(outputs) == OUTPUTS
-    kinds = ["tensor(float)", "tensor(int32)", "tensor(bool)", "tensor(float)"]
-    assert list(outputs.values()) == kinds
+    outputs = {item.name: (item.type, item.shape) for item in session.get_outputs()}
+    wanted: dict[str, tuple[str, list[int]]] = {
+        "tokens": ("tensor(float)", [64, 64]),
+        "index_map": ("tensor(int32)", [2, 16, 16]),
+        "mask": ("tensor(bool)", [64]),
+        "margin": ("tensor(float)", [2, 16, 16]),
+    }
+    if checkpoint.config.quantizer.kind == "codebook":
+        wanted["ids"] = ("tensor(int32)", [64, LEVELS])
+    assert outputs == wanted
+    assert tuple(outputs) == outputs_of(checkpoint.config)
+
+
+def test_the_manifest_says_what_the_graph_can(
+    graph: onnx.ModelProto, checkpoint: Checkpoint
+) -> None:
+    config = checkpoint.config
+    record = _quantizer_record(graph, config)
+    learned = config.quantizer.kind == "codebook"
+    assert (record.kind, record.codes, record.default_budget) == (config.quantizer.kind, 64, 32)
+    assert record.codebook == (CodebookRecord(levels=LEVELS, entries=40) if learned else None)
+    assert record.adaptive_error == 0.2
+    encoder = _encoder_record(graph, config)
+    assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(graph)
+    del fixed.metadata_props[:]
+    assert adaptive_error_of(fixed) is None
+    assert _quantizer_record(fixed, config).adaptive_error is None
+
+
+def test_the_runtime_gives_the_rows_and_ids_in_use(
+    model: bytes, encoder: VideoEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "encoder.onnx").write_bytes(model)
+    frames = frames_from_scene(scene_from_seed(7, 2), 2)
+    found = OrtEncoder(tmp_path / "encoder.onnx", 1).encode(frames, ADAPTIVE)
+    with torch.inference_mode():
+        wanted = encoder(torch.from_numpy(frames), torch.tensor(ADAPTIVE))
+    assert 1 < found.count < 64
+    assert np.abs(found.rows - wanted.tokens[wanted.mask].numpy()).max() < 1e-5
+    if wanted.ids is None:
+        assert found.ids is None
+    else:
+        assert found.ids is not None
+        assert np.array_equal(found.ids, wanted.ids[wanted.mask].numpy())
 
 
 # ---- what the stripped graph holds
@@ -172,7 +177,8 @@ def test_a_plugin_node_is_the_same_graph_without_the_function(
     )
     nodes = [node for node in bare.graph.node if node.domain == DOMAIN]
     assert {node.op_type for node in nodes} == {OP_NAME}
-    assert len(nodes) == CONFIG.quantizer.iterations + 1
+    levels = LEVELS if checkpoint.config.quantizer.kind == "codebook" else 0
+    assert len(nodes) == checkpoint.config.quantizer.iterations + 1 + levels
     assert {item.domain for item in bare.opset_import} == {"", DOMAIN}
 
 
@@ -229,3 +235,35 @@ def test_a_checkpoint_without_its_graph(tmp_path: Path) -> None:
         CheckpointError, match=r"no encoder\.graph\.onnx; .*`vqedge export .* --record`"
     ):
         graph_of(tmp_path)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_a_comparison_stays_in_pytorch(kind: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, config_of(kind))
+    with pytest.raises(ExportError, match=f"kind '{kind}' is a comparison .*; use `vqedge eval"):
+        stripped_graph(checkpoint, tmp_path / "none.onnx")
+    (tmp_path / "config.json").write_text(checkpoint.config.model_dump_json())
+    for name in ("model.safetensors", "lora.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(ExportError, match=f"kind '{kind}' is a comparison"):
+        assemble_bundle(tmp_path, tmp_path / "out.vqedge")
+    assert not (tmp_path / "out.vqedge").exists()
+
+
+def _never(_path: Path) -> Any:
+    raise AssertionError("a language model was opened")
+
+
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [("--no-check", {"check": False}), ("--plugin-node", {"plugin_node": True})],
+)
+def test_what_was_not_measured_is_not_recorded(
+    flag: str, options: dict[str, bool], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"^--record .*; leave out {flag}$"):
+        export_bundle(tmp_path, tmp_path / "out.vqedge", _never, record=True, **options)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from vqedge_export.gguf import LLM_QUANTS
 from vqedge_export.parity import require
 from vqedge_export.report import (
     TOLERANCES,
+    CodebookParity,
     EncoderParity,
     LlmParity,
     ParityReport,
@@ -22,7 +23,13 @@ from vqedge_export.report import (
 )
 
 LIMITS = Tolerance(
-    safe_ids_differ=0.0, ids_differ=0.001, token_cosine=0.999, top1_agreement=0.97, kl_mean=0.02
+    safe_ids_differ=0.0,
+    ids_differ=0.001,
+    token_cosine=0.999,
+    safe_codebook_ids_differ=0.0,
+    codebook_ids_differ=0.002,
+    top1_agreement=0.97,
+    kl_mean=0.02,
 )
 ENCODER = {
     "clips": 12,
@@ -33,20 +40,27 @@ ENCODER = {
     "margin_difference": 1e-6,
     "token_cosine": 0.999,
 }
+CODEBOOK = {"ids": 1536, "codebook_ids_differ": 0.002, "safe_codebook_ids_differ": 0.0}
 LLM = {"prompts": 24, "positions": 60, "top1_agreement": 0.97, "kl_mean": 0.02, "kl_max": 0.5}
 
 
 def report(**changes: Any) -> ParityReport:
     """A report at its limits, with some figures changed."""
-    encoder, llm = (
+    encoder, codebook, llm = (
         {name: changes.get(name, value) for name, value in figures.items()}
-        for figures in (ENCODER, LLM)
+        for figures in (ENCODER, CODEBOOK, LLM)
     )
     return ParityReport(
         encoder_sha256="0" * 64,
         llm_sha256="1" * 64,
         quantization="Q8_0",
         encoder=EncoderParity(**encoder),
+        codebook=CodebookParity(
+            ids=codebook["ids"],
+            ids_differ=codebook["codebook_ids_differ"],
+            safe_ids_differ=codebook["safe_codebook_ids_differ"],
+            margin_where_ids_differ=0.0,
+        ),
         llm=LlmParity(**llm),
         tolerance=LIMITS,
     )
@@ -61,6 +75,8 @@ WORSE = {
     "safe_ids_differ": 1e-6,
     "ids_differ": 0.0011,
     "token_cosine": 0.9989,
+    "safe_codebook_ids_differ": 1e-6,
+    "codebook_ids_differ": 0.0021,
     "top1_agreement": 0.969,
     "kl_mean": 0.021,
 }
@@ -89,6 +105,14 @@ def test_every_limit_is_judged_and_all_faults_are_listed() -> None:
 def test_what_was_not_measured_does_not_pass(part: str) -> None:
     half = report().model_copy(update={part: None})
     assert half.faults(LIMITS) == ["not measured"]
+
+
+def test_a_codebook_whose_ids_were_never_compared_does_not_pass() -> None:
+    assert report(ids=0).faults(LIMITS) == ["not measured"]
+
+
+def test_a_model_without_learned_codebook_needs_no_figures_of_one() -> None:
+    assert report().model_copy(update={"codebook": None}).faults(LIMITS) == []
 
 
 def test_a_report_survives_its_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from vqedge.bundle.manifest import (
     BaseWeightsRecord,
     BundleFacts,
+    CodebookRecord,
     EncoderRecord,
     EngineRecord,
     FileRecord,
@@ -20,6 +21,7 @@ __all__ = [
     "Bundle",
     "BundleDraft",
     "BundleFacts",
+    "CodebookRecord",
     "EncoderRecord",
     "EngineRecord",
     "FileRecord",

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vqedge.errors import BundleError
 from vqedge.validation import first_fault
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 256
@@ -87,6 +87,13 @@ class EncoderRecord(Record):
     precision: Precision
 
 
+class CodebookRecord(Record):
+    """A learned codebook: a code is the sum of one entry of each level."""
+
+    levels: Annotated[int, Field(ge=1, le=64)]
+    entries: Annotated[int, Field(ge=2, le=65536)]
+
+
 class QuantizerRecord(Record):
     """How patches become codes, and how many tokens that gives unless the user says otherwise."""
 
@@ -94,11 +101,19 @@ class QuantizerRecord(Record):
     codes: Annotated[int, Field(ge=1, le=65536)]
     iterations: Annotated[int, Field(ge=0, le=64)]
     default_budget: Count
+    adaptive_error: Annotated[float, Field(gt=0, lt=1)] | None  # None: fixed budgets only
+    codebook: CodebookRecord | None
 
     @model_validator(mode="after")
     def _budget_within_codes(self) -> Self:
         if self.default_budget > self.codes:
             raise ValueError(f"default_budget {self.default_budget} exceeds codes {self.codes}")
+        return self
+
+    @model_validator(mode="after")
+    def _codebook_where_one_is_learned(self) -> Self:
+        if (self.kind == "codebook") != (self.codebook is not None):
+            raise ValueError(f"kind {self.kind!r} does not go with codebook {self.codebook}")
         return self
 
 
@@ -174,7 +189,7 @@ class BundleFacts(Record):
 class Manifest(BundleFacts):
     """The whole of `manifest.json`. One that exists is consistent with itself."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     files: Annotated[tuple[FileRecord, ...], Field(min_length=1, max_length=MAX_FILES)]
     digest: Sha256
 

@@ -23,7 +23,7 @@ class Encoder(Protocol):
         """What runs where, as "onnxruntime CPU fp32"."""
 
     def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
-        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes."""
+        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`."""
 
     def close(self) -> None:
         """Free everything; twice is fine."""

@@ -13,6 +13,7 @@ from vqedge_runtime.encoders import Frames
 from vqedge_runtime.tokens import TokenSet
 
 _OUTPUTS = ("tokens", "index_map", "mask", "margin")
+_IDS = "ids"  # an output more, of a learned codebook
 _ERRORS_ONLY = 3
 
 
@@ -39,6 +40,8 @@ class OrtEncoder:
                 f"{path}: ONNX Runtime cannot load it ({reason}); export again"
             ) from error
         self._session: ort.InferenceSession | None = session
+        has_ids = _IDS in {output.name for output in session.get_outputs()}
+        self._outputs = (*_OUTPUTS, _IDS) if has_ids else _OUTPUTS
 
     @property
     def name(self) -> str:
@@ -46,7 +49,7 @@ class OrtEncoder:
         return "onnxruntime CPU fp32"
 
     def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
-        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes.
+        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
 
         Raises:
             BackendUnavailable: the encoder was closed.
@@ -56,13 +59,13 @@ class OrtEncoder:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         feeds = {"frames": frames_thwc, "budget": np.array(budget, np.int64)}
         try:
-            tokens, index_map, mask, margin = self._session.run(_OUTPUTS, feeds)
+            tokens, index_map, mask, margin, *ids = self._session.run(self._outputs, feeds)
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise BundleError(
                 f"encoder.onnx: ONNX Runtime failed ({reason}); export again"
             ) from error
-        return TokenSet(tokens[mask], index_map, mask, margin)
+        return TokenSet(tokens[mask], index_map, mask, margin, *(rows[mask] for rows in ids))
 
     def close(self) -> None:
         """Free the session; twice is fine."""
