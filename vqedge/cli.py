@@ -69,7 +69,7 @@ def ask(
         str | None, typer.Option(help="Score these answers instead: 'a|b|c'.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Most video tokens to use [default: the bundle's].")
+        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
     ] = None,
     start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
@@ -113,15 +113,20 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Output folder.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0, help="Save and stop after this time.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a checkpoint on generated clips.
+    """Train a checkpoint on generated clips, photos or videos of your own.
 
     Example: vqedge train recipes/tiny.yaml -o runs/mine optim.steps=300
+
+    Several GPUs: accelerate launch -m vqedge.cli train recipes/tiny.yaml
     """
     from vqedge.commands.train import run_train
 
-    run_train(config, overrides or [], resume=resume, out=out, as_json=as_json)
+    run_train(config, overrides or [], resume=resume, out=out, minutes=minutes, as_json=as_json)
 
 
 @app.command()
@@ -200,14 +205,25 @@ def evaluate(
     bundle: BundleOption = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Evaluate in PyTorch instead.")] = None,
     suite: Annotated[
-        str, typer.Option(help="synthetic, FILE.jsonl or FILE.csv (NExT-QA).")
+        str,
+        typer.Option(help="synthetic, photos:INDEX.jsonl, FILE.jsonl or FILE.csv (NExT-QA)."),
     ] = "synthetic",
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Most questions [default: 300 synthetic, else all]."),
+        typer.Option(min=1, help="Most questions [default: 300 of synthetic or photos, else all]."),
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Most video tokens to use.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Most video tokens, or auto: as many as the clip needs."),
+    ] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder of a CSV suite's videos.")] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Ask with shuffled frames, blind, and other trainings."),
+    ] = False,
+    baselines_dir: Annotated[
+        Path, typer.Option(help="Folder of the checkpoints to compare a --checkpoint with.")
+    ] = Path("runs/baselines"),
     threads: ThreadsOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
     as_json: JsonOption = False,
@@ -216,6 +232,7 @@ def evaluate(
 
     Example: vqedge eval -m tiny.vqedge --suite synthetic --limit 300 --json
     """
+    from vqedge.budget import budget_from_text
     from vqedge.commands.evaluate import run_eval
 
     run_eval(
@@ -223,8 +240,9 @@ def evaluate(
         bundle,
         checkpoint,
         limit=limit,
-        budget=budget,
+        budget=budget_from_text(budget),
         videos=videos,
+        baselines=baselines_dir if baselines else None,
         threads=threads,
         show=show,
         as_json=as_json,

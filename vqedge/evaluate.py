@@ -43,6 +43,17 @@ class Answerer(Protocol):
         """Answer one question. Items about the same clip come one after another."""
 
 
+class PerturbedAnswerer(Answerer, Protocol):
+    """One that can be shown less than the clip."""
+
+    def perturbed(self) -> dict[str, Answerer]:
+        """The same models, shown less, by what they are shown."""
+
+
+OnItem = Callable[[Item, Reply, bool], None]
+"""Told each question, its answer, and whether it is right."""
+
+
 @dataclass
 class Tally:
     """Right answers among all."""
@@ -60,10 +71,26 @@ class Tally:
         """Share of right answers in [0, 1]."""
         return self.right / self.total
 
+    def to_dict(self) -> dict[str, Any]:
+        """Count, share and its 95 % interval."""
+        interval = wilson_interval(self.right, self.total)
+        return {"n": self.total, "accuracy": self.accuracy, "interval": list(interval)}
+
 
 @dataclass(frozen=True)
 class EvalReport:
-    """The result of a suite; `to_dict` is the JSON that scripts read."""
+    """The result of a suite; `to_dict` is the JSON that scripts read.
+
+    Attributes:
+        suite: its name.
+        overall: all answers.
+        by_kind: answers by kind of question.
+        tokens_mean: video tokens the language model read, mean over the questions.
+        tokens_before: visual tokens before quantisation.
+        frames: frames looked at.
+        extra: more keys of the JSON.
+        baselines: the same questions through something else, by what it is.
+    """
 
     suite: str
     overall: Tally
@@ -72,28 +99,27 @@ class EvalReport:
     tokens_before: int
     frames: int
     extra: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, EvalReport] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values.
 
-        TokDense is accuracy in percent per token (VQToken, section 4), its denominator
-        given.
+        TokDense is accuracy in percent per token (VQToken, section 4); `tokdense_denominator` names
+        the key that it is divided by.
         """
-        accuracy = self.overall.accuracy
+        percent = 100 * self.overall.accuracy
+        baselines = {name: report.to_dict() for name, report in self.baselines.items()}
         return {
             "suite": self.suite,
-            "n": self.overall.total,
-            "accuracy": accuracy,
-            "interval": list(wilson_interval(self.overall.right, self.overall.total)),
-            "by_kind": {
-                kind: {"n": tally.total, "accuracy": tally.accuracy}
-                for kind, tally in sorted(self.by_kind.items())
-            },
+            **self.overall.to_dict(),
+            "by_kind": {kind: tally.to_dict() for kind, tally in sorted(self.by_kind.items())},
             "tokens_mean": self.tokens_mean,
             "tokens_before": self.tokens_before,
             "frames": self.frames,
-            "tokdense": 100 * accuracy / self.tokens_mean if self.tokens_mean else 0.0,
+            "tokdense": percent / self.tokens_mean if self.tokens_mean else 0.0,
+            "tokdense_denominator": "tokens_mean",
             **self.extra,
+            **({"baselines": baselines} if baselines else {}),
         }
 
 
@@ -101,7 +127,7 @@ def evaluate(
     answerer: Answerer,
     suite: str,
     items: Sequence[Item],
-    on_item: Callable[[Item, Reply, bool], None] = lambda *_: None,
+    on_item: OnItem = lambda *_: None,
 ) -> EvalReport:
     """Ask every question once.
 
@@ -109,7 +135,7 @@ def evaluate(
         answerer: what is evaluated.
         suite: name for the report.
         items: the questions, at least one.
-        on_item: told each question, its answer, and whether it is right.
+        on_item: told each answer.
     """
     overall, tokens = Tally(), 0
     by_kind: dict[str, Tally] = {}
@@ -121,7 +147,9 @@ def evaluate(
         by_kind.setdefault(item.kind, Tally()).add(hit)
         on_item(item, reply, hit)
     mean = tokens / len(items)
-    return EvalReport(suite, overall, by_kind, mean, answerer.tokens_before, answerer.frames)
+    before, frames = answerer.tokens_before, answerer.frames
+    extra = {"backend": answerer.backend}
+    return EvalReport(suite, overall, by_kind, mean, before, frames, extra)
 
 
 def is_right(found: str, wanted: str) -> bool:

@@ -202,14 +202,24 @@ def test_choices_that_are_none(run: Any, clip: Path, bundle: FakeBundle, choices
     assert_one_line(found, "--choices", "separated by |")
 
 
-@pytest.mark.parametrize("suite", ["nothing", "none.jsonl", "none.csv"])
+@pytest.mark.parametrize("suite", ["nothing", "none.jsonl", "none.csv", "photos"])
 def test_a_suite_that_is_not_there(run: Any, bundle: FakeBundle, suite: str) -> None:
     assert_one_line(run("eval", "-m", bundle.path, "--suite", suite), suite)
 
 
-def test_eval_with_a_budget_out_of_range(run: Any, bundle: FakeBundle) -> None:
-    found = run("eval", "-m", bundle.path, "--limit", "1", "--budget", "0")
-    assert_one_line(found, "--budget 0: this bundle takes 1 to 32 tokens")
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ("0", "--budget 0: this bundle takes 1 to 32 tokens"),
+        ("auto", "--budget auto: this bundle has a fixed budget"),
+        ("many", "--budget many: give a number of tokens"),
+    ],
+)
+def test_eval_with_a_budget_out_of_range(
+    run: Any, bundle: FakeBundle, budget: str, words: str
+) -> None:
+    found = run("eval", "-m", bundle.path, "--limit", "1", "--budget", budget)
+    assert_one_line(found, words)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +352,23 @@ def test_eval_prints_its_report(run: Any, clip: Path, bundle: FakeBundle, tmp_pa
     assert document["backend"] == {"encoder": "fake encoder", "llm": "fake"}
     assert bundle.encoder.calls == 1, "a clip is encoded once for all its questions"
     assert "ok  What?" in found.err and "--  What?" in found.err
+
+
+def test_eval_scores_choices_and_asks_about_part_of_a_video(
+    run: Any, clip: Path, bundle: FakeBundle, tmp_path: Path
+) -> None:
+    suite = tmp_path / "mine.jsonl"
+    whole = {"video": str(clip), "question": "Which?", "answer": "b", "choices": ["a", "b"]}
+    part = {"video": str(clip), "question": "What?", "answer": "red", "start": 1, "end": 2}
+    suite.write_text("\n".join(map(json.dumps, (whole, part))))
+    bundle.llm.enqueue_scores(-9.0, -1.0)
+    bundle.llm.enqueue("red")
+    found = run("eval", "-m", bundle.path, "--suite", suite, "--budget", "8", "--json")
+    document = json.loads(found.out)
+    assert (document["accuracy"], document["tokens_mean"]) == (1.0, 8.0)
+    assert bundle.encoder.calls == 2, "the part is a clip of its own"
+    (first, _), (second, _) = bundle.llm.calls
+    assert first != second, "the same frames were shown for the whole and for the part"
 
 
 # ---- as a program

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vqedge.budget import budget_from_text
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, PromptError, VqedgeError
 from vqedge.prompt import question_text
@@ -32,7 +33,7 @@ def ask(
     options_or_default = options or DecodingOptions()
     with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
         say(str(qa.backend))
-        encoded = qa.encode(video, _budget(budget), start, end)
+        encoded = qa.encode(video, budget_from_text(budget), start, end)
         if choices is not None:
             answer = qa.ask(encoded, words, choices=_choices(choices))
         elif stream and not as_json:
@@ -62,6 +63,8 @@ def document_of(answer: Answer) -> dict[str, Any]:
     }
     if answer.choice_scores:
         document["choices"] = answer.choice_scores
+    if video.tokens.ids is not None:
+        document["ids"] = video.tokens.ids.tolist()
     return document
 
 
@@ -100,14 +103,3 @@ def _choices(text: str) -> list[str]:
             f"--choices {text!r}: give two or more, separated by |, as 'red|blue|green'"
         )
     return choices
-
-
-def _budget(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if text == "auto":
-        raise ConfigError("--budget auto: this bundle has a fixed budget; give a number of tokens")
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"--budget {text}: give a number of tokens, as 32") from None

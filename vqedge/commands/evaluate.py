@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vqedge.budget import Budget
+from vqedge.commands.baselines import (
+    Subject,
+    baselines_of,
+    opened_checkpoint,
+    print_comparison,
+    report_of,
+    steps_of,
+)
+from vqedge.commands.frames import read_frames
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.data.suites import Item, Scene, suite_items
+from vqedge.data.suites import Item, frames_of, suite_items
 from vqedge.errors import ConfigError
-from vqedge.evaluate import Answerer, EvalReport, Reply, evaluate
+from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge_runtime import Video, VideoQA
 
 
@@ -20,11 +30,12 @@ class BundleAnswerer:
     Args:
         qa: the open session.
         budget: most tokens a clip, the bundle's default if not given.
+        shuffled: show the frames in a random order.
     """
 
-    def __init__(self, qa: VideoQA, budget: int | None = None) -> None:
-        self.qa, self.budget = qa, budget
-        self._clip: Scene | Path | None = None
+    def __init__(self, qa: VideoQA, budget: Budget | None = None, shuffled: bool = False) -> None:
+        self.qa, self.budget, self.shuffled = qa, budget, shuffled
+        self._clip: Any = None
         self._video: Video | None = None
 
     @property
@@ -42,18 +53,21 @@ class BundleAnswerer:
         """Frames of a clip."""
         return self.qa.manifest.encoder.frames
 
+    def perturbed(self) -> dict[str, Answerer]:
+        """The same models with less to see; they cannot read a question without any video."""
+        return {"shuffled frames": BundleAnswerer(self.qa, self.budget, shuffled=True)}
+
     def reply(self, item: Item) -> Reply:
         """Answer one question; a clip is encoded once."""
         if self._video is None or item.clip != self._clip:
-            self._clip, self._video = item.clip, self._encoded(item.clip)
+            self._clip, self._video = item.clip, self._encoded(item)
         answer = self.qa.ask(self._video, item.question, choices=item.choices)
         return Reply(answer.text, answer.tokens)
 
-    def _encoded(self, clip: Scene | Path) -> Video:
-        if isinstance(clip, Scene):
-            frames = clip.frames(self.frames, self.qa.manifest.encoder.size)
-            return self.qa.encode_frames(frames, self.budget)
-        return self.qa.encode(clip, self.budget)
+    def _encoded(self, item: Item) -> Video:
+        size = self.qa.manifest.encoder.size
+        frames = frames_of(item.clip, self.frames, size, read_frames, self.shuffled)
+        return self.qa.encode_frames(frames, self.budget)
 
 
 def run_eval(
@@ -62,20 +76,24 @@ def run_eval(
     checkpoint: Path | None = None,
     *,
     limit: int | None = None,
-    budget: int | None = None,
+    budget: Budget | None = None,
     videos: Path | None = None,
+    baselines: Path | None = None,
     threads: int | None = None,
     show: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Evaluate and print accuracy per kind with its interval."""
-    if suite == "synthetic" and limit is None:
-        limit = 300
+    """Evaluate and print accuracy per kind with its interval; `baselines` is their folder."""
     items = suite_items(suite, limit, videos)
+    on_item = _show if show else lambda *_: None
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, checkpoint, budget, threads)
-        report = evaluate(answerer, suite, items, _show if show else lambda *_: None)
-        report = replace(report, extra={"backend": answerer.backend})
+        others = baselines_of(answerer, checkpoint, baselines, budget) if baselines else []
+        steps = steps_of(checkpoint) if checkpoint else None
+        report = report_of(Subject(suite, lambda: answerer, steps), suite, items, on_item)
+        for other in others:
+            say(f"baseline: {other.name}")
+            report.baselines[other.name] = report_of(other, suite, items, on_item)
     if as_json:
         json_result(report.to_dict())
     else:
@@ -86,16 +104,13 @@ def _answerer(
     stack: ExitStack,
     bundle: Path | None,
     checkpoint: Path | None,
-    budget: int | None,
+    budget: Budget | None,
     threads: int | None,
-) -> Answerer:
+) -> PerturbedAnswerer:
     if checkpoint is not None:
         if bundle is not None:
             raise ConfigError("give a bundle (-m) or --checkpoint, not both")
-        from vqedge.model.answer import CheckpointAnswerer
-        from vqedge.model.checkpoint import open_checkpoint
-
-        return CheckpointAnswerer(open_checkpoint(checkpoint), budget)
+        return opened_checkpoint(checkpoint, budget)
     qa = stack.enter_context(VideoQA.open(bundle_or_default(bundle), threads=threads))
     say(str(qa.backend))
     qa.checked_budget(budget)
@@ -111,8 +126,11 @@ def _print_table(report: EvalReport) -> None:
     low, high = document["interval"]
     result(f"{report.suite}: {document['accuracy']:.1%} of {document['n']} [{low:.1%}, {high:.1%}]")
     for kind, row in document["by_kind"].items():
-        result(f"  {kind:<12} {row['accuracy']:6.1%}  of {row['n']}")
+        low, high = row["interval"]
+        result(f"  {kind:<12} {row['accuracy']:6.1%}  of {row['n']} [{low:.1%}, {high:.1%}]")
     result(
         f"tokens a clip {document['tokens_mean']:.1f} of {document['tokens_before']} "
         f"({document['frames']} frames); TokDense {document['tokdense']:.3f} (percent per token)"
     )
+    if report.baselines:
+        print_comparison({"itself": report, **report.baselines})

@@ -77,7 +77,7 @@ def _print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None
         return
     for path, size in files.items():
         say(f"{size / 1e6:9.1f} MB  {path}")
-    for part in ("encoder", "llm"):
+    for part in ("encoder", "codebook", "llm"):
         for name, value in (parity.get(part) or {}).items():
             say(f"{part} {name}: {value:.6g}")
     result(str(bundle.root))

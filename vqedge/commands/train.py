@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vqedge.base.fetch import fetch
-from vqedge.commands.output import json_result, result
+from vqedge.commands.frames import read_frames
+from vqedge.commands.output import json_result, result, say
 from vqedge.config import train_config_from_yaml
 
 
@@ -15,6 +17,7 @@ def run_train(
     *,
     resume: bool = False,
     out: Path | None = None,
+    minutes: float | None = None,
     as_json: bool = False,
 ) -> None:
     """Train, then trace the encoder so that the checkpoint can be assembled without torch."""
@@ -23,9 +26,14 @@ def run_train(
 
     extra = [f"output={out}"] if out else []
     settings = train_config_from_yaml(config, [*overrides, *extra])
-    checkpoint = train(settings, resume)
-    write_graph(checkpoint, fetch(settings.model.encoder.source).path)
+    checkpoint = train(settings, read_frames, resume, minutes)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return  # the first process of a launcher speaks
+    if checkpoint is None:
+        say(f"time is up: `--resume` goes on with {settings.output}")
+    elif settings.model.quantizer.kind in ("kmeans", "codebook"):
+        write_graph(checkpoint, fetch(settings.model.encoder.source).path)
     if as_json:
-        json_result({"checkpoint": str(checkpoint.path)})
+        json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
     else:
-        result(str(checkpoint.path))
+        result(str(settings.output))

@@ -1,0 +1,261 @@
+"""`vqedge eval --baselines`: what a checkpoint is compared with, under which name."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bundle import write_bundle
+
+import vqedge.commands.baselines as baselines
+import vqedge.commands.evaluate as evaluating
+from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL
+from vqedge.commands.baselines import (
+    COMPARISONS,
+    Comparison,
+    baselines_of,
+    difference,
+    steps_of,
+    trained_baselines,
+)
+from vqedge.commands.evaluate import BundleAnswerer
+from vqedge.config import (
+    AttentionConfig,
+    ModelConfig,
+    QuantizerConfig,
+    TrainConfig,
+    train_config_from_yaml,
+)
+from vqedge.data.suites import Item, suite_items
+from vqedge.errors import CheckpointError, ConfigError
+from vqedge.evaluate import Answerer, Reply
+from vqedge_runtime import TokenSet, VideoQA
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
+
+OURS = ModelConfig()
+RANDOM = OURS.model_copy(update={"quantizer": QuantizerConfig(kind="random")})
+TWO_CHANGES = OURS.model_copy(
+    update={"quantizer": QuantizerConfig(codes=128), "attention": AttentionConfig(hash="none")}
+)
+
+
+def write_checkpoint(folder: Path, config: ModelConfig = OURS, steps: object = 300) -> Path:
+    """All files of a checkpoint; its weights are never looked at here."""
+    folder.mkdir(parents=True)
+    (folder / CONFIG).write_text(config.model_dump_json())
+    (folder / METRICS).write_text(json.dumps({"step": steps}))
+    for name in (MODEL, LORA):
+        (folder / name).touch()
+    return folder
+
+
+# ---- names
+
+
+def test_a_name_says_how_a_configuration_differs() -> None:
+    assert difference(RANDOM, OURS) == "random codes"
+    assert difference(OURS, RANDOM) == "quantizer.kind=kmeans"
+    assert difference(TWO_CHANGES, OURS) == "quantizer.codes=128, attention.hash=none"
+    assert difference(OURS, OURS) == "trained again"
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda comparison: comparison.folder)
+def test_the_command_that_is_printed_trains_what_is_missing(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {attention: {depth: 3}}\n")
+    words = shlex.split(comparison.command(Path("runs/baselines")))
+    assert words[:3] == ["vqedge", "train", "recipes/tiny.yaml"]
+    assert words[4:] == ["-o", f"runs/baselines/{comparison.folder}"]
+    config: TrainConfig = train_config_from_yaml(recipe, [words[3]])
+    assert difference(config.model, train_config_from_yaml(recipe).model) == comparison.name
+
+
+def test_comparisons_have_names_and_folders_of_their_own() -> None:
+    assert len({comparison.name for comparison in COMPARISONS}) == len(COMPARISONS)
+    assert len({comparison.folder for comparison in COMPARISONS}) == len(COMPARISONS)
+
+
+# ---- which are there
+
+
+def test_trained_comparisons_are_found_by_their_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = write_checkpoint(tmp_path / "ours")
+    folder = tmp_path / "runs"
+    write_checkpoint(folder / "any name", RANDOM, 120)
+    write_checkpoint(folder / "more", RANDOM)
+    write_checkpoint(folder / "other", TWO_CHANGES)
+    (folder / "no checkpoint").mkdir()
+    found = trained_baselines(ours, folder, None)
+    assert [(subject.name, subject.steps) for subject in found] == [
+        ("random codes", 120),
+        ("random codes (more)", 300),
+        ("quantizer.codes=128, attention.hash=none", 300),
+    ]
+    lines = capsys.readouterr().err.splitlines()
+    missing = [comparison for comparison in COMPARISONS if comparison.name != "random codes"]
+    assert lines == [
+        f"no trained baseline {comparison.name!r}: {comparison.command(folder)}"
+        for comparison in missing
+    ]
+
+
+def test_a_folder_that_is_not_there_is_all_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = write_checkpoint(tmp_path / "ours")
+    assert trained_baselines(ours, tmp_path / "none", None) == []
+    assert len(capsys.readouterr().err.splitlines()) == len(COMPARISONS)
+
+
+def test_an_incomplete_checkpoint_or_one_without_the_budget_is_an_error(tmp_path: Path) -> None:
+    ours = write_checkpoint(tmp_path / "ours")
+    write_checkpoint(tmp_path / "runs" / "random", RANDOM)
+    with pytest.raises(ConfigError, match="--budget auto: the quantizer 'random'"):
+        trained_baselines(ours, tmp_path / "runs", "auto")
+    with pytest.raises(ConfigError, match="--budget 65"):
+        trained_baselines(ours, tmp_path / "runs", 65)
+    (tmp_path / "runs" / "random" / LORA).unlink()
+    with pytest.raises(CheckpointError, match=f"random: no {LORA}"):
+        trained_baselines(ours, tmp_path / "runs", None)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": "many"}', '{"step": null}'])
+def test_steps_that_nobody_wrote_down(tmp_path: Path, text: str) -> None:
+    (tmp_path / METRICS).write_text(text)
+    assert steps_of(tmp_path) is None
+    assert steps_of(tmp_path / "none") is None
+
+
+# ---- the report
+
+
+class Stub:
+    """Right about the given share of questions, in a row."""
+
+    backend = {"encoder": "stub", "llm": "stub"}  # noqa: RUF012 - a constant of a stand-in
+    tokens_before, frames = 2048, 8
+
+    def __init__(self, share: float, less: dict[str, float] | None = None) -> None:
+        self.share, self.asked = share, 0
+        self.less = less or {}
+
+    def reply(self, item: Item) -> Reply:
+        self.asked += 1
+        return Reply(item.answer if self.asked % 10 < 10 * self.share else "?", 16)
+
+    def perturbed(self) -> dict[str, Answerer]:
+        return {name: Stub(share) for name, share in self.less.items()}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Checkpoints are stand-ins; the list fills with those that were opened and their budgets."""
+    log: list[tuple[str, Any]] = []
+
+    def fake(path: Path, budget: Any) -> Stub:
+        log.append((path.name, budget))
+        if path.name == "ours":
+            return Stub(0.9, {"shuffled frames": 0.5, "blind": 0.2})
+        return Stub(0.6)
+
+    monkeypatch.setattr(baselines, "opened_checkpoint", fake)
+    monkeypatch.setattr(evaluating, "opened_checkpoint", fake)
+    return log
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, opened: list[tuple[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """Evaluate a checkpoint with one trained comparison; gives stdout and stderr."""
+    ours = write_checkpoint(tmp_path / "ours")
+    write_checkpoint(tmp_path / "runs" / "random", RANDOM, 120)
+
+    def run(**options: Any) -> tuple[str, str]:
+        evaluating.run_eval("synthetic", None, ours, limit=40, **options)
+        return capsys.readouterr()
+
+    return run
+
+
+def test_the_report_holds_a_row_for_each(
+    run: Callable[..., tuple[str, str]], tmp_path: Path, opened: list[tuple[str, Any]]
+) -> None:
+    out, err = run(baselines=tmp_path / "runs", budget=16, as_json=True)
+    document = json.loads(out.splitlines()[-1])
+    rows = document["baselines"]
+    assert list(rows) == ["shuffled frames", "blind", "random codes"]
+    found = [document["accuracy"], *(row["accuracy"] for row in rows.values())]
+    assert found == pytest.approx([0.9, 0.5, 0.2, 0.6])
+    assert [document["steps"], rows["random codes"]["steps"]] == [300, 120]
+    assert "steps" not in rows["blind"], "nothing was trained for it"
+    for row in rows.values():
+        assert row["n"] == document["n"] == 40
+        assert set(row["by_kind"]) == set(document["by_kind"])
+        assert row["interval"][0] < row["accuracy"] < row["interval"][1]
+    assert opened == [("ours", 16), ("random", 16)]
+    assert [line for line in err.splitlines() if line.startswith("baseline: ")] == [
+        f"baseline: {name}" for name in rows
+    ]
+
+
+def test_the_table_has_a_line_and_a_column_for_each(
+    run: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    out, _ = run(baselines=tmp_path / "runs")
+    lines = out.splitlines()
+    rows = lines[next(n for n, line in enumerate(lines) if line.startswith("itself")) :]
+    assert rows[0].split()[:2] == ["itself", "90.0%"] and rows[0].endswith("16.0 tokens, 300 steps")
+    assert rows[3].startswith("random codes") and rows[3].endswith("120 steps")
+    header = rows[4]
+    for row in rows[5:]:
+        assert len(row.split()) == 5
+        for name in ("itself", "shuffled frames", "blind", "random codes"):
+            end = header.index(name) + len(name)
+            assert row[:end].endswith("%"), "columns are not below their names"
+    kinds = [row.split()[0] for row in rows[5:]]
+    assert kinds == sorted(kinds) and "direction" in kinds
+
+
+def test_nothing_is_compared_unless_asked(
+    run: Callable[..., tuple[str, str]], opened: list[tuple[str, Any]]
+) -> None:
+    out, err = run(as_json=True)
+    assert "baselines" not in json.loads(out) and "baseline" not in err
+    assert opened == [("ours", None)]
+
+
+def test_a_bundle_is_compared_with_itself_on_shuffled_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The runtime reads no question without a video, so there is no blind row."""
+
+    class Watching(FakeEncoder):
+        def encode(self, frames_thwc: Any, budget: int) -> TokenSet:
+            seen.append([frame.tobytes() for frame in frames_thwc])
+            return super().encode(frames_thwc, budget)
+
+    seen: list[list[bytes]] = []
+    llm = FakeLanguageModel()
+    qa = VideoQA(Watching(32, 576), llm, write_bundle(tmp_path / "fake.vqedge").manifest)
+    answerer = BundleAnswerer(qa, budget=8)
+    (subject,) = baselines_of(answerer, None, tmp_path, 8)
+    assert subject.name == "shuffled frames" and subject.steps is None
+    assert "with a --checkpoint only" in capsys.readouterr().err
+    (item,) = suite_items("synthetic", 1)
+    for text in ("one", "other"):
+        llm.enqueue(text)
+    replies = [answerer.reply(item), subject.open().reply(item)]
+    assert replies == [Reply("one", 8), Reply("other", 8)]
+    assert [question for _, question in llm.calls] == [item.question] * 2
+    straight, shuffled = seen
+    assert straight != shuffled and sorted(straight) == sorted(shuffled)

@@ -1,0 +1,171 @@
+"""What a checkpoint is compared with on the same questions: itself shown less, and other trainings.
+
+A trained comparison is a checkpoint in a sub-folder, made by the same recipe with one value changed
+(`COMPARISONS`); its name in the report says how its configuration differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vqedge.budget import Budget
+from vqedge.checkpoint import CONFIG, METRICS, model_config_of
+from vqedge.commands.frames import read_frames
+from vqedge.commands.output import result, say
+from vqedge.config import ModelConfig
+from vqedge.data.suites import Item
+from vqedge.evaluate import Answerer, EvalReport, OnItem, PerturbedAnswerer, evaluate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One value of the model's configuration changed, in a folder of its own."""
+
+    name: str
+    folder: str
+    key: str
+    value: str | int | bool
+
+    def command(self, folder: Path) -> str:
+        """How to train it."""
+        change = f"model.{self.key}={json.dumps(self.value).strip(chr(34))}"
+        return f"vqedge train recipes/tiny.yaml {change} -o {folder / self.folder}"
+
+
+COMPARISONS = (
+    Comparison("uniform grid", "grid", "quantizer.kind", "grid"),
+    Comparison("random codes", "random", "quantizer.kind", "random"),
+    Comparison("no hash", "no-hash", "attention.hash", "none"),
+    Comparison("no attention", "no-attention", "attention.depth", 0),
+    Comparison("trained blind", "blind", "attention.blind", True),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to evaluate, opened when its turn comes.
+
+    Attributes:
+        name: of its row.
+        open: load it.
+        steps: of its own training, None where nothing was trained or nobody wrote it down.
+    """
+
+    name: str
+    open: Callable[[], Answerer]
+    steps: int | None = None
+
+
+def baselines_of(
+    answerer: PerturbedAnswerer, checkpoint: Path | None, folder: Path, budget: Budget | None
+) -> list[Subject]:
+    """All that `answerer` is compared with; see `trained_baselines` for arguments and errors."""
+    shown_less = [_opened(name, other) for name, other in answerer.perturbed().items()]
+    if checkpoint is None:
+        say("baselines that were trained are compared with a --checkpoint only")
+        return shown_less
+    return [*shown_less, *trained_baselines(checkpoint, folder, budget)]
+
+
+def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> list[Subject]:
+    """The checkpoints in sub-folders of `folder`.
+
+    Args:
+        checkpoint: what they are compared with.
+        folder: holds them; need not be there.
+        budget: most tokens a clip, see `vqedge.model.answer`.
+
+    Raises:
+        CheckpointError: one of them is incomplete.
+        ConfigError: one of them does not have this budget.
+    """
+    from vqedge.model.answer import checked_budget
+
+    reference = model_config_of(checkpoint)
+    found: dict[str, Subject] = {}
+    for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
+        config = model_config_of(path)
+        checked_budget(config.quantizer, budget)
+        name = difference(config, reference)
+        name = f"{name} ({path.name})" if name in found else name
+        found[name] = Subject(name, partial(opened_checkpoint, path, budget), steps_of(path))
+    for comparison in COMPARISONS:
+        if comparison.name not in found:
+            say(f"no trained baseline {comparison.name!r}: {comparison.command(folder)}")
+    return list(found.values())
+
+
+def opened_checkpoint(path: Path, budget: Budget | None) -> PerturbedAnswerer:
+    """A checkpoint that answers, in PyTorch.
+
+    Raises:
+        CheckpointError: it is incomplete.
+        ConfigError: it does not have this budget.
+    """
+    from vqedge.model.answer import CheckpointAnswerer
+    from vqedge.model.checkpoint import open_checkpoint
+
+    return CheckpointAnswerer(open_checkpoint(path), read_frames, budget)
+
+
+def difference(config: ModelConfig, reference: ModelConfig) -> str:
+    """How a configuration differs from another one, in words if that is a known comparison."""
+    ours, theirs = _flat(config.model_dump(mode="json")), _flat(reference.model_dump(mode="json"))
+    changes = {key: value for key, value in ours.items() if value != theirs[key]}
+    for comparison in COMPARISONS:
+        if changes == {comparison.key: comparison.value}:
+            return comparison.name
+    return ", ".join(f"{key}={value}" for key, value in changes.items()) or "trained again"
+
+
+def steps_of(checkpoint: Path) -> int | None:
+    """How long it was trained."""
+    try:
+        step = json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def report_of(subject: Subject, suite: str, items: Sequence[Item], on_item: OnItem) -> EvalReport:
+    """The suite through one of them; the report says its `steps` where they are known."""
+    report = evaluate(subject.open(), suite, items, on_item)
+    steps = {} if subject.steps is None else {"steps": subject.steps}
+    return replace(report, extra={**report.extra, **steps})
+
+
+def print_comparison(reports: Mapping[str, EvalReport]) -> None:
+    """One line a report, then accuracy by kind with a column each."""
+    documents = {name: report.to_dict() for name, report in reports.items()}
+    for name, document in documents.items():
+        low, high = document["interval"]
+        steps = f", {document['steps']} steps" if "steps" in document else ""
+        share = f"{document['accuracy']:6.1%} [{low:.1%}, {high:.1%}]"
+        result(f"{name:<24} {share}  {document['tokens_mean']:.1f} tokens{steps}")
+    result(" " * 12 + "".join(f"  {name:>7}" for name in documents))
+    for kind in next(iter(documents.values()))["by_kind"]:
+        shares = (
+            f"  {document['by_kind'][kind]['accuracy']:{max(len(name), 7)}.1%}"
+            for name, document in documents.items()
+        )
+        result(f"{kind:<12}" + "".join(shares))
+
+
+def _opened(name: str, answerer: Answerer) -> Subject:
+    return Subject(name, lambda: answerer)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
