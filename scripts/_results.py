@@ -1,0 +1,202 @@
+"""Render docs/results.md from docs/measured; `--write` updates the page and its picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "docs" / "measured"
+PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
+BUDGETS = ("8", "16", "32", "64", "auto")
+
+INTRODUCTION = """# Results
+
+Written by `scripts/_results.py` from the figures in [measured](measured), which `scripts/measure`
+makes; do not edit. Exact match on held-out questions (case, punctuation and articles aside), in
+brackets the 95 % Wilson interval. The suites are `vqedge eval --suite synthetic` (the generated
+world under a seed that is never trained on) and `--suite photos:INDEX` (clips composed of photos of
+the test split). TokDense is percent of accuracy per visual token that the language model reads."""
+
+
+def main(arguments: list[str]) -> int:
+    """Compare the page with what the figures give, or write it.
+
+    Returns:
+        the exit status.
+    """
+    fresh = page()
+    if "--write" in arguments:
+        PAGE.write_text(fresh, encoding="utf-8")
+        draw()
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
+        sys.stderr.write("docs/results.md: run scripts/_results.py --write\n")
+        return 1
+    return 0
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, _budgets(), _kinds(), _baselines(), _export(), _photos(), _codebook()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _budgets() -> str:
+    documents = {budget: _load(f"budget_{budget}") for budget in BUDGETS}
+    rows = [
+        f"| {budget} | {d['tokens_mean']:.1f} | {_share(d)} | {d['tokdense']:.2f} |"
+        for budget, d in documents.items()
+        if d
+    ]
+    first = next(d for d in documents.values() if d)
+    backend = f"{first['backend']['encoder']}, {first['backend']['llm']}"
+    return "\n".join(
+        [
+            "## Accuracy against tokens",
+            "",
+            f"One bundle ({backend}), {first['n']} questions, {first['tokens_before']:,} patches a "
+            f"clip of {first['frames']} frames. `auto` takes as many codes as a clip needs.",
+            "",
+            "![accuracy against tokens](results.png)",
+            "",
+            "| `--budget` | mean tokens | accuracy | TokDense |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _kinds() -> str:
+    bundle, checkpoint = _load("eval_bundle"), _load("eval_checkpoint")
+    assert bundle and checkpoint
+    lines = [
+        "## By kind of question",
+        "",
+        f"At the default budget, {bundle['n']} questions.",
+        "",
+        "| questions | bundle | PyTorch | n |",
+        "|---|---|---|---|",
+    ]
+    for kind, row in bundle["by_kind"].items():
+        reference = checkpoint["by_kind"].get(kind)
+        other = f"{reference['accuracy']:.1%}" if reference else ""
+        lines.append(f"| {kind} | {_share(row)} | {other} | {row['n']} |")
+    lines.append(f"| **all** | **{_share(bundle)}** | {_share(checkpoint)} | {bundle['n']} |")
+    return "\n".join(lines)
+
+
+def _baselines() -> str:
+    reference = _load("baselines")
+    if not reference:
+        return ""
+    rows = {"VQ": reference, **reference["baselines"]}
+    kinds = [kind for kind in ("direction", "order", "color", "shape", "count") if _has(rows, kind)]
+    lines = [
+        "## What the tokens are worth",
+        "",
+        "The same questions in PyTorch: the model shown less (shuffled frames, no video at all), "
+        "and models trained as many steps with one part replaced.",
+        "",
+        f"| | steps | tokens | all | {' | '.join(kinds)} |",
+        "|---|---|---|---|" + "---|" * len(kinds),
+    ]
+    for name, d in rows.items():
+        by_kind = " | ".join(f"{d['by_kind'][kind]['accuracy']:.1%}" for kind in kinds)
+        steps, tokens = d.get("steps", ""), d["tokens_mean"]
+        lines.append(f"| {name} | {steps} | {tokens:.1f} | {_share(d)} | {by_kind} |")
+    return "\n".join(lines)
+
+
+def _has(rows: dict[str, Any], kind: str) -> bool:
+    return all(kind in row["by_kind"] for row in rows.values())
+
+
+def _export() -> str:
+    documents = [json.loads(path.read_text()) for path in sorted(MEASURED.glob("quant_*.json"))]
+    checkpoint = _load("eval_checkpoint")
+    assert checkpoint
+    lines = [
+        "## Export",
+        "",
+        f"PyTorch in float32: {_share(checkpoint)}. ONNX Runtime in float32 and llama.cpp:",
+        "",
+        "| `--llm-quant` | file | accuracy | points from PyTorch | same top token | mean KL |",
+        "|---|---|---|---|---|---|",
+    ]
+    for d in sorted(documents, key=lambda d: -d["llm_mb"]):
+        points = 100 * (d["accuracy"] - checkpoint["accuracy"])
+        lines.append(
+            f"| {d['quantization']} | {d['llm_mb']:.0f} MB | {d['accuracy']:.1%} | {points:+.1f} "
+            f"| {d['top1_agreement']:.1%} | {d['kl_mean']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def _photos() -> str:
+    document = _load("photos")
+    if not document:
+        return ""
+    lines = [
+        "## Photos",
+        "",
+        "Clips composed of test photos of Caltech-101, through the bundle; `thing` names one of "
+        "about a hundred in free text.",
+        "",
+        "| questions | accuracy | n |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {k} | {_share(row)} | {row['n']} |" for k, row in document["by_kind"].items()]
+    lines.append(f"| **all** | **{_share(document)}** | {document['n']} |")
+    return "\n".join(lines)
+
+
+def _codebook() -> str:
+    document = _load("codebook")
+    if not document:
+        return ""
+    return "\n".join(
+        [
+            "## The learned codebook",
+            "",
+            f"`recipes/tiny-codebook.yaml`, {document['ids']} ids a clip that mean the same in "
+            f"every video: {_share(document)} of {document['n']}.",
+        ]
+    )
+
+
+def _share(document: dict[str, Any]) -> str:
+    low, high = document["interval"]
+    return f"{document['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def draw() -> None:
+    """Accuracy against tokens as a picture."""
+    from matplotlib.figure import Figure
+
+    documents = [d for d in map(_load, (f"budget_{budget}" for budget in BUDGETS)) if d]
+    fixed, adaptive = documents[:-1], documents[-1]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    tokens = [d["tokens_mean"] for d in fixed]
+    low, high = zip(*(d["interval"] for d in fixed), strict=True)
+    axes.plot(tokens, [d["accuracy"] for d in fixed], "o-", label="fixed budget")
+    axes.fill_between(tokens, low, high, alpha=0.2, linewidth=0)
+    axes.plot(adaptive["tokens_mean"], adaptive["accuracy"], "D", label="adaptive budget")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("tokens that the language model reads")
+    axes.set_ylabel("exact match")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(PICTURE, dpi=110)
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = MEASURED / f"{name}.json"
+    document: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return document
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
