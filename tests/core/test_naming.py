@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_model import CODES, CONFIG, FRAMES, GRID, random_codes, random_maps, tiny_tokenizer
+from tiny_model import CODES, CONFIG, FRAMES, GRID, random_codes, tiny_tokenizer
 
 from vqedge.config import OptimConfig
 from vqedge.data.cache import QuantizedClips
