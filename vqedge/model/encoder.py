@@ -138,6 +138,4 @@ class VideoEncoder(nn.Module):
         ids = self.bridge.ids(codes, index_map)
         tokens, mask = self.bridge.rows(codes if ids is None else ids, index_map)
         margin = quantized.margin.reshape(shape)
-        return EncodedClip(
-            tokens, index_map, mask, margin, codes if ids is None else None, ids
-        )
+        return EncodedClip(tokens, index_map, mask, margin, codes if ids is None else None, ids)
