@@ -60,6 +60,11 @@ class Video:
     source: Path | Origin | None = None
 
     @property
+    def end_s(self) -> float:
+        """End of the span, seconds."""
+        return self.start_s + self.duration_s
+
+    @property
     def rows(self) -> VideoRows:
         """The rows as the language model takes them."""
         return VideoRows(self.tokens.rows, self.tokens.key())

@@ -14,6 +14,7 @@ from vqedge.commands.ask import document_of
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import ConfigError
 from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 
@@ -27,7 +28,7 @@ def session(path: Path, levels: int = 0, **changes: Any) -> VideoQA:
     facts = tiny_facts(quantizer=tiny_quantizer(**changes))
     manifest = write_bundle(path / "fake.vqedge", facts=facts).manifest
     encoder = FakeEncoder(manifest.quantizer.codes, 576, levels)
-    return VideoQA(encoder, FakeLanguageModel(), manifest)
+    return VideoQA(encoder, FakeBridge(576), FakeLanguageModel(), manifest)
 
 
 @pytest.mark.parametrize(
