@@ -187,4 +187,6 @@ class BatchEncoder:
 
 def _window_count(duration_s: float, window_s: float | None) -> int:
     """Windows of a video; a rest that is hardly one is left to the last of them."""
-    return max(1, math.ceil((duration_s - _SHORTEST_S) / window_s)) if window_s else 1
+    if window_s is None:
+        return 1
+    return max(1, math.ceil((duration_s - min(_SHORTEST_S, window_s / 2)) / window_s))
