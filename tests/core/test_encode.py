@@ -273,13 +273,18 @@ def test_a_video_that_ends_early(run: Any, share: float) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(bundle: Bundle, tmp_path: Path) -> None:
-    """Two hours in windows of a minute take as much memory as one minute."""
+    """Two hours in windows of a minute take about as much memory as one minute.
+
+    Frames wait for the garbage collector, so there is some difference; the frames of all windows
+    would be 145 MB.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak of a process is read from /proc/self/status, which Linux has")
     peaks_mb = []
     for minutes in (1, 120):
         path = tmp_path / f"{minutes}.mkv"
         write_slides(path, 60 * minutes)
         code = f"""
-import resource, sys
 from pathlib import Path
 from vqedge.bundle import open_bundle
 from vqedge_runtime.batch import BatchEncoder, Job
@@ -288,13 +293,14 @@ manifest = open_bundle(Path({str(bundle.root)!r})).manifest
 batch = BatchEncoder(FakeEncoder(32, 576), manifest, 32, 60.0)
 (outcome,) = batch.run([Job(Path({str(path)!r}), Path({str(path) + ".vqt"!r}))])
 assert not outcome.error and outcome.segments == {minutes}, outcome
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")))
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         peaks_mb.append(float(done.stdout))
     print(f"peak memory {peaks_mb[0]:.1f} MB of a minute, {peaks_mb[1]:.1f} MB of two hours")
-    assert peaks_mb[1] < 1.1 * peaks_mb[0]
+    assert peaks_mb[1] - peaks_mb[0] < 32
 
 
 def write_slides(path: Path, seconds: int) -> None:
