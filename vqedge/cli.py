@@ -60,7 +60,7 @@ def _root(
 
 @app.command()
 def ask(
-    video: Annotated[Path, typer.Argument(help="Video, GIF, image, or folder of frames.")],
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
     question: Annotated[
         str | None, typer.Argument(help="The question [default: from stdin].")
     ] = None,
@@ -103,6 +103,39 @@ def ask(
         as_json=as_json,
         stream=not no_stream,
     )
+
+
+@app.command()
+def encode(
+    videos: Annotated[
+        list[Path], typer.Argument(help="Videos, folders of them, or - for standard input.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to make, or folder for several videos.")
+    ],
+    bundle: BundleOption = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most tokens a segment, or auto [default: the bundle's].")
+    ] = None,
+    segment: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds of video in a segment [default: all in one]."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn videos into .vqt files, which every command takes in their place.
+
+    Files that are there and up to date are left alone; a video that fails stops no other.
+
+    Example: vqedge encode clips/ -o tokens/ -m tiny.vqedge
+    """
+    from vqedge.commands.encode import EncodeOptions
+    from vqedge.commands.encode import encode as run
+
+    options = EncodeOptions(budget, segment, jobs, threads)
+    run(videos, out, bundle, options=options, as_json=as_json)
 
 
 @app.command()
@@ -267,7 +300,7 @@ def bench(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .onnx or .gguf.")],
+    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx or .gguf.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file or folder holds."""

@@ -45,3 +45,7 @@ class PromptError(VqedgeError):
 
 class DatasetError(VqedgeError):
     """A question file (JSONL or CSV) has a line that cannot be read."""
+
+
+class VqtError(VqedgeError):
+    """A `.vqt` file is damaged, of an unknown version, or made for another bundle."""

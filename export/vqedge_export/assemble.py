@@ -13,6 +13,7 @@ from vqedge.base.fetch import BaseWeights, fetch
 from vqedge.base.sources import PackageSource
 from vqedge.bundle import (
     BaseWeightsRecord,
+    BridgeRecord,
     Bundle,
     BundleDraft,
     BundleFacts,
@@ -32,8 +33,11 @@ from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
 from vqedge_export.gguf import gguf_from_lora, llm_facts
 from vqedge_export.graph import (
+    TABLES,
+    Arrays,
     adaptive_error_of,
     base_arrays,
+    bridge_of,
     checkpoint_arrays,
     exported_kind,
     filled,
@@ -41,7 +45,7 @@ from vqedge_export.graph import (
 )
 from vqedge_export.report import ParityReport, report_from_file
 
-ENCODER, LLM = "encoder.onnx", "llm.gguf"
+ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
@@ -78,10 +82,11 @@ def assemble_bundle(
 def write_models(
     draft: BundleDraft, checkpoint: Path, config: ModelConfig, graph: onnx.ModelProto, quant: str
 ) -> None:
-    """Put `encoder.onnx` and `llm.gguf` into a bundle that is being written."""
+    """Put `encoder.onnx`, `bridge.onnx` and `llm.gguf` into a bundle that is being written."""
     vit, llm = fetch(config.encoder.source), fetch(config.llm.source)
     model = filled(graph, checkpoint_arrays(checkpoint / MODEL), base_arrays(vit.path))
     save_model(model, draft.folder / ENCODER)
+    save_model(bridge_of(model), draft.folder / BRIDGE)
     lora = load_file(checkpoint / LORA)
     gguf_from_lora(llm.path, lora, config.llm, draft.folder / LLM, quant)
 
@@ -102,7 +107,8 @@ def finish(
         (licences / name).write_text(text, encoding="utf-8")
     facts = BundleFacts(
         encoder=_encoder_record(graph, config),
-        quantizer=_quantizer_record(graph, config),
+        bridge=_bridge_record(graph),
+        quantizer=_quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
         llm=_llm_record(draft.folder / LLM, report.quantization),
         provenance=_provenance_record(checkpoint, weights),
     )
@@ -159,16 +165,36 @@ def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecor
     )
 
 
-def _quantizer_record(graph: onnx.ModelProto, config: ModelConfig) -> QuantizerRecord:
+def _bridge_record(graph: onnx.ModelProto) -> BridgeRecord:
+    bridge = bridge_of(graph).graph
+    return BridgeRecord(
+        file=BRIDGE,
+        inputs=tuple(_tensor(item) for item in bridge.input),
+        outputs=tuple(_tensor(item) for item in bridge.output),
+    )
+
+
+def _quantizer_record(
+    graph: onnx.ModelProto, config: ModelConfig, weights: Arrays
+) -> QuantizerRecord:
     quantizer, kind = config.quantizer, exported_kind(config)
-    tables = CodebookRecord(levels=quantizer.levels, entries=quantizer.entries)
     return QuantizerRecord(
         kind=kind,
         codes=quantizer.codes,
         iterations=quantizer.iterations,
         default_budget=quantizer.default_budget,
         adaptive_error=adaptive_error_of(graph),
-        codebook=tables if kind == "codebook" else None,
+        codebook=_codebook_record(config, weights) if kind == "codebook" else None,
+    )
+
+
+def _codebook_record(config: ModelConfig, weights: Arrays) -> CodebookRecord:
+    """Size and sha256 of the tables, as little-endian float32: equal ids mean the same with it."""
+    tables = weights[TABLES].astype("<f4")
+    return CodebookRecord(
+        levels=config.quantizer.levels,
+        entries=config.quantizer.entries,
+        sha256=hashlib.sha256(tables.tobytes()).hexdigest(),
     )
 
 

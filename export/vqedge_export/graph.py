@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
 from vqedge.base.vit import vit_arrays_from_onnx
@@ -21,6 +21,7 @@ from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ExportError
 
 BASE_PREFIX = "quantizer.vit."
+TABLES = "bridge.codebook.tables"
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
 
@@ -94,6 +95,43 @@ def filled(graph: onnx.ModelProto, checkpoint: Arrays, base: Arrays) -> onnx.Mod
             )
         tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
     return copy
+
+
+def bridge_of(encoder: onnx.ModelProto) -> onnx.ModelProto:
+    """The end of an encoder as a graph of its own: codes or ids and index map to tokens.
+
+    The same nodes, so a file's tokens are those of its video.
+
+    Raises:
+        ExportError: the tokens are made from anything else, too.
+    """
+    outputs = {item.name: item for item in encoder.graph.output}
+    inputs = [outputs[name] for name in ("codes", "ids", "index_map") if name in outputs]
+    known = {item.name for item in (*inputs, *encoder.graph.initializer)}
+    nodes = _nodes_to("tokens", encoder.graph, known)
+    used = {name for node in nodes for name in node.input}
+    weights = [item for item in encoder.graph.initializer if item.name in used]
+    graph = helper.make_graph(nodes, "bridge", inputs, [outputs["tokens"]], weights)
+    opsets = [item for item in encoder.opset_import if not item.domain]
+    return helper.make_model(
+        graph, opset_imports=opsets, ir_version=encoder.ir_version, producer_name="vqedge"
+    )
+
+
+def _nodes_to(wanted: str, graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that make `wanted` of tensors that are known, in their order."""
+    missing, nodes = {wanted}, []
+    for node in reversed(graph.node):
+        if missing.isdisjoint(node.output):
+            continue
+        nodes.append(node)
+        missing = (missing | set(node.input)) - set(node.output) - known - {""}
+    if missing:
+        raise ExportError(
+            f"the graph makes its tokens of {min(missing)!r}, too; "
+            "export the checkpoint again: vqedge export CHECKPOINT -o OUT.vqedge --record"
+        )
+    return nodes[::-1]
 
 
 def checkpoint_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:

@@ -29,7 +29,7 @@ from vqedge_export.op_function import OPSET, attach_function
 
 INPUTS = ("frames", "budget")
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
-IDS = "ids"  # one more output, of a learned codebook
+CODES, IDS = "codes", "ids"  # one more output: what a clip's codes are, or those of a codebook
 
 
 def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> Path:
@@ -67,7 +67,7 @@ def stripped_graph(
 
 def outputs_of(config: ModelConfig) -> tuple[str, ...]:
     """Names of the graph's outputs, in order."""
-    return (*OUTPUTS, IDS) if config.quantizer.kind == "codebook" else OUTPUTS
+    return (*OUTPUTS, IDS if config.quantizer.kind == "codebook" else CODES)
 
 
 def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto:

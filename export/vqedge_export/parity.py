@@ -194,7 +194,7 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
         same = patches.add(found, encoder.encoded(quantized), rounds)
         if same and codebook is not None:
             used = quantized.mask
-            codes = normalised(quantized.codes[used])
+            codes = normalised(quantized.codes[used].half().float())
             ids.add(found.outputs["ids"][used.numpy()], codebook.chosen(codes))
         rows.append(found.outputs["tokens"][found.outputs["mask"]])
     learned = None if codebook is None else ids.figures()

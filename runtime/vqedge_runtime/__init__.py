@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vqedge_runtime.answers import Answer, Backend, Timings, Video
     from vqedge_runtime.llm import DecodingOptions
-    from vqedge_runtime.session import Answer, Backend, Timings, Video, VideoQA
+    from vqedge_runtime.session import VideoQA
     from vqedge_runtime.tokens import TokenSet
 
 __all__ = ["Answer", "Backend", "DecodingOptions", "Timings", "TokenSet", "Video", "VideoQA"]
 
 _HOMES = {
+    **dict.fromkeys(("Answer", "Backend", "Timings", "Video"), "vqedge_runtime.answers"),
     "DecodingOptions": "vqedge_runtime.llm",
     "TokenSet": "vqedge_runtime.tokens",
 }

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from vqedge_runtime.answers import Video
 from vqedge_runtime.llm import DecodingOptions, Generation, VideoRows
-from vqedge_runtime.session import Video, VideoQA
+from vqedge_runtime.session import VideoQA
 
 QUESTION = "What is in the video?"
 _ANSWER_TOKENS = 32
@@ -65,8 +66,7 @@ def _asked(qa: VideoQA, rows: VideoRows, question: str) -> Generation:
 
 def _unreduced(video: Video) -> VideoRows:
     """One row a patch, `[T * grid * grid, width]`: the prompt without quantisation."""
-    position = np.cumsum(video.tokens.mask) - 1
-    return VideoRows(video.tokens.rows[position[video.tokens.index_map.reshape(-1)]])
+    return VideoRows(video.tokens.rows[video.tokens.index_map.reshape(-1)])
 
 
 def _document(

@@ -11,13 +11,16 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from vqedge.budget import ADAPTIVE, Budget
+from vqedge.budget import Budget
 from vqedge.bundle import Manifest, open_bundle
 from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge_runtime.answers import Answer, Backend, Timings, Video, timings_with_llm
+from vqedge_runtime.bridge import Bridge, open_bridge
+from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import Encoder, Frames, open_encoder
 from vqedge_runtime.llm import (
     ChoiceScores,
@@ -25,91 +28,19 @@ from vqedge_runtime.llm import (
     Generation,
     LanguageModel,
     TextStream,
-    VideoRows,
     open_llama_cpp,
+)
+from vqedge_runtime.stored import (
+    origin_from_path,
+    read_stored,
+    segment_from_codes,
+    write_stored,
 )
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.video import Clip, clip_from_path
+from vqedge_runtime.vqt import header_for, is_vqt
 
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall times of one ask in milliseconds; 0 for stages that were done before."""
-
-    decode: float = 0.0
-    preprocess: float = 0.0
-    encode: float = 0.0
-    prefill: float = 0.0
-    first_token: float = 0.0
-    total: float = 0.0
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What ran where, as "onnxruntime CPU fp32" and "llama.cpp CPU Q4_0"."""
-
-    encoder: str
-    llm: str
-
-    def __str__(self) -> str:
-        """One line for people."""
-        return f"encoder: {self.encoder}; llm: {self.llm}"
-
-
-@dataclass(frozen=True)
-class Video:
-    """An encoded clip: ask it as often as you like.
-
-    Attributes:
-        tokens: the discrete tokens.
-        duration_s: length of the span that was sampled, 0 for an image.
-        frames: frames sampled.
-        times_s: time of each sampled frame from the start of the file.
-        timings: what decoding and encoding took.
-    """
-
-    tokens: TokenSet
-    duration_s: float
-    frames: int
-    times_s: tuple[float, ...]
-    timings: Timings
-
-    @property
-    def rows(self) -> VideoRows:
-        """The rows as the language model takes them."""
-        return VideoRows(self.tokens.rows, self.tokens.key())
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer with what it cost.
-
-    Attributes:
-        text: the answer; with choices, the likeliest one.
-        tokens: rows of the video that the language model read.
-        timings: wall times.
-        backend: what ran where.
-        video: the clip it is about.
-        choice_scores: probability of every choice, empty without choices.
-        generated_tokens: tokens of the answer.
-        tokens_per_s: generation speed after the first token.
-    """
-
-    text: str
-    tokens: int
-    timings: Timings
-    backend: Backend
-    video: Video
-    choice_scores: dict[str, float] = field(default_factory=dict)
-    generated_tokens: int = 0
-    tokens_per_s: float = 0.0
-
-    def including_encoding(self) -> Answer:
-        """The same answer with the video's own times added: what a cold ask costs."""
-        spent, own = self.video.timings, self.timings
-        return replace(self, timings=_with_llm(spent, own.prefill, own.first_token, own.total))
 
 
 class AnswerStream(Iterator[str]):
@@ -140,13 +71,16 @@ class VideoQA:
     Not thread safe: calls on one object must not overlap.
 
     Args:
-        encoder: frames to tokens.
+        encoder: frames to codes.
+        bridge: codes to tokens.
         llm: tokens to text.
-        manifest: what the bundle says about both.
+        manifest: what the bundle says about them.
     """
 
-    def __init__(self, encoder: Encoder, llm: LanguageModel, manifest: Manifest) -> None:
-        self.encoder, self.llm, self.manifest = encoder, llm, manifest
+    def __init__(
+        self, encoder: Encoder, bridge: Bridge, llm: LanguageModel, manifest: Manifest
+    ) -> None:
+        self.encoder, self.bridge, self.llm, self.manifest = encoder, bridge, llm, manifest
         self._closed = False
 
     @classmethod
@@ -159,7 +93,7 @@ class VideoQA:
         context: int = 2048,
         gpu_layers: int = 0,
     ) -> Self:
-        """Open and verify a bundle and load both of its models.
+        """Open and verify a bundle and load its models.
 
         Args:
             bundle: a `NAME.vqedge` folder.
@@ -178,6 +112,8 @@ class VideoQA:
         with ExitStack() as stack:
             engine = open_encoder(encoder, opened.path_of("encoder"), threads)
             stack.callback(engine.close)
+            bridge = open_bridge(opened.path_of("bridge"))
+            stack.callback(bridge.close)
             llm = open_llama_cpp(
                 opened.path_of("llm"),
                 threads=threads,
@@ -186,7 +122,7 @@ class VideoQA:
                 system=manifest.llm.system_prompt,
             )
             stack.pop_all()
-        return cls(engine, llm, manifest)
+        return cls(engine, bridge, llm, manifest)
 
     @property
     def backend(self) -> Backend:
@@ -200,7 +136,9 @@ class VideoQA:
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> Video:
-        """Decode, sample and encode a video, an image, or a folder of frames.
+        """Decode, sample and encode a video, an image, or a folder of frames; or read a `.vqt`.
+
+        Of a `.vqt` the segment that `start_s` lies in is read, whole.
 
         Args:
             video: path of the file or folder.
@@ -211,12 +149,37 @@ class VideoQA:
 
         Raises:
             VideoError: nothing in the file can be decoded, or the span is empty.
-            ConfigError: the budget is out of range, or "auto" where the bundle has a fixed one.
+            VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
+            ConfigError: the budget is out of range, "auto" where the bundle has a fixed one, or
+                one of a `.vqt`, which has its tokens already.
         """
+        path = Path(video)
+        if is_vqt(path):
+            if budget is not None:
+                raise ConfigError(f"--budget: {path} has its tokens already; leave the budget out")
+            return self._read(path, start_s, end_s)
         codes = self.checked_budget(budget)
         spec = self.manifest.encoder
-        clip = clip_from_path(Path(video), spec.frames, spec.size, start_s, end_s)
-        return self._encoded(clip, codes)
+        clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s)
+        return replace(self._encoded(clip, codes), source=path)
+
+    def save(self, video: Video, path: PathLike) -> None:
+        """Write an encoded video to a `.vqt`, which this bundle can be asked about instead.
+
+        Args:
+            video: what `encode` gave. Its file is read once more, for its sha256.
+            path: of the file to write.
+
+        Raises:
+            VideoError: the video's file is gone.
+            VqtError: the file cannot be written.
+        """
+        source = video.source
+        origin = origin_from_path(source) if isinstance(source, Path) else source
+        header = header_for(self.manifest, video.budget, origin)
+        codes = video.tokens.codes
+        segment = segment_from_codes(codes, video.start_s, video.duration_s, video.times_s)
+        write_stored(Path(path), header, segment)
 
     def encode_frames(self, frames_thwc: Frames, budget: Budget | None = None) -> Video:
         """Encode frames: uint8 RGB `[T, size, size, 3]` of the bundle's T and size.
@@ -230,8 +193,9 @@ class VideoQA:
             raise ConfigError(
                 f"frames are {frames_thwc.dtype} {frames_thwc.shape}, want uint8 {wanted}"
             )
-        tokens, encode_ms = self._tokens(frames_thwc, self.checked_budget(budget))
-        return Video(tokens, 0.0, spec.frames, (), Timings(encode=encode_ms))
+        codes = self.checked_budget(budget)
+        tokens, encode_ms = self._tokens(frames_thwc, codes)
+        return Video(tokens, 0.0, spec.frames, (), Timings(encode=encode_ms), budget=codes)
 
     def ask(
         self,
@@ -269,10 +233,11 @@ class VideoQA:
         return AnswerStream(self, encoded, stream, spent)
 
     def close(self) -> None:
-        """Free both models; twice is fine."""
+        """Free the models; twice is fine."""
         self._closed = True
         with ExitStack() as stack:
             stack.callback(self.encoder.close)
+            stack.callback(self.bridge.close)
             stack.callback(self.llm.close)
 
     def __enter__(self) -> Self:
@@ -289,30 +254,42 @@ class VideoQA:
         Raises:
             ConfigError: it is out of range, or "auto" where the bundle has a fixed one.
         """
-        quantizer = self.manifest.quantizer
-        if budget is None:
-            return quantizer.default_budget
-        if budget == "auto":
-            if quantizer.adaptive_error is None:
-                raise ConfigError(
-                    "--budget auto: this bundle has a fixed budget; give a number of tokens"
-                )
-            return ADAPTIVE
-        if not 1 <= budget <= quantizer.codes:
-            raise ConfigError(f"--budget {budget}: this bundle takes 1 to {quantizer.codes} tokens")
-        return budget
+        return codes_from_budget(budget, self.manifest.quantizer)
+
+    def _read(self, path: Path, start_s: float | None, end_s: float | None) -> Video:
+        """The video that a `.vqt` holds."""
+        self._check_open()
+        began = time.perf_counter()
+        header, segment = read_stored(path, self.manifest, start_s, end_s)
+        read_ms = (time.perf_counter() - began) * 1e3
+        tokens = self.bridge.tokens(segment.codes)
+        encode_ms = (time.perf_counter() - began) * 1e3 - read_ms
+        return Video(
+            tokens,
+            segment.duration_us / 1e6,
+            header.frames,
+            tuple(time_us / 1e6 for time_us in segment.times_us),
+            Timings(decode=read_ms, encode=encode_ms),
+            segment.start_us / 1e6,
+            header.budget,
+            header.origin,
+        )
 
     def _encoded(self, clip: Clip, budget: int) -> Video:
         tokens, encode_ms = self._tokens(clip.frames_thwc, budget)
         timings = Timings(clip.decode_ms, clip.preprocess_ms, encode_ms)
-        return Video(tokens, clip.duration_s, len(clip.frames_thwc), clip.times_s, timings)
+        frames = len(clip.frames_thwc)
+        return Video(tokens, clip.duration_s, frames, clip.times_s, timings, clip.start_s, budget)
 
     def _tokens(self, frames: Frames, budget: int) -> tuple[TokenSet, float]:
+        self._check_open()
+        began = time.perf_counter()
+        tokens = self.bridge.tokens(self.encoder.encode(frames, budget))
+        return tokens, (time.perf_counter() - began) * 1e3
+
+    def _check_open(self) -> None:
         if self._closed:
             raise BackendUnavailable("this VideoQA is closed; open the bundle again")
-        began = time.perf_counter()
-        tokens = self.encoder.encode(frames, budget)
-        return tokens, (time.perf_counter() - began) * 1e3
 
     def _encoded_and_spent(self, video: Video | PathLike) -> tuple[Video, Timings]:
         """The encoded video and what this call spent on it: nothing, if it came encoded."""
@@ -326,7 +303,7 @@ class VideoQA:
         return Answer(
             result.text,
             video.tokens.count,
-            _with_llm(spent, prefill_ms, result.first_token_ms, result.total_ms),
+            timings_with_llm(spent, prefill_ms, result.first_token_ms, result.total_ms),
             self.backend,
             video,
             generated_tokens=result.generated_tokens,
@@ -335,12 +312,6 @@ class VideoQA:
 
     def _choice_answer(self, video: Video, scores: ChoiceScores, spent: Timings) -> Answer:
         prefill_ms = scores.prefix_ms + scores.question_ms
-        timings = _with_llm(spent, prefill_ms, prefill_ms, scores.total_ms)
+        timings = timings_with_llm(spent, prefill_ms, prefill_ms, scores.total_ms)
         probabilities = dict(zip(scores.choices, scores.probabilities, strict=True))
         return Answer(scores.best, video.tokens.count, timings, self.backend, video, probabilities)
-
-
-def _with_llm(spent: Timings, prefill: float, first_token: float, total: float) -> Timings:
-    """Timings of the whole ask: the encoder's stages come before the language model's."""
-    before = spent.decode + spent.preprocess + spent.encode
-    return replace(spent, prefill=prefill, first_token=before + first_token, total=before + total)

@@ -1,4 +1,7 @@
-"""A video as tokens: what an encoder returns and a language model reads. NumPy only."""
+"""A video as codes and as tokens: what an encoder finds and what a language model reads.
+
+NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,35 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+Values = npt.NDArray[np.float16] | npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A clip in codes: what an encoder finds, and all that a `.vqt` file keeps of the pictures.
+
+    Attributes:
+        index_map: int32 `[T, grid, grid]`, the token hash: which code each patch has. Codes are
+            numbered by first occurrence, so 0 to k - 1 all occur.
+        values: float16 `[k, D]`, the codes themselves; with a learned codebook int32
+            `[k, levels]`, the entry of each level that a code is the sum of.
+        margin: float32 `[T, grid, grid]`, how safe each patch's choice is; None from a file.
+    """
+
+    index_map: npt.NDArray[np.int32]
+    values: Values
+    margin: npt.NDArray[np.float32] | None = None
+
+    @property
+    def count(self) -> int:
+        """Codes in use."""
+        return len(self.values)
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32] | None:
+        """Ids of a learned codebook, which mean the same in every video; None without one."""
+        return self.values.astype(np.int32) if self.values.dtype.kind == "i" else None
+
 
 @dataclass(frozen=True)
 class TokenSet:
@@ -15,18 +47,11 @@ class TokenSet:
 
     Attributes:
         rows: float32 `[k, d_llm]`, one row a code in use, k <= budget.
-        index_map: int32 `[T, grid, grid]`, the token hash: which code each patch has.
-        mask: bool `[K]`, the codes in use among all K of the encoder.
-        margin: float32 `[T, grid, grid]`, how safe each patch's choice is.
-        ids: int32 `[k, levels]` with a learned codebook, else None. They mean the same in every
-            video: a row is made from the sum of one entry of each level.
+        codes: what the rows are made from.
     """
 
     rows: npt.NDArray[np.float32]
-    index_map: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.bool_]
-    margin: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int32] | None = None
+    codes: Codes
 
     @property
     def count(self) -> int:
@@ -36,7 +61,22 @@ class TokenSet:
     @property
     def patches(self) -> int:
         """Visual tokens before quantisation."""
-        return int(self.index_map.size)
+        return int(self.codes.index_map.size)
+
+    @property
+    def index_map(self) -> npt.NDArray[np.int32]:
+        """Which token each patch belongs to, int32 `[T, grid, grid]`."""
+        return self.codes.index_map
+
+    @property
+    def margin(self) -> npt.NDArray[np.float32] | None:
+        """How safe each patch's choice is, float32 `[T, grid, grid]`; None from a file."""
+        return self.codes.margin
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32] | None:
+        """Ids of a learned codebook, int32 `[k, levels]`; None without one."""
+        return self.codes.ids
 
     def key(self) -> str:
         """Sha256 of the rows: names the content for prefix caches."""

@@ -34,6 +34,7 @@ from vqedge.data.suites import Item, suite_items
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.evaluate import Answerer, Reply
 from vqedge_runtime import TokenSet, VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 
@@ -246,7 +247,9 @@ def test_a_bundle_is_compared_with_itself_on_shuffled_frames(
 
     seen: list[list[bytes]] = []
     llm = FakeLanguageModel()
-    qa = VideoQA(Watching(32, 576), llm, write_bundle(tmp_path / "fake.vqedge").manifest)
+    qa = VideoQA(
+        Watching(32, 576), FakeBridge(576), llm, write_bundle(tmp_path / "fake.vqedge").manifest
+    )
     answerer = BundleAnswerer(qa, budget=8)
     (subject,) = baselines_of(answerer, None, tmp_path, 8)
     assert subject.name == "shuffled frames" and subject.steps is None

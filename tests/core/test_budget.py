@@ -14,11 +14,13 @@ from vqedge.commands.ask import document_of
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import ConfigError
 from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 
 ADAPTING = {"codes": 64, "default_budget": 16, "adaptive_error": 0.25}
-LEARNED = {"kind": "codebook", "codebook": {"levels": 4, "entries": 1024}}
+TABLES = {"levels": 4, "entries": 1024, "sha256": "ab" * 32}
+LEARNED = {"kind": "codebook", "codebook": TABLES}
 FRAMES = np.zeros((8, 224, 224, 3), np.uint8)
 
 
@@ -27,7 +29,7 @@ def session(path: Path, levels: int = 0, **changes: Any) -> VideoQA:
     facts = tiny_facts(quantizer=tiny_quantizer(**changes))
     manifest = write_bundle(path / "fake.vqedge", facts=facts).manifest
     encoder = FakeEncoder(manifest.quantizer.codes, 576, levels)
-    return VideoQA(encoder, FakeLanguageModel(), manifest)
+    return VideoQA(encoder, FakeBridge(576), FakeLanguageModel(), manifest)
 
 
 @pytest.mark.parametrize(
@@ -82,5 +84,5 @@ def test_inspect_tells_levels_and_entries(tmp_path: Path) -> None:
     session(tmp_path, **LEARNED, **ADAPTING)
     kind, facts = facts_of(tmp_path / "fake.vqedge")
     assert kind == "bundle"
-    assert facts["quantizer"]["codebook"] == {"levels": 4, "entries": 1024}
+    assert facts["quantizer"]["codebook"] == TABLES
     assert facts["quantizer"]["adaptive_error"] == 0.25

@@ -104,6 +104,7 @@ def _manifests(draw: st.DrawFn) -> Manifest:
     llm = facts.llm.model_copy(update={"system_prompt": draw(_WORDS), "width": draw(_COUNTS)})
     error = st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)
     tables = {"levels": draw(st.integers(1, 64)), "entries": draw(st.integers(2, 65536))}
+    tables["sha256"] = draw(_HEX)
     learned = {"kind": "codebook", "codebook": tables} if draw(st.booleans()) else {}
     quantizer = tiny_quantizer(adaptive_error=draw(error), **learned)
     tools = draw(st.dictionaries(_WORDS, _WORDS, max_size=4))
@@ -202,16 +203,16 @@ def test_a_missing_folder_and_a_file(tmp_path: Path) -> None:
 MANIFESTS = {
     "over 1048576 bytes": b" " * ((1 << 20) + 1),
     "nested too deeply": b"[" * 100_000,
-    "not JSON": b'{"schema_version": 2,}',
+    "not JSON": b'{"schema_version": 3,}',
     "not JSON: 'utf-8'": b'{"\xff": 1}',
-    "a key is repeated": b'{"schema_version": 2, "schema_version": 2}',
+    "a key is repeated": b'{"schema_version": 3, "schema_version": 3}',
     "not a vqedge manifest": b"[]",
-    "schema version 1; this vqedge reads schema 2; upgrade vqedge or": b'{"schema_version": 1}',
-    "schema version 3; this": b'{"schema_version": 3}',
-    "schema version 2.0;": b'{"schema_version": 2.0}',
+    "schema version 2; this vqedge reads schema 3; upgrade vqedge or": b'{"schema_version": 2}',
+    "schema version 4; this": b'{"schema_version": 4}',
+    "schema version 3.0;": b'{"schema_version": 3.0}',
     "schema version True;": b'{"schema_version": true}',
-    "schema version of type str;": b'{"schema_version": "2"}',
-    "Field required": b'{"schema_version": 2}',
+    "schema version of type str;": b'{"schema_version": "3"}',
+    "Field required": b'{"schema_version": 3}',
 }
 
 
@@ -270,7 +271,8 @@ EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "lists a path twice": _files(lambda files: files.insert(1, files[1])),
     "upper and lower case": _files(lambda files: files.insert(1, files[1] | {"path": "LLM.gguf"})),
     "not sorted": _files(lambda files: files.reverse()),
-    "llm.gguf is used but not listed": _files(lambda files: files.pop(2)),
+    "llm.gguf is used but not listed": _files(lambda files: files.pop(3)),
+    "bridge.onnx is used but not listed": _files(lambda files: files.pop(1)),
     "wrong role 'engine'": _files(lambda files: files[0].update(role="engine")),
     "larger than 32 GiB together": _files(
         lambda files: [f.update(size_bytes=9 << 30) for f in files]
@@ -282,9 +284,9 @@ EDITS: dict[str, Callable[[dict[str, Any]], None]] = {
     "kind 'codebook' does not go with codebook None": lambda raw: raw["quantizer"].update(
         kind="codebook"
     ),
-    "kind 'kmeans' does not go with codebook levels=4 entries=1024": lambda raw: raw[
+    "kind 'kmeans' does not go with codebook levels=4 entries=1024 sha256='00": lambda raw: raw[
         "quantizer"
-    ].update(codebook={"levels": 4, "entries": 1024}),
+    ].update(codebook={"levels": 4, "entries": 1024, "sha256": "00" * 32}),
     "quantizer.adaptive_error: Input should be less than 1": lambda raw: raw["quantizer"].update(
         adaptive_error=1.0
     ),

@@ -60,7 +60,8 @@ def test_a_file_without_a_place_fails_the_export(tmp_path: Path, name: str) -> N
 def test_a_named_file_that_is_not_there_fails_the_export(tmp_path: Path) -> None:
     out = tmp_path / "tiny.vqedge"
     with pytest.raises(BundleError, match=r"llm\.gguf is used"), bundle_writer(out) as draft:
-        (draft.folder / "encoder.onnx").write_bytes(b"x")
+        for name in ("encoder.onnx", "bridge.onnx"):
+            (draft.folder / name).write_bytes(b"x")
         draft.finish(tiny_facts())
     assert not list(tmp_path.iterdir())
 

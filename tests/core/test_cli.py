@@ -18,6 +18,7 @@ import vqedge.cli
 from vqedge.data.demo import write_demo
 from vqedge.errors import BundleError
 from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 
@@ -77,7 +78,7 @@ def bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBundle:
     def fake_open(path: Path, **_: Any) -> VideoQA:
         if path != written.root:
             raise BundleError(f"{path}: no such folder; give the folder that `vqedge export` wrote")
-        return VideoQA(encoder, llm, written.manifest)
+        return VideoQA(encoder, FakeBridge(576), llm, written.manifest)
 
     monkeypatch.setattr(VideoQA, "open", fake_open)
     return FakeBundle(written.root, llm, encoder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.bundle import (
+    BridgeRecord,
     Bundle,
     BundleFacts,
     EncoderRecord,
@@ -17,6 +18,7 @@ from vqedge.bundle import (
 )
 
 FILES = {
+    "bridge.onnx": b"bridge" * 20,
     "encoder.onnx": b"encoder" * 20,
     "llm.gguf": b"GGUF" * 20,
     "parity.json": b"{}\n",
@@ -39,6 +41,14 @@ def tiny_facts(**changes: Any) -> BundleFacts:
         custom_op="function",
         precision="fp32",
     )
+    bridge = BridgeRecord(
+        file="bridge.onnx",
+        inputs=(
+            TensorRecord(name="codes", dtype="float16", shape=(32, 576)),
+            TensorRecord(name="index_map", dtype="int32", shape=(8, 16, 16)),
+        ),
+        outputs=(TensorRecord(name="tokens", dtype="float32", shape=(32, 576)),),
+    )
     llm = LlmRecord(
         file="llm.gguf",
         arch="llama",
@@ -57,6 +67,7 @@ def tiny_facts(**changes: Any) -> BundleFacts:
     )
     parts = {
         "encoder": encoder,
+        "bridge": bridge,
         "llm": llm,
         "provenance": provenance,
         "quantizer": tiny_quantizer(),

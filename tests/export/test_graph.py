@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto
-from tiny_export import LEVELS, BothArrays, config_of
+from tiny_export import LEVELS, Array, BothArrays, config_of
 
 from vqedge.budget import ADAPTIVE
-from vqedge.bundle import CodebookRecord
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import CheckpointError, ConfigError, ExportError
@@ -23,12 +23,22 @@ from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
 from vqedge_export.assemble import _encoder_record, _quantizer_record, assemble_bundle, graph_of
-from vqedge_export.graph import adaptive_error_of, filled, save_model
+from vqedge_export.graph import adaptive_error_of, bridge_of, filled, save_model
 from vqedge_export.onnx_export import INPUTS, outputs_of, stripped_graph
 from vqedge_export.pipeline import export_bundle
+from vqedge_runtime.bridge.ort import OrtBridge
 from vqedge_runtime.encoders.ort import OrtEncoder
 
 ROOT = Path(__file__).parents[2]
+
+
+def assert_one_rounding_apart(found: Array, wanted: Array) -> None:
+    """Sums of float32 differ by a hundred-thousandth of the largest; then each is rounded."""
+    assert found.dtype == wanted.dtype == np.float16
+    apart = np.abs(found.astype(np.float32) - wanted.astype(np.float32))
+    largest = np.maximum(np.abs(found), np.abs(wanted))
+    assert (apart <= np.spacing(largest) + 1e-5 * largest.max()).all()
+    assert (apart > 0).mean() < 0.01
 
 
 @pytest.mark.parametrize("budget", [ADAPTIVE, 5, 8, 16, 32, 64])
@@ -41,10 +51,12 @@ def test_the_filled_graph_computes_what_pytorch_computes(
     feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
     names = outputs_of(config)
     found = dict(zip(names, session.run(names, feeds), strict=True))
+    stored = found[names[-1]]
     with torch.inference_mode():
         wanted = encoder(torch.from_numpy(frames), torch.tensor(budget))
+        tokens, _ = encoder.bridge.rows(torch.from_numpy(stored), wanted.index_map)
     ids, mask, margin = found["index_map"], found["mask"], found["margin"]
-    difference = np.abs(found["tokens"] - wanted.tokens.numpy())
+    difference = np.abs(found["tokens"] - tokens.numpy())
     print(
         f"max {difference.max():.2e}, mean {difference.mean():.2e}, least margin {margin.min():.2e}"
     )
@@ -55,6 +67,8 @@ def test_the_filled_graph_computes_what_pytorch_computes(
     assert len(np.unique(ids)) > 1, "nothing to compare"
     assert difference.max() < 1e-5
     assert np.abs(wanted.tokens.numpy()).max() > 0.1, "nothing to compare"
+    if wanted.codes is not None:
+        assert_one_rounding_apart(stored, wanted.codes.numpy())
     assert np.abs(margin - wanted.margin.numpy()).max() < 1e-4
     if wanted.ids is not None:
         assert found["ids"].shape == (64, LEVELS) and found["ids"].dtype == np.int32
@@ -80,18 +94,24 @@ def test_inputs_and_outputs_are_the_contracted_ones(
     }
     if checkpoint.config.quantizer.kind == "codebook":
         wanted["ids"] = ("tensor(int32)", [64, LEVELS])
+    else:
+        wanted["codes"] = ("tensor(float16)", [64, 384])
     assert outputs == wanted
     assert tuple(outputs) == outputs_of(checkpoint.config)
 
 
 def test_the_manifest_says_what_the_graph_can(
-    graph: onnx.ModelProto, checkpoint: Checkpoint
+    graph: onnx.ModelProto, checkpoint: Checkpoint, arrays: BothArrays
 ) -> None:
     config = checkpoint.config
-    record = _quantizer_record(graph, config)
+    record = _quantizer_record(graph, config, arrays[0])
     learned = config.quantizer.kind == "codebook"
     assert (record.kind, record.codes, record.default_budget) == (config.quantizer.kind, 64, 32)
-    assert record.codebook == (CodebookRecord(levels=LEVELS, entries=40) if learned else None)
+    assert (record.codebook is not None) == learned
+    if record.codebook:
+        tables = arrays[0]["bridge.codebook.tables"].astype(np.float32)
+        assert (record.codebook.levels, record.codebook.entries) == (LEVELS, 40)
+        assert record.codebook.sha256 == hashlib.sha256(tables.tobytes()).hexdigest()
     assert record.adaptive_error == 0.2
     encoder = _encoder_record(graph, config)
     assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
@@ -99,24 +119,64 @@ def test_the_manifest_says_what_the_graph_can(
     fixed.CopyFrom(graph)
     del fixed.metadata_props[:]
     assert adaptive_error_of(fixed) is None
-    assert _quantizer_record(fixed, config).adaptive_error is None
+    assert _quantizer_record(fixed, config, arrays[0]).adaptive_error is None
 
 
-def test_the_runtime_gives_the_rows_and_ids_in_use(
+def test_the_runtime_gives_the_codes_and_rows_in_use(
     model: bytes, encoder: VideoEncoder, tmp_path: Path
 ) -> None:
     (tmp_path / "encoder.onnx").write_bytes(model)
+    save_model(bridge_of(onnx.load_from_string(model)), tmp_path / "bridge.onnx")
     frames = frames_from_scene(scene_from_seed(7, 2), 2)
-    found = OrtEncoder(tmp_path / "encoder.onnx", 1).encode(frames, ADAPTIVE)
+    codes = OrtEncoder(tmp_path / "encoder.onnx", 1).encode(frames, ADAPTIVE)
+    found = OrtBridge(tmp_path / "bridge.onnx").tokens(codes)
     with torch.inference_mode():
         wanted = encoder(torch.from_numpy(frames), torch.tensor(ADAPTIVE))
+        stored = torch.from_numpy(codes.values)
+        tokens, _ = encoder.bridge.rows(stored, torch.from_numpy(codes.index_map))
     assert 1 < found.count < 64
-    assert np.abs(found.rows - wanted.tokens[wanted.mask].numpy()).max() < 1e-5
+    assert np.abs(found.rows - tokens.numpy()).max() < 1e-5
     if wanted.ids is None:
-        assert found.ids is None
+        assert wanted.codes is not None and found.ids is None
+        assert_one_rounding_apart(codes.values, wanted.codes[wanted.mask].numpy())
     else:
         assert found.ids is not None
         assert np.array_equal(found.ids, wanted.ids[wanted.mask].numpy())
+
+
+# ---- the bridge
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_the_bridge_gives_the_encoders_tokens_bit_for_bit(
+    model: bytes, session: ort.InferenceSession, checkpoint: Checkpoint, index: int
+) -> None:
+    bridge = ort.InferenceSession(bridge_of(onnx.load_from_string(model)).SerializeToString())
+    names = outputs_of(checkpoint.config)
+    frames = frames_from_scene(scene_from_seed(11, index), 2)
+    feeds = {"frames": frames, "budget": np.array([ADAPTIVE, 8, 32, 64][index % 4], np.int64)}
+    found = dict(zip(names, session.run(names, feeds), strict=True))
+    stored = {name: found[name] for name in (names[-1], "index_map")}
+    assert np.array_equal(bridge.run(None, stored)[0], found["tokens"])
+    assert np.abs(found["tokens"]).max() > 0.1, "nothing to compare"
+
+
+def test_a_bridge_is_made_of_codes_and_map_alone(
+    graph: onnx.ModelProto, model: bytes, checkpoint: Checkpoint
+) -> None:
+    bridge = bridge_of(onnx.load_from_string(model))
+    onnx.checker.check_model(bridge)
+    values = outputs_of(checkpoint.config)[-1]
+    assert [item.name for item in bridge.graph.input] == [values, "index_map"]
+    assert [item.name for item in bridge.graph.output] == ["tokens"]
+    assert not bridge.functions and not any(node.domain for node in bridge.graph.node)
+    names = {item.name for item in bridge.graph.initializer}
+    assert all(name.startswith("bridge.") for name in names if "." in name)
+    cut = onnx.ModelProto()
+    cut.CopyFrom(graph)
+    del cut.graph.output[1]  # the map
+    with pytest.raises(ExportError, match=r"makes its tokens of .*, too; export .* again"):
+        bridge_of(cut)
 
 
 # ---- what the stripped graph holds

@@ -76,7 +76,9 @@ def test_only_the_first_round_that_differs_has_a_say_in_margins() -> None:
     margins = [torch.tensor([0.5, 1e-6, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.25, 0.5])]
     rounds = [Assignment(*pair) for pair in zip(ids, margins, strict=True)]
     index_map, margin = (part.reshape(1, 2, 2) for part in (ids[1], margins[1]))
-    wanted = EncodedClip(torch.ones(2, 3), index_map, torch.tensor([True, True]), margin, None)
+    wanted = EncodedClip(
+        torch.ones(2, 3), index_map, torch.tensor([True, True]), margin, None, None
+    )
     outputs = {"index_map": np.array([[[0, 1], [0, 1]]]), "margin": wanted.margin.numpy()}
     outputs |= {"mask": wanted.mask.numpy(), "tokens": wanted.tokens.numpy()}
     turned = [np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1])]

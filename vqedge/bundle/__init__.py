@@ -2,6 +2,7 @@
 
 from vqedge.bundle.manifest import (
     BaseWeightsRecord,
+    BridgeRecord,
     BundleFacts,
     CodebookRecord,
     EncoderRecord,
@@ -18,6 +19,7 @@ from vqedge.bundle.writer import BundleDraft, bundle_writer
 
 __all__ = [
     "BaseWeightsRecord",
+    "BridgeRecord",
     "Bundle",
     "BundleDraft",
     "BundleFacts",

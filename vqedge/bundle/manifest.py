@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vqedge.errors import BundleError
 from vqedge.validation import first_fault
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 256
@@ -21,7 +21,7 @@ MAX_DEPTH = 4
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
-Role = Literal["encoder", "encoder-data", "llm", "parity", "licence", "engine"]
+Role = Literal["encoder", "encoder-data", "bridge", "llm", "parity", "licence", "engine"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dtype = Literal[
     "bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"
@@ -87,11 +87,20 @@ class EncoderRecord(Record):
     precision: Precision
 
 
+class BridgeRecord(Record):
+    """The encoder's end: codes or ids and index map to token rows."""
+
+    file: FilePath
+    inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+
+
 class CodebookRecord(Record):
     """A learned codebook: a code is the sum of one entry of each level."""
 
     levels: Annotated[int, Field(ge=1, le=64)]
     entries: Annotated[int, Field(ge=2, le=65536)]
+    sha256: Sha256  # of the tables
 
 
 class QuantizerRecord(Record):
@@ -168,6 +177,7 @@ class BundleFacts(Record):
     """What an exporter knows. The writer adds files and digest, which makes it a `Manifest`."""
 
     encoder: EncoderRecord
+    bridge: BridgeRecord
     quantizer: QuantizerRecord
     llm: LlmRecord
     provenance: ProvenanceRecord
@@ -176,6 +186,7 @@ class BundleFacts(Record):
     def role_of(self, path: str) -> Role | None:
         """The role of a file, from its place; None if it has none."""
         named: dict[str, Role] = {self.encoder.file: "encoder", self.llm.file: "llm"}
+        named[self.bridge.file] = "bridge"
         named |= dict.fromkeys((engine.file for engine in self.engines), "engine")
         if path in named:
             return named[path]
@@ -189,7 +200,7 @@ class BundleFacts(Record):
 class Manifest(BundleFacts):
     """The whole of `manifest.json`. One that exists is consistent with itself."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     files: Annotated[tuple[FileRecord, ...], Field(min_length=1, max_length=MAX_FILES)]
     digest: Sha256
 
@@ -224,7 +235,8 @@ class Manifest(BundleFacts):
             if file.role != self.role_of(file.path):
                 raise ValueError(f"{file.path} is listed with the wrong role {file.role!r}")
         listed = {file.path for file in self.files}
-        for wanted in (self.encoder.file, self.llm.file, *(e.file for e in self.engines)):
+        models = (self.encoder.file, self.bridge.file, self.llm.file)
+        for wanted in (*models, *(e.file for e in self.engines)):
             if wanted not in listed:
                 raise ValueError(f"{wanted} is used but not listed in files")
         return self

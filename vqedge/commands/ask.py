@@ -12,6 +12,7 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, PromptError, VqedgeError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, VideoQA
+from vqedge_runtime.vqt import Origin
 
 
 def ask(
@@ -34,6 +35,8 @@ def ask(
     with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
         say(str(qa.backend))
         encoded = qa.encode(video, budget_from_text(budget), start, end)
+        if isinstance(encoded.source, Origin) and (start, end) != (None, None):
+            say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
         if choices is not None:
             answer = qa.ask(encoded, words, choices=_choices(choices))
         elif stream and not as_json:

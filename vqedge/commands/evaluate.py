@@ -18,10 +18,12 @@ from vqedge.commands.baselines import (
 )
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items
 from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge_runtime import Video, VideoQA
+from vqedge_runtime.vqt import is_vqt
 
 
 class BundleAnswerer:
@@ -65,8 +67,11 @@ class BundleAnswerer:
         return Reply(answer.text, answer.tokens)
 
     def _encoded(self, item: Item) -> Video:
+        clip = item.clip
+        if isinstance(clip, VideoFile) and is_vqt(clip.path) and not self.shuffled:
+            return self.qa.encode(clip.path, self.budget, clip.start_s, clip.end_s)
         size = self.qa.manifest.encoder.size
-        frames = frames_of(item.clip, self.frames, size, read_frames, self.shuffled)
+        frames = frames_of(clip, self.frames, size, read_frames, self.shuffled)
         return self.qa.encode_frames(frames, self.budget)
 
 

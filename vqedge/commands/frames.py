@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.errors import VqtError
 from vqedge_runtime.video.clip import clip_from_path
+from vqedge_runtime.vqt import is_vqt
 
 
 def read_frames(
@@ -17,5 +19,8 @@ def read_frames(
 
     Raises:
         VideoError: the file cannot be decoded, or the span is outside of it.
+        VqtError: the file is a `.vqt`.
     """
+    if is_vqt(path):
+        raise VqtError(f"{path}: holds codes, no frames; give the video it was made from")
     return clip_from_path(path, count, size, start_s, end_s).frames_thwc

@@ -1,9 +1,10 @@
-"""`vqedge inspect`: what a bundle, a checkpoint, an ONNX or a GGUF file holds."""
+"""`vqedge inspect`: what a bundle, a checkpoint, a `.vqt`, an ONNX or a GGUF file holds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from vqedge.bundle import open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
 from vqedge.errors import BundleError, CheckpointError
+from vqedge_runtime.vqt import Segment, open_vqt
+from vqedge_runtime.vqt.file import vqt_errors
 
 _SHORT = 100  # longest value shown in full
 
@@ -93,6 +96,25 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
     return {"metadata": fields, "tensors": len(reader.tensors), "tensor_types": types}
 
 
+def _vqt_facts(path: Path) -> dict[str, Any]:
+    """Header and segments; every one of them is read, so that damage inside shows."""
+    file = open_vqt(path)
+    header = asdict(file.header)
+    origin = header.pop("origin")
+    with vqt_errors(path):
+        segments = [_segment_facts(file.segment(number)) for number in range(len(file.spans_us))]
+    return {"size_bytes": file.size_bytes, "origin": origin, "header": header, "segments": segments}
+
+
+def _segment_facts(segment: Segment) -> dict[str, Any]:
+    return {
+        "start_s": segment.start_us / 1e6,
+        "duration_s": segment.duration_us / 1e6,
+        "times_s": [time_us / 1e6 for time_us in segment.times_us],
+        "tokens": segment.codes.count,
+    }
+
+
 def _short(value: Any) -> Any:
     if isinstance(value, list):
         return f"{len(value)} values"
@@ -101,4 +123,8 @@ def _short(value: Any) -> Any:
     return value
 
 
-_FILES: dict[str, Callable[[Path], dict[str, Any]]] = {".onnx": _onnx_facts, ".gguf": _gguf_facts}
+_FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    ".onnx": _onnx_facts,
+    ".gguf": _gguf_facts,
+    ".vqt": _vqt_facts,
+}

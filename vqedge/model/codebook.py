@@ -89,6 +89,12 @@ class ResidualCodebook(nn.Module):
         sums = torch.stack(entries).sum(dim=0)
         return Choice(sums, *(torch.stack(part, dim=-1) for part in (ids, margins, errors)))
 
+    def sums(self, ids: Tensor) -> Tensor:
+        """Codes of ids int `[K, levels]`, float32 `[K, D]`, zero where they are `UNUSED`."""
+        columns = ids.clamp(min=0).long().unbind(dim=1)
+        entries = [F.embedding(*pair) for pair in zip(columns, self.tables.unbind(), strict=True)]
+        return torch.stack(entries).sum(dim=0) * (ids[:, :1] != UNUSED)
+
     def _plain(self, rows: Tensor, mask: Tensor) -> Coded:
         choice, used = self.chosen(rows.reshape(-1, rows.shape[2])), mask.reshape(-1, 1)
         share = used.float() / used.sum().clamp(min=1)

@@ -11,7 +11,7 @@ from vqedge.config import ModelConfig
 from vqedge.model.codebook import ResidualCodebook
 from vqedge.model.comparisons import GridQuantizer, RandomQuantizer
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
-from vqedge.model.token_hash import token_hash
+from vqedge.model.token_hash import TokenHash, token_hash
 from vqedge.model.vit import ViT
 from vqedge.model.vq_attention import CODE_WIDTHS, VQAttention
 
@@ -23,7 +23,8 @@ class EncodedClip(NamedTuple):
     index_map: Tensor  # int32 [T, grid, grid]
     mask: Tensor  # bool [K], True where the row is used
     margin: Tensor  # float32 [T, grid, grid]
-    ids: Tensor | None  # int32 [K, levels], UNUSED where unused; None without learned codebook
+    codes: Tensor | None  # float16 [K, D], zero where unused; None with a learned codebook
+    ids: Tensor | None  # int32 [K, levels], UNUSED where unused; None without one
 
 
 class Bridged(NamedTuple):
@@ -92,6 +93,31 @@ class Bridge(nn.Module):
         tokens = self.attention(codes, hashed.features, hashed.mask)
         return Bridged(tokens, hashed.mask, ids, commitment)
 
+    def ids(self, codes: Tensor, index_map: Tensor) -> Tensor | None:
+        """What a learned codebook makes of one clip's codes `[K, D]`, int32 `[K, levels]`."""
+        if self.codebook is None:
+            return None
+        mask = self._hash(index_map, len(codes)).mask
+        ids: Tensor = self.codebook(codes[None], mask).ids[0]
+        return ids
+
+    def rows(self, stored: Tensor, index_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of one clip from what a file holds: the half of the encoder that a device repeats.
+
+        Args:
+            stored: codes float16 `[K, D]`; ids int32 `[K, levels]` of a learned codebook.
+            index_map: integer `[T, grid, grid]`.
+
+        Returns:
+            tokens float32 `[K, d_llm]`, and mask bool `[K]`.
+        """
+        hashed = self._hash(index_map, len(stored))
+        codes = stored.float() if self.codebook is None else self.codebook.sums(stored)
+        return self.attention(codes[None], hashed.features, hashed.mask)[0], hashed.mask[0]
+
+    def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
+        return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
+
 
 class VideoEncoder(nn.Module):
     """The whole encoder of one clip, as it is exported."""
@@ -105,14 +131,11 @@ class VideoEncoder(nn.Module):
         return self.encoded(self.quantizer(frames, budget))
 
     def encoded(self, quantized: Quantized) -> EncodedClip:
-        """The second half of `forward`."""
+        """The second half of `forward`: tokens come from nothing but what a `.vqt` file holds."""
         config = self.quantizer.config.encoder
-        bridged = self.bridge(quantized.codes[None], quantized.indices[None])
         shape = (config.frames, config.grid, config.grid)
-        return EncodedClip(
-            bridged.tokens[0],
-            quantized.indices.reshape(shape),
-            bridged.mask[0],
-            quantized.margin.reshape(shape),
-            None if bridged.ids is None else bridged.ids[0],
-        )
+        codes, index_map = quantized.codes.half(), quantized.indices.reshape(shape)
+        ids = self.bridge.ids(codes, index_map)
+        tokens, mask = self.bridge.rows(codes if ids is None else ids, index_map)
+        margin = quantized.margin.reshape(shape)
+        return EncodedClip(tokens, index_map, mask, margin, codes if ids is None else None, ids)

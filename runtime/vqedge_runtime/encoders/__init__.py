@@ -1,4 +1,4 @@
-"""Encoders: frames to tokens. One object per backend behind a small Protocol, picked by name."""
+"""Encoders: frames to codes. One object per backend behind a small Protocol, picked by name."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable
-from vqedge_runtime.tokens import TokenSet
+from vqedge_runtime.tokens import Codes
 
 Frames = npt.NDArray[np.uint8]
 
 
 class Encoder(Protocol):
-    """Turns frames into tokens."""
+    """Turns frames into codes."""
 
     @property
     def name(self) -> str:
         """What runs where, as "onnxruntime CPU fp32"."""
 
-    def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`."""
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""An encoder for tests: tokens are block means of the frames, no model file needed."""
+"""An encoder for tests: codes are band means of the frames, no model file needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from vqedge.budget import ADAPTIVE
 from vqedge_runtime.encoders import Frames
-from vqedge_runtime.tokens import TokenSet
+from vqedge_runtime.tokens import Codes
 
 
 class FakeEncoder:
@@ -14,7 +14,7 @@ class FakeEncoder:
 
     Args:
         codes: rows it has at most.
-        width: width of a row.
+        width: width of a code.
         levels: of a learned codebook, 0 for none.
     """
 
@@ -27,19 +27,18 @@ class FakeEncoder:
         """What runs where."""
         return "fake encoder"
 
-    def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
-        """Brightness of horizontal bands as rows; an adaptive clip needs half of them."""
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+        """Brightness of horizontal bands as codes; an adaptive clip needs half of them."""
         self.calls += 1
         used = self.codes // 2 if budget == ADAPTIVE else min(budget, self.codes)
         frames = len(frames_thwc)
         bands = np.array_split(frames_thwc.astype(np.float32) / 255.0, used, axis=1)
-        rows = np.stack([np.full(self.width, band.mean(), np.float32) for band in bands])
-        index_map = np.arange(16, dtype=np.int32)[None, :, None] * used // 16
-        index_map = np.broadcast_to(index_map, (frames, 16, 16)).copy()
+        means = np.array([[band.mean()] * self.width for band in bands], np.float16)
+        patch = np.arange(16 * 16, dtype=np.int32).reshape(16, 16) * used // (16 * 16)
+        index_map = np.repeat(patch[None], frames, axis=0)
         margin = np.ones(index_map.shape, np.float32)
-        mask = np.arange(self.codes) < used
         ids = np.arange(used * self.levels, dtype=np.int32).reshape(used, self.levels)
-        return TokenSet(rows, index_map, mask, margin, ids if self.levels else None)
+        return Codes(index_map, ids if self.levels else means, margin)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -4,6 +4,6 @@
 instant, `canvas.py` turns it upright and shrinks it, `faults.py` words every error.
 """
 
-from vqedge_runtime.video.clip import Clip, clip_from_path
+from vqedge_runtime.video.clip import Clip, clip_from_path, duration_from_path, images_in
 
-__all__ = ["Clip", "clip_from_path"]
+__all__ = ["Clip", "clip_from_path", "duration_from_path", "images_in"]

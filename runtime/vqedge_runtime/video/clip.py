@@ -34,6 +34,7 @@ class Clip:
         times_s: presentation time of every frame, in seconds from the start of the video; frame i
             is the one on screen at `start + (i + 0.5) / T * (end - start)`.
         duration_s: length of the span that was asked for, in seconds; 0.0 for an image.
+        start_s: start of that span.
         width: of the source as displayed, after rotation, in pixels.
         height: of the source as displayed, after rotation, in pixels.
         distinct_frames: how many different source frames are among the T.
@@ -44,6 +45,7 @@ class Clip:
     frames_thwc: npt.NDArray[np.uint8]
     times_s: tuple[float, ...]
     duration_s: float
+    start_s: float
     width: int
     height: int
     distinct_frames: int
@@ -99,6 +101,20 @@ def clip_from_path(
         return _clip_from_file(request)
 
 
+def duration_from_path(path: Path) -> float:
+    """Seconds that a video lasts, as its header says or as reading it tells; 0.0 for an image.
+
+    Raises:
+        VideoError: one line that says what is wrong with the file, and the next step.
+    """
+    with video_faults(path):
+        if path.is_dir():
+            return float(len(images_in(path)))
+        with opened(path) as source:
+            declared_s = source.declared_duration_s()
+            return source.measured_duration_s() if declared_s is None else declared_s
+
+
 def _clip_from_file(request: _Request) -> Clip:
     began = time.perf_counter()
     plan = _Plan()
@@ -125,7 +141,7 @@ def _clip_from_source(source: Source, request: _Request, plan: _Plan, began: flo
 
 def _clip_from_folder(request: _Request) -> Clip:
     began = time.perf_counter()
-    images = _images_in(request.path)
+    images = images_in(request.path)
     span = _span(request, float(len(images)), clamp=False, still=False)
     held: list[Shot] = []
 
@@ -149,6 +165,7 @@ def _clip_from_shots(
         frames_thwc=canvas.frames_thwc,
         times_s=tuple(canvas.times_s),
         duration_s=span[1] - span[0],
+        start_s=span[0],
         width=canvas.width,
         height=canvas.height,
         distinct_frames=canvas.distinct,
@@ -167,7 +184,12 @@ def _shot_from_image(path: Path) -> Shot:
         return Cursor(source, seeking=False).shot_at(0.0, hold_last=True)
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Images of a folder in natural order of their names.
+
+    Raises:
+        VideoError: there is none.
+    """
     images = [
         entry
         for entry in folder.iterdir()

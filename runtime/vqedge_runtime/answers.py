@@ -1,0 +1,108 @@
+"""What goes in and out of a session: encoded videos, answers, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vqedge.budget import ADAPTIVE
+from vqedge_runtime.llm import VideoRows
+from vqedge_runtime.tokens import TokenSet
+from vqedge_runtime.vqt import Origin
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall times of one ask in milliseconds; 0 for stages that were done before."""
+
+    decode: float = 0.0
+    preprocess: float = 0.0
+    encode: float = 0.0
+    prefill: float = 0.0
+    first_token: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What ran where, as "onnxruntime CPU fp32" and "llama.cpp CPU Q4_0"."""
+
+    encoder: str
+    llm: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"encoder: {self.encoder}; llm: {self.llm}"
+
+
+@dataclass(frozen=True)
+class Video:
+    """An encoded clip: ask it as often as you like.
+
+    Attributes:
+        tokens: the discrete tokens.
+        duration_s: length of the span that was sampled, 0 for an image.
+        frames: frames sampled.
+        times_s: time of each sampled frame from the start of the file.
+        timings: what decoding and encoding took.
+        start_s: start of the span.
+        budget: most codes it was encoded with, as the encoder takes it.
+        source: path of the video, or what a `.vqt` says of it; None for frames from memory.
+    """
+
+    tokens: TokenSet
+    duration_s: float
+    frames: int
+    times_s: tuple[float, ...]
+    timings: Timings
+    start_s: float = 0.0
+    budget: int = ADAPTIVE
+    source: Path | Origin | None = None
+
+    @property
+    def end_s(self) -> float:
+        """End of the span, seconds."""
+        return self.start_s + self.duration_s
+
+    @property
+    def rows(self) -> VideoRows:
+        """The rows as the language model takes them."""
+        return VideoRows(self.tokens.rows, self.tokens.key())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer with what it cost.
+
+    Attributes:
+        text: the answer; with choices, the likeliest one.
+        tokens: rows of the video that the language model read.
+        timings: wall times.
+        backend: what ran where.
+        video: the clip it is about.
+        choice_scores: probability of every choice, empty without choices.
+        generated_tokens: tokens of the answer.
+        tokens_per_s: generation speed after the first token.
+    """
+
+    text: str
+    tokens: int
+    timings: Timings
+    backend: Backend
+    video: Video
+    choice_scores: dict[str, float] = field(default_factory=dict)
+    generated_tokens: int = 0
+    tokens_per_s: float = 0.0
+
+    def including_encoding(self) -> Answer:
+        """The same answer with the video's own times added: what a cold ask costs."""
+        spent, own = self.video.timings, self.timings
+        return replace(
+            self, timings=timings_with_llm(spent, own.prefill, own.first_token, own.total)
+        )
+
+
+def timings_with_llm(spent: Timings, prefill: float, first_token: float, total: float) -> Timings:
+    """Timings of the whole ask: the encoder's stages come before the language model's."""
+    before = spent.decode + spent.preprocess + spent.encode
+    return replace(spent, prefill=prefill, first_token=before + first_token, total=before + total)

@@ -1,0 +1,192 @@
+"""Many videos to `.vqt` files: decoded ahead in threads, encoded one after another, resumable.
+
+Memory grows neither with the number nor with the length of the videos: a few spans are decoded
+ahead, and every segment is written as it comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, groupby
+from pathlib import Path
+
+from vqedge.bundle import Manifest
+from vqedge.errors import VideoError, VqedgeError
+from vqedge.files import replacing
+from vqedge_runtime.encoders import Encoder
+from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
+from vqedge_runtime.video import Clip, clip_from_path, duration_from_path
+from vqedge_runtime.vqt import Header, VqtWriter, header_for
+from vqedge_runtime.vqt.file import vqt_errors
+
+_SHORTEST_S = 0.5  # a shorter rest belongs to the window before it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video and the file to make of it."""
+
+    video: Path
+    out: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: which.
+        size_bytes: of the file.
+        segments: in it.
+        skipped: it was there already and up to date.
+        note: what the user should know of it, or nothing.
+        error: why there is no file, or nothing.
+    """
+
+    job: Job
+    size_bytes: int = 0
+    segments: int = 0
+    skipped: bool = False
+    note: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A span of a job's video to decode, the whole without times; or why there is none."""
+
+    job: Job
+    header: Header | None = None
+    share_done: float = 1.0
+    start_s: float | None = None
+    end_s: float | None = None
+    outcome: Outcome | None = None
+
+
+_Ahead = tuple[_Window, Future[Clip] | None]
+
+
+@dataclass
+class BatchEncoder:
+    """Encodes jobs with one encoder.
+
+    Attributes:
+        encoder: frames to codes.
+        manifest: of its bundle.
+        budget: as the encoder takes it.
+        window_s: length of a segment; None for the whole video.
+        workers: threads that decode ahead, with a span each in memory.
+        on_progress: told a job and which share of it is done.
+    """
+
+    encoder: Encoder
+    manifest: Manifest
+    budget: int
+    window_s: float | None = None
+    workers: int = 2
+    on_progress: Callable[[Job, float], None] = lambda *_: None
+    _given_up: set[Job] = field(default_factory=set, init=False)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Encode every job; one that fails stops no other.
+
+        Yields:
+            an outcome a job, in order.
+        """
+        with ThreadPoolExecutor(self.workers) as pool:
+            decoded = self._decoded_ahead(pool, jobs)
+            for job, clips in groupby(decoded, key=lambda item: item[0].job):
+                outcome = self._outcome(job, clips)
+                self._given_up.add(job)
+                self.on_progress(job, 1.0)
+                yield outcome
+
+    def _decoded_ahead(self, pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[_Ahead]:
+        """All windows of all jobs in order, `workers` of them under way."""
+        waiting: deque[_Ahead] = deque()
+        for window in self._windows(jobs):
+            clip = pool.submit(self._decoded, window) if window.header else None
+            waiting.append((window, clip))
+            if len(waiting) > self.workers:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+    def _windows(self, jobs: Iterable[Job]) -> Iterator[_Window]:
+        for job in jobs:
+            try:
+                yield from self._windows_of(job)
+            except VqedgeError as error:
+                yield _Window(job, outcome=Outcome(job, error=str(error)))
+
+    def _windows_of(self, job: Job) -> Iterator[_Window]:
+        window_us = round((self.window_s or 0.0) * 1e6)
+        header = header_for(self.manifest, self.budget, origin_from_path(job.video), window_us)
+        if is_current(job.out, header):
+            yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
+            return
+        duration_s = duration_from_path(job.video) if self.window_s else 0.0
+        count = _window_count(duration_s, self.window_s)
+        if count == 1:
+            yield _Window(job, header)
+            return
+        for number in range(count):
+            if job in self._given_up:
+                return
+            start_s = number * (self.window_s or 0.0)
+            end_s = duration_s if number == count - 1 else start_s + (self.window_s or 0.0)
+            yield _Window(job, header, (number + 1) / count, start_s, end_s)
+
+    def _decoded(self, window: _Window) -> Clip:
+        spec, span = self.manifest.encoder, (window.start_s, window.end_s)
+        return clip_from_path(window.job.video, spec.frames, spec.size, *span)
+
+    def _outcome(self, job: Job, clips: Iterator[_Ahead]) -> Outcome:
+        """Write a job's file, whole or not at all."""
+        first, clip = next(clips)
+        if first.header is None or clip is None:
+            return first.outcome or Outcome(job)
+        try:
+            with vqt_errors(job.out):
+                job.out.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(job.out) as temporary, temporary.open("wb") as file:
+                    writer = VqtWriter(file, first.header)
+                    note = self._write(writer, chain([(first, clip)], clips))
+        except VqedgeError as error:
+            return Outcome(job, error=str(error))
+        return Outcome(job, writer.size_bytes, writer.segments, note=note)
+
+    def _write(self, writer: VqtWriter, clips: Iterator[_Ahead]) -> str:
+        """Encode and write windows up to the last one that decodes; a note if the rest does not."""
+        note = ""
+        for window, future in clips:
+            if future is None:
+                break
+            try:
+                clip = future.result()
+            except VideoError as error:
+                if not writer.segments:
+                    raise
+                note = f"ends at {window.start_s:g} s: {error}"
+                break
+            codes = self.encoder.encode(clip.frames_thwc, self.budget)
+            times = (clip.start_s, clip.duration_s, clip.times_s)
+            writer.add(segment_from_codes(codes, *times))
+            self.on_progress(window.job, window.share_done)
+            end_s = clip.start_s + clip.duration_s
+            if window.end_s is not None and end_s < window.end_s - _SHORTEST_S:
+                note = f"ends at {end_s:g} s, earlier than it says"
+                break
+        writer.finish()
+        return note
+
+
+def _window_count(duration_s: float, window_s: float | None) -> int:
+    """Windows of a video; a rest that is hardly one is left to the last of them."""
+    if window_s is None:
+        return 1
+    return max(1, math.ceil((duration_s - min(_SHORTEST_S, window_s / 2)) / window_s))

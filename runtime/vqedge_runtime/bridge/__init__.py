@@ -1,0 +1,33 @@
+"""The bridge: codes and index map to the rows the language model reads.
+
+Whatever found the codes, a file or an encoder on any device, the same bridge makes the rows, on one
+CPU thread: a `.vqt` and the video it was made from give the same rows bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from vqedge_runtime.tokens import Codes, TokenSet
+
+
+class Bridge(Protocol):
+    """Turns codes into tokens."""
+
+    def tokens(self, codes: Codes) -> TokenSet:
+        """The tokens of a clip, one row a code."""
+
+    def close(self) -> None:
+        """Free everything; twice is fine."""
+
+
+def open_bridge(path: Path) -> Bridge:
+    """Open `bridge.onnx` of a verified bundle.
+
+    Raises:
+        BundleError: the file cannot be run.
+    """
+    from vqedge_runtime.bridge.ort import OrtBridge
+
+    return OrtBridge(path)

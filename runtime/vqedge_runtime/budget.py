@@ -1,0 +1,26 @@
+"""The budget a user asks for, as an encoder takes it."""
+
+from __future__ import annotations
+
+from vqedge.budget import ADAPTIVE, Budget
+from vqedge.bundle import QuantizerRecord
+from vqedge.errors import ConfigError
+
+
+def codes_from_budget(budget: Budget | None, quantizer: QuantizerRecord) -> int:
+    """The most codes of a clip: the bundle's default, or the given number, or `ADAPTIVE`.
+
+    Raises:
+        ConfigError: it is out of range, or "auto" where the bundle has a fixed one.
+    """
+    if budget is None:
+        return quantizer.default_budget
+    if budget == "auto":
+        if quantizer.adaptive_error is None:
+            raise ConfigError(
+                "--budget auto: this bundle has a fixed budget; give a number of tokens"
+            )
+        return ADAPTIVE
+    if not 1 <= budget <= quantizer.codes:
+        raise ConfigError(f"--budget {budget}: this bundle takes 1 to {quantizer.codes} tokens")
+    return budget

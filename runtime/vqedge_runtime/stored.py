@@ -1,0 +1,127 @@
+"""Between encoded videos and `.vqt` files: what is written of a video, and which part is read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from vqedge.bundle import Manifest
+from vqedge.errors import VqtError
+from vqedge.files import file_sha256, replacing
+from vqedge_runtime.tokens import Codes
+from vqedge_runtime.video import images_in
+from vqedge_runtime.video.faults import video_faults
+from vqedge_runtime.vqt import (
+    Header,
+    Origin,
+    Segment,
+    VqtFile,
+    check_fit,
+    header_for,
+    open_vqt,
+    vqt_bytes,
+)
+from vqedge_runtime.vqt.file import vqt_errors
+
+_MICROSECONDS = 1_000_000
+_SLACK_US = 500_000  # as for the end of a video
+
+
+def origin_from_path(path: Path) -> Origin:
+    """Size and sha256 of a video's file, read in pieces; of all images of a folder, in order.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+    with video_faults(path):
+        if not path.is_dir():
+            return Origin(path.stat().st_size, file_sha256(path))
+        digest, size_bytes = hashlib.sha256(), 0
+        for image in images_in(path):
+            digest.update(f"{image.name} {file_sha256(image)}\n".encode("utf-8", "surrogateescape"))
+            size_bytes += image.stat().st_size
+        return Origin(size_bytes, digest.hexdigest())
+
+
+def segment_from_codes(
+    codes: Codes, start_s: float, duration_s: float, times_s: tuple[float, ...]
+) -> Segment:
+    """A segment for a file; times that are not known are its start."""
+    times = times_s or (start_s,) * len(codes.index_map)
+    start_us, duration_us = _us(start_s), _us(duration_s)
+    return Segment(start_us, duration_us, tuple(map(_us, times)), codes)
+
+
+def write_stored(path: Path, header: Header, segment: Segment) -> None:
+    """Write a file of one segment, whole or not at all.
+
+    Raises:
+        VqtError: it cannot be written.
+    """
+    with vqt_errors(path), replacing(path) as temporary:
+        temporary.write_bytes(vqt_bytes(header, [segment]))
+
+
+def read_stored(
+    path: Path, manifest: Manifest, start_s: float | None, end_s: float | None
+) -> tuple[Header, Segment]:
+    """The part of a file that a span lies in, if the bundle can read it.
+
+    Args:
+        path: the file.
+        manifest: of the bundle.
+        start_s: start of the span in seconds; None means the start of the file.
+        end_s: end of the span; None means that of the segment.
+
+    Raises:
+        VqtError: damaged, of another bundle, or the span lies in no one segment.
+    """
+    file = open_vqt(path)
+    with vqt_errors(path):
+        check_fit(file.header, manifest)
+        return file.header, file.segment(_number_at(file, start_s, end_s))
+
+
+def is_current(path: Path, header: Header) -> bool:
+    """Whether a file is there and whole, and encoding again would give it the same header."""
+    try:
+        return open_vqt(path).header == header
+    except VqtError:
+        return False
+
+
+def _number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
+    spans = file.spans_us
+    first_s, last_s = spans[0][0] / _MICROSECONDS, sum(spans[-1]) / _MICROSECONDS
+    if start_s is None and end_s is None:
+        if len(spans) > 1:
+            raise VqtError(
+                f"holds {len(spans)} segments from {first_s:g} to {last_s:g} s; "
+                "say which with --start SECONDS"
+            )
+        return 0
+    start_us = spans[0][0] if start_s is None else _us(start_s)
+    for number, (begin_us, length_us) in enumerate(spans):
+        if begin_us <= start_us < begin_us + length_us:
+            if end_s is None or _us(end_s) <= begin_us + length_us + _SLACK_US:
+                return number
+            break
+    raise VqtError(
+        f"the span is in no one of its {len(spans)} segments, which are "
+        f"{spans[0][1] / _MICROSECONDS:g} s long from {first_s:g} to {last_s:g} s; "
+        "give --start alone, within them"
+    )
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * _MICROSECONDS)
+
+
+__all__ = [
+    "header_for",
+    "is_current",
+    "origin_from_path",
+    "read_stored",
+    "segment_from_codes",
+    "write_stored",
+]

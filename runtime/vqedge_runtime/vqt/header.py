@@ -1,0 +1,172 @@
+"""The first 170 bytes of a `.vqt`: what it was made from, with what, and the sizes of its parts."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from vqedge.errors import VqtError
+
+MAGIC: Final = b"\x89VQT\r\n\x1a\n"  # damaged by whatever takes the file for text
+VERSION: Final = 1
+MAX_PATCHES = 1 << 16  # of one segment
+MAX_CODES = 4096
+MAX_WIDTH = 1 << 16
+MAX_LEVELS = 64
+
+_KINDS: tuple[Literal["kmeans", "codebook"], ...] = ("kmeans", "codebook")
+_LAYOUT = struct.Struct("<8sHBBHHHHIHQQ32s32s32s32s")
+_LEAD = struct.Struct("<8sH")
+HEADER_BYTES: Final = _LAYOUT.size
+_NO_CODEBOOK = "00" * 32
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The video a file was made from; all zero where it was no file.
+
+    Attributes:
+        size_bytes: of the file, or of all images of a folder together.
+        sha256: of the file, 64 hex digits.
+    """
+
+    size_bytes: int = 0
+    sha256: str = "00" * 32
+
+
+@dataclass(frozen=True)
+class Header:
+    """What all segments of a file have in common.
+
+    Attributes:
+        kind: how the quantizer names codes: by value, or by ids of a learned codebook.
+        levels: ids a code; 0 for `kmeans`.
+        width: numbers in a code; entries of a level for `codebook`.
+        frames, grid_height, grid_width: of a segment's index map.
+        codes: most codes of a segment.
+        budget: asked for when it was encoded, 0 for the adaptive one.
+        window_us: length of a segment that was asked for, 0 for the whole video.
+        origin: the video.
+        encoder_sha256: of the `encoder.onnx` that found the codes, for information.
+        bridge_sha256: of the `bridge.onnx` that they are for.
+        codebook_sha256: of the tables that ids refer to; zeros for `kmeans`.
+    """
+
+    kind: Literal["kmeans", "codebook"]
+    levels: int
+    width: int
+    frames: int
+    grid_height: int
+    grid_width: int
+    codes: int
+    encoder_sha256: str
+    bridge_sha256: str
+    codebook_sha256: str = _NO_CODEBOOK
+    budget: int = 0
+    window_us: int = 0
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """Of a segment's index map."""
+        return self.frames, self.grid_height, self.grid_width
+
+    def to_bytes(self) -> bytes:
+        """The header as it stands in a file.
+
+        Raises:
+            VqtError: a number is out of its range.
+        """
+        _check(self)
+        sizes = (self.frames, self.grid_height, self.grid_width, self.codes, self.width)
+        hashes = (
+            self.origin.sha256,
+            self.encoder_sha256,
+            self.bridge_sha256,
+            self.codebook_sha256,
+        )
+        return _LAYOUT.pack(
+            MAGIC,
+            VERSION,
+            _KINDS.index(self.kind),
+            self.levels,
+            *sizes,
+            self.budget,
+            self.window_us,
+            self.origin.size_bytes,
+            *map(bytes.fromhex, hashes),
+        )
+
+
+def header_from_bytes(data: bytes) -> Header:
+    """Read a header; `data` may go on after it.
+
+    Raises:
+        VqtError: not a `.vqt`, another version, too short, or a value that cannot be.
+    """
+    check_lead(data)
+    if len(data) < HEADER_BYTES:
+        raise VqtError("ends within its header; copy it again")
+    _magic, _version, kind, levels, t, h, w, codes, width, budget, window, size, *hashes = (
+        _LAYOUT.unpack_from(data)
+    )
+    if kind >= len(_KINDS):
+        raise VqtError(f"quantizer kind {kind} is unknown; encode the video again")
+    source, encoder, bridge, codebook = (part.hex() for part in hashes)
+    header = Header(
+        kind=_KINDS[kind],
+        levels=levels,
+        width=width,
+        frames=t,
+        grid_height=h,
+        grid_width=w,
+        codes=codes,
+        encoder_sha256=encoder,
+        bridge_sha256=bridge,
+        codebook_sha256=codebook,
+        budget=budget,
+        window_us=window,
+        origin=Origin(size, source),
+    )
+    _check(header)
+    return header
+
+
+def check_lead(data: bytes) -> None:
+    """Refuse what is no `.vqt` at all, or one of another version.
+
+    Raises:
+        VqtError: so.
+    """
+    if not data.startswith(MAGIC):
+        raise VqtError("not a .vqt file, or damaged by a copy as text; encode the video again")
+    if len(data) < _LEAD.size:
+        raise VqtError("ends within its header; copy it again")
+    _magic, version = _LEAD.unpack_from(data)
+    if version != VERSION:
+        raise VqtError(
+            f"version {version}; this vqedge reads version {VERSION}: "
+            "upgrade vqedge, or encode the video again"
+        )
+
+
+def _check(header: Header) -> None:
+    """Every number within the limits of docs/vqt-format.md."""
+    learned = header.kind == "codebook"
+    patches = header.frames * header.grid_height * header.grid_width
+    limits = {
+        "frames x grid": (patches, 1, MAX_PATCHES),
+        "codes": (header.codes, 1, MAX_CODES),
+        "levels": (header.levels, *((1, MAX_LEVELS) if learned else (0, 0))),
+        "width": (header.width, 2 if learned else 1, MAX_WIDTH),
+        "budget": (header.budget, 0, header.codes),
+    }
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise VqtError(f"{name} {value} is not within {low} and {high}; encode the video again")
+    if learned == (header.codebook_sha256 == _NO_CODEBOOK):
+        raise VqtError(
+            f"kind {header.kind} does not go with codebook "
+            f"{header.codebook_sha256[:8]}; encode the video again"
+        )

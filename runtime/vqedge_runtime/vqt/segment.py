@@ -1,0 +1,165 @@
+"""One span of a video: its times, the index map packed by LZMA, and the codes or their ids."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import VqtError
+from vqedge_runtime.tokens import Codes, Values
+from vqedge_runtime.vqt.header import Header
+
+_SPAN = struct.Struct("<QQ")
+_COUNTS = struct.Struct("<HI")
+_DAMAGED = "encode the video again"
+# Raw LZMA2: no container around it, and so small a dictionary that no stream can ask for memory.
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 17, "lc": 0, "lp": 0, "pb": 0}]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The codes of one span.
+
+    Attributes:
+        start_us: start of the span, microseconds from the start of the video.
+        duration_us: its length, 0 for an image.
+        times_us: of each of the T frames, from the start of the video.
+        codes: what the frames show.
+    """
+
+    start_us: int
+    duration_us: int
+    times_us: tuple[int, ...]
+    codes: Codes
+
+    @property
+    def end_us(self) -> int:
+        """End of the span."""
+        return self.start_us + self.duration_us
+
+
+def segment_bytes(segment: Segment, header: Header) -> bytes:
+    """A segment's body.
+
+    Raises:
+        VqtError: the segment is not one of this header.
+    """
+    codes = segment.codes
+    _check_codes(codes, header)
+    packed = _packed_map(codes.index_map, header)
+    return b"".join(
+        (
+            _SPAN.pack(segment.start_us, segment.duration_us),
+            struct.pack(f"<{header.frames}q", *segment.times_us),
+            _COUNTS.pack(codes.count, len(packed)),
+            packed,
+            _packed_values(codes.values, header),
+        )
+    )
+
+
+def segment_from_bytes(body: memoryview, header: Header) -> Segment:
+    """Read a segment's body.
+
+    Raises:
+        VqtError: a length, a number or an order that cannot be.
+    """
+    start_us, duration_us = span_of(body)
+    times = struct.Struct(f"<{header.frames}q")
+    at = _SPAN.size + times.size
+    if len(body) < at + _COUNTS.size:
+        raise VqtError(f"a segment ends within its times; {_DAMAGED}")
+    count, map_bytes = _COUNTS.unpack_from(body, at)
+    at += _COUNTS.size
+    if not 1 <= count <= header.codes or len(body) != at + map_bytes + _size_of(count, header):
+        raise VqtError(f"a segment of {len(body)} bytes cannot hold {count} codes; {_DAMAGED}")
+    index_map = _unpacked_map(bytes(body[at : at + map_bytes]), header)
+    codes = Codes(index_map, _unpacked_values(body[at + map_bytes :], count, header))
+    _check_codes(codes, header)
+    return Segment(start_us, duration_us, times.unpack_from(body, _SPAN.size), codes)
+
+
+def span_of(body: memoryview) -> tuple[int, int]:
+    """Start and length of a segment in microseconds, without reading its codes.
+
+    Raises:
+        VqtError: it is too short for one.
+    """
+    if len(body) < _SPAN.size:
+        raise VqtError(f"a segment ends within its times; {_DAMAGED}")
+    start_us, duration_us = _SPAN.unpack_from(body)
+    return start_us, duration_us
+
+
+def _check_codes(codes: Codes, header: Header) -> None:
+    """Codes 0 to k - 1 all occur, numbered by first occurrence, and their values are possible."""
+    shape = (header.levels if header.kind == "codebook" else header.width,)
+    if codes.index_map.shape != header.map_shape or codes.values.shape[1:] != shape:
+        raise VqtError(f"the codes do not have the sizes that the header says; {_DAMAGED}")
+    labels, first = np.unique(codes.index_map, return_index=True)
+    if not np.array_equal(labels, np.arange(codes.count)) or (np.diff(first) < 0).any():
+        raise VqtError(f"the index map is not one of {codes.count} codes in order; {_DAMAGED}")
+    values = codes.values
+    entries = header.width if values.dtype.kind == "i" else None
+    if entries is not None and not ((values >= 0) & (values < entries)).all():
+        raise VqtError(f"an id is not within 0 and {entries - 1}; {_DAMAGED}")
+    if entries is None and not np.isfinite(values).all():
+        raise VqtError(f"a code is NaN or infinite; {_DAMAGED}")
+
+
+def _packed_map(index_map: npt.NDArray[np.int32], header: Header) -> bytes:
+    data = index_map.astype(_symbol(header)).tobytes()
+    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=_FILTERS)
+
+
+def _unpacked_map(packed: bytes, header: Header) -> npt.NDArray[np.int32]:
+    symbol = _symbol(header)
+    wanted = int(np.prod(header.map_shape)) * symbol.itemsize
+    unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_FILTERS)
+    try:
+        data = unpacker.decompress(packed, max_length=wanted + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise VqtError(f"the index map cannot be unpacked ({error}); {_DAMAGED}") from error
+    if len(data) != wanted or not unpacker.eof or unpacker.unused_data:
+        raise VqtError(f"the index map unpacks to another size; {_DAMAGED}")
+    return np.frombuffer(data, symbol).reshape(header.map_shape).astype(np.int32)
+
+
+def _symbol(header: Header) -> np.dtype[np.unsignedinteger]:
+    """One byte a patch, two where there may be more than 256 codes."""
+    return np.dtype("u1" if header.codes <= 256 else "<u2")
+
+
+def _size_of(count: int, header: Header) -> int:
+    """Bytes of a segment's codes or ids."""
+    if header.kind == "kmeans":
+        return count * header.width * 2
+    return -(-count * header.levels * _bits(header) // 8)
+
+
+def _bits(header: Header) -> int:
+    return (header.width - 1).bit_length()
+
+
+def _packed_values(values: Values, header: Header) -> bytes:
+    if header.kind == "kmeans":
+        return values.astype("<f2").tobytes()
+    bits = values.reshape(-1, 1).astype(np.int64) >> np.arange(_bits(header)) & 1
+    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+
+
+def _unpacked_values(data: memoryview, count: int, header: Header) -> Values:
+    if header.kind == "kmeans":
+        codes = np.frombuffer(data, "<f2").astype(np.float16)
+        return codes.reshape(count, header.width)
+    width, used = _bits(header), count * header.levels * _bits(header)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    if bits[used:].any():
+        raise VqtError(f"the bits after the last id are not zero; {_DAMAGED}")
+    places = np.left_shift(1, np.arange(width), dtype=np.int32)
+    ids: npt.NDArray[np.int32] = (bits[:used].reshape(-1, width) * places).sum(1, dtype=np.int32)
+    return ids.reshape(count, header.levels)

@@ -1,0 +1,177 @@
+"""Measures `.vqt` files: are answers and rows those of the video, and how large are the files?
+
+    python scripts/_vqt.py BUNDLE [--clips 300] [--videos FOLDER] [--write]
+
+Clips are held out (the synthetic suite's). One process encodes them, asks one question each and
+saves files; another one, which never sees a frame, reads the files and asks the same. Sizes with a
+learned codebook are those of the same maps with ids in place of codes: ids are not packed by
+content, so their values have no say. --write puts the result into docs/measured/vqt.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqedge.bundle import open_bundle
+from vqedge.commands.encode import VIDEO_SUFFIXES
+from vqedge.data.generated import GeneratedClips
+from vqedge.data.suites import SYNTHETIC_SEED
+from vqedge_runtime import Video, VideoQA
+from vqedge_runtime.tokens import Codes
+from vqedge_runtime.vqt import Header, Segment, open_vqt, vqt_bytes
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "docs/measured/vqt.json"
+LEVELS, ENTRIES = 4, 1024  # of recipes/tiny-codebook.yaml
+FALLBACK = "What is in the video?"
+
+
+def questions(count: int) -> list[str]:
+    """One question a clip; their kinds take turns."""
+    clips = GeneratedClips(SYNTHETIC_SEED, count)
+    asked = (clips[i].one_question_per_kind(np.random.default_rng(i)) for i in range(count))
+    return [items[i % len(items)].question for i, items in enumerate(asked)]
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """Real videos, if there are any."""
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def encoded(qa: VideoQA, count: int, folder: Path) -> Iterator[tuple[str, Video]]:
+    """Name and video of every clip."""
+    spec = qa.manifest.encoder
+    for number, clip in enumerate(GeneratedClips(SYNTHETIC_SEED, count)[i] for i in range(count)):
+        yield f"clip{number:04}", qa.encode_frames(clip.frames(spec.frames, spec.size))
+    for path in videos_in(folder):
+        yield path.name, qa.encode(path)
+
+
+def save_and_ask(bundle: Path, count: int, folder: Path, out: Path) -> dict[str, Any]:
+    """The way of the video: key of the rows and answer, by name; files go to `out`."""
+    asked, found = questions(count), {}
+    with VideoQA.open(bundle) as qa:
+        for number, (name, video) in enumerate(encoded(qa, count, folder)):
+            qa.save(video, out / f"{name}.vqt")
+            question = asked[number] if number < count else FALLBACK
+            found[name] = [video.tokens.key(), question, qa.ask(video, question).text]
+            print(f"\r{number + 1} encoded", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return found
+
+
+def read_and_ask(bundle: Path, folder: Path, found: dict[str, Any], results: Any) -> None:
+    """The way of the file, in a process of its own: rows and answers that are the same."""
+    same: dict[str, tuple[bool, bool]] = {}
+    with VideoQA.open(bundle) as qa:
+        for name, (key, question, answer) in found.items():
+            video = qa.encode(folder / f"{name}.vqt")
+            same[name] = video.tokens.key() == key, qa.ask(video, question).text == answer
+    results.put(same)
+
+
+def compared(bundle: Path, folder: Path, found: dict[str, Any]) -> dict[str, tuple[bool, bool]]:
+    """`read_and_ask` in a fresh interpreter."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=read_and_ask, args=(bundle, folder, found, results))
+    process.start()
+    same: dict[str, tuple[bool, bool]] = results.get()
+    process.join()
+    return same
+
+
+def sizes_of(path: Path) -> dict[str, float]:
+    """Bytes of a file, of the same with ids, and of its map by ways to pack it."""
+    file = open_vqt(path)
+    segment = file.segment(0)
+    index_map = segment.codes.index_map
+    bare = index_map.astype(np.uint8).tobytes()
+    bits = int(segment.codes.count - 1).bit_length()
+    return {
+        "file": file.size_bytes,
+        "file_with_ids": len(_with_ids(file.header, segment)),
+        "map_lzma": len(_with_ids(file.header, segment)) - len(_without_map(file.header, segment)),
+        "map_zlib": len(zlib.compress(bare, 9)),
+        "map_bits": -(-index_map.size * bits // 8),
+    }
+
+
+def _with_ids(header: Header, segment: Segment) -> bytes:
+    learned = replace(
+        header, kind="codebook", levels=LEVELS, width=ENTRIES, codebook_sha256="11" * 32
+    )
+    ids = np.zeros((segment.codes.count, LEVELS), np.int32)
+    return vqt_bytes(learned, [replace(segment, codes=Codes(segment.codes.index_map, ids))])
+
+
+def _without_map(header: Header, segment: Segment) -> bytes:
+    """All of the file with ids but its map."""
+    ids_bytes = -(-segment.codes.count * LEVELS * (ENTRIES - 1).bit_length() // 8)
+    fixed = 170 + 4 + 16 + 8 * header.frames + 6 + 4 + 4
+    return bytes(fixed + ids_bytes)
+
+
+def summary(paths: list[Path]) -> dict[str, Any]:
+    """Mean and largest of every size."""
+    rows = [sizes_of(path) for path in paths]
+    return {
+        name: {
+            "mean": round(statistics.mean(row[name] for row in rows), 1),
+            "max": max(row[name] for row in rows),
+        }
+        for name in rows[0]
+    } | {"files": len(paths)}
+
+
+def main() -> None:
+    """Measure and print; write if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--clips", type=int, default=300)
+    parser.add_argument("--videos", type=Path, default=ROOT / "../shared/data/videos")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = save_and_ask(options.bundle, options.clips, options.videos, folder)
+        same = compared(options.bundle, folder, found)
+        names = list(found)
+        groups = {"held_out": names[: options.clips], "real": names[options.clips :]}
+        document: dict[str, Any] = {
+            kind: {
+                "clips": len(group),
+                "same_rows": sum(same[item][0] for item in group),
+                "same_answers": sum(same[item][1] for item in group),
+                "bytes": summary([folder / f"{item}.vqt" for item in group]),
+            }
+            for kind, group in groups.items()
+            if group
+        }
+    document["budget"] = open_bundle(options.bundle).manifest.quantizer.default_budget
+    document["versions"] = {
+        tool: version(tool) for tool in ("vqedge", "onnxruntime", "llama-cpp-python")
+    }
+    text = json.dumps(document, indent=2) + "\n"
+    print(text, end="")
+    if options.write:
+        OUT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""`vqedge encode` and what takes its files, with stand-ins for the models."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import pytest
+from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
+
+import vqedge.cli
+import vqedge.commands.encode as command
+from vqedge.bundle import Bundle
+from vqedge.data.demo import write_demo
+from vqedge.errors import ConfigError, VideoError, VqtError
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.vqt import open_vqt
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: list[str]
+    err: str
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds."""
+    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
+    write_demo(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    facts = tiny_facts(quantizer=tiny_quantizer(adaptive_error=0.2))
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "fake.vqedge", facts=facts)
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> FakeEncoder:
+    """The encoder that `vqedge encode` opens."""
+    fake = FakeEncoder(32, 576)
+    monkeypatch.setattr(command, "open_encoder", lambda *_: fake)
+    return fake
+
+
+@pytest.fixture
+def qa(bundle: Bundle, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> VideoQA:
+    """The session that other commands open."""
+    session = VideoQA(encoder, FakeBridge(576), FakeLanguageModel(), bundle.manifest)
+
+    def reopened(*_: Any, **__: Any) -> VideoQA:
+        session._closed = session.llm.closed = False  # type: ignore[attr-defined]
+        return session
+
+    monkeypatch.setattr(VideoQA, "open", reopened)
+    return session
+
+
+@pytest.fixture
+def run(
+    bundle: Bundle,
+    encoder: FakeEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """`vqedge ...` in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VQEDGE_BUNDLE", str(bundle.root))
+
+    def vqedge_command(*arguments: object, stdin: bytes = b"") -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vqedge", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as caught:
+            vqedge.cli.main()
+        out, err = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), out.splitlines(), err)
+
+    return vqedge_command
+
+
+def folder_of(clip: Path, *names: str) -> Path:
+    """A folder `clips` with copies of a clip; a name that begins with "bad" is none."""
+    for name in names:
+        path = Path("clips") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name.startswith("bad"):
+            path.write_bytes(b"no video")
+        else:
+            shutil.copy(clip, path)
+    return Path("clips")
+
+
+def complaint(found: Outcome) -> str:
+    lines = [line for line in found.err.splitlines() if line.startswith("vqedge: ")]
+    assert found.code == 1 and len(lines) == 1, found.err
+    return lines[0]
+
+
+# ---- one video
+
+
+@pytest.mark.parametrize(
+    ("out", "made"), [("a.vqt", "a.vqt"), ("a", "a.vqt"), ("new/a.b", "new/a.b.vqt")]
+)
+def test_one_video(run: Any, clip: Path, out: str, made: str) -> None:
+    found = run("encode", clip, "-o", out)
+    assert (found.code, found.out) == (0, [made]), found.err
+    size = Path(made).stat().st_size
+    assert "encoder: fake encoder" in found.err
+    assert f"1 encoded, 1 segments, {size} bytes" in found.err
+    file = open_vqt(Path(made))
+    assert file.spans_us == ((0, 3_000_000),)
+    assert file.header.origin.size_bytes == clip.stat().st_size
+    assert file.header.budget == file.segment(0).codes.count == 32
+
+
+def test_into_a_folder_that_is_there(run: Any, clip: Path) -> None:
+    Path("there").mkdir()
+    assert run("encode", clip, "-o", "there").out == ["there/demo.mp4.vqt"]
+    assert run("encode", clip, "-o", "new/").out == ["new.vqt"], "pathlib drops the slash"
+
+
+def test_a_budget(run: Any, clip: Path) -> None:
+    for budget, wanted, count in [("8", 8, 8), ("auto", 0, 16)]:
+        run("encode", clip, "-o", "a.vqt", "--budget", budget)
+        file = open_vqt(Path("a.vqt"))
+        assert (file.header.budget, file.segment(0).codes.count) == (wanted, count)
+    found = run("encode", clip, "-o", "b.vqt", "--budget", "33")
+    assert "--budget 33: this bundle takes 1 to 32" in complaint(found)
+    assert not Path("b.vqt").exists()
+
+
+def test_a_video_from_a_pipe(run: Any, clip: Path) -> None:
+    found = run("encode", "-", "-o", "a.vqt", stdin=clip.read_bytes())
+    assert (found.code, found.out) == (0, ["a.vqt"]), found.err
+    run("encode", clip, "-o", "b.vqt")
+    assert Path("a.vqt").read_bytes() == Path("b.vqt").read_bytes()
+    assert "standard input is one video" in complaint(run("encode", "-", clip, "-o", "c"))
+
+
+def test_a_pipe_without_end(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "MAX_STDIN_BYTES", 1000)
+    found = run("encode", "-", "-o", "a.vqt", stdin=bytes(1001))
+    assert "more than 0 GiB from the pipe" in complaint(found)
+    assert not Path("a.vqt").exists()
+
+
+def test_a_video_that_cannot_be_read(run: Any) -> None:
+    Path("a.mp4").write_bytes(b"no video")
+    assert complaint(run("encode", "a.mp4", "-o", "a")).startswith("vqedge: a.mp4: ")
+    assert complaint(run("encode", "none.mp4", "-o", "a")).startswith("vqedge: none.mp4: no such")
+    assert [path.name for path in Path().iterdir()] == ["a.mp4"], "something was left behind"
+
+
+def test_a_folder_of_frames_is_one_video(run: Any, clip: Path) -> None:
+    Path("frames").mkdir()
+    with av.open(str(clip)) as container:
+        for number, frame in zip(range(9), container.decode(video=0), strict=False):
+            frame.to_image().save(f"frames/{number}.png")
+    assert run("encode", "frames", "-o", "a").out == ["a.vqt"]
+    origin = open_vqt(Path("a.vqt")).header.origin
+    assert origin.size_bytes == sum(path.stat().st_size for path in Path("frames").iterdir())
+    Path("frames/3.png").write_bytes(Path("frames/4.png").read_bytes())
+    run("encode", "frames", "-o", "a")
+    assert open_vqt(Path("a.vqt")).header.origin.sha256 != origin.sha256
+
+
+# ---- many
+
+
+def test_a_folder_with_a_bad_file(run: Any, clip: Path, encoder: FakeEncoder) -> None:
+    videos = folder_of(clip, "a.mp4", "bad.mp4", "sub/b.mkv", ".hidden.mp4", "notes.txt")
+    found = run("encode", videos, "-o", "out")
+    assert found.out == ["out/a.mp4.vqt", "out/sub/b.mkv.vqt"]
+    assert "1 of 3 videos could not be encoded" in complaint(found)
+    assert "failed: clips/bad.mp4: is not a video" in found.err
+    assert encoder.calls == 2
+    assert sorted(map(str, Path("out").rglob("*.*"))) == ["out/a.mp4.vqt", "out/sub/b.mkv.vqt"]
+
+
+def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEncoder) -> None:
+    videos = folder_of(clip, "a.mp4", "b.mp4", "c.mp4")
+    assert run("encode", videos, "-o", "out").code == 0
+    assert encoder.calls == 3
+    found = run("encode", videos, "-o", "out")
+    assert (found.code, encoder.calls) == (0, 3) and "3 were up to date" in found.err
+    assert len(found.out) == 3, "they are results all the same"
+    with (videos / "a.mp4").open("ab") as file:
+        file.write(b"more")
+    Path("out/b.mp4.vqt").write_bytes(Path("out/b.mp4.vqt").read_bytes()[:-1])
+    Path("out/c.mp4.vqt").unlink()
+    assert "up to date" not in run("encode", videos, "-o", "out").err
+    assert encoder.calls == 6
+    run("encode", videos, "-o", "out", "--budget", "8")
+    run("encode", videos, "-o", "out", "--budget", "8", "--segment", "1")
+    assert encoder.calls == 6 + 3 + 9
+
+
+def test_as_json(run: Any, clip: Path) -> None:
+    videos = folder_of(clip, "a.mp4", "bad.mp4")
+    found = run("encode", videos, videos / "a.mp4", "-o", "out", "--json")
+    assert found.code == 1 and len(found.out) == 1
+    first, second = json.loads(found.out[0])["files"]
+    assert first["out"] == "out/a.mp4.vqt" and not first["error"]
+    assert first["bytes"] == Path("out/a.mp4.vqt").stat().st_size and first["segments"] == 1
+    assert second["video"] == "clips/bad.mp4" and "is not a video" in second["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["clips/a.mp4", "clips/sub/b.mp4", "-o", "x.vqt"], "2 videos go to a folder"),
+        (["clips/a.mp4", "clips/sub/a.mp4", "-o", "out"], "two videos are called a.mp4"),
+        (["clips", "-o", "x.vqt"], "3 videos go to a folder"),
+        (["empty", "-o", "out"], "the folder holds no images"),
+    ],
+)
+def test_what_cannot_be_asked(run: Any, clip: Path, arguments: list[str], words: str) -> None:
+    folder_of(clip, "a.mp4", "sub/a.mp4", "sub/b.mp4")
+    Path("empty").mkdir()
+    assert words in complaint(run("encode", *arguments))
+    assert not Path("out").exists() and not Path("x.vqt").exists()
+
+
+# ---- segments
+
+
+def test_segments(run: Any, clip: Path, qa: VideoQA) -> None:
+    assert run("encode", clip, "-o", "a.vqt", "--segment", "1").code == 0
+    file = open_vqt(Path("a.vqt"))
+    assert file.spans_us == ((0, 10**6), (10**6, 10**6), (2 * 10**6, 10**6))
+    assert file.header.window_us == 10**6
+    times_us = [time for number in range(3) for time in file.segment(number).times_us]
+    assert times_us == sorted(times_us) and len(times_us) == 24
+    whole = qa.encode(clip, start_s=1.0, end_s=2.0)
+    part = qa.encode("a.vqt", start_s=1.2)
+    assert np.array_equal(part.tokens.rows, whole.tokens.rows)
+    assert (part.start_s, part.duration_s, part.budget) == (1.0, 1.0, 32)
+
+
+@pytest.mark.parametrize(("segment_s", "count"), [(2.0, 2), (2.6, 1), (2.4, 2), (60, 1), (0.3, 10)])
+def test_a_short_rest_is_no_segment(run: Any, clip: Path, segment_s: float, count: int) -> None:
+    run("encode", clip, "-o", "a.vqt", "--segment", segment_s)
+    spans = open_vqt(Path("a.vqt")).spans_us
+    assert sum(length for _, length in spans) == 3_000_000
+    assert len(spans) == count
+
+
+@pytest.mark.parametrize("share", [0.45, 0.5, 0.55])
+def test_a_video_that_ends_early(run: Any, share: float) -> None:
+    """The header says a minute, about half of the frames is there."""
+    path = Path("cut.mkv")
+    write_slides(path, 60)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    found = run("encode", path, "-o", "a.vqt", "--segment", "10")
+    assert found.code == 0 and "cut.mkv: ends at " in found.err
+    spans = open_vqt(Path("a.vqt")).spans_us
+    assert 2 <= len(spans) <= 4 and spans[1] == (10_000_000, 10_000_000)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length(bundle: Bundle, tmp_path: Path) -> None:
+    """Two hours in windows of a minute take about as much memory as one minute.
+
+    Frames wait for the garbage collector, so there is some difference; the frames of all windows
+    would be 145 MB.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak of a process is read from /proc/self/status, which Linux has")
+    peaks_mb = []
+    for minutes in (1, 120):
+        path = tmp_path / f"{minutes}.mkv"
+        write_slides(path, 60 * minutes)
+        code = f"""
+from pathlib import Path
+from vqedge.bundle import open_bundle
+from vqedge_runtime.batch import BatchEncoder, Job
+from vqedge_runtime.encoders.fake import FakeEncoder
+manifest = open_bundle(Path({str(bundle.root)!r})).manifest
+batch = BatchEncoder(FakeEncoder(32, 576), manifest, 32, 60.0)
+(outcome,) = batch.run([Job(Path({str(path)!r}), Path({str(path) + ".vqt"!r}))])
+assert not outcome.error and outcome.segments == {minutes}, outcome
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks_mb.append(float(done.stdout))
+    print(f"peak memory {peaks_mb[0]:.1f} MB of a minute, {peaks_mb[1]:.1f} MB of two hours")
+    assert peaks_mb[1] - peaks_mb[0] < 32
+
+
+def write_slides(path: Path, seconds: int) -> None:
+    """One small frame a second."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 10
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        for number in range(seconds):
+            pixels[:, number % 64] = number % 251
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+# ---- in place of a video
+
+
+def test_asking_a_file_reads_the_rows_of_the_video(run: Any, clip: Path, qa: VideoQA) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    run("encode", clip, "-o", "a.vqt")
+    for video in (clip, "a.vqt"):
+        qa.llm.enqueue("Red.")
+        found = run("ask", video, "What?", "--json")
+        assert found.code == 0, found.err
+        assert json.loads(found.out[0])["video"] == {"duration_s": 3.0, "frames": 8}
+    (first, _), (second, _) = qa.llm.calls
+    assert first == second
+
+
+def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    run("encode", clip, "-o", "a.vqt", "--segment", "1")
+    assert "holds 3 segments from 0 to 3 s; say which with --start" in complaint(
+        run("ask", "a.vqt", "What?")
+    )
+    qa.llm.enqueue("Red.")
+    found = run("ask", "a.vqt", "What?", "--start", "1.5")
+    assert found.out == ["Red."] and "segment from 1 to 2 s" in found.err
+    for span in (["--start", "1.5", "--end", "2.9"], ["--start", "3"], ["--start", "99"]):
+        assert "in no one of its 3 segments" in complaint(run("ask", "a.vqt", "What?", *span))
+
+
+def test_a_budget_of_what_has_its_tokens(run: Any, clip: Path, qa: VideoQA) -> None:
+    run("encode", clip, "-o", "a.vqt")
+    found = run("ask", "a.vqt", "What?", "--budget", "8")
+    assert "a.vqt has its tokens already; leave the budget out" in complaint(found)
+
+
+def test_saving_what_was_encoded(clip: Path, qa: VideoQA, tmp_path: Path) -> None:
+    video = qa.encode(clip, budget=8)
+    qa.save(video, tmp_path / "a.vqt")
+    again = qa.encode(tmp_path / "a.vqt")
+    qa.save(again, tmp_path / "b.vqt")
+    assert (tmp_path / "a.vqt").read_bytes() == (tmp_path / "b.vqt").read_bytes()
+    assert np.array_equal(again.tokens.rows, video.tokens.rows)
+    assert again.tokens.margin is None and video.tokens.margin is not None
+    assert again.times_s == pytest.approx(video.times_s, abs=1e-6)
+    frames = np.zeros((8, 224, 224, 3), np.uint8)
+    qa.save(qa.encode_frames(frames), tmp_path / "c.vqt")
+    assert open_vqt(tmp_path / "c.vqt").header.origin.size_bytes == 0
+    with pytest.raises(VqtError, match=r"none/d\.vqt: no such file"):
+        qa.save(video, tmp_path / "none/d.vqt")
+    qa.close()
+    with pytest.raises(Exception, match="closed"):
+        qa.encode(tmp_path / "a.vqt")
+
+
+LEARNED = {"kind": "codebook", "codebook": {"levels": 4, "entries": 1024, "sha256": "ab" * 32}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "codebook", "levels": 4, "width": 1024, "codebook_sha256": "ab" * 32}, "kind"),
+        ({"bridge_sha256": "ab" * 32}, "another bundle .abababab, not .*give the bundle it was"),
+        ({"width": 575}, "width 575, the bundle has 576"),
+        ({"frames": 7}, r"map_shape \(7, 16, 16\), the bundle has \(8, 16, 16\)"),
+        ({"codes": 64}, "codes 64, the bundle has 32"),
+    ],
+)
+def test_a_file_of_another_bundle(
+    clip: Path, qa: VideoQA, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    from vqedge_runtime.vqt import Header, check_fit
+
+    path = tmp_path / "a.vqt"
+    qa.save(qa.encode(clip), path)
+    header = open_vqt(path).header
+    check_fit(header, qa.manifest)
+    with pytest.raises(VqtError, match=words):
+        check_fit(Header(**{**vars(header), **change}), qa.manifest)
+
+
+def test_a_file_of_another_codebook(tmp_path: Path) -> None:
+    from vqedge_runtime.vqt import Header, check_fit, header_for
+
+    facts = tiny_facts(quantizer=tiny_quantizer(**LEARNED))
+    manifest = write_bundle(tmp_path / "a.vqedge", facts=facts).manifest
+    header = header_for(manifest, 8)
+    check_fit(header, manifest)
+    with pytest.raises(VqtError, match=r"another codebook \(cdcdcdcd, not abababab\)"):
+        check_fit(Header(**{**vars(header), "codebook_sha256": "cd" * 32}), manifest)
+
+
+def test_eval_takes_a_file(run: Any, clip: Path, qa: VideoQA, encoder: FakeEncoder) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    run("encode", clip, "-o", "a.vqt")
+    calls = encoder.calls
+    line = {"video": "a.vqt", "question": "What?", "answer": "red"}
+    Path("mine.jsonl").write_text(json.dumps(line))
+    qa.llm.enqueue("Red.")
+    found = run("eval", "--suite", "mine.jsonl", "--json")
+    assert json.loads(found.out[0])["accuracy"] == 1.0 and encoder.calls == calls
+    qa.llm.enqueue("Red.")
+    shuffled = run("eval", "--suite", "mine.jsonl", "--baselines", "--json")
+    assert "a.vqt: holds codes, no frames; give the video" in complaint(shuffled)
+
+
+def test_inspecting_a_file(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "a.vqt", "--segment", "1.5")
+    found = run("inspect", "a.vqt", "--json")
+    facts = json.loads(found.out[0])
+    assert facts["kind"] == "vqt" and facts["size_bytes"] == Path("a.vqt").stat().st_size
+    assert [part["tokens"] for part in facts["segments"]] == [32, 32]
+    assert facts["origin"]["size_bytes"] == clip.stat().st_size
+    assert facts["header"]["kind"] == "kmeans"
+    Path("a.vqt").write_bytes(b"x")
+    assert complaint(run("inspect", "a.vqt")).startswith("vqedge: a.vqt: not a .vqt file")
+
+
+def test_the_errors_are_of_their_kinds() -> None:
+    assert issubclass(VqtError, Exception) and not issubclass(VqtError, VideoError | ConfigError)

@@ -1,0 +1,92 @@
+"""docs/vqt-format.md: its worked example is the file that we write, its table is our layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_vqt import LEARNED, header, segment, tiny_file
+
+from vqedge_runtime.vqt import Header, vqt_from_bytes
+from vqedge_runtime.vqt import file as files
+from vqedge_runtime.vqt import header as headers
+
+PAGE = Path(__file__).parents[2] / "docs/vqt-format.md"
+BEGIN, END = "<!-- example -->\n", "<!-- /example -->"
+
+
+def dumped(data: bytes) -> str:
+    """Sixteen bytes a line, with their place."""
+    lines = (data[at : at + 16] for at in range(0, len(data), 16))
+    rows = (f"{at * 16:04x}  {line.hex(' ')}\n" for at, line in enumerate(lines))
+    return f"```text\n{''.join(rows)}```\n"
+
+
+def test_the_worked_example_is_what_we_write(request: pytest.FixtureRequest) -> None:
+    page, wanted = PAGE.read_text(encoding="utf-8"), dumped(tiny_file(learned=True))
+    before, rest = page.split(BEGIN)
+    found, after = rest.split(END)
+    if request.config.getoption("--update-golden"):
+        PAGE.write_text(before + BEGIN + wanted + END + after, encoding="utf-8")
+        found = wanted
+    assert found == wanted, "changed: run scripts/test --update-golden"
+
+
+def test_the_worked_example_is_what_we_read() -> None:
+    """Version 1 stays readable as it stands on the page, whatever today's LZMA would write."""
+    block = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    data = bytes.fromhex("".join(re.findall(r"^[0-9a-f]{4}  (.*)$", block, re.M)))
+    file = vqt_from_bytes(data)
+    assert file.header == header(**LEARNED)
+    found, wanted = file.segment(0), segment(learned=True)
+    assert (found.start_us, found.end_us, found.times_us) == (0, 500_000, (125_000, 375_000))
+    assert found.codes.index_map.tolist() == wanted.codes.index_map.tolist()
+    assert found.codes.values.tolist() == [[1, 2], [3, 4], [15, 0]]
+
+
+def test_the_table_of_the_header() -> None:
+    """Every field stands where the page says: setting it changes those bytes and no others."""
+    rows = re.findall(r"^\| (\d+) \| (\S+) ?\S* \|", PAGE.read_text(encoding="utf-8"), re.M)
+    sizes = {"8": 8, "32": 32, "u8": 1, "u16": 2, "u32": 4, "u64": 8}
+    at = 0
+    for place, kind in rows:
+        assert int(place) == at
+        at += sizes[kind]
+    assert at == headers.HEADER_BYTES == 170
+    base = header(**LEARNED)
+    moved: dict[str, tuple[int, int]] = {
+        "levels": (11, 1),
+        "frames": (12, 2),
+        "grid_height": (14, 2),
+        "grid_width": (16, 2),
+        "codes": (18, 2),
+        "width": (20, 4),
+        "budget": (24, 2),
+        "window_us": (26, 8),
+        "encoder_sha256": (74, 32),
+        "bridge_sha256": (106, 32),
+        "codebook_sha256": (138, 32),
+    }
+    for name, (place, size) in moved.items():
+        values = {
+            **vars(base),
+            name: "11" * 32 if name.endswith("sha256") else 5 if name == "codes" else 3,
+        }
+        pairs = enumerate(zip(base.to_bytes(), Header(**values).to_bytes(), strict=True))
+        changed = [number for number, (a, b) in pairs if a != b]
+        assert changed and set(changed) <= set(range(place, place + size)), name
+
+
+def test_the_limits() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    limits = dict(re.findall(r"^\| ([^|]+) \| ([\d,]+|256 MiB) \|$", page, re.M))
+    found = {
+        "file": f"{files.MAX_FILE_BYTES >> 20} MiB",
+        "segments": f"{files.MAX_SEGMENTS:,}",
+        "T x h x w": f"{headers.MAX_PATCHES:,}",
+        "K": f"{headers.MAX_CODES:,}",
+        "levels": f"{headers.MAX_LEVELS}",
+        "width": f"{headers.MAX_WIDTH:,}",
+    }
+    assert limits == found

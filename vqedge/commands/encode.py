@@ -1,0 +1,209 @@
+"""`vqedge encode`: videos to `.vqt` files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from vqedge.budget import budget_from_text
+from vqedge.bundle import open_bundle
+from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.errors import ConfigError, VideoError, VqtError
+from vqedge_runtime.batch import BatchEncoder, Job, Outcome
+from vqedge_runtime.budget import codes_from_budget
+from vqedge_runtime.encoders import open_encoder
+from vqedge_runtime.vqt.file import SUFFIX
+
+STDIN = Path("-")
+MAX_STDIN_BYTES = 4 << 30
+VIDEO_SUFFIXES = (
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
+    *(".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
+)
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How videos are encoded: see `vqedge encode --help`."""
+
+    budget: str | None = None
+    segment_s: float | None = None
+    jobs: int = 2
+    threads: int | None = None
+
+
+def encode(
+    videos: Sequence[Path],
+    out: Path,
+    bundle: Path | None = None,
+    *,
+    options: EncodeOptions | None = None,
+    as_json: bool = False,
+) -> None:
+    """Write a file a video; the paths go to stdout as they are done, what failed to stderr.
+
+    Raises:
+        VqtError: some videos could not be encoded. All others were.
+        ConfigError: a flag holds what cannot work.
+    """
+    settings = options or EncodeOptions()
+    opened = open_bundle(bundle_or_default(bundle))
+    budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
+    with ExitStack() as stack:
+        jobs = stack.enter_context(_jobs(videos, out))
+        encoder = open_encoder("onnxruntime", opened.path_of("encoder"), settings.threads)
+        stack.callback(encoder.close)
+        say(f"encoder: {encoder.name}")
+        batch = BatchEncoder(
+            encoder, opened.manifest, budget, settings.segment_s, workers=settings.jobs
+        )
+        outcomes = _run(batch, jobs, quiet=as_json)
+    if as_json:
+        json_result({"files": [_document(outcome) for outcome in outcomes]})
+    _report(outcomes)
+
+
+def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]:
+    """Encode all with a bar on stderr."""
+    outcomes: list[Outcome] = []
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), *columns, console=console) as bar:
+        task = bar.add_task("encoding", total=len(jobs))
+
+        def show(job: Job, share: float) -> None:
+            bar.update(task, completed=len(outcomes) + share, description=job.video.name)
+
+        batch.on_progress = show
+        for outcome in batch.run(jobs):
+            outcomes.append(outcome)
+            if not outcome.error and not quiet:
+                result(str(outcome.job.out))
+    return outcomes
+
+
+def _report(outcomes: Sequence[Outcome]) -> None:
+    """What was done, on stderr; what failed, last."""
+    for outcome in outcomes:
+        if outcome.note:
+            say(f"{outcome.job.video}: {outcome.note}")
+    made = [outcome for outcome in outcomes if not (outcome.error or outcome.skipped)]
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    total_bytes = sum(outcome.size_bytes for outcome in made)
+    segments = sum(outcome.segments for outcome in made)
+    say(
+        f"{len(made)} encoded, {segments} segments, {total_bytes} bytes"
+        + (f"; {skipped} were up to date" if skipped else "")
+    )
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(failed) == len(outcomes) == 1:
+        raise VqtError(failed[0].error)
+    for outcome in failed:
+        say(f"failed: {outcome.error}")
+    if failed:
+        raise VqtError(
+            f"{len(failed)} of {len(outcomes)} videos could not be encoded; "
+            "they are listed above, all others are done"
+        )
+
+
+def _document(outcome: Outcome) -> dict[str, str | int | bool]:
+    return {
+        "video": str(outcome.job.video),
+        "out": str(outcome.job.out),
+        "bytes": outcome.size_bytes,
+        "segments": outcome.segments,
+        "skipped": outcome.skipped,
+        "note": outcome.note,
+        "error": outcome.error,
+    }
+
+
+@contextmanager
+def _jobs(videos: Sequence[Path], out: Path) -> Iterator[list[Job]]:
+    """One job a video; standard input lies in a temporary file meanwhile."""
+    if STDIN in videos:
+        if len(videos) > 1:
+            raise ConfigError("-: standard input is one video; give it alone")
+        with _stdin_file(sys.stdin.buffer) as path:
+            yield [Job(path, _with_suffix(out))]
+        return
+    found = list(dict.fromkeys(pair for video in videos for pair in _found(video)))
+    if not found:
+        raise VideoError(f"{videos[0]}: no videos in this folder; give the files themselves")
+    if len(found) == 1 and not _means_folder(out) and not _holds_videos(videos[0]):
+        yield [Job(found[0][0], _with_suffix(out))]
+        return
+    if out.suffix.lower() == SUFFIX or out.is_file():
+        raise ConfigError(f"-o {out}: {len(found)} videos go to a folder; give its name")
+    yield _jobs_in(out, found)
+
+
+def _jobs_in(out: Path, found: Sequence[tuple[Path, Path]]) -> list[Job]:
+    """A file a video in a folder, under the video's whole name: two may differ in its end only."""
+    jobs = {out / f"{below}{SUFFIX}": video for video, below in reversed(found)}
+    if len(jobs) < len(found):
+        names = [below for _, below in found]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"two videos are called {twice}; encode them into different folders")
+    return [Job(video, path) for path, video in reversed(jobs.items())]
+
+
+def _found(video: Path) -> list[tuple[Path, Path]]:
+    """The videos that a path means, with their places below it; a folder of frames is one."""
+    if not _holds_videos(video):
+        return [(video, Path(video.absolute().name))]
+    files = sorted(path for path in video.rglob("*") if _is_video(path))
+    return [(path, path.relative_to(video)) for path in files]
+
+
+def _holds_videos(path: Path) -> bool:
+    return path.is_dir() and any(_is_video(item) for item in path.rglob("*"))
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "." and path.is_file()
+
+
+def _means_folder(out: Path) -> bool:
+    return out.is_dir() or str(out).endswith(os.sep)
+
+
+def _with_suffix(out: Path) -> Path:
+    return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + SUFFIX)
+
+
+@contextmanager
+def _stdin_file(stdin: BinaryIO) -> Iterator[Path]:
+    """A file with what comes through the pipe; FFmpeg seeks."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(_Limited(stdin, MAX_STDIN_BYTES), file)
+        yield path
+
+
+class _Limited:
+    """A stream that refuses to give more than a number of bytes."""
+
+    def __init__(self, stream: BinaryIO, limit_bytes: int) -> None:
+        self._stream, self._left_bytes = stream, limit_bytes
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            raise VideoError(
+                f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
+            )
+        return data
