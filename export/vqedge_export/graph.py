@@ -22,6 +22,7 @@ from vqedge.errors import CheckpointError, ExportError
 
 BASE_PREFIX = "quantizer.vit."
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
+FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, width]
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
 
 Arrays = Mapping[str, npt.NDArray[np.floating]]

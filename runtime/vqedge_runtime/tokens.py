@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,3 +43,15 @@ class TokenSet:
     def key(self) -> str:
         """Sha256 of the rows: names the content for prefix caches."""
         return hashlib.sha256(np.ascontiguousarray(self.rows).tobytes()).hexdigest()
+
+
+def token_set_from_outputs(outputs: Mapping[str, npt.NDArray[Any]]) -> TokenSet:
+    """The tokens in an encoder graph's outputs, by their names."""
+    mask, ids = outputs["mask"], outputs.get("ids")
+    return TokenSet(
+        outputs["tokens"][mask],
+        outputs["index_map"],
+        mask,
+        outputs["margin"],
+        None if ids is None else ids[mask],
+    )

@@ -202,16 +202,16 @@ def test_a_missing_folder_and_a_file(tmp_path: Path) -> None:
 MANIFESTS = {
     "over 1048576 bytes": b" " * ((1 << 20) + 1),
     "nested too deeply": b"[" * 100_000,
-    "not JSON": b'{"schema_version": 2,}',
+    "not JSON": b'{"schema_version": 3,}',
     "not JSON: 'utf-8'": b'{"\xff": 1}',
-    "a key is repeated": b'{"schema_version": 2, "schema_version": 2}',
+    "a key is repeated": b'{"schema_version": 3, "schema_version": 3}',
     "not a vqedge manifest": b"[]",
-    "schema version 1; this vqedge reads schema 2; upgrade vqedge or": b'{"schema_version": 1}',
-    "schema version 3; this": b'{"schema_version": 3}',
-    "schema version 2.0;": b'{"schema_version": 2.0}',
+    "schema version 1; this vqedge reads schema 3; upgrade vqedge or": b'{"schema_version": 1}',
+    "schema version 4; this": b'{"schema_version": 4}',
+    "schema version 3.0;": b'{"schema_version": 3.0}',
     "schema version True;": b'{"schema_version": true}',
-    "schema version of type str;": b'{"schema_version": "2"}',
-    "Field required": b'{"schema_version": 2}',
+    "schema version of type str;": b'{"schema_version": "3"}',
+    "Field required": b'{"schema_version": 3}',
 }
 
 

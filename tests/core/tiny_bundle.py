@@ -38,6 +38,7 @@ def tiny_facts(**changes: Any) -> BundleFacts:
         opset=20,
         custom_op="function",
         precision="fp32",
+        variants=(),
     )
     llm = LlmRecord(
         file="llm.gguf",

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from vqedge.errors import BundleError
 from vqedge.validation import first_fault
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 256
@@ -21,7 +21,7 @@ MAX_DEPTH = 4
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
-Role = Literal["encoder", "encoder-data", "llm", "parity", "licence", "engine"]
+Role = Literal["encoder", "encoder-variant", "encoder-data", "llm", "parity", "licence", "engine"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dtype = Literal[
     "bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"
@@ -70,6 +70,13 @@ class TensorRecord(Record):
     shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
 
 
+class VariantRecord(Record):
+    """The same encoder in another precision: same inputs, outputs and graph otherwise."""
+
+    file: FilePath
+    precision: Precision
+
+
 class EncoderRecord(Record):
     """The encoder: frames to token rows."""
 
@@ -85,6 +92,7 @@ class EncoderRecord(Record):
     resize: Literal["stretch"] = "stretch"
     custom_op: Literal["function", "node"]
     precision: Precision
+    variants: Annotated[tuple[VariantRecord, ...], Field(max_length=8)]
 
 
 class CodebookRecord(Record):
@@ -176,6 +184,7 @@ class BundleFacts(Record):
     def role_of(self, path: str) -> Role | None:
         """The role of a file, from its place; None if it has none."""
         named: dict[str, Role] = {self.encoder.file: "encoder", self.llm.file: "llm"}
+        named |= dict.fromkeys((item.file for item in self.encoder.variants), "encoder-variant")
         named |= dict.fromkeys((engine.file for engine in self.engines), "engine")
         if path in named:
             return named[path]
@@ -189,7 +198,7 @@ class BundleFacts(Record):
 class Manifest(BundleFacts):
     """The whole of `manifest.json`. One that exists is consistent with itself."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     files: Annotated[tuple[FileRecord, ...], Field(min_length=1, max_length=MAX_FILES)]
     digest: Sha256
 
@@ -224,7 +233,9 @@ class Manifest(BundleFacts):
             if file.role != self.role_of(file.path):
                 raise ValueError(f"{file.path} is listed with the wrong role {file.role!r}")
         listed = {file.path for file in self.files}
-        for wanted in (self.encoder.file, self.llm.file, *(e.file for e in self.engines)):
+        variants = (variant.file for variant in self.encoder.variants)
+        engines = (engine.file for engine in self.engines)
+        for wanted in (self.encoder.file, self.llm.file, *variants, *engines):
             if wanted not in listed:
                 raise ValueError(f"{wanted} is used but not listed in files")
         return self

@@ -1,4 +1,4 @@
-"""The encoder on ONNX Runtime."""
+"""The encoder on ONNX Runtime, by any of its execution providers."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ import onnxruntime as ort
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.encoders import Frames
-from vqedge_runtime.tokens import TokenSet
+from vqedge_runtime.encoders.providers import PROVIDERS, Provider, plugin_devices
+from vqedge_runtime.tokens import TokenSet, token_set_from_outputs
 
-_OUTPUTS = ("tokens", "index_map", "mask", "margin")
-_IDS = "ids"  # an output more, of a learned codebook
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4
+_CPU = PROVIDERS["CPU"]
 
 
 class OrtEncoder:
-    """Runs `encoder.onnx` on the CPU.
+    """Runs an encoder file.
 
     Args:
         path: the ONNX file of a verified bundle.
         threads: worker threads; the CPUs this process may use by default.
+        provider: what runs the nodes; those it cannot run are left to the CPU.
+        precision: what the file computes in, for the name.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
+        BackendUnavailable: the provider does not start.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises a dozen private types here
-            reason = str(error).splitlines()[0]
-            raise BundleError(
-                f"{path}: ONNX Runtime cannot load it ({reason}); export again"
-            ) from error
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        provider: Provider = _CPU,
+        precision: str = "fp32",
+    ) -> None:
+        session = _session(path, threads or usable_cores(), provider)
         self._session: ort.InferenceSession | None = session
-        has_ids = _IDS in {output.name for output in session.get_outputs()}
-        self._outputs = (*_OUTPUTS, _IDS) if has_ids else _OUTPUTS
+        self._file, self._label = path.name, f"{provider.label} {precision}"
+        self._outputs = [output.name for output in session.get_outputs()]
 
     @property
     def name(self) -> str:
         """What runs where."""
-        return "onnxruntime CPU fp32"
+        return f"onnxruntime {self._label}"
 
     def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
@@ -59,14 +59,45 @@ class OrtEncoder:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         feeds = {"frames": frames_thwc, "budget": np.array(budget, np.int64)}
         try:
-            tokens, index_map, mask, margin, *ids = self._session.run(self._outputs, feeds)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
+            values = self._session.run(self._outputs, feeds)
+        except Exception as error:  # ONNX Runtime raises a dozen private types here
             raise BundleError(
-                f"encoder.onnx: ONNX Runtime failed ({reason}); export again"
+                f"{self._file}: ONNX Runtime failed ({_first_line(error)}); export again"
             ) from error
-        return TokenSet(tokens[mask], index_map, mask, margin, *(rows[mask] for rows in ids))
+        return token_set_from_outputs(dict(zip(self._outputs, values, strict=True)))
 
     def close(self) -> None:
         """Free the session; twice is fine."""
         self._session = None
+
+
+def _session(path: Path, threads: int, provider: Provider) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
+    chosen = [] if provider is _CPU else [provider.name]
+    if provider.plugin:
+        options.add_provider_for_devices(plugin_devices(provider)[:1], {})
+        chosen = []
+    names = None if provider.plugin else [*chosen, _CPU.name]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
+    except Exception as error:  # as above
+        raise _refusal(path, provider, _first_line(error)) from error
+    if provider.name not in session.get_providers():
+        raise _refusal(path, provider, "it gave the graph to the CPU")
+    return session
+
+
+def _refusal(path: Path, provider: Provider, reason: str) -> BundleError | BackendUnavailable:
+    """On the CPU the file is at fault; elsewhere more likely a driver or a library."""
+    if provider is _CPU:
+        return BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export again")
+    return BackendUnavailable(
+        f"onnxruntime {provider.label} does not start on this machine ({reason}); "
+        "check the driver and its libraries, or use --backend auto"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
