@@ -42,6 +42,14 @@ BundleOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
 ]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="Encoder backend, as doctor lists them; auto: the fastest here, measured once.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads [default: all usable].")
 ]
@@ -76,6 +84,7 @@ def ask(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")] = 0,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer in one piece.")
@@ -99,6 +108,7 @@ def ask(
         start=start,
         end=end,
         options=options,
+        backend=backend,
         threads=threads,
         as_json=as_json,
         stream=not no_stream,
@@ -122,6 +132,7 @@ def encode(
         typer.Option(min=0.1, help="Seconds of video in a segment [default: all in one]."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,7 +145,7 @@ def encode(
     from vqedge.commands.encode import EncodeOptions
     from vqedge.commands.encode import encode as run
 
-    options = EncodeOptions(budget, segment, jobs, threads)
+    options = EncodeOptions(budget, segment, jobs, backend, threads)
     run(videos, out, bundle, options=options, as_json=as_json)
 
 
@@ -167,6 +178,9 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
     llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Lightest encoder to put in: int8 or fp32 [default: int8].")
+    ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
     plugin_node: Annotated[
         bool,
@@ -192,6 +206,7 @@ def export(
         checkpoint,
         out,
         llm_quant=llm_quant,
+        precision=precision,
         check=not no_check,
         record=record,
         plugin_node=plugin_node,
@@ -205,6 +220,9 @@ def assemble(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
     llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Lightest encoder to put in: int8 or fp32 [default: int8].")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle.")
     ] = False,
@@ -216,7 +234,14 @@ def assemble(
     """
     from vqedge.commands.export import assemble as run
 
-    run(checkpoint, out, llm_quant=llm_quant, overwrite=overwrite, as_json=as_json)
+    run(
+        checkpoint,
+        out,
+        llm_quant=llm_quant,
+        precision=precision,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -257,6 +282,7 @@ def evaluate(
     baselines_dir: Annotated[
         Path, typer.Option(help="Folder of the checkpoints to compare a --checkpoint with.")
     ] = Path("runs/baselines"),
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
     as_json: JsonOption = False,
@@ -276,6 +302,7 @@ def evaluate(
         budget=budget_from_text(budget),
         videos=videos,
         baselines=baselines_dir if baselines else None,
+        backend=backend,
         threads=threads,
         show=show,
         as_json=as_json,
@@ -289,13 +316,14 @@ def bench(
     ] = None,
     bundle: BundleOption = None,
     runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time every stage, cold and asked again, against the unreduced patch tokens."""
     from vqedge.commands.bench import run_bench
 
-    run_bench(video, bundle, runs=runs, threads=threads, as_json=as_json)
+    run_bench(video, bundle, runs=runs, backend=backend, threads=threads, as_json=as_json)
 
 
 @app.command()

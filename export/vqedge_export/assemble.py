@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from vqedge.bundle import (
     ProvenanceRecord,
     QuantizerRecord,
     TensorRecord,
+    VariantRecord,
     bundle_writer,
 )
 from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
 from vqedge.config import ModelConfig
-from vqedge.errors import CheckpointError
+from vqedge.errors import CheckpointError, ConfigError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
@@ -43,15 +45,24 @@ from vqedge_export.graph import (
     filled,
     save_model,
 )
+from vqedge_export.int8 import int8_encoder
 from vqedge_export.report import ParityReport, report_from_file
 
 ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
+VARIANTS = {"int8": ("encoder.int8.onnx", int8_encoder)}  # by precision: file, how it is made
+PRECISIONS = ("fp32", *VARIANTS)
+DEFAULT_PRECISION = "int8"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
 
 def assemble_bundle(
-    checkpoint: Path, out: Path, *, quant: str = DEFAULT_QUANT, overwrite: bool = False
+    checkpoint: Path,
+    out: Path,
+    *,
+    quant: str = DEFAULT_QUANT,
+    precision: str = DEFAULT_PRECISION,
+    overwrite: bool = False,
 ) -> Bundle:
     """Make the bundle that `export` makes, from a checkpoint that carries its graph.
 
@@ -62,9 +73,11 @@ def assemble_bundle(
         checkpoint: a checkpoint folder with `encoder.graph.onnx`.
         out: the bundle to make.
         quant: type of the language model's weights.
+        precision: the lightest encoder to put in, `fp32` or `int8`; the one in fp32 always is.
         overwrite: replace `out` if it is a bundle.
 
     Raises:
+        ConfigError: no such precision.
         CheckpointError: a file is missing or does not fit the others.
         ExportError: the checkpoint's quantizer is a comparison.
         FetchError: base weights are not there and cannot be downloaded.
@@ -72,20 +85,29 @@ def assemble_bundle(
     """
     config = model_config_of(checkpoint)
     exported_kind(config)
+    check_precision(precision)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, config, graph, quant)
+        write_models(draft, checkpoint, config, graph, quant, precision)
         report = _known_report(checkpoint, draft.folder, quant)
         return finish(draft, checkpoint, config, graph, report)
 
 
 def write_models(
-    draft: BundleDraft, checkpoint: Path, config: ModelConfig, graph: onnx.ModelProto, quant: str
+    draft: BundleDraft,
+    checkpoint: Path,
+    config: ModelConfig,
+    graph: onnx.ModelProto,
+    quant: str,
+    precision: str,
 ) -> None:
-    """Put `encoder.onnx`, `bridge.onnx` and `llm.gguf` into a bundle that is being written."""
+    """Put encoder with its variants, bridge and language model into a bundle being written."""
     vit, llm = fetch(config.encoder.source), fetch(config.llm.source)
     model = filled(graph, checkpoint_arrays(checkpoint / MODEL), base_arrays(vit.path))
     save_model(model, draft.folder / ENCODER)
+    if precision in VARIANTS:
+        file, lighter = VARIANTS[precision]
+        save_model(lighter(model), draft.folder / file)
     save_model(bridge_of(model), draft.folder / BRIDGE)
     lora = load_file(checkpoint / LORA)
     gguf_from_lora(llm.path, lora, config.llm, draft.folder / LLM, quant)
@@ -106,13 +128,28 @@ def finish(
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
     facts = BundleFacts(
-        encoder=_encoder_record(graph, config),
+        encoder=_encoder_record(graph, config, draft.folder),
         bridge=_bridge_record(graph),
         quantizer=_quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
         llm=_llm_record(draft.folder / LLM, report.quantization),
         provenance=_provenance_record(checkpoint, weights),
     )
     return draft.finish(facts)
+
+
+def present(folder: Path) -> dict[str, str]:
+    """Files of the lighter encoders in a bundle or draft, by precision."""
+    return {name: file for name, (file, _) in VARIANTS.items() if (folder / file).exists()}
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that no encoder comes in.
+
+    Raises:
+        ConfigError: it is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: give one of {', '.join(PRECISIONS)}")
 
 
 def graph_of(checkpoint: Path) -> onnx.ModelProto:
@@ -134,6 +171,7 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     """The checkpoint's own report, for the parts whose files came out the same."""
     encoder, llm = file_sha256(folder / ENCODER), file_sha256(folder / LLM)
     known = report_from_file(checkpoint / PARITY)
+    lighter = {precision: file_sha256(folder / file) for precision, file in present(folder).items()}
     same_encoder = known is not None and known.encoder_sha256 == encoder
     same_llm = known is not None and known.llm_sha256 == llm
     return ParityReport(
@@ -143,12 +181,17 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
         encoder=known.encoder if known and same_encoder else None,
         codebook=known.codebook if known and same_encoder else None,
         llm=known.llm if known and same_llm else None,
+        variants={
+            precision: figures
+            for precision, figures in (known.variants if known and same_encoder else {}).items()
+            if lighter.get(precision) == figures.sha256
+        },
         tolerance=known.tolerance if known and same_encoder and same_llm else None,
         measured="at export" if same_encoder and same_llm else "not measured",
     )
 
 
-def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecord:
+def _encoder_record(graph: onnx.ModelProto, config: ModelConfig, folder: Path) -> EncoderRecord:
     encoder = config.encoder
     return EncoderRecord(
         file=ENCODER,
@@ -162,7 +205,13 @@ def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecor
         opset=next(item.version for item in graph.opset_import if not item.domain),
         custom_op="function" if graph.functions else "node",
         precision="fp32",
+        variants=tuple(_variant_records(folder)),
     )
+
+
+def _variant_records(folder: Path) -> Iterator[VariantRecord]:
+    for precision, file in present(folder).items():
+        yield VariantRecord.model_validate({"file": file, "precision": precision})
 
 
 def _bridge_record(graph: onnx.ModelProto) -> BridgeRecord:

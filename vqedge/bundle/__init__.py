@@ -13,6 +13,7 @@ from vqedge.bundle.manifest import (
     ProvenanceRecord,
     QuantizerRecord,
     TensorRecord,
+    VariantRecord,
 )
 from vqedge.bundle.reader import Bundle, open_bundle, verify
 from vqedge.bundle.writer import BundleDraft, bundle_writer
@@ -32,6 +33,7 @@ __all__ = [
     "ProvenanceRecord",
     "QuantizerRecord",
     "TensorRecord",
+    "VariantRecord",
     "bundle_writer",
     "open_bundle",
     "verify",

@@ -21,7 +21,16 @@ MAX_DEPTH = 4
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
-Role = Literal["encoder", "encoder-data", "bridge", "llm", "parity", "licence", "engine"]
+Role = Literal[
+    "encoder",
+    "encoder-variant",
+    "encoder-data",
+    "bridge",
+    "llm",
+    "parity",
+    "licence",
+    "engine",
+]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dtype = Literal[
     "bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"
@@ -70,6 +79,13 @@ class TensorRecord(Record):
     shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
 
 
+class VariantRecord(Record):
+    """The same encoder in another precision: same inputs, outputs and graph otherwise."""
+
+    file: FilePath
+    precision: Precision
+
+
 class EncoderRecord(Record):
     """The encoder: frames to token rows."""
 
@@ -85,6 +101,7 @@ class EncoderRecord(Record):
     resize: Literal["stretch"] = "stretch"
     custom_op: Literal["function", "node"]
     precision: Precision
+    variants: Annotated[tuple[VariantRecord, ...], Field(max_length=8)]
 
 
 class BridgeRecord(Record):
@@ -187,6 +204,7 @@ class BundleFacts(Record):
         """The role of a file, from its place; None if it has none."""
         named: dict[str, Role] = {self.encoder.file: "encoder", self.llm.file: "llm"}
         named[self.bridge.file] = "bridge"
+        named |= dict.fromkeys((item.file for item in self.encoder.variants), "encoder-variant")
         named |= dict.fromkeys((engine.file for engine in self.engines), "engine")
         if path in named:
             return named[path]
@@ -236,7 +254,9 @@ class Manifest(BundleFacts):
                 raise ValueError(f"{file.path} is listed with the wrong role {file.role!r}")
         listed = {file.path for file in self.files}
         models = (self.encoder.file, self.bridge.file, self.llm.file)
-        for wanted in (*models, *(e.file for e in self.engines)):
+        variants = (variant.file for variant in self.encoder.variants)
+        engines = (engine.file for engine in self.engines)
+        for wanted in (*models, *variants, *engines):
             if wanted not in listed:
                 raise ValueError(f"{wanted} is used but not listed in files")
         return self

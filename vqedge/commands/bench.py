@@ -23,6 +23,7 @@ def run_bench(
     bundle: Path | None = None,
     *,
     runs: int = 5,
+    backend: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
 ) -> None:
@@ -31,7 +32,7 @@ def run_bench(
         clip = video or Path(folder) / "demo.mp4"
         if video is None:
             write_demo(clip)
-        with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
+        with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
             say(str(qa.backend))
             document = run(qa, clip, runs)
     document |= {"video": str(video or "generated demo clip"), "machine": _machine()}

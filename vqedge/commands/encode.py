@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,12 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import open_encoder
+from vqedge_runtime.encoders import AUTO, open_encoder
 from vqedge_runtime.vqt.file import SUFFIX
 
 STDIN = Path("-")
 MAX_STDIN_BYTES = 4 << 30
+_CHUNK_BYTES = 1 << 20
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
     *(".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
@@ -39,6 +39,7 @@ class EncodeOptions:
     budget: str | None = None
     segment_s: float | None = None
     jobs: int = 2
+    backend: str = AUTO
     threads: int | None = None
 
 
@@ -61,7 +62,7 @@ def encode(
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
-        encoder = open_encoder("onnxruntime", opened.path_of("encoder"), settings.threads)
+        encoder = open_encoder(settings.backend, opened, settings.threads)
         stack.callback(encoder.close)
         say(f"encoder: {encoder.name}")
         batch = BatchEncoder(
@@ -189,21 +190,16 @@ def _stdin_file(stdin: BinaryIO) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin"
         with path.open("wb") as file:
-            shutil.copyfileobj(_Limited(stdin, MAX_STDIN_BYTES), file)
+            _copy_at_most(MAX_STDIN_BYTES, stdin, file)
         yield path
 
 
-class _Limited:
-    """A stream that refuses to give more than a number of bytes."""
-
-    def __init__(self, stream: BinaryIO, limit_bytes: int) -> None:
-        self._stream, self._left_bytes = stream, limit_bytes
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._left_bytes -= len(data)
-        if self._left_bytes < 0:
+def _copy_at_most(limit_bytes: int, source: BinaryIO, target: BinaryIO) -> None:
+    copied_bytes = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        copied_bytes += len(chunk)
+        if copied_bytes > limit_bytes:
             raise VideoError(
-                f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
+                f"-: more than {limit_bytes >> 30} GiB from the pipe; give a file instead"
             )
-        return data
+        target.write(chunk)

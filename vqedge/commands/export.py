@@ -15,6 +15,7 @@ def export(
     out: Path,
     *,
     llm_quant: str | None = None,
+    precision: str | None = None,
     check: bool = True,
     record: bool = False,
     plugin_node: bool = False,
@@ -22,7 +23,7 @@ def export(
     as_json: bool = False,
 ) -> None:
     """Export a checkpoint and print the parity table."""
-    from vqedge_export.assemble import DEFAULT_QUANT
+    from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT
     from vqedge_export.pipeline import export_bundle
     from vqedge_runtime.llm import open_llama_cpp
 
@@ -31,6 +32,7 @@ def export(
         out,
         open_llama_cpp,
         quant=llm_quant or DEFAULT_QUANT,
+        precision=precision or DEFAULT_PRECISION,
         check=check,
         record=record,
         plugin_node=plugin_node,
@@ -44,14 +46,21 @@ def assemble(
     out: Path,
     *,
     llm_quant: str | None = None,
+    precision: str | None = None,
     overwrite: bool = False,
     as_json: bool = False,
 ) -> None:
     """Make a bundle without torch and print what it holds."""
-    from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle
+    from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT, assemble_bundle
     from vqedge_export.report import report_from_file
 
-    bundle = assemble_bundle(checkpoint, out, quant=llm_quant or DEFAULT_QUANT, overwrite=overwrite)
+    bundle = assemble_bundle(
+        checkpoint,
+        out,
+        quant=llm_quant or DEFAULT_QUANT,
+        precision=precision or DEFAULT_PRECISION,
+        overwrite=overwrite,
+    )
     report = report_from_file(bundle.root / PARITY)
     _print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
 
