@@ -1,7 +1,7 @@
 """The CUDA driver through ctypes: memory, copies, one stream, graphs.
 
-`libcuda` comes with every NVIDIA driver and keeps its interface over CUDA 12 and 13, so that a device
-needs no CUDA package of the right major version besides TensorRT. See docs/adr/0010-engines.md.
+`libcuda` comes with every NVIDIA driver and keeps its interface over CUDA 12 and 13, so that a
+device needs no CUDA package of the right major version. See docs/adr/0010-engines.md.
 """
 
 from __future__ import annotations

@@ -23,43 +23,48 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
         ExportError: the ViT cannot be found, or a weight is too large.
     """
     region = vit_region(model)
-    _halve_weights(model, region)
+    _halve_constants(model, region)
     for node in region.nodes:
-        _halve_attributes(node)
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
     _cast_in_and_out(model, region)
     return model
 
 
-def _halve_weights(model: onnx.ModelProto, region: Region) -> None:
-    used_inside = {name for node in region.nodes for name in node.input}
-    inside = {name for node in region.nodes for name in node.output}
-    used_outside = {
-        name
-        for node in model.graph.node
-        if not inside.intersection(node.output)
-        for name in node.input
-    }
-    for tensor in model.graph.initializer:
-        if tensor.name not in used_inside or tensor.data_type != TensorProto.FLOAT:
-            continue
-        if tensor.name in used_outside:
-            raise ExportError(f"{tensor.name} is a weight of the ViT and of the rest; use fp32")
-        tensor.CopyFrom(_half_tensor(tensor))
+def _halve_constants(model: onnx.ModelProto, region: Region) -> None:
+    """Give the region float16 copies: equal constants are shared with the quantizer."""
+    constants = _float_constants(model)
+    used = sorted({name for node in region.nodes for name in node.input} & constants.keys())
+    for name in used:
+        for node in region.nodes:
+            _rename(node.input, name, f"{name}_half")
+    still_used = {name for node in model.graph.node for name in node.input}
+    kept = [item for item in model.graph.initializer if item.name in still_used]
+    halves = [_half_tensor(constants[name], f"{name}_half") for name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *halves])
 
 
-def _halve_attributes(node: onnx.NodeProto) -> None:
-    for attribute in node.attribute:
-        if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-            attribute.i = TensorProto.FLOAT16
-        if attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(_half_tensor(attribute.t))
+def _float_constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    """Float32 weights, and values of Constant nodes, by name."""
+    tensors = {}
+    for item in model.graph.initializer:
+        copy = TensorProto()
+        copy.CopyFrom(item)
+        tensors[item.name] = copy
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            values = [item.t for item in node.attribute if item.name == "value"]
+            tensors |= dict(zip(node.output, values, strict=False))
+    return {name: item for name, item in tensors.items() if item.data_type == TensorProto.FLOAT}
 
 
-def _half_tensor(tensor: TensorProto) -> TensorProto:
+def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:
     array = numpy_helper.to_array(tensor)
     if not np.abs(array).max(initial=0.0) <= _LARGEST:
         raise ExportError(f"{tensor.name}: a value is too large for float16; use --precision fp32")
-    return numpy_helper.from_array(array.astype(np.float16), tensor.name)
+    return numpy_helper.from_array(array.astype(np.float16), name)
 
 
 def _cast_in_and_out(model: onnx.ModelProto, region: Region) -> None:

@@ -47,11 +47,10 @@ def prepared(
 
 
 def _cast_pixels_first(model: onnx.ModelProto) -> None:
-    """`Cast(Transpose(uint8))` to `Transpose(Cast(uint8))`."""
-    names = _uint8_inputs(model)
-    nodes = model.graph.node
+    """`Cast(Transpose(uint8))` to `Transpose(Cast(uint8))`, each in the other's place."""
+    pixels, nodes = _uint8_inputs(model), model.graph.node
     for transpose in nodes:
-        if transpose.op_type != "Transpose" or transpose.input[0] not in names:
+        if transpose.op_type != "Transpose" or transpose.input[0] not in pixels:
             continue
         readers = [node for node in nodes if transpose.output[0] in node.input]
         if len(readers) != 1 or readers[0].op_type != "Cast":
@@ -59,17 +58,18 @@ def _cast_pixels_first(model: onnx.ModelProto) -> None:
                 f"encoder.onnx: {transpose.input[0]} is not cast after it is transposed; "
                 "export the checkpoint again"
             )
-        cast = readers[0]
-        _swap(transpose, cast)
-        names.discard(cast.input[0])
-    _sort(model)
+        _swap(transpose, readers[0])
 
 
 def _swap(first: onnx.NodeProto, second: onnx.NodeProto) -> None:
-    """Let the second of two nodes in a row come first."""
-    source, between, target = first.input[0], first.output[0], second.output[0]
-    second.input[0], second.output[0] = source, between
-    first.input[0], first.output[0] = between, target
+    """Exchange the work of two nodes in a row; the tensors around and between them stay."""
+    names = list(first.input), list(first.output), list(second.input), list(second.output)
+    earlier = onnx.NodeProto()
+    earlier.CopyFrom(first)
+    first.CopyFrom(second)
+    second.CopyFrom(earlier)
+    for node, inputs, outputs in ((first, *names[:2]), (second, *names[2:])):
+        node.input[:], node.output[:] = inputs, outputs
 
 
 def _give_rows(model: onnx.ModelProto) -> None:
@@ -117,23 +117,6 @@ def _settle_op(model: onnx.ModelProto, plugin: bool) -> None:
 def _uint8_inputs(model: onnx.ModelProto) -> set[str]:
     kinds = {item.name: item.type.tensor_type.elem_type for item in model.graph.input}
     return {name for name, kind in kinds.items() if kind == TensorProto.UINT8}
-
-
-def _sort(model: onnx.ModelProto) -> None:
-    """Nodes in an order in which every tensor is made before it is used."""
-    made_here = {name for node in model.graph.node for name in node.output}
-    ready, waiting, nodes = set(), list(model.graph.node), []
-    while waiting:
-        fit = [
-            node for node in waiting if all(n in ready or n not in made_here for n in node.input)
-        ]
-        if not fit:
-            raise ExportError("encoder.onnx: its nodes form a loop; export the checkpoint again")
-        for node in fit:
-            ready |= set(node.output)
-        nodes += fit
-        waiting = [node for node in waiting if not ready.issuperset(node.output)]
-    _replace_nodes(model, nodes)
 
 
 def _replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:

@@ -18,7 +18,7 @@ VIT = "/quantizer/vit/"
 
 @dataclass(frozen=True)
 class Region:
-    """Nodes whose precision can be lowered, and where data enters and leaves."""
+    """Nodes whose precision can be lowered, constants apart, and where data enters and leaves."""
 
     nodes: list[onnx.NodeProto]
     entry: str  # float32 pixels, normalised
@@ -28,27 +28,28 @@ class Region:
 def vit_region(model: onnx.ModelProto) -> Region:
     """Find the ViT.
 
+    Constants are not in it, wherever their names say they are: the tracer shares equal ones.
+
     Raises:
         ExportError: the graph was not written by this exporter.
     """
-    own = [node for node in model.graph.node if node.name.startswith(VIT)]
+    own = [node for node in model.graph.node if _is_vit(node)]
     convolution = next((node for node in own if node.op_type == "Conv"), None)
     if convolution is None:
         raise _stranger("has no convolution below " + VIT)
     entry = convolution.input[0]
     before = _ancestors(own, entry)
-    nodes = [node for node in own if not before & set(node.output)]
+    nodes = [node for node in own if before.isdisjoint(node.output)]
     inside = {name for node in nodes for name in node.output}
-    leaving = {
-        name
-        for node in model.graph.node
-        if node not in nodes
-        for name in node.input
-        if name in inside
-    }
+    others = [node for node in model.graph.node if inside.isdisjoint(node.output)]
+    leaving = inside.intersection(name for node in others for name in node.input)
     if len(leaving) != 1:
         raise _stranger(f"takes {len(leaving)} tensors from its ViT, want 1")
     return Region(nodes, entry, leaving.pop())
+
+
+def _is_vit(node: onnx.NodeProto) -> bool:
+    return node.name.startswith(VIT) and node.op_type != "Constant"
 
 
 def _ancestors(nodes: list[onnx.NodeProto], tensor: str) -> set[str]:

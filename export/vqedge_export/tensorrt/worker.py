@@ -1,7 +1,7 @@
 """The building process: `python -m vqedge_export.tensorrt.worker JOB.json OUTCOME.json`.
 
-TensorRT is native code that may abort, or take all memory. Here it can: whoever started this process
-reads the signal it died of and says so in one line.
+TensorRT is native code that may abort, or take all memory. Here it can: whoever started this
+process reads the signal it died of and says so in one line.
 """
 
 from __future__ import annotations
