@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from vqedge.cuda import Cuda
 from vqedge.engines import Flavour, version_of
 from vqedge.errors import BackendUnavailable
 from vqedge_export.tensorrt.options import BuildOptions, Offer
-
-_MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True)
@@ -99,22 +96,6 @@ class Library:
             return ()
         names = [name for name in dir(self.trt.ComputeCapability) if name[:2] == "SM"]
         return tuple(sorted((f"{name[2:-1]}.{name[-1]}" for name in names), key=version_of))
-
-
-def library_of(flavour: Flavour) -> Library:
-    """Load a TensorRT.
-
-    Raises:
-        BackendUnavailable: it is not installed, or cannot be loaded.
-    """
-    try:
-        return Library(import_module(_MODULES[flavour]), flavour)
-    except (ImportError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BackendUnavailable(
-            f"{flavour} cannot be loaded ({reason}); on Jetson it comes with JetPack, elsewhere: "
-            f"pip install 'vqedge[{flavour}]'"
-        ) from error
 
 
 def _this_gpu() -> str | None:

@@ -6,6 +6,7 @@ process reads the signal it died of and says so in one line.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from vqedge.bundle import ProfileRecord, TensorRecord
 from vqedge.errors import BackendUnavailable, ExportError, VqedgeError
 from vqedge.files import replacing
+from vqedge.tensorrt import new_log, one_line, tensorrt_module
 from vqedge_export.tensorrt.job import Job, Outcome
-from vqedge_export.tensorrt.library import Library, library_of
+from vqedge_export.tensorrt.library import Library
 from vqedge_export.tensorrt.options import require_possible
 from vqedge_export.tensorrt.region import VIT
 
@@ -29,15 +31,15 @@ _DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-_LAST_WORDS = 5
 
 
 def main() -> int:
     """Do the job of one file, write the outcome to the other."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     job_path, outcome_path = map(Path, sys.argv[1:])
     job = Job.model_validate_json(job_path.read_text(encoding="utf-8"))
     try:
-        outcome = outcome_of(job, library_of(job.flavour))
+        outcome = outcome_of(job, Library(tensorrt_module(job.flavour), job.flavour))
     except VqedgeError as error:
         missing = isinstance(error, BackendUnavailable)
         outcome = Outcome(fault=str(error), unavailable=missing)
@@ -58,7 +60,7 @@ def outcome_of(job: Job, library: Library) -> Outcome:
         return Outcome(offer=offer)
     require_possible(job.options, offer, job.plugin is not None)
     began = time.perf_counter()
-    log = _log_of(library)
+    log = new_log(library.trt)
     if job.plugin is not None:
         library.load_plugin(str(job.plugin))
     builder = library.trt.Builder(log)
@@ -73,27 +75,6 @@ def outcome_of(job: Job, library: Library) -> Outcome:
     _keep_timings(library, config, job)
     seconds = time.perf_counter() - began
     return Outcome(offer=offer, inputs=inputs, outputs=outputs, seconds=seconds)
-
-
-def _log_of(library: Library) -> Any:
-    """A logger for TensorRT that keeps its errors and shows them on stderr."""
-    trt = library.trt
-    bad = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
-
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in bad:
-                self.errors.append(message)
-                print(message, file=sys.stderr, flush=True)
-
-        def last_words(self) -> str:
-            return one_line(self.errors[:_LAST_WORDS]) or "it gives no reason"
-
-    return Log()
 
 
 def _network_from_onnx(library: Library, builder: Any, onnx: Path, job: Job, log: Any) -> Any:
@@ -189,12 +170,6 @@ def _keep_timings(library: Library, config: Any, job: Job) -> None:
     job.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with replacing(job.timing_cache) as temporary:
         temporary.write_bytes(config.get_timing_cache().serialize())
-
-
-def one_line(reasons: list[str], limit: int = 300) -> str:
-    """What a library logged, as one line that is not too long."""
-    text = " ".join(" ".join(reasons).split())
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 if __name__ == "__main__":

@@ -35,7 +35,23 @@ def _onnxruntime(path: Path, threads: int | None) -> Encoder:
     return OrtEncoder(path, threads)
 
 
-ENCODERS: dict[str, Callable[[Path, int | None], Encoder]] = {"onnxruntime": _onnxruntime}
+def _tensorrt(path: Path, threads: int | None) -> Encoder:
+    from vqedge_runtime.encoders.tensorrt import open_engine
+
+    return open_engine("tensorrt", path)
+
+
+def _tensorrt_rtx(path: Path, threads: int | None) -> Encoder:
+    from vqedge_runtime.encoders.tensorrt import open_engine
+
+    return open_engine("tensorrt-rtx", path)
+
+
+ENCODERS: dict[str, Callable[[Path, int | None], Encoder]] = {
+    "onnxruntime": _onnxruntime,
+    "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
+}
 
 
 def open_encoder(name: str, path: Path, threads: int | None = None) -> Encoder:
