@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-from safetensors.numpy import load_file
 
 from vqedge.base.fetch import BaseWeights, fetch
 from vqedge.base.sources import PackageSource
@@ -16,12 +15,9 @@ from vqedge.bundle import (
     Bundle,
     BundleDraft,
     BundleFacts,
-    CodebookRecord,
-    EncoderRecord,
+    EngineRecord,
     LlmRecord,
     ProvenanceRecord,
-    QuantizerRecord,
-    TensorRecord,
     bundle_writer,
 )
 from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
@@ -30,18 +26,12 @@ from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
-from vqedge_export.gguf import gguf_from_lora, llm_facts
-from vqedge_export.graph import (
-    adaptive_error_of,
-    base_arrays,
-    checkpoint_arrays,
-    exported_kind,
-    filled,
-    save_model,
-)
+from vqedge_export.gguf import llm_facts
+from vqedge_export.graph import exported_kind
+from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_export.report import ParityReport, report_from_file
+from vqedge_export.targets import BASE, ENCODER, LLM, Making
 
-ENCODER, LLM = "encoder.onnx", "llm.gguf"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
@@ -70,20 +60,11 @@ def assemble_bundle(
     exported_kind(config)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, config, graph, quant)
+        making = Making(draft.folder, checkpoint, config, graph, quant)
+        for target in BASE:
+            target.export(making)
         report = _known_report(checkpoint, draft.folder, quant)
         return finish(draft, checkpoint, config, graph, report)
-
-
-def write_models(
-    draft: BundleDraft, checkpoint: Path, config: ModelConfig, graph: onnx.ModelProto, quant: str
-) -> None:
-    """Put `encoder.onnx` and `llm.gguf` into a bundle that is being written."""
-    vit, llm = fetch(config.encoder.source), fetch(config.llm.source)
-    model = filled(graph, checkpoint_arrays(checkpoint / MODEL), base_arrays(vit.path))
-    save_model(model, draft.folder / ENCODER)
-    lora = load_file(checkpoint / LORA)
-    gguf_from_lora(llm.path, lora, config.llm, draft.folder / LLM, quant)
 
 
 def finish(
@@ -92,6 +73,7 @@ def finish(
     config: ModelConfig,
     graph: onnx.ModelProto,
     report: ParityReport,
+    engines: tuple[EngineRecord, ...] = (),
 ) -> Bundle:
     """Add report and licences, describe the bundle, and move it into place."""
     weights = [fetch(config.encoder.source), fetch(config.llm.source)]
@@ -101,10 +83,11 @@ def finish(
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
     facts = BundleFacts(
-        encoder=_encoder_record(graph, config),
-        quantizer=_quantizer_record(graph, config),
+        encoder=encoder_record(graph, config, ENCODER),
+        quantizer=quantizer_record(graph, config),
         llm=_llm_record(draft.folder / LLM, report.quantization),
         provenance=_provenance_record(checkpoint, weights),
+        engines=engines,
     )
     return draft.finish(facts)
 
@@ -142,36 +125,6 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     )
 
 
-def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecord:
-    encoder = config.encoder
-    return EncoderRecord(
-        file=ENCODER,
-        inputs=tuple(_tensor(item) for item in graph.graph.input),
-        outputs=tuple(_tensor(item) for item in graph.graph.output),
-        frames=encoder.frames,
-        size=encoder.size,
-        grid=encoder.grid,
-        source=encoder.source,
-        block=encoder.block,
-        opset=next(item.version for item in graph.opset_import if not item.domain),
-        custom_op="function" if graph.functions else "node",
-        precision="fp32",
-    )
-
-
-def _quantizer_record(graph: onnx.ModelProto, config: ModelConfig) -> QuantizerRecord:
-    quantizer, kind = config.quantizer, exported_kind(config)
-    tables = CodebookRecord(levels=quantizer.levels, entries=quantizer.entries)
-    return QuantizerRecord(
-        kind=kind,
-        codes=quantizer.codes,
-        iterations=quantizer.iterations,
-        default_budget=quantizer.default_budget,
-        adaptive_error=adaptive_error_of(graph),
-        codebook=tables if kind == "codebook" else None,
-    )
-
-
 def _llm_record(path: Path, quant: str) -> LlmRecord:
     llm = llm_facts(path)
     return LlmRecord(
@@ -193,13 +146,6 @@ def _provenance_record(checkpoint: Path, weights: list[BaseWeights]) -> Provenan
         base_weights=tuple(_base_record(item) for item in weights),
         tools={name: version(name) for name in _TOOLS},
     )
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
-    kind = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    shape = tuple(item.dim_param or item.dim_value for item in kind.shape.dim)
-    return TensorRecord.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
 
 
 def _checkpoint_sha256(checkpoint: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -14,17 +15,13 @@ from vqedge.errors import ConfigError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
-from vqedge_export.assemble import (
-    DEFAULT_QUANT,
-    ENCODER,
-    LLM,
-    finish,
-    write_models,
-)
+from vqedge_export.assemble import DEFAULT_QUANT, finish
 from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.parity import OpenLlm, encoder_parity, llm_parity, require
 from vqedge_export.report import TOLERANCES, ParityReport
+from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target
+from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +38,9 @@ def export_bundle(
     record: bool = False,
     plugin_node: bool = False,
     overwrite: bool = False,
+    targets: Sequence[Target] = (),
+    options: BuildOptions | None = None,
+    plugin: Path | None = None,
 ) -> tuple[Bundle, ParityReport]:
     """Export a checkpoint to a bundle.
 
@@ -54,8 +54,12 @@ def export_bundle(
         plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run
             it.
         overwrite: replace `out` if it is a bundle.
+        targets: engines to add to encoder and language model.
+        options: how to build them.
+        plugin: library with the NearestCodebook plugin, for TensorRT.
 
     Raises:
+        BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
         ConfigError: `record` without a check, or of a graph that `assemble` cannot use.
         ExportError: the encoder cannot be traced or the language model not quantised.
@@ -70,12 +74,17 @@ def export_bundle(
     opened = open_checkpoint(checkpoint)
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, opened.config, graph, quant)
+        making = Making(
+            draft.folder, checkpoint, opened.config, graph, quant, options or BuildOptions(), plugin
+        )
+        for target in BASE:
+            target.export(making)
         comparing = open_llm if check and not plugin_node else None
         report = _report(opened, draft.folder / ENCODER, draft.folder / LLM, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
-        bundle = finish(draft, checkpoint, opened.config, graph, report)
+        engines = tuple(record for target in targets for record in target.export(making))
+        bundle = finish(draft, checkpoint, opened.config, graph, report, engines)
     if record:
         _record(checkpoint, graph, report)
     return bundle, report

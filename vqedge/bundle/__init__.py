@@ -15,6 +15,7 @@ from vqedge.bundle.manifest import (
     TensorRecord,
 )
 from vqedge.bundle.reader import Bundle, open_bundle, verify
+from vqedge.bundle.rewrite import rewritten
 from vqedge.bundle.writer import BundleDraft, bundle_writer
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "TensorRecord",
     "bundle_writer",
     "open_bundle",
+    "rewritten",
     "verify",
 ]

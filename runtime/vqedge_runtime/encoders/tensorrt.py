@@ -6,7 +6,7 @@ import ctypes
 import logging
 import math
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from vqedge.bundle import Bundle, EngineRecord, TensorRecord, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.tensorrt import new_log, tensorrt_module
 from vqedge_runtime.encoders import Frames
 from vqedge_runtime.tokens import TokenSet
@@ -196,15 +196,16 @@ class TensorRTEncoder:
             return
         try:
             self._graph = self._recorded()
-        except (BackendUnavailable, BundleError) as error:
+        except VqedgeError as error:
             self._go_without_graph(str(error))
 
     def _recorded(self) -> int:
         self._cuda.begin_capture(self._stream)
         try:
             self._queue()
-        except BundleError:
-            self._cuda.free_graph(self._cuda.end_capture(self._stream))
+        except VqedgeError:
+            with suppress(BackendUnavailable):  # the recording ends, whatever came of it
+                self._cuda.free_graph(self._cuda.end_capture(self._stream))
             raise
         return self._cuda.end_capture(self._stream)
 
