@@ -46,10 +46,6 @@ def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path
     )
 
 
-def sizes_of(manifest_bundle: Bundle) -> dict[str, int]:
-    return {file.role: file.size_bytes for file in manifest_bundle.manifest.files}
-
-
 def test_it_offers_the_gpus_it_knows() -> None:
     offer = offer_of("tensorrt-rtx")
     assert set(CAPABILITIES.split(",")) <= set(offer.capabilities)
