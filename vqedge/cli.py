@@ -351,7 +351,7 @@ def bench(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .onnx or .gguf.")],
+    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .onnx, .gguf or .engine.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file or folder holds."""

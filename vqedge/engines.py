@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from vqedge.base.fetch import cache_root
 from vqedge.bundle import Bundle, EngineRecord
@@ -125,13 +125,19 @@ class CachedEngine(BaseModel):
 
 def cached_engine(key: str) -> tuple[Path, EngineRecord] | None:
     """An engine from the cache, if it is there whole and unchanged."""
-    path, note = _cache_paths(key)
+    path = _cache_path(key)
+    record = engine_from_note(path)
+    return (path, record) if record is not None and record.key == key else None
+
+
+def engine_from_note(path: Path) -> EngineRecord | None:
+    """What the note beside an engine says of it, if it is the engine the note was written for."""
     try:
-        cached = CachedEngine.model_validate_json(note.read_text(encoding="utf-8"))
-        intact = cached.record.key == key and file_sha256(path) == cached.sha256
-    except (OSError, ValidationError, ValueError):
+        note = path.with_suffix(".json").read_text(encoding="utf-8")
+        cached = CachedEngine.model_validate_json(note)
+        return cached.record if file_sha256(path) == cached.sha256 else None
+    except (OSError, ValueError):
         return None
-    return (path, cached.record) if intact else None
 
 
 def cache_engine(built: Path, record: EngineRecord) -> Path:
@@ -140,11 +146,11 @@ def cache_engine(built: Path, record: EngineRecord) -> Path:
     Raises:
         OSError: the cache folder cannot be written.
     """
-    path, note = _cache_paths(record.key)
+    path = _cache_path(record.key)
     path.parent.mkdir(parents=True, exist_ok=True)
     cached = CachedEngine(record=record, sha256=file_sha256(built))
     built.replace(path)
-    with replacing(note) as temporary:
+    with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(cached.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -175,9 +181,8 @@ def timing_cache(host: EngineHost) -> Path:
     return cache_root() / "timing" / f"{host.flavour}-{host.version}-sm{capability}"
 
 
-def _cache_paths(key: str) -> tuple[Path, Path]:
-    folder = cache_root() / "engines"
-    return folder / f"{key}.engine", folder / f"{key}.json"
+def _cache_path(key: str) -> Path:
+    return cache_root() / "engines" / f"{key}.engine"
 
 
 def _version_fits(record: EngineRecord, here: str) -> bool:

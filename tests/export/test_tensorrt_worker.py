@@ -69,7 +69,6 @@ def test_networks_are_strongly_typed_and_no_precision_flag_is_set(
     [
         ("fp32", []),
         ("fp16", ["FP16", "OBEY_PRECISION_CONSTRAINTS"]),
-        ("int8", ["FP16", "OBEY_PRECISION_CONSTRAINTS", "INT8"]),
     ],
 )
 def test_weak_typing_sets_flags_and_pins_the_quantizer(
@@ -105,6 +104,15 @@ def test_the_dla_is_refused_everywhere(tmp_path: Path, flavour: Flavour, version
         outcome_of(
             job(tmp_path, flavour, options=BuildOptions(device="dla")), library(flavour, version)
         )
+
+
+@pytest.mark.parametrize(("flavour", "version"), VERSIONS)
+def test_int8_is_refused_until_the_graph_says_where(
+    tmp_path: Path, flavour: Flavour, version: str
+) -> None:
+    wanted = job(tmp_path, flavour, options=BuildOptions(precision="int8"))
+    with pytest.raises(ExportError, match="they need explicit quantize/dequantize nodes"):
+        outcome_of(wanted, library(flavour, version))
 
 
 def test_rtx_says_everything_it_cannot_do_at_once(tmp_path: Path) -> None:

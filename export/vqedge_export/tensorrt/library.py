@@ -82,8 +82,6 @@ class Library:
         if options.precision != "fp32":
             config.set_flag(flags.FP16)
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-        if options.precision == "int8":
-            config.set_flag(flags.INT8)
 
     def _set_capabilities(self, config: Any, capabilities: Sequence[str]) -> None:
         config.num_compute_capabilities = len(capabilities)

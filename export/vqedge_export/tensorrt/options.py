@@ -114,6 +114,11 @@ def _refusals(options: BuildOptions, offer: Offer, plugin: bool) -> list[tuple[b
     return [
         (too_old, "want 10.3 or later; upgrade TensorRT, or JetPack to 6.2"),
         (
+            options.precision == "int8",
+            "int8 engines are not built by this vqedge: they need explicit quantize/dequantize "
+            "nodes, and calibrators are gone from TensorRT 11; use --precision fp16",
+        ),
+        (
             options.typing == "weak" and not offer.weak_typing,
             "networks are strongly typed, there are no precision flags; leave out --typing weak, "
             "the graph brings its precision",

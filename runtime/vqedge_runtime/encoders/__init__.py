@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.bundle import open_bundle
 from vqedge.errors import BackendUnavailable
 from vqedge_runtime.tokens import TokenSet
 
@@ -38,13 +39,13 @@ def _onnxruntime(path: Path, threads: int | None) -> Encoder:
 def _tensorrt(path: Path, threads: int | None) -> Encoder:
     from vqedge_runtime.encoders.tensorrt import open_engine
 
-    return open_engine("tensorrt", path)
+    return open_engine("tensorrt", open_bundle(path.parent, verify=False))
 
 
 def _tensorrt_rtx(path: Path, threads: int | None) -> Encoder:
     from vqedge_runtime.encoders.tensorrt import open_engine
 
-    return open_engine("tensorrt-rtx", path)
+    return open_engine("tensorrt-rtx", open_bundle(path.parent, verify=False))
 
 
 ENCODERS: dict[str, Callable[[Path, int | None], Encoder]] = {

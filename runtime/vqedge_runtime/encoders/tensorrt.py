@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.bundle import Bundle, EngineRecord, TensorRecord, open_bundle
-from vqedge.bundle.manifest import MANIFEST_NAME
+from vqedge.bundle import Bundle, EngineRecord, TensorRecord
 from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
@@ -28,20 +27,18 @@ logger = logging.getLogger(__name__)
 _IDS = "ids"  # an output more, of a learned codebook
 
 
-def open_engine(flavour: Flavour, encoder: Path) -> TensorRTEncoder:
+def open_engine(flavour: Flavour, bundle: Bundle) -> TensorRTEncoder:
     """Open the engine that a bundle holds for this machine.
 
     Args:
         flavour: which TensorRT.
-        encoder: the encoder of a verified bundle.
+        bundle: verified: an engine is native code.
 
     Raises:
         BackendUnavailable: no TensorRT, no GPU, or no engine that may run here.
         BundleError: the engine is not what the manifest says.
     """
-    trt, cuda = tensorrt_module(flavour), Cuda()
-    root = next(folder for folder in encoder.parents if (folder / MANIFEST_NAME).is_file())
-    return TensorRTEncoder(open_bundle(root, verify=False), flavour, trt, cuda)
+    return TensorRTEncoder(bundle, flavour, tensorrt_module(flavour), Cuda())
 
 
 @dataclass(frozen=True)
