@@ -55,6 +55,25 @@ ThreadsOption = Annotated[
 ]
 
 
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the ViT: int8, fp16 or fp32 [default: int8 beside fp32 in ONNX, fp16 in engines]."
+    ),
+]
+CapabilitiesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sm",
+        help="GPUs to build for [default: 80,86,89,120 of tensorrt-rtx, this one otherwise].",
+    ),
+]
+PluginOption = Annotated[
+    Path | None,
+    typer.Option(help="Library with the NearestCodebook plugin, for tensorrt [default: none]."),
+]
+
+
 @app.callback()
 def _root(
     verbose: Annotated[
@@ -177,10 +196,16 @@ def train(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
-    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Lightest encoder to put in: int8 or fp32 [default: int8].")
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx and gguf, which are always made; tensorrt, tensorrt-rtx: engines; or all."
+        ),
     ] = None,
+    precision: PrecisionOption = None,
+    sm: CapabilitiesOption = None,
+    plugin: PluginOption = None,
+    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
     plugin_node: Annotated[
         bool,
@@ -198,15 +223,18 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle and prove that it computes the same (needs torch).
 
-    Example: vqedge export models/tiny -o tiny.vqedge
+    Example: vqedge export models/tiny -o tiny.vqedge --target tensorrt-rtx --sm 86,89
     """
     from vqedge.commands.export import export as run
 
     run(
         checkpoint,
         out,
-        llm_quant=llm_quant,
+        target=target,
         precision=precision,
+        sm=sm,
+        plugin=plugin,
+        llm_quant=llm_quant,
         check=not no_check,
         record=record,
         plugin_node=plugin_node,
@@ -220,9 +248,7 @@ def assemble(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
     llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Lightest encoder to put in: int8 or fp32 [default: int8].")
-    ] = None,
+    precision: PrecisionOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle.")
     ] = False,
@@ -245,17 +271,71 @@ def assemble(
 
 
 @app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to add an engine to.")],
+    target: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    precision: PrecisionOption = None,
+    sm: CapabilitiesOption = None,
+    plugin: PluginOption = None,
+    typing: Annotated[
+        str, typer.Option(help="strong, or weak: TensorRT 10 picks types by its flags.")
+    ] = "strong",
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="0 builds fast, 5 runs fast.")
+    ] = 3,
+    workspace_mb: Annotated[
+        int | None, typer.Option(min=1, help="Scratch memory of a layer [default: no limit].")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later TensorRT of this major too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For all GPUs from SM 8.0 on.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="gpu; dla is refused, with the reason.")] = "gpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Build a TensorRT engine from a bundle's ONNX, on this machine, into the bundle.
+
+    Example: vqedge build tiny.vqedge --target tensorrt
+    """
+    from vqedge.commands.build import run_build
+
+    run_build(
+        bundle,
+        target,
+        precision=precision,
+        sm=sm,
+        plugin=plugin,
+        typing=typing,
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(help="Bundle to check.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Measure parity with it (needs torch).")
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Compare this encoder backend with onnxruntime, into parity.json."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle's files and, with its checkpoint, its parity on this machine."""
+    """Verify a bundle's files and, if asked, its parity on this machine.
+
+    Example: vqedge check tiny.vqedge --backend tensorrt
+    """
     from vqedge.commands.export import check as run
 
-    run(bundle, checkpoint=checkpoint, as_json=as_json)
+    run(bundle, checkpoint=checkpoint, backend=backend, as_json=as_json)
 
 
 @app.command("eval")
@@ -328,7 +408,9 @@ def bench(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx or .gguf.")],
+    path: Annotated[
+        Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx, .gguf or .engine.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file or folder holds."""

@@ -8,22 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-from safetensors.numpy import load_file
 
 from vqedge.base.fetch import BaseWeights, fetch
 from vqedge.base.sources import PackageSource
 from vqedge.bundle import (
     BaseWeightsRecord,
-    BridgeRecord,
     Bundle,
     BundleDraft,
     BundleFacts,
-    CodebookRecord,
-    EncoderRecord,
+    EngineRecord,
     LlmRecord,
     ProvenanceRecord,
-    QuantizerRecord,
-    TensorRecord,
     VariantRecord,
     bundle_writer,
 )
@@ -33,24 +28,13 @@ from vqedge.errors import CheckpointError, ConfigError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
-from vqedge_export.gguf import gguf_from_lora, llm_facts
-from vqedge_export.graph import (
-    TABLES,
-    Arrays,
-    adaptive_error_of,
-    base_arrays,
-    bridge_of,
-    checkpoint_arrays,
-    exported_kind,
-    filled,
-    save_model,
-)
-from vqedge_export.int8 import int8_encoder
+from vqedge_export.gguf import llm_facts
+from vqedge_export.graph import checkpoint_arrays, exported_kind
+from vqedge_export.records import bridge_record, encoder_record, quantizer_record
 from vqedge_export.report import ParityReport, report_from_file
+from vqedge_export.targets import BASE, BRIDGE, ENCODER, LLM, VARIANTS, Making
 
-ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
-VARIANTS = {"int8": ("encoder.int8.onnx", int8_encoder)}  # by precision: file, how it is made
-PRECISIONS = ("fp32", *VARIANTS)
+PRECISIONS = ("fp32", "fp16", *VARIANTS)
 DEFAULT_PRECISION = "int8"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
@@ -88,29 +72,11 @@ def assemble_bundle(
     check_precision(precision)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, config, graph, quant, precision)
+        making = Making(draft.folder, checkpoint, config, graph, quant, precision)
+        for target in BASE:
+            target.export(making)
         report = _known_report(checkpoint, draft.folder, quant)
         return finish(draft, checkpoint, config, graph, report)
-
-
-def write_models(
-    draft: BundleDraft,
-    checkpoint: Path,
-    config: ModelConfig,
-    graph: onnx.ModelProto,
-    quant: str,
-    precision: str,
-) -> None:
-    """Put encoder with its variants, bridge and language model into a bundle being written."""
-    vit, llm = fetch(config.encoder.source), fetch(config.llm.source)
-    model = filled(graph, checkpoint_arrays(checkpoint / MODEL), base_arrays(vit.path))
-    save_model(model, draft.folder / ENCODER)
-    if precision in VARIANTS:
-        file, lighter = VARIANTS[precision]
-        save_model(lighter(model), draft.folder / file)
-    save_model(bridge_of(model), draft.folder / BRIDGE)
-    lora = load_file(checkpoint / LORA)
-    gguf_from_lora(llm.path, lora, config.llm, draft.folder / LLM, quant)
 
 
 def finish(
@@ -119,6 +85,7 @@ def finish(
     config: ModelConfig,
     graph: onnx.ModelProto,
     report: ParityReport,
+    engines: tuple[EngineRecord, ...] = (),
 ) -> Bundle:
     """Add report and licences, describe the bundle, and move it into place."""
     weights = [fetch(config.encoder.source), fetch(config.llm.source)]
@@ -128,11 +95,12 @@ def finish(
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
     facts = BundleFacts(
-        encoder=_encoder_record(graph, config, draft.folder),
-        bridge=_bridge_record(graph),
-        quantizer=_quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
+        encoder=encoder_record(graph, config, ENCODER, tuple(_variant_records(draft.folder))),
+        bridge=bridge_record(graph, BRIDGE),
+        quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
         llm=_llm_record(draft.folder / LLM, report.quantization),
         provenance=_provenance_record(checkpoint, weights),
+        engines=engines,
     )
     return draft.finish(facts)
 
@@ -191,60 +159,9 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     )
 
 
-def _encoder_record(graph: onnx.ModelProto, config: ModelConfig, folder: Path) -> EncoderRecord:
-    encoder = config.encoder
-    return EncoderRecord(
-        file=ENCODER,
-        inputs=tuple(_tensor(item) for item in graph.graph.input),
-        outputs=tuple(_tensor(item) for item in graph.graph.output),
-        frames=encoder.frames,
-        size=encoder.size,
-        grid=encoder.grid,
-        source=encoder.source,
-        block=encoder.block,
-        opset=next(item.version for item in graph.opset_import if not item.domain),
-        custom_op="function" if graph.functions else "node",
-        precision="fp32",
-        variants=tuple(_variant_records(folder)),
-    )
-
-
 def _variant_records(folder: Path) -> Iterator[VariantRecord]:
     for precision, file in present(folder).items():
         yield VariantRecord.model_validate({"file": file, "precision": precision})
-
-
-def _bridge_record(graph: onnx.ModelProto) -> BridgeRecord:
-    bridge = bridge_of(graph).graph
-    return BridgeRecord(
-        file=BRIDGE,
-        inputs=tuple(_tensor(item) for item in bridge.input),
-        outputs=tuple(_tensor(item) for item in bridge.output),
-    )
-
-
-def _quantizer_record(
-    graph: onnx.ModelProto, config: ModelConfig, weights: Arrays
-) -> QuantizerRecord:
-    quantizer, kind = config.quantizer, exported_kind(config)
-    return QuantizerRecord(
-        kind=kind,
-        codes=quantizer.codes,
-        iterations=quantizer.iterations,
-        default_budget=quantizer.default_budget,
-        adaptive_error=adaptive_error_of(graph),
-        codebook=_codebook_record(config, weights) if kind == "codebook" else None,
-    )
-
-
-def _codebook_record(config: ModelConfig, weights: Arrays) -> CodebookRecord:
-    """Size and sha256 of the tables, as little-endian float32: equal ids mean the same with it."""
-    tables = weights[TABLES].astype("<f4")
-    return CodebookRecord(
-        levels=config.quantizer.levels,
-        entries=config.quantizer.entries,
-        sha256=hashlib.sha256(tables.tobytes()).hexdigest(),
-    )
 
 
 def _llm_record(path: Path, quant: str) -> LlmRecord:
@@ -268,13 +185,6 @@ def _provenance_record(checkpoint: Path, weights: list[BaseWeights]) -> Provenan
         base_weights=tuple(_base_record(item) for item in weights),
         tools={name: version(name) for name in _TOOLS},
     )
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
-    kind = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    shape = tuple(item.dim_param or item.dim_value for item in kind.shape.dim)
-    return TensorRecord.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
 
 
 def _checkpoint_sha256(checkpoint: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -18,18 +19,17 @@ from vqedge.model.llm import tokenizer_from_gguf
 from vqedge_export.assemble import (
     DEFAULT_PRECISION,
     DEFAULT_QUANT,
-    ENCODER,
-    LLM,
     check_precision,
     finish,
     present,
-    write_models,
 )
 from vqedge_export.flips import OnnxReader, compared
 from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.parity import OpenLlm, encoder_parity, generated_clip, llm_parity, require
 from vqedge_export.report import TOLERANCES, MeasuredVariant, ParityReport
+from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target
+from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ def export_bundle(
     record: bool = False,
     plugin_node: bool = False,
     overwrite: bool = False,
+    targets: Sequence[Target] = (),
+    options: BuildOptions | None = None,
+    plugin: Path | None = None,
 ) -> tuple[Bundle, ParityReport]:
     """Export a checkpoint to a bundle.
 
@@ -61,8 +64,12 @@ def export_bundle(
         plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run
             it.
         overwrite: replace `out` if it is a bundle.
+        targets: engines to add to encoder and language model.
+        options: how to build them.
+        plugin: library with the NearestCodebook plugin, for TensorRT.
 
     Raises:
+        BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
         ConfigError: no such precision, or `record` without a check, or of a graph that `assemble`
             cannot use.
@@ -79,12 +86,24 @@ def export_bundle(
     opened = open_checkpoint(checkpoint)
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, opened.config, graph, quant, precision)
+        making = Making(
+            draft.folder,
+            checkpoint,
+            opened.config,
+            graph,
+            quant,
+            precision,
+            options or BuildOptions(),
+            plugin,
+        )
+        for target in BASE:
+            target.export(making)
         comparing = open_llm if check and not plugin_node else None
         report = _report(opened, draft.folder, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
-        bundle = finish(draft, checkpoint, opened.config, graph, report)
+        engines = tuple(record for target in targets for record in target.export(making))
+        bundle = finish(draft, checkpoint, opened.config, graph, report, engines)
     if record:
         _record(checkpoint, graph, report)
     return bundle, report

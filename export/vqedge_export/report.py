@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vqedge.bundle import Bundle
+from vqedge.checkpoint import PARITY
+from vqedge.engines import encoder_sha256
 from vqedge.errors import CheckpointError
+from vqedge.files import file_sha256
 
 
 class _Record(BaseModel):
@@ -89,6 +93,20 @@ class LlmParity(_Record):
     kl_max: float
 
 
+class BackendParity(_Record):
+    """One encoder backend against ONNX Runtime, see `vqedge_runtime.compare.BackendFigures`."""
+
+    backend: str
+    reference: str
+    clips: int
+    clips_same: int
+    ids_differ: float
+    safe_ids_differ: float
+    margin_where_ids_differ: float
+    token_cosine: float | None
+    token_cosine_mean: float
+
+
 class ParityReport(_Record):
     """All figures, and the files they are about."""
 
@@ -100,6 +118,7 @@ class ParityReport(_Record):
     llm: LlmParity | None = None
     variants: dict[str, MeasuredVariant] = {}  # by precision
     tolerance: Tolerance | None = None
+    backends: dict[str, BackendParity] = {}  # by the backend's name, on the machine of `check`
     measured: Literal["at export", "not measured"] = "at export"
 
     def faults(self, tolerance: Tolerance) -> list[str]:
@@ -134,6 +153,18 @@ class ParityReport(_Record):
     def to_json(self) -> str:
         """Pretty, sorted, with a newline at the end."""
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def with_backend(bundle: Bundle, name: str, figures: dict[str, Any]) -> ParityReport:
+    """A bundle's report with the figures of one backend in it, new or in place of the old."""
+    report = report_from_file(bundle.root / PARITY) or ParityReport(
+        encoder_sha256=encoder_sha256(bundle),
+        llm_sha256=file_sha256(bundle.path_of("llm")),
+        quantization=bundle.manifest.llm.quantization,
+        measured="not measured",
+    )
+    backends = report.backends | {name: BackendParity.model_validate(figures)}
+    return report.model_copy(update={"backends": backends})
 
 
 def report_from_file(path: Path) -> ParityReport | None:

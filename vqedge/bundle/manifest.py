@@ -175,10 +175,19 @@ class ProvenanceRecord(Record):
     tools: Annotated[dict[Text, Text], Field(max_length=64)]
 
 
-class EngineRecord(Record):
-    """A prebuilt TensorRT engine. Reserved for a later release."""
+class ProfileRecord(Record):
+    """Shapes that an engine was tuned for, of one input that has a free dimension."""
 
-    key: Text
+    input: Text
+    min: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+    opt: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+    max: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+
+
+class EngineRecord(Record):
+    """A prebuilt TensorRT engine. It runs where `vqedge.engines.misfit` finds nothing."""
+
+    key: Annotated[str, Field(max_length=150, pattern=rf"^{_NAME}$")]
     file: FilePath
     tensorrt_flavour: Literal["tensorrt", "tensorrt-rtx"]
     tensorrt_version: Text
@@ -188,6 +197,11 @@ class EngineRecord(Record):
     plugin_sha256: Sha256 | None
     onnx_sha256: Sha256
     precision: Precision
+    version_compatible: bool  # later TensorRT of the same major version may run it
+    hardware_compatible: bool  # GPUs of compute capability 8.0 and above may run it
+    inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    profiles: Annotated[tuple[ProfileRecord, ...], Field(max_length=16)]
 
 
 class BundleFacts(Record):

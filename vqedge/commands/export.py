@@ -7,15 +7,20 @@ from typing import Any
 
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.checkpoint import PARITY
+from vqedge.commands.build import build_options
 from vqedge.commands.output import json_result, result, say
+from vqedge.errors import ConfigError
 
 
 def export(
     checkpoint: Path,
     out: Path,
     *,
-    llm_quant: str | None = None,
+    target: str | None = None,
     precision: str | None = None,
+    sm: str | None = None,
+    plugin: Path | None = None,
+    llm_quant: str | None = None,
     check: bool = True,
     record: bool = False,
     plugin_node: bool = False,
@@ -25,8 +30,14 @@ def export(
     """Export a checkpoint and print the parity table."""
     from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT
     from vqedge_export.pipeline import export_bundle
+    from vqedge_export.targets import engine_targets
     from vqedge_runtime.llm import open_llama_cpp
 
+    targets = engine_targets(target)
+    if not targets and (sm or plugin):
+        raise ConfigError(
+            "--sm and --plugin are about engines; add --target tensorrt or tensorrt-rtx"
+        )
     bundle, report = export_bundle(
         checkpoint,
         out,
@@ -37,8 +48,11 @@ def export(
         record=record,
         plugin_node=plugin_node,
         overwrite=overwrite,
+        targets=targets,
+        options=build_options(precision, sm),
+        plugin=plugin,
     )
-    _print_bundle(bundle, report.model_dump(mode="json"), as_json)
+    print_bundle(bundle, report.model_dump(mode="json"), as_json)
 
 
 def assemble(
@@ -62,11 +76,17 @@ def assemble(
         overwrite=overwrite,
     )
     report = report_from_file(bundle.root / PARITY)
-    _print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
+    print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
 
 
-def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Verify a bundle's files; with its checkpoint, measure parity again on this machine."""
+def check(
+    bundle: Path,
+    *,
+    checkpoint: Path | None = None,
+    backend: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Verify a bundle's files; with a checkpoint or a backend, measure parity on this machine."""
     opened = open_bundle(bundle)
     figures: dict[str, Any] = {}
     if checkpoint is not None:
@@ -74,19 +94,28 @@ def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False
         from vqedge_runtime.llm import open_llama_cpp
 
         figures = measured_report(checkpoint, opened, open_llama_cpp).model_dump(mode="json")
-    else:
-        say("files are intact; give --checkpoint DIR to measure parity again (needs torch)")
-    _print_bundle(opened, figures, as_json)
+    if backend is not None:
+        from vqedge.commands.compare import backend_figures
+
+        opened, figures["backend"] = backend_figures(opened, backend)
+    if not figures:
+        say("files are intact; --checkpoint DIR (needs torch) or --backend NAME measures parity")
+    print_bundle(opened, figures, as_json)
 
 
-def _print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
+def print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
+    """Files and sizes, what was measured, and the bundle's path."""
     files = {file.path: file.size_bytes for file in bundle.manifest.files}
     if as_json:
         json_result({"bundle": str(bundle.root), "files": files, "parity": parity})
         return
     for path, size in files.items():
         say(f"{size / 1e6:9.1f} MB  {path}")
-    for part in ("encoder", "codebook", "llm"):
+    for part in ("encoder", "codebook", "llm", "backend"):
         for name, value in (parity.get(part) or {}).items():
-            say(f"{part} {name}: {value:.6g}")
+            say(
+                f"{part} {name}: {value:.6g}"
+                if isinstance(value, int | float)
+                else f"{name}: {value}"
+            )
     result(str(bundle.root))

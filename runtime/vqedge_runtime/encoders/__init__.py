@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.bundle import Bundle
+from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable
 from vqedge_runtime.tokens import Codes
 
@@ -84,6 +85,20 @@ def _openvino() -> EncoderBackend:
     return EncoderBackend(opened, missing)
 
 
+def _engine(flavour: Flavour) -> EncoderBackend:
+    def opened(bundle: Bundle, threads: int | None) -> Encoder:
+        from vqedge_runtime.encoders.tensorrt import open_engine
+
+        return open_engine(flavour, bundle)
+
+    def missing() -> Missing | None:
+        from vqedge_runtime.encoders.providers import missing_package
+
+        return missing_package(MODULES[flavour], f"pip install 'vqedge[{flavour}]'")
+
+    return EncoderBackend(opened, missing)
+
+
 ENCODERS: dict[str, EncoderBackend] = {
     "onnxruntime": _onnxruntime("CPU"),
     "onnxruntime-int8": _onnxruntime("CPU", "int8"),
@@ -91,6 +106,8 @@ ENCODERS: dict[str, EncoderBackend] = {
     "onnxruntime-tensorrt": _onnxruntime("TensorRT"),
     "onnxruntime-nvtensorrtrtx": _onnxruntime("TensorRT-RTX"),
     "openvino": _openvino(),
+    "tensorrt": _engine("tensorrt"),
+    "tensorrt-rtx": _engine("tensorrt-rtx"),
 }
 
 
