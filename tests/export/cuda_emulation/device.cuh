@@ -321,6 +321,8 @@ Value shuffle_xor(Value const& mine, int lanes) {
   return gift.value;
 }
 
+inline void refuse() { emulation::fail("the host chose a kernel that the device has not"); }
+
 template <typename T>
 constexpr bool has_tensor_cores() {
   return sizeof(T) == 2;

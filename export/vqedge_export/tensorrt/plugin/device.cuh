@@ -67,6 +67,9 @@ __device__ inline void load_matrices(uint32_t (&out)[4], void const* row) {
                : "memory");
 }
 
+// What a kernel does that its architecture does not have. The host chooses so that it never runs.
+__device__ inline void refuse() { __trap(); }
+
 // Which kernel an architecture has for a type; `run` in nearest_codebook.cu chooses likewise.
 template <typename T>
 __host__ __device__ constexpr bool has_tensor_cores() {

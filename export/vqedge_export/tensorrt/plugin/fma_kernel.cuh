@@ -179,6 +179,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) fma_kernel(Problem p) {
     FmaBlock<T, Tile> block(p, shared_memory());
     block.multiply_all();
     block.write_rows();
+  } else {
+    refuse();
   }
 }
 

@@ -248,6 +248,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) tensor_kernel(Problem p) {
     block.reduce_warp(slots);
     sync_block();
     block.write_rows(slots);
+  } else {
+    refuse();
   }
 }
 

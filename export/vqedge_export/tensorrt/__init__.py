@@ -1,0 +1,1 @@
+"""TensorRT: the NearestCodebook plugin and what builds it."""
