@@ -38,7 +38,7 @@ class Nvcc:
 
     @property
     def library_folders(self) -> tuple[Path, ...]:
-        """Where libcudart is; the packages on PyPI have it in a folder that nvcc does not search."""
+        """Where libcudart is: nvcc does not search the folder that the PyPI packages use."""
         return tuple(self.home / name for name in ("lib64", "lib") if (self.home / name).is_dir())
 
 
@@ -53,7 +53,7 @@ def find_nvcc() -> Nvcc:
             return _nvcc_at(path.resolve())
     raise BackendUnavailable(
         "no CUDA compiler (nvcc) in CUDA_HOME, PATH or /usr/local/cuda. "
-        "Fix: install the CUDA toolkit (JetPack: apt-get install cuda-nvcc-12-6 or nvidia-jetpack), "
+        "Fix: install the CUDA toolkit (on a Jetson: apt-get install nvidia-jetpack), "
         "or pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
     )
 
@@ -97,7 +97,9 @@ def _wheel_candidates() -> Iterator[Path]:
 
 def _nvcc_at(path: Path) -> Nvcc:
     release = re.search(r"V(\d+\.\d+\.\d+)", _output(path, "--version"))
-    real = re.search(r"^#\$ _HERE_=(.+)$", _output(path, "--dryrun", "-c", "-x", "cu", "none.cu"), re.M)
+    real = re.search(
+        r"^#\$ _HERE_=(.+)$", _output(path, "--dryrun", "-c", "-x", "cu", "none.cu"), re.M
+    )
     sms = tuple(int(sm) for sm in re.findall(r"sm_(\d+)\b", _output(path, "--list-gpu-code")))
     if release is None or not sms:
         raise BackendUnavailable(f"{path} does not tell its version. {_REINSTALL}")

@@ -91,13 +91,13 @@ def plugin_library(
 
 
 def kernel_library(sms: Sequence[int] | None = None, cache: Path | None = None) -> Path:
-    """The kernel with its C entry point, without TensorRT. Arguments and errors: `plugin_library`."""
+    """The kernel and its C entry, without TensorRT. Arguments and errors: `plugin_library`."""
     nvcc, wanted = _compiler_for(sms)
     return _cached(_Job(KERNEL_LIBRARY, KERNEL_SOURCES, nvcc, wanted), cache or cache_root())
 
 
 def architecture_flags(sms: Sequence[int]) -> list[str]:
-    """nvcc's flags for machine code of each architecture, and PTX of the newest for later ones.
+    """Flags of nvcc for machine code of each architecture, and PTX of the newest for later ones.
 
     No PTX of a Turing: what it lacks would be lacking on later GPUs too.
     """
@@ -157,7 +157,7 @@ def _key(job: _Job, sources: Path, flags: list[str]) -> str:
 
 
 def _build(job: _Job, sources: Path, flags: list[str], target: Path) -> None:
-    """Compile in a temporary folder beside the target and rename: a killed build leaves no library."""
+    """Compile beside the target and rename: a killed build leaves no library."""
     logger.info("compiling %s with nvcc %s for sm %s", job.name, job.nvcc.version, job.sms)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         built = Path(folder) / job.name

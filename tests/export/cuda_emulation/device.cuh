@@ -1,8 +1,8 @@
 // Stands in for the plugin's device.cuh, so that a C++ compiler builds the kernels for the CPU.
 //
-// A thread is a fiber. Fibers run in a random order and change only where real threads would have to
-// wait for each other, so that a missing barrier shows; copies land as late as they may; shared memory
-// starts as NaN; fragments are laid out as the PTX manual says. Slow, and says nothing about speed.
+// A thread is a fiber. Fibers run in a random order and change only where real threads would have
+// to wait for each other, so that a missing barrier shows; copies land as late as they may; shared
+// memory starts as NaN; fragments are laid out as the PTX manual says. It says nothing about speed.
 #pragma once
 
 #define __launch_bounds__(...)
@@ -37,7 +37,7 @@ struct Device {
 
 namespace emulation {
 
-constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kStackBytes = 64 * 1024;
 constexpr size_t kGuardBytes = 4096;
 constexpr unsigned char kPoison = 0xFF;  // NaN in every type
 
@@ -61,7 +61,6 @@ struct Copy {
 };
 
 struct Thread {
-  std::vector<unsigned char> stack = std::vector<unsigned char>(kStackBytes);
   ucontext_t context{};
   jmp_buf here{};
   bool started = false;
@@ -128,6 +127,15 @@ inline void enter() {
   _longjmp(the_block->scheduler, 1);
 }
 
+// Kept from block to block: touching fresh memory would take most of the time.
+inline void* stack_of(int index) {
+  static std::vector<std::unique_ptr<uint4[]>> stacks;
+  while (static_cast<int>(stacks.size()) <= index) {
+    stacks.emplace_back(new uint4[kStackBytes / sizeof(uint4)]);
+  }
+  return stacks[index].get();
+}
+
 inline void resume(int index) {
   the_block->current = index;
   Thread& thread = me();
@@ -139,7 +147,7 @@ inline void resume(int index) {
   }
   thread.started = true;
   getcontext(&thread.context);
-  thread.context.uc_stack.ss_sp = thread.stack.data();
+  thread.context.uc_stack.ss_sp = stack_of(index);
   thread.context.uc_stack.ss_size = kStackBytes;
   thread.context.uc_link = nullptr;
   makecontext(&thread.context, enter, 0);
@@ -209,8 +217,8 @@ struct Product {
   uint32_t b[2];
 };
 
-// Lane l holds: of a, rows l / 4 and l / 4 + 8, columns 2 (l % 4) + {0, 1} and 8 more; of b, row l / 4
-// and the same columns; of the sums, a's rows and b's rows 2 (l % 4) + {0, 1}.
+// Lane l holds: of a, rows l / 4 and l / 4 + 8, columns 2 (l % 4) + {0, 1} and 8 more; of b, row
+// l / 4 and the same columns; of the sums, a's rows and b's rows 2 (l % 4) + {0, 1}.
 template <typename T>
 void multiply_warp(std::vector<void*> const& lanes) {
   float a[16][16];

@@ -1,4 +1,4 @@
-// Best: what a set of scores of one row comes down to. Everything about ties, margins and NaN is here.
+// Best: what a set of scores of one row comes down to. All about ties, margins and NaN is here.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,8 @@ namespace vqedge {
 
 constexpr int32_t kNoCode = INT32_MAX;
 
-// Any two ways of splitting the codes of a row into sets, and any order of merging, give the same Best.
+// However the codes of a row are split into sets, and in whatever order the sets are merged, the
+// Best is the same.
 struct alignas(16) Best {
   float score = -INFINITY;
   float second = -INFINITY;  // the best score of another code

@@ -1,8 +1,8 @@
 /* NearestCodebook on an NVIDIA GPU: the plain C entry point.
  *
  * Contract: vqedge/nearest_codebook.py. The call enqueues at most three kernels on one stream,
- * allocates nothing, never synchronises, and may be captured into a CUDA graph. The same inputs give
- * the same bits, whatever the tile sizes a device gets.
+ * allocates nothing, never synchronises, and may be captured into a CUDA graph. The same inputs
+ * give the same bits, whatever tiles are chosen for them.
  */
 #ifndef VQEDGE_NEAREST_CODEBOOK_H
 #define VQEDGE_NEAREST_CODEBOOK_H
@@ -41,12 +41,13 @@ VQEDGE_API size_t vqedge_nearest_codebook_workspace(int64_t n, int64_t k);
 
 /* indices[n], and margin[n] unless margin is null, for x[n, d] and codebook[k, d], row-major.
  *
- * All pointers are device memory. x and codebook need the alignment of one element; with 16 bytes and
- * d a multiple of 16 bytes, the fast loads are used. stream is a cudaStream_t, null for the default.
+ * All pointers are device memory. x and codebook need the alignment of one element; if both have 16
+ * bytes and a row is a multiple of 16 bytes, the fast loads are used. stream is a cudaStream_t,
+ * null for the default one.
  */
-VQEDGE_API int32_t vqedge_nearest_codebook(void const* x, void const* codebook, int64_t n, int64_t k,
-    int64_t d, int32_t dtype, int32_t metric, int32_t* indices, float* margin, void* workspace,
-    size_t workspace_bytes, void* stream);
+VQEDGE_API int32_t vqedge_nearest_codebook(void const* x, void const* codebook, int64_t n,
+    int64_t k, int64_t d, int32_t dtype, int32_t metric, int32_t* indices, float* margin,
+    void* workspace, size_t workspace_bytes, void* stream);
 
 /* English for a status, never null. */
 VQEDGE_API char const* vqedge_nearest_codebook_status(int32_t status);

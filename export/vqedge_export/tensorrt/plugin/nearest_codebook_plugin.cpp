@@ -26,7 +26,8 @@ struct MetricName {
   vqedge_metric metric;
 };
 
-constexpr MetricName kMetrics[] = {{"l2", VQEDGE_L2}, {"dot", VQEDGE_DOT}, {"cosine", VQEDGE_COSINE}};
+constexpr MetricName kMetrics[] = {
+    {"l2", VQEDGE_L2}, {"dot", VQEDGE_DOT}, {"cosine", VQEDGE_COSINE}};
 
 char const* name_of(vqedge_metric metric) {
   for (MetricName const& row : kMetrics) {

@@ -14,7 +14,7 @@ constexpr char const* kPluginVersion = "1";
 constexpr char const* kPluginNamespace = "";  // what the ONNX parser looks for if a node names none
 constexpr char const* kMetricField = "metric";
 
-// Inputs x [N, D], codebook [K, D]; outputs indices [N], margin [N]. Holds its metric, nothing else.
+// Inputs x [N, D], codebook [K, D]; outputs indices [N], margin [N]. Holds its metric only.
 class NearestCodebookPlugin final : public nvinfer1::IPluginV3,
                                     public nvinfer1::IPluginV3OneCore,
                                     public nvinfer1::IPluginV3OneBuild,

@@ -38,7 +38,7 @@ struct Problem {
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Which tile a block works on. Blocks near in time share code tiles, so that they meet in the cache.
+// Which tile a block works on. Blocks near in time share code tiles, and meet in the cache.
 struct Place {
   int64_t row_tile;
   int64_t code_tile;

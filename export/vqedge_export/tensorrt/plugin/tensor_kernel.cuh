@@ -1,7 +1,7 @@
-// Scores on tensor cores, float16 and bfloat16: a block takes a tile of rows against a tile of codes.
+// Scores on tensor cores, float16 and bfloat16: a block takes a tile of rows and a tile of codes.
 //
 // Slices of 64 columns travel through a ring of shared memory, several in flight, while the tensor
-// cores work on the oldest. The scores never leave the registers: each is folded into a Best at once.
+// cores work on the oldest. The scores never leave the registers: they are folded into a Best.
 #pragma once
 
 #include "problem.cuh"
@@ -47,8 +47,8 @@ __device__ inline float2 to_floats(uint32_t pair, __nv_bfloat16 /* type */) {
   return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(pair));
 }
 
-// Chunk of 16 bytes of a slice's row. The chunks are permuted from row to row, so that the eight rows
-// of a matrix lie in different banks.
+// Chunk of 16 bytes of a slice's row. The chunks are permuted from row to row, so that the eight
+// rows of a matrix lie in different banks.
 __device__ inline unsigned char* chunk_at(unsigned char* slice, int row, int chunk) {
   return slice + row * 128 + ((chunk ^ (row & 7)) << 4);
 }
