@@ -50,7 +50,7 @@ def tensorrt_include() -> Path:
 
 @pytest.mark.slow
 def test_the_kernel_compiles_for_every_gpu_without_a_warning(nvcc: Nvcc, tmp_path: Path) -> None:
-    """One fat binary. The code differs below and from compute capability 8.0 on, so does the PTX."""
+    """One fat binary of two PTX versions: the code differs below compute capability 8.0."""
     host_compiler()
     newer = [sm for sm in (*SINCE_80, *THOR) if sm in nvcc.sms]
     assert set(newer) >= {80, 86, 87, 89, 90}

@@ -159,7 +159,7 @@ def _library_folders(root: Path | None) -> Iterator[Path]:
 
 def _wheel_folders() -> Iterator[Path]:
     spec = importlib.util.find_spec("tensorrt_libs")
-    yield from (Path(folder) for folder in (spec.submodule_search_locations or ()) if spec)
+    yield from map(Path, (spec.submodule_search_locations or ()) if spec else ())
 
 
 def _by_version(path: Path) -> tuple[int, ...]:
