@@ -63,9 +63,7 @@ class Kernel:
         with torch.cuda.device(x.device):
             return self.run(x, codebook, metric, torch.cuda.current_stream().cuda_stream)
 
-    def run(
-        self, x: Tensor, codebook: Tensor, metric: str, stream: int
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, x: Tensor, codebook: Tensor, metric: str, stream: int) -> tuple[Tensor, Tensor]:
         """The op on the given stream, in the library's memory space.
 
         Raises:
