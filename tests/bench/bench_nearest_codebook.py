@@ -3,8 +3,9 @@
     python tests/bench/bench_nearest_codebook.py [--json FILE]
 
 All in one run, medians and 90th percentiles of CUDA-event times. Inputs rotate, so that nothing is
-left in the cache from the call before; a rotation is one CUDA graph where it can be. Our kernel is not timed unless its ids agree with float64; a
-competitor that rounds scores to half precision is timed all the same, its wrong ids beside it.
+left in the cache from the call before; a rotation is one CUDA graph where it can be. Our kernel is
+not timed unless its ids agree with float64; a competitor that rounds scores to half precision is
+timed all the same, its wrong ids beside it.
 """
 
 from __future__ import annotations
