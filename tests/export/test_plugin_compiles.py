@@ -49,7 +49,7 @@ def tensorrt_include() -> Path:
 
 
 @pytest.mark.slow
-def test_the_kernel_compiles_for_every_gpu_without_a_warning(nvcc: Nvcc, tmp_path: Path) -> None:
+def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(nvcc: Nvcc, tmp_path: Path) -> None:
     """One fat binary of two PTX versions: the code differs below compute capability 8.0."""
     host_compiler()
     newer = [sm for sm in (*SINCE_80, *THOR) if sm in nvcc.sms]
@@ -57,6 +57,7 @@ def test_the_kernel_compiles_for_every_gpu_without_a_warning(nvcc: Nvcc, tmp_pat
     targets = ",".join(f"sm_{sm}" for sm in newer)
     command = [
         *(str(nvcc.path), "--fatbin", "-std=c++17", "-O3", "--Werror=all-warnings", "--threads=2"),
+        "--ptxas-options=--warn-on-spills,--warning-as-error",
         f"--generate-code=arch=compute_{MIN_SM},code=sm_{MIN_SM}",
         f"--generate-code=arch=compute_80,code=[{targets}]",
         *("-o", str(tmp_path / "kernel.fatbin"), str(SOURCES / "nearest_codebook.cu")),
