@@ -274,6 +274,13 @@ def test_the_emulation_notices_a_broken_kernel(
     assert subprocess.run(command, check=False, capture_output=True).returncode != 0
 
 
+def test_nothing_outside_the_arrays_is_touched(library: Path) -> None:
+    """Every array between two pages that kill whoever touches them; in a process of its own."""
+    script = Path(__file__).parent / "fenced_run.py"
+    run = subprocess.run([sys.executable, str(script), str(library)], check=False)
+    assert run.returncode == 0
+
+
 # ---- the binding for PyTorch, on the same library
 
 

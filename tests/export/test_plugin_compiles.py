@@ -49,7 +49,9 @@ def tensorrt_include() -> Path:
 
 
 @pytest.mark.slow
-def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(nvcc: Nvcc, tmp_path: Path) -> None:
+def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(
+    nvcc: Nvcc, tmp_path: Path
+) -> None:
     """One fat binary of two PTX versions: the code differs below compute capability 8.0."""
     host_compiler()
     newer = [sm for sm in (*SINCE_80, *THOR) if sm in nvcc.sms]
