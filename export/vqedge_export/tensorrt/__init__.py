@@ -1,1 +1,1 @@
-"""TensorRT engines from `encoder.onnx`: graph, precision, builder, all in a process of its own."""
+"""TensorRT: engines from `encoder.onnx`, the NearestCodebook plugin, and what builds both."""
