@@ -69,8 +69,11 @@ CapabilitiesOption = Annotated[
     ),
 ]
 PluginOption = Annotated[
-    Path | None,
-    typer.Option(help="Library with the NearestCodebook plugin, for tensorrt [default: none]."),
+    str | None,
+    typer.Option(
+        help="NearestCodebook in tensorrt engines: a plugin library, auto to compile one here, or "
+        "none for the graph's own function [default: auto]."
+    ),
 ]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_engines import record
 from tiny_bundle import write_bundle
 
 from vqedge.bundle import rewritten
-from vqedge.commands.build import build_options, run_build
+from vqedge.commands.build import build_options, plugin_library_for, run_build
 from vqedge.commands.export import export
 from vqedge.commands.inspect import facts_of
 from vqedge.engines import cache_engine
@@ -36,9 +37,27 @@ def test_what_is_not_given_keeps_its_default() -> None:
 
 
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
-    for changes in ({"precision": "fp16"}, {"sm": "86"}, {"plugin": tmp_path / "p.so"}):
+    for changes in ({"precision": "fp16"}, {"sm": "86"}):
         with pytest.raises(ConfigError, match="add --target tensorrt or tensorrt-rtx"):
             export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
+
+
+def test_a_plugin_needs_an_engine_that_takes_one() -> None:
+    for flavours in ((), ("tensorrt-rtx",)):
+        with pytest.raises(ConfigError, match="only --target tensorrt takes a plugin"):
+            plugin_library_for(flavours, build_options(None, None), "auto")
+        assert plugin_library_for(flavours, build_options(None, None), None) is None
+
+
+def test_the_plugin_is_compiled_for_the_gpus_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "vqedge_export.tensorrt.plugin_build.plugin_library",
+        lambda sms: asked.append(sms) or Path("made.so"),
+    )
+    options = build_options(None, "87,120")
+    assert plugin_library_for(("tensorrt",), options, None) == Path("made.so")
+    assert asked == [[87, 120]]
 
 
 def test_an_engine_in_a_bundle_is_inspected_by_its_record(tmp_path: Path) -> None:

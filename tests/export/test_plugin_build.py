@@ -13,7 +13,12 @@ from vqedge.errors import BackendUnavailable, ExportError, VqedgeError
 from vqedge_export.tensorrt import cuda_toolkit, installation, plugin_build
 from vqedge_export.tensorrt.cuda_toolkit import device_sm, find_nvcc
 from vqedge_export.tensorrt.installation import find_headers, find_tensorrt, header_version
-from vqedge_export.tensorrt.plugin_build import architecture_flags, kernel_library, plugin_library
+from vqedge_export.tensorrt.plugin_build import (
+    architecture_flags,
+    kernel_library,
+    plugin_from_text,
+    plugin_library,
+)
 
 _real_wheel_folders = installation._wheel_folders
 _real_wheel_candidates = cuda_toolkit._wheel_candidates
@@ -298,3 +303,17 @@ def test_the_real_compiler_builds_the_plugin(
 
 def test_the_sources_are_in_the_package() -> None:
     assert (SOURCES / "nearest_codebook.cu").is_file()
+
+
+def test_the_plugin_as_the_command_line_asks_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = tmp_path / "mine.so"
+    library.touch()
+    assert plugin_from_text(str(library)) == library
+    assert plugin_from_text("none") is None and not caplog.messages
+    assert plugin_from_text("auto") is None, "nothing to compile with here"
+    assert "the graph's own function instead of the plugin" in caplog.text
+    assert "Fix:" in caplog.text
+    with pytest.raises(BackendUnavailable, match="no such file"):
+        plugin_from_text(str(tmp_path / "yours.so"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,6 +13,8 @@ from vqedge.errors import ConfigError
 if TYPE_CHECKING:
     from vqedge_export.tensorrt.options import BuildOptions
 
+_TAKES_PLUGIN: Flavour = "tensorrt"
+
 
 def run_build(
     bundle: Path,
@@ -19,7 +22,7 @@ def run_build(
     *,
     precision: str | None = None,
     sm: str | None = None,
-    plugin: Path | None = None,
+    plugin: str | None = None,
     as_json: bool = False,
     **more: Any,
 ) -> None:
@@ -28,7 +31,8 @@ def run_build(
 
     flavour = _flavour(target)
     options = build_options(precision, sm, **more)
-    made, record = build_into_bundle(bundle, flavour, options, plugin)
+    library = plugin_library_for((flavour,), options, plugin)
+    made, record = build_into_bundle(bundle, flavour, options, library)
     size_bytes = (made.root / record.file).stat().st_size
     if as_json:
         engine = record.model_dump(mode="json") | {"size_bytes": size_bytes}
@@ -56,6 +60,26 @@ def build_options(precision: str | None, sm: str | None, **more: Any) -> BuildOp
         if values.get(name, allowed[0]) not in allowed:
             raise ConfigError(f"--{name} {values[name]}: want {', '.join(allowed)}")
     return BuildOptions(capabilities=capabilities_from_text(sm), **values)
+
+
+def plugin_library_for(
+    flavours: Iterable[str], options: BuildOptions, plugin: str | None
+) -> Path | None:
+    """The library that `--plugin` asks for, if one of the engines takes a plugin.
+
+    Raises:
+        BackendUnavailable: no such file.
+        ConfigError: none of the engines takes one.
+        ExportError: it does not compile.
+    """
+    from vqedge_export.tensorrt.plugin_build import AUTO_PLUGIN, plugin_from_text
+
+    if _TAKES_PLUGIN not in flavours:
+        if plugin is not None:
+            raise ConfigError(f"--plugin {plugin}: only --target {_TAKES_PLUGIN} takes a plugin")
+        return None
+    sms = [int(capability.replace(".", "")) for capability in options.capabilities]
+    return plugin_from_text(plugin or AUTO_PLUGIN, sms)
 
 
 def _flavour(target: str) -> Flavour:

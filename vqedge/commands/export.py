@@ -7,7 +7,7 @@ from typing import Any
 
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.checkpoint import PARITY
-from vqedge.commands.build import build_options
+from vqedge.commands.build import build_options, plugin_library_for
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import ConfigError
 
@@ -19,7 +19,7 @@ def export(
     target: str | None = None,
     precision: str | None = None,
     sm: str | None = None,
-    plugin: Path | None = None,
+    plugin: str | None = None,
     llm_quant: str | None = None,
     check: bool = True,
     record: bool = False,
@@ -30,14 +30,14 @@ def export(
     """Export a checkpoint and print the parity table."""
     from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT
     from vqedge_export.pipeline import export_bundle
-    from vqedge_export.targets import engine_targets
+    from vqedge_export.targets import VARIANTS, engine_targets
     from vqedge_runtime.llm import open_llama_cpp
 
     targets = engine_targets(target)
-    if not targets and (sm or plugin):
-        raise ConfigError(
-            "--sm and --plugin are about engines; add --target tensorrt or tensorrt-rtx"
-        )
+    if not targets and (sm or precision == "fp16"):
+        flag = "--sm" if sm else "--precision fp16"
+        raise ConfigError(f"{flag} is about engines; add --target tensorrt or tensorrt-rtx")
+    options = build_options(None if precision in VARIANTS else precision, sm)
     bundle, report = export_bundle(
         checkpoint,
         out,
@@ -49,8 +49,8 @@ def export(
         plugin_node=plugin_node,
         overwrite=overwrite,
         targets=targets,
-        options=build_options(precision, sm),
-        plugin=plugin,
+        options=options,
+        plugin=plugin_library_for([row.name for row in targets], options, plugin),
     )
     print_bundle(bundle, report.model_dump(mode="json"), as_json)
 

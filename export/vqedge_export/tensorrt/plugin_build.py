@@ -38,6 +38,7 @@ HEADERS = (
 )
 KERNEL_LIBRARY = "libvqedge_nearest_codebook.so"
 PLUGIN_LIBRARY = "libvqedge_nearest_codebook_plugin.so"
+AUTO_PLUGIN, NO_PLUGIN = "auto", "none"
 MIN_SM = 75
 _MIN_PTX_SM = 80
 _FLAGS = (
@@ -88,6 +89,32 @@ def plugin_library(
     nvcc, wanted = _compiler_for(sms)
     job = _Job(PLUGIN_LIBRARY, PLUGIN_SOURCES, nvcc, wanted, tensorrt.include, tensorrt.version)
     return _cached(job, cache or cache_root())
+
+
+def plugin_from_text(text: str, sms: Sequence[int] | None = None) -> Path | None:
+    """The plugin as `--plugin` asks for it.
+
+    Args:
+        text: "auto" for one compiled here, or none with a warning if this machine cannot; "none";
+            or the path of a library.
+        sms: see `plugin_library`.
+
+    Raises:
+        BackendUnavailable: no such file.
+        ExportError: the compiler fails.
+    """
+    if text == NO_PLUGIN:
+        return None
+    if text == AUTO_PLUGIN:
+        try:
+            return plugin_library(sms)
+        except BackendUnavailable as error:
+            logger.warning("the graph's own function instead of the plugin: %s", error)
+            return None
+    path = Path(text)
+    if not path.is_file():
+        raise BackendUnavailable(f"--plugin {text}: no such file. Fix: give auto, or none")
+    return path
 
 
 def kernel_library(sms: Sequence[int] | None = None, cache: Path | None = None) -> Path:
