@@ -216,12 +216,22 @@ def check(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Measure parity with it (needs torch).")
     ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips: what the lighter encoders change on them (needs onnx)."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most clips [default: all].")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle's files and, with its checkpoint, its parity on this machine."""
+    """Verify a bundle's files, and measure its parity on this machine.
+
+    Example: vqedge check tiny.vqedge --videos clips/
+    """
     from vqedge.commands.export import check as run
 
-    run(bundle, checkpoint=checkpoint, as_json=as_json)
+    run(bundle, checkpoint=checkpoint, videos=videos, limit=limit, as_json=as_json)
 
 
 @app.command("eval")

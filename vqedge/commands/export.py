@@ -65,8 +65,23 @@ def assemble(
     _print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
 
 
-def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Verify a bundle's files; with its checkpoint, measure parity again on this machine."""
+def check(
+    bundle: Path,
+    *,
+    checkpoint: Path | None = None,
+    videos: Path | None = None,
+    limit: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Verify a bundle's files; measure its parity with a checkpoint, and of its lighter encoders.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: where it was exported from.
+        videos: a folder of clips that the lighter encoders are compared on.
+        limit: most clips of it.
+        as_json: print one document.
+    """
     opened = open_bundle(bundle)
     figures: dict[str, Any] = {}
     if checkpoint is not None:
@@ -74,8 +89,13 @@ def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False
         from vqedge_runtime.llm import open_llama_cpp
 
         figures = measured_report(checkpoint, opened, open_llama_cpp).model_dump(mode="json")
-    else:
+    elif videos is None:
         say("files are intact; give --checkpoint DIR to measure parity again (needs torch)")
+    if videos is not None:
+        from vqedge.commands.flips import flips_of
+
+        found = flips_of(opened, videos, limit)
+        figures["backends"] = {name: row.model_dump() for name, row in found.items()}
     _print_bundle(opened, figures, as_json)
 
 
@@ -86,7 +106,9 @@ def _print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None
         return
     for path, size in files.items():
         say(f"{size / 1e6:9.1f} MB  {path}")
-    for part in ("encoder", "codebook", "llm"):
-        for name, value in (parity.get(part) or {}).items():
-            say(f"{part} {name}: {value:.6g}")
+    parts = {part: parity.get(part) or {} for part in ("encoder", "codebook", "llm")}
+    parts |= parity.get("variants", {}) | parity.get("backends", {})
+    for part, values in parts.items():
+        for name, value in values.items():
+            say(f"{part} {name}: {value if isinstance(value, str) else format(value, '.6g')}")
     result(str(bundle.root))
