@@ -93,7 +93,8 @@ def test_the_manifest_says_what_the_graph_can(
     assert (record.kind, record.codes, record.default_budget) == (config.quantizer.kind, 64, 32)
     assert record.codebook == (CodebookRecord(levels=LEVELS, entries=40) if learned else None)
     assert record.adaptive_error == 0.2
-    encoder = _encoder_record(graph, config)
+    encoder = _encoder_record(graph, config, checkpoint.path)
+    assert encoder.variants == ()
     assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
     fixed = onnx.ModelProto()
     fixed.CopyFrom(graph)
