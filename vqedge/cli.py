@@ -330,6 +330,13 @@ def check(
         str | None,
         typer.Option(help="Compare this encoder backend with onnxruntime, into parity.json."),
     ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips: what the lighter encoders change on them (needs onnx)."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most clips [default: all].")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Verify a bundle's files and, if asked, its parity on this machine.
@@ -338,7 +345,14 @@ def check(
     """
     from vqedge.commands.export import check as run
 
-    run(bundle, checkpoint=checkpoint, backend=backend, as_json=as_json)
+    run(
+        bundle,
+        checkpoint=checkpoint,
+        backend=backend,
+        videos=videos,
+        limit=limit,
+        as_json=as_json,
+    )
 
 
 @app.command("eval")

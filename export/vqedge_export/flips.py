@@ -9,7 +9,7 @@ codes were matched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -38,9 +38,6 @@ class Reading(NamedTuple):
     ids: Ids  # [patches]
 
 
-Reader = Callable[[Frames, int], Reading]
-
-
 class OnnxReader:
     """An encoder file in ONNX Runtime on the CPU that tells its features, too.
 
@@ -66,13 +63,11 @@ class OnnxReader:
         return Reading(features, ids.reshape(-1))
 
 
-def compared(
-    reference: Reader, candidate: Reader, clips: Iterable[Frames], budget: int
-) -> VariantParity:
-    """Compare two encoders on clips, uint8 `[T, size, size, 3]` each."""
+def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:
+    """Compare two encoders by what they made of the same clips."""
     seen = _Seen()
-    for frames in clips:
-        seen.add(reference(frames, budget), candidate(frames, budget))
+    for pair in zip(wanted, found, strict=True):
+        seen.add(*pair)
     return seen.figures()
 
 

@@ -152,11 +152,13 @@ def _report(
 def _variants(folder: Path, config: ModelConfig) -> dict[str, MeasuredVariant]:
     """The lighter encoders of a bundle, against the one in float32, on the same clips."""
     clips = [generated_clip(index, config) for index in range(PARITY_CLIPS)]
-    measured = {}
+    budget, measured = config.quantizer.default_budget, {}
+    reference = OnnxReader(folder / ENCODER)
+    wanted = [reference(clip, budget) for clip in clips]
     for precision, file in present(folder).items():
         logger.info("comparing the encoders in fp32 and %s", precision)
-        readers = OnnxReader(folder / ENCODER), OnnxReader(folder / file)
-        found = compared(*readers, clips, config.quantizer.default_budget)
+        reader = OnnxReader(folder / file)
+        found = compared(wanted, (reader(clip, budget) for clip in clips))
         sha256 = file_sha256(folder / file)
         measured[precision] = MeasuredVariant(sha256=sha256, **found.model_dump())
     return measured

@@ -115,6 +115,7 @@ def test_the_manifest_says_what_the_graph_can(
         assert record.codebook.sha256 == hashlib.sha256(tables.tobytes()).hexdigest()
     assert record.adaptive_error == 0.2
     encoder = encoder_record(graph, config, "encoder.onnx")
+    assert encoder.variants == ()
     assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
     fixed = onnx.ModelProto()
     fixed.CopyFrom(graph)

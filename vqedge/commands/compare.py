@@ -39,7 +39,8 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, dict[str, Any
         stack.callback(bridge.close)
         figures = compared(opened[0], opened[1], bridge, _clips(bundle.manifest))
     report = with_backend(bundle, backend, asdict(figures))
-    return rewritten(bundle, {PARITY: report.to_json().encode()}), asdict(figures)
+    named = {backend: asdict(figures)}
+    return rewritten(bundle, {PARITY: report.to_json().encode()}), named
 
 
 def _clips(manifest: Manifest) -> Iterator[tuple[Frames, int]]:

@@ -84,9 +84,20 @@ def check(
     *,
     checkpoint: Path | None = None,
     backend: str | None = None,
+    videos: Path | None = None,
+    limit: int | None = None,
     as_json: bool = False,
 ) -> None:
-    """Verify a bundle's files; with a checkpoint or a backend, measure parity on this machine."""
+    """Verify a bundle's files; measure its parity on this machine.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: where it was exported from, to compare with PyTorch.
+        backend: of the encoder, to compare with ONNX Runtime on generated clips.
+        videos: a folder of clips that the lighter encoders are compared on.
+        limit: most clips of it.
+        as_json: print one document.
+    """
     opened = open_bundle(bundle)
     figures: dict[str, Any] = {}
     if checkpoint is not None:
@@ -97,9 +108,14 @@ def check(
     if backend is not None:
         from vqedge.commands.compare import backend_figures
 
-        opened, figures["backend"] = backend_figures(opened, backend)
+        opened, figures["backends"] = backend_figures(opened, backend)
+    if videos is not None:
+        from vqedge.commands.flips import flips_of
+
+        found = flips_of(opened, videos, limit)
+        figures["flips"] = {name: row.model_dump() for name, row in found.items()}
     if not figures:
-        say("files are intact; --checkpoint DIR (needs torch) or --backend NAME measures parity")
+        say("files are intact; --checkpoint, --backend or --videos measures parity")
     print_bundle(opened, figures, as_json)
 
 
@@ -111,11 +127,9 @@ def print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
         return
     for path, size in files.items():
         say(f"{size / 1e6:9.1f} MB  {path}")
-    for part in ("encoder", "codebook", "llm", "backend"):
-        for name, value in (parity.get(part) or {}).items():
-            say(
-                f"{part} {name}: {value:.6g}"
-                if isinstance(value, int | float)
-                else f"{name}: {value}"
-            )
+    parts = {part: parity.get(part) or {} for part in ("encoder", "codebook", "llm")}
+    parts |= parity.get("variants", {}) | parity.get("backends", {}) | parity.get("flips", {})
+    for part, values in parts.items():
+        for name, value in values.items():
+            say(f"{part} {name}: {value if isinstance(value, str) else format(value, '.6g')}")
     result(str(bundle.root))

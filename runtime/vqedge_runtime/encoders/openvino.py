@@ -98,13 +98,13 @@ def _compiled(path: Path, settings: dict[str, Any]) -> tuple[ov.CompiledModel, o
     """ViT and quantizer, from the cache if they are there."""
     core = ov.Core()
     files = _cached_files(core, path)
+    exact = settings | {"INFERENCE_PRECISION_HINT": "f32"}  # a compiled model forgets its type
     with suppress(OSError, RuntimeError):  # none there, cut off, or of another build: made anew
-        vit, quantizer = (core.import_model(f.read_bytes(), _DEVICE, settings) for f in files)
-        return vit, quantizer
+        vit = core.import_model(files[0].read_bytes(), _DEVICE, settings)
+        return vit, core.import_model(files[1].read_bytes(), _DEVICE, exact)
     models = _halves(core, path)
     vit = core.compile_model(models[0], _DEVICE, settings)
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    quantizer = core.compile_model(models[1], _DEVICE, settings | exact)
+    quantizer = core.compile_model(models[1], _DEVICE, exact)
     for file, model in zip(files, (vit, quantizer), strict=True):
         _store(file, model)
     return vit, quantizer
