@@ -20,7 +20,7 @@ from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.parity import OpenLlm, encoder_parity, llm_parity, require
 from vqedge_export.report import TOLERANCES, ParityReport
-from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target
+from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target, require_installed
 from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def export_bundle(
             "--record stores a graph that runs everywhere and its measured parity; "
             f"leave out {'--plugin-node' if plugin_node else '--no-check'}"
         )
+    require_installed(targets)
     opened = open_checkpoint(checkpoint)
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
