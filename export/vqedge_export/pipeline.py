@@ -28,7 +28,7 @@ from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.parity import OpenLlm, encoder_parity, generated_clip, llm_parity, require
 from vqedge_export.report import TOLERANCES, MeasuredVariant, ParityReport
-from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target
+from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target, require_installed
 from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def export_bundle(
             f"leave out {'--plugin-node' if plugin_node else '--no-check'}"
         )
     check_precision(precision)
+    require_installed(targets)
     opened = open_checkpoint(checkpoint)
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from vqedge.bundle import EngineRecord
 from vqedge.checkpoint import LORA, MODEL
 from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
-from vqedge.errors import ConfigError
+from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_export.gguf import gguf_from_lora
 from vqedge_export.graph import base_arrays, bridge_of, checkpoint_arrays, filled, save_model
 from vqedge_export.int8 import int8_encoder
@@ -140,6 +140,20 @@ def engine_targets(text: str | None) -> tuple[Target, ...]:
         raise ConfigError(f"--target {unknown[0]}: want {known} or {ALL}")
     asked = [row for row in TARGETS.values() if row.name in names and row.name in FLAVOURS]
     return _possible() if ALL in names else tuple(asked)
+
+
+def require_installed(targets: Sequence[Target]) -> None:
+    """Say what is missing before any work is done.
+
+    Raises:
+        BackendUnavailable: a target needs a module that is not there.
+    """
+    for row in targets:
+        if row.missing:
+            raise BackendUnavailable(
+                f"--target {row.name}: {', '.join(row.missing)} is not installed; Jetson brings it "
+                f"with JetPack, elsewhere: pip install 'vqedge[{row.name}]'"
+            )
 
 
 def _possible() -> tuple[Target, ...]:

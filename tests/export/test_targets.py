@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from vqedge.errors import ConfigError
+from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_export import targets
-from vqedge_export.targets import BASE, TARGETS, engine_targets
+from vqedge_export.targets import BASE, TARGETS, engine_targets, require_installed
 
 
 def test_every_bundle_holds_encoder_and_language_model() -> None:
@@ -38,3 +38,12 @@ def test_all_is_what_is_installed_and_says_what_is_not(
     monkeypatch.setattr(targets, "TARGETS", rows)
     assert engine_targets("all") == (here,)
     assert "leaves out tensorrt: it is not installed" in caplog.text
+
+
+def test_what_is_missing_is_said_before_any_work() -> None:
+    require_installed(BASE)
+    absent = replace(TARGETS["tensorrt"], needs=("no_such_module",))
+    with pytest.raises(
+        BackendUnavailable, match=r"no_such_module is not installed.*vqedge\[tensorrt\]"
+    ):
+        require_installed((*BASE, absent))

@@ -1,0 +1,47 @@
+"""An engine built here and run here, each in a new process. Not run yet: no GPU was at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vqedge.cuda import Cuda
+from vqedge.errors import BackendUnavailable
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def _vqedge(*words: str) -> dict[str, dict[str, dict[str, float]]]:
+    """The JSON that a command prints, run in a new process."""
+    command = [sys.executable, "-m", "vqedge.cli", *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, dict[str, dict[str, float]]] = json.loads(done.stdout.splitlines()[-1])
+    return document
+
+
+@pytest.mark.parametrize("flavour", MODULES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_two_new_processes_find_the_same_ids(
+    request: pytest.FixtureRequest, flavour: str, precision: str
+) -> None:
+    if importlib.util.find_spec(MODULES[flavour]) is None:
+        pytest.skip(f"{flavour} is not installed")
+    try:
+        capability = Cuda().compute_capability.replace(".", "")
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    bundle: Path = request.getfixturevalue("bundle_copy")
+    target = ["--target", flavour, "--precision", precision, "--sm", capability]
+    _vqedge("build", str(bundle), *target)
+    first = _vqedge("check", str(bundle), "--backend", flavour)["parity"]["backend"]
+    again = _vqedge("check", str(bundle), "--backend", flavour)["parity"]["backend"]
+    print(first)
+    assert first == again, "build, serialise, deserialise twice: the same figures to the last bit"
+    assert first["token_cosine_mean"] > (0.999 if precision == "fp32" else 0.9)
