@@ -134,16 +134,16 @@ class ParityReport(_Record):
             at_most["safe_codebook_ids_differ"] = self.codebook.safe_ids_differ
             at_most["codebook_ids_differ"] = self.codebook.ids_differ
         for name, variant in self.variants.items():
-            at_most[f"{name} variant_safe_ids_differ"] = variant.safe_ids_differ
+            at_most[f"variant_safe_ids_differ of {name}"] = variant.safe_ids_differ
         at_least = {
             "token_cosine": self.encoder.token_cosine,
             "top1_agreement": self.llm.top1_agreement,
         }
         limits = tolerance.model_dump()
         return [
-            f"{name} {value:.4g}, at most {limits[name.split()[-1]]:g} allowed"
+            f"{name} {value:.4g}, at most {limits[name.split()[0]]:g} allowed"
             for name, value in at_most.items()
-            if not value <= limits[name.split()[-1]]
+            if not value <= limits[name.split()[0]]
         ] + [
             f"{name} {value:.4g}, at least {limits[name]:g} wanted"
             for name, value in at_least.items()

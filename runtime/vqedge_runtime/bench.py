@@ -74,12 +74,13 @@ def side_by_side(
         threads: CPU threads.
 
     Returns:
-        by backend: `name`, `encode_ms`, and `over_fp32`, its time as a share of ONNX Runtime's in
-        float32 on the CPU; or `error`, why it does not run.
+        by backend: `name`; `encode_ms`; `cpu_ms`, time on the CPU, which with one thread does not
+        depend on what else the machine does; `over_fp32`, the time as a share of ONNX Runtime's in
+        float32 on the CPU. Or `error`, why it does not run.
     """
     budget = bundle.manifest.quantizer.default_budget
     rows: dict[str, dict[str, Any]] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
         encoders = {}
         for backend in candidates(bundle):
@@ -92,11 +93,17 @@ def side_by_side(
             encoder.encode(frames_thwc, budget)  # warm-up
         for _ in range(runs):
             for backend, encoder in encoders.items():
-                began = time.perf_counter()
+                began = time.perf_counter(), time.process_time()
                 encoder.encode(frames_thwc, budget)
-                times.setdefault(backend, []).append(1e3 * (time.perf_counter() - began))
+                ended = time.perf_counter(), time.process_time()
+                times.setdefault(backend, []).append((ended[0] - began[0], ended[1] - began[1]))
         for backend, encoder in encoders.items():
-            rows[backend] = {"name": encoder.name, "encode_ms": _median(times[backend])}
+            wall_s, cpu_s = zip(*times[backend], strict=True)
+            rows[backend] = {
+                "name": encoder.name,
+                "encode_ms": _median([1e3 * s for s in wall_s]),
+                "cpu_ms": _median([1e3 * s for s in cpu_s]),
+            }
     fp32_ms = rows["onnxruntime"]["encode_ms"]
     for row in rows.values():
         if "encode_ms" in row:

@@ -17,6 +17,7 @@ from vqedge_export.report import (
     CodebookParity,
     EncoderParity,
     LlmParity,
+    MeasuredVariant,
     ParityReport,
     Tolerance,
     report_from_file,
@@ -28,6 +29,7 @@ LIMITS = Tolerance(
     token_cosine=0.999,
     safe_codebook_ids_differ=0.0,
     codebook_ids_differ=0.002,
+    variant_safe_ids_differ=0.01,
     top1_agreement=0.97,
     kl_mean=0.02,
 )
@@ -41,15 +43,25 @@ ENCODER = {
     "token_cosine": 0.999,
 }
 CODEBOOK = {"ids": 1536, "codebook_ids_differ": 0.002, "safe_codebook_ids_differ": 0.0}
+VARIANT = {
+    "clips": 12,
+    "patches": 24576,
+    "ids_differ": 0.02,
+    "variant_safe_ids_differ": 0.01,
+    "worst_clip_ids_differ": 0.1,
+    "maps_differ": 0.2,
+    "feature_cosine": 0.99,
+}
 LLM = {"prompts": 24, "positions": 60, "top1_agreement": 0.97, "kl_mean": 0.02, "kl_max": 0.5}
 
 
 def report(**changes: Any) -> ParityReport:
     """A report at its limits, with some figures changed."""
-    encoder, codebook, llm = (
+    encoder, codebook, variant, llm = (
         {name: changes.get(name, value) for name, value in figures.items()}
-        for figures in (ENCODER, CODEBOOK, LLM)
+        for figures in (ENCODER, CODEBOOK, VARIANT, LLM)
     )
+    variant["safe_ids_differ"] = variant.pop("variant_safe_ids_differ")
     return ParityReport(
         encoder_sha256="0" * 64,
         llm_sha256="1" * 64,
@@ -62,6 +74,7 @@ def report(**changes: Any) -> ParityReport:
             margin_where_ids_differ=0.0,
         ),
         llm=LlmParity(**llm),
+        variants={"int8": MeasuredVariant(sha256="2" * 64, **variant)},
         tolerance=LIMITS,
     )
 
@@ -77,6 +90,7 @@ WORSE = {
     "token_cosine": 0.9989,
     "safe_codebook_ids_differ": 1e-6,
     "codebook_ids_differ": 0.0021,
+    "variant_safe_ids_differ": 0.011,
     "top1_agreement": 0.969,
     "kl_mean": 0.021,
 }
@@ -87,7 +101,8 @@ WORSE = {
 def test_each_figure_outside_its_limit_is_named(name: str, no_number: bool) -> None:
     value = math.nan if no_number else WORSE[name]
     (fault,) = report(**{name: value}).faults(LIMITS)
-    assert fault.startswith(f"{name} {'nan' if no_number else f'{value:.4g}'}, at ")
+    whose = " of int8" if name.startswith("variant") else ""
+    assert fault.startswith(f"{name}{whose} {'nan' if no_number else f'{value:.4g}'}, at ")
     assert f"{getattr(LIMITS, name):g}" in fault
 
 

@@ -50,10 +50,7 @@ class OpenVinoEncoder:
         try:
             vit, quantizer = _compiled(path, settings)
         except RuntimeError as error:
-            reason = next(iter(str(error).splitlines()), "no reason given")
-            raise BundleError(
-                f"{path}: OpenVINO cannot load it ({reason}); export again"
-            ) from error
+            raise _refusal(path, "OpenVINO", error) from error
         kind = vit.get_property("INFERENCE_PRECISION_HINT").to_string()
         self._name = f"openvino {_DEVICE} {_SHORT_NAMES.get(kind, kind)}"
         self._outputs = code_outputs([output.get_any_name() for output in quantizer.outputs])
@@ -130,8 +127,16 @@ def _without_functions(path: Path, out: Path) -> Path:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     options.log_severity_level = 3
-    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a dozen private types here
+        raise _refusal(path, "ONNX Runtime", error) from error
     return out
+
+
+def _refusal(path: Path, reader: str, error: Exception) -> BundleError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return BundleError(f"{path}: {reader} cannot load it ({reason}); export again")
 
 
 def _features_of(model: ov.Model, path: Path) -> Any:
