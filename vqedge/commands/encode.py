@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from vqedge_runtime.vqt.file import SUFFIX
 
 STDIN = Path("-")
 MAX_STDIN_BYTES = 4 << 30
+_PIECE_BYTES = 1 << 20
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
     *(".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
@@ -189,21 +189,16 @@ def _stdin_file(stdin: BinaryIO) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin"
         with path.open("wb") as file:
-            shutil.copyfileobj(_Limited(stdin, MAX_STDIN_BYTES), file)
+            _copy(stdin, file)
         yield path
 
 
-class _Limited:
-    """A stream that refuses to give more than a number of bytes."""
-
-    def __init__(self, stream: BinaryIO, limit_bytes: int) -> None:
-        self._stream, self._left_bytes = stream, limit_bytes
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self._left_bytes -= len(data)
-        if self._left_bytes < 0:
+def _copy(stdin: BinaryIO, file: BinaryIO) -> None:
+    left_bytes = MAX_STDIN_BYTES
+    while data := stdin.read(_PIECE_BYTES):
+        left_bytes -= len(data)
+        if left_bytes < 0:
             raise VideoError(
                 f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
             )
-        return data
+        file.write(data)
