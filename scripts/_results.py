@@ -39,7 +39,16 @@ def main(arguments: list[str]) -> int:
 
 def page() -> str:
     """The whole page."""
-    parts = [INTRODUCTION, _budgets(), _kinds(), _baselines(), _export(), _photos(), _codebook()]
+    parts = [
+        INTRODUCTION,
+        _budgets(),
+        _kinds(),
+        _baselines(),
+        _export(),
+        _encoders(),
+        _photos(),
+        _codebook(),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -50,7 +59,8 @@ def _budgets() -> str:
         for budget, d in documents.items()
         if d
     ]
-    first = next(d for d in documents.values() if d)
+    first = next((d for d in documents.values() if d), None)
+    assert first, "no docs/measured/budget_*.json; run scripts/measure"
     backend = f"{first['backend']['encoder']}, {first['backend']['llm']}"
     return "\n".join(
         [
@@ -120,7 +130,7 @@ def _export() -> str:
     lines = [
         "## Export",
         "",
-        f"PyTorch in float32: {_share(checkpoint)}. ONNX Runtime in float32 and llama.cpp:",
+        f"PyTorch in float32: {_share(checkpoint)}. The encoder in float32 and llama.cpp:",
         "",
         "| `--llm-quant` | file | accuracy | points from PyTorch | same top token | mean KL |",
         "|---|---|---|---|---|---|",
@@ -131,6 +141,23 @@ def _export() -> str:
             f"| {d['quantization']} | {d['llm_mb']:.0f} MB | {d['accuracy']:.1%} | {points:+.1f} "
             f"| {d['top1_agreement']:.1%} | {d['kl_mean']:.4f} |"
         )
+    return "\n".join(lines)
+
+
+def _encoders() -> str:
+    """The float32 encoder beside those that are faster."""
+    found = [_load("eval_bundle"), *map(_load, ("encoder_onnxruntime-int8", "encoder_openvino"))]
+    checkpoint = _load("eval_checkpoint")
+    assert checkpoint
+    lines = [
+        "The same with other encoders, the language model in Q8_0:",
+        "",
+        "| encoder | accuracy | points from PyTorch |",
+        "|---|---|---|",
+    ]
+    for d in filter(None, found):
+        points = 100 * (d["accuracy"] - checkpoint["accuracy"])
+        lines.append(f"| {d['backend']['encoder']} | {_share(d)} | {points:+.1f} |")
     return "\n".join(lines)
 
 

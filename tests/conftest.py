@@ -89,5 +89,5 @@ def qa(bundle: Path) -> Iterator[VideoQA]:
     """The real bundle, open."""
     from vqedge_runtime import VideoQA
 
-    with VideoQA.open(bundle) as session:
+    with VideoQA.open(bundle, encoder="onnxruntime") as session:
         yield session

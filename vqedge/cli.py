@@ -42,8 +42,38 @@ BundleOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
 ]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="Encoder backend, as doctor lists them; auto: the fastest here, measured once.",
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads [default: all usable].")
+]
+
+
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the ViT: int8, fp16 or fp32 [default: int8 beside fp32 in ONNX, fp16 in engines]."
+    ),
+]
+CapabilitiesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sm",
+        help="GPUs to build for [default: 80,86,89,120 of tensorrt-rtx, this one otherwise].",
+    ),
+]
+PluginOption = Annotated[
+    str | None,
+    typer.Option(
+        help="NearestCodebook in tensorrt engines: a plugin library, auto to compile one here, or "
+        "none for the graph's own function [default: auto]."
+    ),
 ]
 
 
@@ -76,6 +106,7 @@ def ask(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")] = 0,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer in one piece.")
@@ -99,6 +130,7 @@ def ask(
         start=start,
         end=end,
         options=options,
+        backend=backend,
         threads=threads,
         as_json=as_json,
         stream=not no_stream,
@@ -112,6 +144,7 @@ def chat(
     budget: Annotated[
         str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
     ] = None,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Ask question after question; the video is encoded and read once.
@@ -120,7 +153,7 @@ def chat(
     """
     from vqedge.commands.chat import chat as run
 
-    run(video, bundle, budget=budget, threads=threads)
+    run(video, bundle, budget=budget, backend=backend, threads=threads)
 
 
 @app.command()
@@ -140,6 +173,7 @@ def encode(
         typer.Option(min=0.1, help="Seconds of video in a segment [default: all in one]."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,7 +186,7 @@ def encode(
     from vqedge.commands.encode import EncodeOptions
     from vqedge.commands.encode import encode as run
 
-    options = EncodeOptions(budget, segment, jobs, threads)
+    options = EncodeOptions(budget, segment, jobs, backend, threads)
     run(videos, out, bundle, options=options, as_json=as_json)
 
 
@@ -184,6 +218,15 @@ def train(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx and gguf, which are always made; tensorrt, tensorrt-rtx: engines; or all."
+        ),
+    ] = None,
+    precision: PrecisionOption = None,
+    sm: CapabilitiesOption = None,
+    plugin: PluginOption = None,
     llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
     plugin_node: Annotated[
@@ -202,13 +245,17 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle and prove that it computes the same (needs torch).
 
-    Example: vqedge export models/tiny -o tiny.vqedge
+    Example: vqedge export models/tiny -o tiny.vqedge --target tensorrt-rtx --sm 86,89
     """
     from vqedge.commands.export import export as run
 
     run(
         checkpoint,
         out,
+        target=target,
+        precision=precision,
+        sm=sm,
+        plugin=plugin,
         llm_quant=llm_quant,
         check=not no_check,
         record=record,
@@ -223,6 +270,7 @@ def assemble(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
     llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    precision: PrecisionOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle.")
     ] = False,
@@ -234,7 +282,61 @@ def assemble(
     """
     from vqedge.commands.export import assemble as run
 
-    run(checkpoint, out, llm_quant=llm_quant, overwrite=overwrite, as_json=as_json)
+    run(
+        checkpoint,
+        out,
+        llm_quant=llm_quant,
+        precision=precision,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to add an engine to.")],
+    target: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    precision: PrecisionOption = None,
+    sm: CapabilitiesOption = None,
+    plugin: PluginOption = None,
+    typing: Annotated[
+        str, typer.Option(help="strong, or weak: TensorRT 10 picks types by its flags.")
+    ] = "strong",
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="0 builds fast, 5 runs fast.")
+    ] = 3,
+    workspace_mb: Annotated[
+        int | None, typer.Option(min=1, help="Scratch memory of a layer [default: no limit].")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later TensorRT of this major too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For all GPUs from SM 8.0 on.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="gpu; dla is refused, with the reason.")] = "gpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Build a TensorRT engine from a bundle's ONNX, on this machine, into the bundle.
+
+    Example: vqedge build tiny.vqedge --target tensorrt
+    """
+    from vqedge.commands.build import run_build
+
+    run_build(
+        bundle,
+        target,
+        precision=precision,
+        sm=sm,
+        plugin=plugin,
+        typing=typing,
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        device=device,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -243,12 +345,33 @@ def check(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Measure parity with it (needs torch).")
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Compare this encoder backend with onnxruntime, into parity.json."),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips: what the lighter encoders change on them (needs onnx)."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most clips [default: all].")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle's files and, with its checkpoint, its parity on this machine."""
+    """Verify a bundle's files and, if asked, its parity on this machine.
+
+    Example: vqedge check tiny.vqedge --backend tensorrt
+    """
     from vqedge.commands.export import check as run
 
-    run(bundle, checkpoint=checkpoint, as_json=as_json)
+    run(
+        bundle,
+        checkpoint=checkpoint,
+        backend=backend,
+        videos=videos,
+        limit=limit,
+        as_json=as_json,
+    )
 
 
 @app.command("eval")
@@ -275,6 +398,7 @@ def evaluate(
     baselines_dir: Annotated[
         Path, typer.Option(help="Folder of the checkpoints to compare a --checkpoint with.")
     ] = Path("runs/baselines"),
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
     as_json: JsonOption = False,
@@ -294,6 +418,7 @@ def evaluate(
         budget=budget_from_text(budget),
         videos=videos,
         baselines=baselines_dir if baselines else None,
+        backend=backend,
         threads=threads,
         show=show,
         as_json=as_json,
@@ -307,18 +432,21 @@ def bench(
     ] = None,
     bundle: BundleOption = None,
     runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
+    backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time every stage, cold and asked again, against the unreduced patch tokens."""
     from vqedge.commands.bench import run_bench
 
-    run_bench(video, bundle, runs=runs, threads=threads, as_json=as_json)
+    run_bench(video, bundle, runs=runs, backend=backend, threads=threads, as_json=as_json)
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx or .gguf.")],
+    path: Annotated[
+        Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx, .gguf or .engine.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show what a file or folder holds."""

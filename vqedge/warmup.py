@@ -51,13 +51,11 @@ class NamingLesson:
     ) -> float:
         """All steps; `schedule` is the factor of the learning rate. Returns the last loss."""
         value = float("nan")
-        self.bridge.train()
         for step in range(self.optim.naming_steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optim.naming_learning_rate * schedule(step)
             value = self._step(step)
             on_step(value)
-        self.bridge.eval()
         logger.info("named codes: loss %.4f after %d steps", value, self.optim.naming_steps)
         return value
 
@@ -70,10 +68,10 @@ class NamingLesson:
         bridged = self._bridged(batch)
         loss = self.loss(bridged.tokens, names)
         loss = loss + self.optim.commitment_weight * bridged.commitment
-        self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.bridge.parameters(), self.optim.max_grad_norm)
         self.optimizer.step()
+        self.optimizer.zero_grad()  # the language model's first step begins without gradients
         return float(loss.item())
 
     def _bridged(self, batch: QuantizedClips) -> Bridged:

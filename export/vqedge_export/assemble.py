@@ -3,55 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-from safetensors.numpy import load_file
 
 from vqedge.base.fetch import BaseWeights, fetch
 from vqedge.base.sources import PackageSource
 from vqedge.bundle import (
     BaseWeightsRecord,
-    BridgeRecord,
     Bundle,
     BundleDraft,
     BundleFacts,
-    CodebookRecord,
-    EncoderRecord,
+    EngineRecord,
     LlmRecord,
     ProvenanceRecord,
-    QuantizerRecord,
-    TensorRecord,
+    VariantRecord,
     bundle_writer,
 )
 from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
 from vqedge.config import ModelConfig
-from vqedge.errors import CheckpointError
+from vqedge.errors import CheckpointError, ConfigError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.prompt import SYSTEM
-from vqedge_export.gguf import gguf_from_lora, llm_facts
-from vqedge_export.graph import (
-    TABLES,
-    Arrays,
-    adaptive_error_of,
-    base_arrays,
-    bridge_of,
-    checkpoint_arrays,
-    exported_kind,
-    filled,
-    save_model,
-)
+from vqedge_export.gguf import llm_facts
+from vqedge_export.graph import checkpoint_arrays, exported_kind
+from vqedge_export.records import bridge_record, encoder_record, quantizer_record
 from vqedge_export.report import ParityReport, report_from_file
+from vqedge_export.targets import BASE, BRIDGE, ENCODER, LLM, VARIANTS, Making
 
-ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
+PRECISIONS = ("fp32", "fp16", *VARIANTS)
+DEFAULT_PRECISION = "int8"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
 
 def assemble_bundle(
-    checkpoint: Path, out: Path, *, quant: str = DEFAULT_QUANT, overwrite: bool = False
+    checkpoint: Path,
+    out: Path,
+    *,
+    quant: str = DEFAULT_QUANT,
+    precision: str = DEFAULT_PRECISION,
+    overwrite: bool = False,
 ) -> Bundle:
     """Make the bundle that `export` makes, from a checkpoint that carries its graph.
 
@@ -62,9 +57,11 @@ def assemble_bundle(
         checkpoint: a checkpoint folder with `encoder.graph.onnx`.
         out: the bundle to make.
         quant: type of the language model's weights.
+        precision: the lightest encoder to put in, `fp32` or `int8`; the one in fp32 always is.
         overwrite: replace `out` if it is a bundle.
 
     Raises:
+        ConfigError: no such precision.
         CheckpointError: a file is missing or does not fit the others.
         ExportError: the checkpoint's quantizer is a comparison.
         FetchError: base weights are not there and cannot be downloaded.
@@ -72,23 +69,14 @@ def assemble_bundle(
     """
     config = model_config_of(checkpoint)
     exported_kind(config)
+    check_precision(precision)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, config, graph, quant)
+        making = Making(draft.folder, checkpoint, config, graph, quant, precision)
+        for target in BASE:
+            target.export(making)
         report = _known_report(checkpoint, draft.folder, quant)
         return finish(draft, checkpoint, config, graph, report)
-
-
-def write_models(
-    draft: BundleDraft, checkpoint: Path, config: ModelConfig, graph: onnx.ModelProto, quant: str
-) -> None:
-    """Put `encoder.onnx`, `bridge.onnx` and `llm.gguf` into a bundle that is being written."""
-    vit, llm = fetch(config.encoder.source), fetch(config.llm.source)
-    model = filled(graph, checkpoint_arrays(checkpoint / MODEL), base_arrays(vit.path))
-    save_model(model, draft.folder / ENCODER)
-    save_model(bridge_of(model), draft.folder / BRIDGE)
-    lora = load_file(checkpoint / LORA)
-    gguf_from_lora(llm.path, lora, config.llm, draft.folder / LLM, quant)
 
 
 def finish(
@@ -97,6 +85,7 @@ def finish(
     config: ModelConfig,
     graph: onnx.ModelProto,
     report: ParityReport,
+    engines: tuple[EngineRecord, ...] = (),
 ) -> Bundle:
     """Add report and licences, describe the bundle, and move it into place."""
     weights = [fetch(config.encoder.source), fetch(config.llm.source)]
@@ -106,13 +95,29 @@ def finish(
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
     facts = BundleFacts(
-        encoder=_encoder_record(graph, config),
-        bridge=_bridge_record(graph),
-        quantizer=_quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
+        encoder=encoder_record(graph, config, ENCODER, tuple(_variant_records(draft.folder))),
+        bridge=bridge_record(graph, BRIDGE),
+        quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
         llm=_llm_record(draft.folder / LLM, report.quantization),
         provenance=_provenance_record(checkpoint, weights),
+        engines=engines,
     )
     return draft.finish(facts)
+
+
+def present(folder: Path) -> dict[str, str]:
+    """Files of the lighter encoders in a bundle or draft, by precision."""
+    return {name: file for name, (file, _) in VARIANTS.items() if (folder / file).exists()}
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that no encoder comes in.
+
+    Raises:
+        ConfigError: it is none of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision {precision}: give one of {', '.join(PRECISIONS)}")
 
 
 def graph_of(checkpoint: Path) -> onnx.ModelProto:
@@ -134,6 +139,7 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     """The checkpoint's own report, for the parts whose files came out the same."""
     encoder, llm = file_sha256(folder / ENCODER), file_sha256(folder / LLM)
     known = report_from_file(checkpoint / PARITY)
+    lighter = {precision: file_sha256(folder / file) for precision, file in present(folder).items()}
     same_encoder = known is not None and known.encoder_sha256 == encoder
     same_llm = known is not None and known.llm_sha256 == llm
     return ParityReport(
@@ -143,59 +149,19 @@ def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
         encoder=known.encoder if known and same_encoder else None,
         codebook=known.codebook if known and same_encoder else None,
         llm=known.llm if known and same_llm else None,
+        variants={
+            precision: figures
+            for precision, figures in (known.variants if known and same_encoder else {}).items()
+            if lighter.get(precision) == figures.sha256
+        },
         tolerance=known.tolerance if known and same_encoder and same_llm else None,
         measured="at export" if same_encoder and same_llm else "not measured",
     )
 
 
-def _encoder_record(graph: onnx.ModelProto, config: ModelConfig) -> EncoderRecord:
-    encoder = config.encoder
-    return EncoderRecord(
-        file=ENCODER,
-        inputs=tuple(_tensor(item) for item in graph.graph.input),
-        outputs=tuple(_tensor(item) for item in graph.graph.output),
-        frames=encoder.frames,
-        size=encoder.size,
-        grid=encoder.grid,
-        source=encoder.source,
-        block=encoder.block,
-        opset=next(item.version for item in graph.opset_import if not item.domain),
-        custom_op="function" if graph.functions else "node",
-        precision="fp32",
-    )
-
-
-def _bridge_record(graph: onnx.ModelProto) -> BridgeRecord:
-    bridge = bridge_of(graph).graph
-    return BridgeRecord(
-        file=BRIDGE,
-        inputs=tuple(_tensor(item) for item in bridge.input),
-        outputs=tuple(_tensor(item) for item in bridge.output),
-    )
-
-
-def _quantizer_record(
-    graph: onnx.ModelProto, config: ModelConfig, weights: Arrays
-) -> QuantizerRecord:
-    quantizer, kind = config.quantizer, exported_kind(config)
-    return QuantizerRecord(
-        kind=kind,
-        codes=quantizer.codes,
-        iterations=quantizer.iterations,
-        default_budget=quantizer.default_budget,
-        adaptive_error=adaptive_error_of(graph),
-        codebook=_codebook_record(config, weights) if kind == "codebook" else None,
-    )
-
-
-def _codebook_record(config: ModelConfig, weights: Arrays) -> CodebookRecord:
-    """Size and sha256 of the tables, as little-endian float32: equal ids mean the same with it."""
-    tables = weights[TABLES].astype("<f4")
-    return CodebookRecord(
-        levels=config.quantizer.levels,
-        entries=config.quantizer.entries,
-        sha256=hashlib.sha256(tables.tobytes()).hexdigest(),
-    )
+def _variant_records(folder: Path) -> Iterator[VariantRecord]:
+    for precision, file in present(folder).items():
+        yield VariantRecord.model_validate({"file": file, "precision": precision})
 
 
 def _llm_record(path: Path, quant: str) -> LlmRecord:
@@ -219,13 +185,6 @@ def _provenance_record(checkpoint: Path, weights: list[BaseWeights]) -> Provenan
         base_weights=tuple(_base_record(item) for item in weights),
         tools={name: version(name) for name in _TOOLS},
     )
-
-
-def _tensor(value: onnx.ValueInfoProto) -> TensorRecord:
-    kind = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    shape = tuple(item.dim_param or item.dim_value for item in kind.shape.dim)
-    return TensorRecord.model_validate({"name": value.name, "dtype": dtype, "shape": shape})
 
 
 def _checkpoint_sha256(checkpoint: Path) -> str:

@@ -23,6 +23,7 @@ from vqedge.errors import CheckpointError, ExportError
 BASE_PREFIX = "quantizer.vit."
 TABLES = "bridge.codebook.tables"
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
+FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, width]
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
 
 Arrays = Mapping[str, npt.NDArray[np.floating]]

@@ -18,6 +18,7 @@ from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
 from vqedge_export.graph import (
+    FEATURES,
     base_arrays,
     checkpoint_arrays,
     exported_kind,
@@ -30,6 +31,7 @@ from vqedge_export.op_function import OPSET, attach_function
 INPUTS = ("frames", "budget")
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
 CODES, IDS = "codes", "ids"  # one more output: what a clip's codes are, or those of a codebook
+_FLATTENED = "/quantizer/Flatten"  # the tracer's name for the last step before the quantizer
 
 
 def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> Path:
@@ -121,4 +123,14 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [item for item in model.graph.initializer if item.name not in unused]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+    _name_features(model.graph)
     return model
+
+
+def _name_features(graph: onnx.GraphProto) -> None:
+    """Give what the quantizer reads its name: a runtime may cut the graph there."""
+    traced = next(n.output[0] for n in graph.node if n.name == _FLATTENED)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = FEATURES if name == traced else name

@@ -185,8 +185,7 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
     patches, ids, rows = _Patches(), _Ids(), []
     for index in range(clips):
         budget = deployed.budgets[index % len(deployed.budgets)]
-        scene = scene_from_seed(PARITY_SEED, index)
-        frames = frames_from_scene(scene, config.encoder.frames, config.encoder.size)
+        frames = generated_clip(index, config)
         found = deployed.run(frames, budget)
         features = encoder.quantizer.vit(torch.from_numpy(frames)).flatten(0, 1)
         rounds = list(quantizer.rounds(features, torch.tensor(budget)))
@@ -239,6 +238,12 @@ def llm_parity(
         kl_mean=float(np.mean(divergences)),
         kl_max=float(np.max(divergences)),
     )
+
+
+def generated_clip(index: int, config: ModelConfig) -> npt.NDArray[np.uint8]:
+    """A clip that parity is measured on, uint8 `[T, size, size, 3]`."""
+    scene = scene_from_seed(PARITY_SEED, index)
+    return frames_from_scene(scene, config.encoder.frames, config.encoder.size)
 
 
 def require(report: ParityReport, tolerance: Tolerance) -> None:

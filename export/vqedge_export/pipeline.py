@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -10,21 +11,25 @@ import onnx
 from vqedge.base.fetch import fetch
 from vqedge.bundle import Bundle, bundle_writer
 from vqedge.checkpoint import GRAPH, PARITY
+from vqedge.config import ModelConfig
 from vqedge.errors import ConfigError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
 from vqedge_export.assemble import (
+    DEFAULT_PRECISION,
     DEFAULT_QUANT,
-    ENCODER,
-    LLM,
+    check_precision,
     finish,
-    write_models,
+    present,
 )
+from vqedge_export.flips import OnnxReader, compared
 from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
-from vqedge_export.parity import OpenLlm, encoder_parity, llm_parity, require
-from vqedge_export.report import TOLERANCES, ParityReport
+from vqedge_export.parity import OpenLlm, encoder_parity, generated_clip, llm_parity, require
+from vqedge_export.report import TOLERANCES, MeasuredVariant, ParityReport
+from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target
+from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +42,14 @@ def export_bundle(
     open_llm: OpenLlm,
     *,
     quant: str = DEFAULT_QUANT,
+    precision: str = DEFAULT_PRECISION,
     check: bool = True,
     record: bool = False,
     plugin_node: bool = False,
     overwrite: bool = False,
+    targets: Sequence[Target] = (),
+    options: BuildOptions | None = None,
+    plugin: Path | None = None,
 ) -> tuple[Bundle, ParityReport]:
     """Export a checkpoint to a bundle.
 
@@ -49,15 +58,21 @@ def export_bundle(
         out: the bundle to make.
         open_llm: opens a GGUF file for its logits.
         quant: type of the language model's weights.
+        precision: the lightest encoder to put in, `fp32` or `int8`; the one in fp32 always is.
         check: measure parity and refuse to write a bundle that fails it.
         record: store graph and parity report in the checkpoint, so that `assemble` can use them.
         plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run
             it.
         overwrite: replace `out` if it is a bundle.
+        targets: engines to add to encoder and language model.
+        options: how to build them.
+        plugin: library with the NearestCodebook plugin, for TensorRT.
 
     Raises:
+        BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
-        ConfigError: `record` without a check, or of a graph that `assemble` cannot use.
+        ConfigError: no such precision, or `record` without a check, or of a graph that `assemble`
+            cannot use.
         ExportError: the encoder cannot be traced or the language model not quantised.
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
@@ -67,15 +82,28 @@ def export_bundle(
             "--record stores a graph that runs everywhere and its measured parity; "
             f"leave out {'--plugin-node' if plugin_node else '--no-check'}"
         )
+    check_precision(precision)
     opened = open_checkpoint(checkpoint)
     graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        write_models(draft, checkpoint, opened.config, graph, quant)
+        making = Making(
+            draft.folder,
+            checkpoint,
+            opened.config,
+            graph,
+            quant,
+            precision,
+            options or BuildOptions(),
+            plugin,
+        )
+        for target in BASE:
+            target.export(making)
         comparing = open_llm if check and not plugin_node else None
-        report = _report(opened, draft.folder / ENCODER, draft.folder / LLM, quant, comparing)
+        report = _report(opened, draft.folder, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
-        bundle = finish(draft, checkpoint, opened.config, graph, report)
+        engines = tuple(record for target in targets for record in target.export(making))
+        bundle = finish(draft, checkpoint, opened.config, graph, report, engines)
     if record:
         _record(checkpoint, graph, report)
     return bundle, report
@@ -89,15 +117,16 @@ def measured_report(checkpoint: Path, bundle: Bundle, open_llm: OpenLlm) -> Pari
     """
     opened = open_checkpoint(checkpoint)
     quant = bundle.manifest.llm.quantization
-    report = _report(opened, bundle.path_of("encoder"), bundle.path_of("llm"), quant, open_llm)
+    report = _report(opened, bundle.root, quant, open_llm)
     require(report, TOLERANCES[quant])
     return report
 
 
 def _report(
-    checkpoint: Checkpoint, encoder: Path, llm: Path, quant: str, open_llm: OpenLlm | None
+    checkpoint: Checkpoint, folder: Path, quant: str, open_llm: OpenLlm | None
 ) -> ParityReport:
-    """Parity of two files with a checkpoint; without `open_llm` only what the files are."""
+    """Parity of a bundle's files with a checkpoint; without `open_llm` only what the files are."""
+    encoder, llm = folder / ENCODER, folder / LLM
     report = ParityReport(
         encoder_sha256=file_sha256(encoder),
         llm_sha256=file_sha256(llm),
@@ -114,9 +143,25 @@ def _report(
         "encoder": compared.encoder,
         "codebook": compared.codebook,
         "llm": llm_parity(checkpoint, tokenizer, compared.rows, llm, open_llm),
+        "variants": _variants(folder, checkpoint.config),
         "tolerance": TOLERANCES[quant],
     }
     return report.model_copy(update=figures)
+
+
+def _variants(folder: Path, config: ModelConfig) -> dict[str, MeasuredVariant]:
+    """The lighter encoders of a bundle, against the one in float32, on the same clips."""
+    clips = [generated_clip(index, config) for index in range(PARITY_CLIPS)]
+    budget, measured = config.quantizer.default_budget, {}
+    reference = OnnxReader(folder / ENCODER)
+    wanted = [reference(clip, budget) for clip in clips]
+    for precision, file in present(folder).items():
+        logger.info("comparing the encoders in fp32 and %s", precision)
+        reader = OnnxReader(folder / file)
+        found = compared(wanted, (reader(clip, budget) for clip in clips))
+        sha256 = file_sha256(folder / file)
+        measured[precision] = MeasuredVariant(sha256=sha256, **found.model_dump())
+    return measured
 
 
 def _record(checkpoint: Path, graph: onnx.ModelProto, report: ParityReport) -> None:

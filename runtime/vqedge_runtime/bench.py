@@ -10,14 +10,20 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vqedge.bundle import Bundle
+from vqedge.errors import VqedgeError
 from vqedge_runtime.answers import Video
+from vqedge_runtime.encoders import ENCODERS, Frames
+from vqedge_runtime.encoders.auto import candidates
 from vqedge_runtime.llm import DecodingOptions, Generation, VideoRows
 from vqedge_runtime.session import VideoQA
 
@@ -52,6 +58,50 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
     peak_rss_mb = _peak_rss_mb()  # before the unreduced prompt, which a user never pays for
     unreduced = _asked(qa, _unreduced(video), QUESTION)
     return _document(qa, path, colds, again, unreduced) | {"peak_rss_mb": peak_rss_mb, "runs": runs}
+
+
+def side_by_side(
+    bundle: Bundle, frames_thwc: Frames, runs: int, threads: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Time every encoder backend that `auto` chooses from on one clip, in turns.
+
+    Turns, because a machine that is busy for a while then slows all of them down.
+
+    Args:
+        bundle: holds the encoders.
+        frames_thwc: uint8 RGB `[T, size, size, 3]`.
+        runs: turns; medians are reported.
+        threads: CPU threads.
+
+    Returns:
+        by backend: `name`, `encode_ms`, and `over_fp32`, its time as a share of ONNX Runtime's in
+        float32 on the CPU; or `error`, why it does not run.
+    """
+    budget = bundle.manifest.quantizer.default_budget
+    rows: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        encoders = {}
+        for backend in candidates(bundle):
+            try:
+                encoder = ENCODERS[backend].open(bundle, threads)
+            except VqedgeError as error:
+                rows[backend] = {"error": str(error)}
+                continue
+            encoders[backend] = stack.enter_context(closing(encoder))
+            encoder.encode(frames_thwc, budget)  # warm-up
+        for _ in range(runs):
+            for backend, encoder in encoders.items():
+                began = time.perf_counter()
+                encoder.encode(frames_thwc, budget)
+                times.setdefault(backend, []).append(1e3 * (time.perf_counter() - began))
+        for backend, encoder in encoders.items():
+            rows[backend] = {"name": encoder.name, "encode_ms": _median(times[backend])}
+    fp32_ms = rows["onnxruntime"]["encode_ms"]
+    for row in rows.values():
+        if "encode_ms" in row:
+            row["over_fp32"] = round(row["encode_ms"] / fp32_ms, 3)
+    return rows
 
 
 def _cold(qa: VideoQA, path: Path) -> _Cold:
@@ -89,6 +139,9 @@ def _document(
         "video": str(path),
         "stages_ms": stages,
         "cold_first_token_ms": before_ms + llm_first_ms,
+        "share_of_cold": {
+            name: round(ms / (before_ms + llm_first_ms), 4) for name, ms in stages.items()
+        },
         "reask_first_token_ms": reask_ms,
         "llm_first_token_ms": llm_first_ms,
         "unreduced_first_token_ms": unreduced.first_token_ms,

@@ -21,7 +21,7 @@ from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_runtime.answers import Answer, Backend, Timings, Video, timings_with_llm
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import Encoder, Frames, open_encoder
+from vqedge_runtime.encoders import AUTO, Encoder, Frames, open_encoder
 from vqedge_runtime.llm import (
     ChoiceScores,
     DecodingOptions,
@@ -88,7 +88,7 @@ class VideoQA:
         cls,
         bundle: PathLike,
         *,
-        encoder: str = "onnxruntime",
+        encoder: str = AUTO,
         threads: int | None = None,
         context: int = 2048,
         gpu_layers: int = 0,
@@ -97,7 +97,8 @@ class VideoQA:
 
         Args:
             bundle: a `NAME.vqedge` folder.
-            encoder: backend of the encoder.
+            encoder: backend of the encoder, as `vqedge doctor` lists them; `auto` is the fastest
+                here, measured once.
             threads: CPU threads of both models; all that this process may use by default.
             context: tokens that video, question and answer may take together.
             gpu_layers: layers of the language model to put on a GPU, if llama.cpp was built for
@@ -105,12 +106,12 @@ class VideoQA:
 
         Raises:
             BundleError: the bundle is missing, altered or of another version.
-            BackendUnavailable: a needed library is missing.
+            BackendUnavailable: a needed library is missing, or the backend cannot run here.
         """
         opened = open_bundle(Path(bundle))
         manifest = opened.manifest
         with ExitStack() as stack:
-            engine = open_encoder(encoder, opened.path_of("encoder"), threads)
+            engine = open_encoder(encoder, opened, threads)
             stack.callback(engine.close)
             bridge = open_bridge(opened.path_of("bridge"))
             stack.callback(bridge.close)

@@ -6,7 +6,9 @@ NumPy only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,3 +83,14 @@ class TokenSet:
     def key(self) -> str:
         """Sha256 of the rows: names the content for prefix caches."""
         return hashlib.sha256(np.ascontiguousarray(self.rows).tobytes()).hexdigest()
+
+
+def code_outputs(names: Collection[str]) -> tuple[str, ...]:
+    """Of the outputs of an encoder's graph those that say what a clip's codes are."""
+    return ("index_map", "mask", "margin", "ids" if "ids" in names else "codes")
+
+
+def codes_from_outputs(outputs: Mapping[str, npt.NDArray[Any]]) -> Codes:
+    """The codes in an encoder's outputs, by their names; see `code_outputs`."""
+    values = outputs["ids"] if "ids" in outputs else outputs["codes"]
+    return Codes(outputs["index_map"], values[outputs["mask"]], outputs["margin"])

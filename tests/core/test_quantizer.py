@@ -222,9 +222,10 @@ def test_several_budgets_at_once_are_each_what_it_gives_alone() -> None:
         assert found.codes.shape == (budget, 16) and found.mask.shape == (budget,)
         alone = quantized(features, 32, budget)
         assert torch.equal(found.indices, alone.indices)
-        assert torch.equal(found.codes, alone.codes[:budget])
         assert torch.equal(found.mask, alone.mask[:budget])
-        assert torch.equal(found.margin, alone.margin)
+        # floats to the last bit only on some CPUs: products of another width may round otherwise
+        torch.testing.assert_close(found.codes, alone.codes[:budget])
+        torch.testing.assert_close(found.margin, alone.margin)
 
 
 @pytest.mark.parametrize("budget", [1, 3, 8])

@@ -40,6 +40,7 @@ def tiny_facts(**changes: Any) -> BundleFacts:
         opset=20,
         custom_op="function",
         precision="fp32",
+        variants=(),
     )
     bridge = BridgeRecord(
         file="bridge.onnx",

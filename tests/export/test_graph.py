@@ -22,10 +22,11 @@ from vqedge.errors import CheckpointError, ConfigError, ExportError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
-from vqedge_export.assemble import _encoder_record, _quantizer_record, assemble_bundle, graph_of
+from vqedge_export.assemble import assemble_bundle, graph_of
 from vqedge_export.graph import adaptive_error_of, bridge_of, filled, save_model
 from vqedge_export.onnx_export import INPUTS, outputs_of, stripped_graph
 from vqedge_export.pipeline import export_bundle
+from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_runtime.bridge.ort import OrtBridge
 from vqedge_runtime.encoders.ort import OrtEncoder
 
@@ -104,7 +105,7 @@ def test_the_manifest_says_what_the_graph_can(
     graph: onnx.ModelProto, checkpoint: Checkpoint, arrays: BothArrays
 ) -> None:
     config = checkpoint.config
-    record = _quantizer_record(graph, config, arrays[0])
+    record = quantizer_record(graph, config, arrays[0])
     learned = config.quantizer.kind == "codebook"
     assert (record.kind, record.codes, record.default_budget) == (config.quantizer.kind, 64, 32)
     assert (record.codebook is not None) == learned
@@ -113,13 +114,14 @@ def test_the_manifest_says_what_the_graph_can(
         assert (record.codebook.levels, record.codebook.entries) == (LEVELS, 40)
         assert record.codebook.sha256 == hashlib.sha256(tables.tobytes()).hexdigest()
     assert record.adaptive_error == 0.2
-    encoder = _encoder_record(graph, config)
+    encoder = encoder_record(graph, config, "encoder.onnx")
+    assert encoder.variants == ()
     assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
     fixed = onnx.ModelProto()
     fixed.CopyFrom(graph)
     del fixed.metadata_props[:]
     assert adaptive_error_of(fixed) is None
-    assert _quantizer_record(fixed, config, arrays[0]).adaptive_error is None
+    assert quantizer_record(fixed, config, arrays[0]).adaptive_error is None
 
 
 def test_the_runtime_gives_the_codes_and_rows_in_use(

@@ -10,11 +10,14 @@ from vqedge.bundle.manifest import (
     FileRecord,
     LlmRecord,
     Manifest,
+    ProfileRecord,
     ProvenanceRecord,
     QuantizerRecord,
     TensorRecord,
+    VariantRecord,
 )
 from vqedge.bundle.reader import Bundle, open_bundle, verify
+from vqedge.bundle.rewrite import rewritten
 from vqedge.bundle.writer import BundleDraft, bundle_writer
 
 __all__ = [
@@ -29,10 +32,13 @@ __all__ = [
     "FileRecord",
     "LlmRecord",
     "Manifest",
+    "ProfileRecord",
     "ProvenanceRecord",
     "QuantizerRecord",
     "TensorRecord",
+    "VariantRecord",
     "bundle_writer",
     "open_bundle",
+    "rewritten",
     "verify",
 ]

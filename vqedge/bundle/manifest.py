@@ -21,7 +21,16 @@ MAX_DEPTH = 4
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
-Role = Literal["encoder", "encoder-data", "bridge", "llm", "parity", "licence", "engine"]
+Role = Literal[
+    "encoder",
+    "encoder-variant",
+    "encoder-data",
+    "bridge",
+    "llm",
+    "parity",
+    "licence",
+    "engine",
+]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dtype = Literal[
     "bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"
@@ -70,6 +79,13 @@ class TensorRecord(Record):
     shape: Annotated[tuple[Dimension, ...], Field(max_length=8)]
 
 
+class VariantRecord(Record):
+    """The same encoder in another precision: same inputs, outputs and graph otherwise."""
+
+    file: FilePath
+    precision: Precision
+
+
 class EncoderRecord(Record):
     """The encoder: frames to token rows."""
 
@@ -85,6 +101,7 @@ class EncoderRecord(Record):
     resize: Literal["stretch"] = "stretch"
     custom_op: Literal["function", "node"]
     precision: Precision
+    variants: Annotated[tuple[VariantRecord, ...], Field(max_length=8)]
 
 
 class BridgeRecord(Record):
@@ -158,10 +175,19 @@ class ProvenanceRecord(Record):
     tools: Annotated[dict[Text, Text], Field(max_length=64)]
 
 
-class EngineRecord(Record):
-    """A prebuilt TensorRT engine. Reserved for a later release."""
+class ProfileRecord(Record):
+    """Shapes that an engine was tuned for, of one input that has a free dimension."""
 
-    key: Text
+    input: Text
+    min: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+    opt: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+    max: Annotated[tuple[Dimension, ...], Field(max_length=8)]
+
+
+class EngineRecord(Record):
+    """A prebuilt TensorRT engine. It runs where `vqedge.engines.misfit` finds nothing."""
+
+    key: Annotated[str, Field(max_length=150, pattern=rf"^{_NAME}$")]
     file: FilePath
     tensorrt_flavour: Literal["tensorrt", "tensorrt-rtx"]
     tensorrt_version: Text
@@ -171,6 +197,11 @@ class EngineRecord(Record):
     plugin_sha256: Sha256 | None
     onnx_sha256: Sha256
     precision: Precision
+    version_compatible: bool  # later TensorRT of the same major version may run it
+    hardware_compatible: bool  # GPUs of compute capability 8.0 and above may run it
+    inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
+    profiles: Annotated[tuple[ProfileRecord, ...], Field(max_length=16)]
 
 
 class BundleFacts(Record):
@@ -187,6 +218,7 @@ class BundleFacts(Record):
         """The role of a file, from its place; None if it has none."""
         named: dict[str, Role] = {self.encoder.file: "encoder", self.llm.file: "llm"}
         named[self.bridge.file] = "bridge"
+        named |= dict.fromkeys((item.file for item in self.encoder.variants), "encoder-variant")
         named |= dict.fromkeys((engine.file for engine in self.engines), "engine")
         if path in named:
             return named[path]
@@ -236,7 +268,9 @@ class Manifest(BundleFacts):
                 raise ValueError(f"{file.path} is listed with the wrong role {file.role!r}")
         listed = {file.path for file in self.files}
         models = (self.encoder.file, self.bridge.file, self.llm.file)
-        for wanted in (*models, *(e.file for e in self.engines)):
+        variants = (variant.file for variant in self.encoder.variants)
+        engines = (engine.file for engine in self.engines)
+        for wanted in (*models, *variants, *engines):
             if wanted not in listed:
                 raise ValueError(f"{wanted} is used but not listed in files")
         return self

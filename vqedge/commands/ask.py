@@ -25,6 +25,7 @@ def ask(
     start: float | None = None,
     end: float | None = None,
     options: DecodingOptions | None = None,
+    backend: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
     stream: bool = True,
@@ -32,7 +33,7 @@ def ask(
     """Answer on stdout, the backends on stderr."""
     words = _question(question)
     options_or_default = options or DecodingOptions()
-    with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
+    with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
         say(str(qa.backend))
         encoded = qa.encode(video, budget_from_text(budget), start, end)
         if isinstance(encoded.source, Origin) and (start, end) != (None, None):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vqedge.bundle import open_bundle
+from vqedge.commands.frames import read_frames
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.data.demo import write_demo
 from vqedge_runtime import VideoQA
-from vqedge_runtime.bench import run
-from vqedge_runtime.cores import usable_cores
+from vqedge_runtime.bench import run, side_by_side
+from vqedge_runtime.cores import processor_name, usable_cores
 
-_PACKAGES = ("vqedge", "onnxruntime", "llama-cpp-python", "av")
+_PACKAGES = ("vqedge", "onnxruntime", "onnxruntime-gpu", "openvino", "llama-cpp-python", "av")
 
 
 def run_bench(
@@ -23,6 +25,7 @@ def run_bench(
     bundle: Path | None = None,
     *,
     runs: int = 5,
+    backend: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
 ) -> None:
@@ -31,9 +34,13 @@ def run_bench(
         clip = video or Path(folder) / "demo.mp4"
         if video is None:
             write_demo(clip)
-        with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
+        with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
             say(str(qa.backend))
             document = run(qa, clip, runs)
+            spec = qa.manifest.encoder
+        opened = open_bundle(bundle_or_default(bundle), verify=False)
+        frames = read_frames(clip, spec.frames, spec.size)
+        document["encoders"] = side_by_side(opened, frames, runs, threads)
     document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
     if as_json:
         json_result(document)
@@ -43,24 +50,27 @@ def run_bench(
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "usable_cores": usable_cores(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": dict(_versions()),
     }
 
 
-def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def _print_table(document: dict[str, Any]) -> None:
     for stage, ms in document["stages_ms"].items():
-        result(f"{stage:<28} {ms:10.1f} ms")
+        share = document["share_of_cold"][stage]
+        result(f"{stage:<28} {ms:10.1f} ms  {share:6.1%} of a cold ask")
+    for backend, row in document["encoders"].items():
+        if "error" in row:
+            result(f"  {backend:<26} {row['error']}")
+            continue
+        result(f"  {row['name']:<26} {row['encode_ms']:10.1f} ms  {row['over_fp32']:6.2f} of fp32")
     for name in ("cold_first_token", "reask_first_token", "unreduced_first_token"):
         result(f"{name.replace('_', ' '):<28} {document[f'{name}_ms']:10.1f} ms")
     result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")

@@ -26,6 +26,7 @@ def chat(
     bundle: Path | None = None,
     *,
     budget: str | None = None,
+    backend: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Answer every line of standard input; what cannot be done is said and ends nothing.
@@ -33,7 +34,7 @@ def chat(
     Raises:
         VideoError: the first video cannot be read.
     """
-    with VideoQA.open(bundle_or_default(bundle), threads=threads) as qa:
+    with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
         say(str(qa.backend))
         Chat(qa, video, budget_from_text(budget)).talk(_lines())
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vqedge.base.fetch import cache_root, cached
 from vqedge.base.sources import SOURCES, PackageSource
-from vqedge.bundle import open_bundle
+from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result
 from vqedge.errors import BundleError, VqedgeError
 
@@ -28,6 +28,7 @@ _LIBRARIES = ("numpy", "av", "onnxruntime", "llama-cpp-python")
 _OPTIONAL = {
     "onnx": ("assemble bundles", "assemble"),
     "torch": ("train and export", "export"),
+    "openvino": ("run the encoder in bfloat16", "openvino"),
     "tensorrt": ("TensorRT engines", "tensorrt"),
 }
 
@@ -75,6 +76,29 @@ def _libraries(_: Path | None) -> Iterator[Finding]:
         yield Finding(
             name, found or "missing", f"only to {use}", found is not None, fix, required=False
         )
+
+
+def _backends(bundle: Path | None) -> Iterator[Finding]:
+    """Every encoder backend, and which one `auto` takes."""
+    from vqedge_runtime.encoders import ENCODERS
+
+    for name, backend in ENCODERS.items():
+        lacking = backend.missing()
+        found, fix = ("found", "") if lacking is None else (f"missing: {lacking.why}", lacking.fix)
+        yield Finding(f"encoder {name}", found, "one of them", lacking is None, fix, required=False)
+    with suppress(VqedgeError):
+        opened = open_bundle(bundle_or_default(bundle), verify=False)
+        yield Finding("encoder auto", _auto_choice(opened), "one of them", True, required=False)
+
+
+def _auto_choice(bundle: Bundle) -> str:
+    from vqedge_runtime.encoders.auto import candidates, remembered
+
+    measured = remembered(bundle)
+    if measured is None:
+        return f"not measured yet: one of {', '.join(candidates(bundle))}"
+    times = ", ".join(f"{name} {ms:.0f} ms" for name, ms in measured.clip_ms.items())
+    return f"{measured.fastest} (a clip: {times})"
 
 
 def _disk(_: Path | None) -> Iterator[Finding]:
@@ -157,6 +181,7 @@ def _base_weights(_: Path | None) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (
     _python,
     _libraries,
+    _backends,
     _disk,
     _video,
     _base_weights,

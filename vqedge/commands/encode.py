@@ -20,12 +20,12 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import open_encoder
+from vqedge_runtime.encoders import AUTO, open_encoder
 from vqedge_runtime.vqt.file import SUFFIX
 
 STDIN = Path("-")
 MAX_STDIN_BYTES = 4 << 30
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
     *(".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
@@ -39,6 +39,7 @@ class EncodeOptions:
     budget: str | None = None
     segment_s: float | None = None
     jobs: int = 2
+    backend: str = AUTO
     threads: int | None = None
 
 
@@ -61,7 +62,7 @@ def encode(
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
-        encoder = open_encoder("onnxruntime", opened.path_of("encoder"), settings.threads)
+        encoder = open_encoder(settings.backend, opened, settings.threads)
         stack.callback(encoder.close)
         say(f"encoder: {encoder.name}")
         batch = BatchEncoder(
@@ -189,16 +190,16 @@ def _stdin_file(stdin: BinaryIO) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin"
         with path.open("wb") as file:
-            _copy(stdin, file)
+            _copy_at_most(MAX_STDIN_BYTES, stdin, file)
         yield path
 
 
-def _copy(stdin: BinaryIO, file: BinaryIO) -> None:
-    left_bytes = MAX_STDIN_BYTES
-    while data := stdin.read(_PIECE_BYTES):
-        left_bytes -= len(data)
-        if left_bytes < 0:
+def _copy_at_most(limit_bytes: int, source: BinaryIO, target: BinaryIO) -> None:
+    copied_bytes = 0
+    while chunk := source.read(_CHUNK_BYTES):
+        copied_bytes += len(chunk)
+        if copied_bytes > limit_bytes:
             raise VideoError(
-                f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
+                f"-: more than {limit_bytes >> 30} GiB from the pipe; give a file instead"
             )
-        file.write(data)
+        target.write(chunk)

@@ -84,6 +84,7 @@ def run_eval(
     budget: Budget | None = None,
     videos: Path | None = None,
     baselines: Path | None = None,
+    backend: str = "auto",
     threads: int | None = None,
     show: bool = False,
     as_json: bool = False,
@@ -92,7 +93,7 @@ def run_eval(
     items = suite_items(suite, limit, videos)
     on_item = _show if show else lambda *_: None
     with ExitStack() as stack:
-        answerer = _answerer(stack, bundle, checkpoint, budget, threads)
+        answerer = _answerer(stack, bundle, checkpoint, budget, backend, threads)
         others = baselines_of(answerer, checkpoint, baselines, budget) if baselines else []
         steps = steps_of(checkpoint) if checkpoint else None
         report = report_of(Subject(suite, lambda: answerer, steps), suite, items, on_item)
@@ -110,13 +111,16 @@ def _answerer(
     bundle: Path | None,
     checkpoint: Path | None,
     budget: Budget | None,
+    backend: str,
     threads: int | None,
 ) -> PerturbedAnswerer:
     if checkpoint is not None:
         if bundle is not None:
             raise ConfigError("give a bundle (-m) or --checkpoint, not both")
         return opened_checkpoint(checkpoint, budget)
-    qa = stack.enter_context(VideoQA.open(bundle_or_default(bundle), threads=threads))
+    qa = stack.enter_context(
+        VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads)
+    )
     say(str(qa.backend))
     qa.checked_budget(budget)
     return BundleAnswerer(qa, budget)

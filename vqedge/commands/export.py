@@ -7,13 +7,19 @@ from typing import Any
 
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.checkpoint import PARITY
+from vqedge.commands.build import build_options, plugin_library_for
 from vqedge.commands.output import json_result, result, say
+from vqedge.errors import ConfigError
 
 
 def export(
     checkpoint: Path,
     out: Path,
     *,
+    target: str | None = None,
+    precision: str | None = None,
+    sm: str | None = None,
+    plugin: str | None = None,
     llm_quant: str | None = None,
     check: bool = True,
     record: bool = False,
@@ -22,21 +28,31 @@ def export(
     as_json: bool = False,
 ) -> None:
     """Export a checkpoint and print the parity table."""
-    from vqedge_export.assemble import DEFAULT_QUANT
+    from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT
     from vqedge_export.pipeline import export_bundle
+    from vqedge_export.targets import VARIANTS, engine_targets
     from vqedge_runtime.llm import open_llama_cpp
 
+    targets = engine_targets(target)
+    if not targets and (sm or precision == "fp16"):
+        flag = "--sm" if sm else "--precision fp16"
+        raise ConfigError(f"{flag} is about engines; add --target tensorrt or tensorrt-rtx")
+    options = build_options(None if precision in VARIANTS else precision, sm)
     bundle, report = export_bundle(
         checkpoint,
         out,
         open_llama_cpp,
         quant=llm_quant or DEFAULT_QUANT,
+        precision=precision or DEFAULT_PRECISION,
         check=check,
         record=record,
         plugin_node=plugin_node,
         overwrite=overwrite,
+        targets=targets,
+        options=options,
+        plugin=plugin_library_for([row.name for row in targets], options, plugin),
     )
-    _print_bundle(bundle, report.model_dump(mode="json"), as_json)
+    print_bundle(bundle, report.model_dump(mode="json"), as_json)
 
 
 def assemble(
@@ -44,20 +60,44 @@ def assemble(
     out: Path,
     *,
     llm_quant: str | None = None,
+    precision: str | None = None,
     overwrite: bool = False,
     as_json: bool = False,
 ) -> None:
     """Make a bundle without torch and print what it holds."""
-    from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle
+    from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT, assemble_bundle
     from vqedge_export.report import report_from_file
 
-    bundle = assemble_bundle(checkpoint, out, quant=llm_quant or DEFAULT_QUANT, overwrite=overwrite)
+    bundle = assemble_bundle(
+        checkpoint,
+        out,
+        quant=llm_quant or DEFAULT_QUANT,
+        precision=precision or DEFAULT_PRECISION,
+        overwrite=overwrite,
+    )
     report = report_from_file(bundle.root / PARITY)
-    _print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
+    print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
 
 
-def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False) -> None:
-    """Verify a bundle's files; with its checkpoint, measure parity again on this machine."""
+def check(
+    bundle: Path,
+    *,
+    checkpoint: Path | None = None,
+    backend: str | None = None,
+    videos: Path | None = None,
+    limit: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Verify a bundle's files; measure its parity on this machine.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: where it was exported from, to compare with PyTorch.
+        backend: of the encoder, to compare with ONNX Runtime on generated clips.
+        videos: a folder of clips that the lighter encoders are compared on.
+        limit: most clips of it.
+        as_json: print one document.
+    """
     opened = open_bundle(bundle)
     figures: dict[str, Any] = {}
     if checkpoint is not None:
@@ -65,19 +105,31 @@ def check(bundle: Path, *, checkpoint: Path | None = None, as_json: bool = False
         from vqedge_runtime.llm import open_llama_cpp
 
         figures = measured_report(checkpoint, opened, open_llama_cpp).model_dump(mode="json")
-    else:
-        say("files are intact; give --checkpoint DIR to measure parity again (needs torch)")
-    _print_bundle(opened, figures, as_json)
+    if backend is not None:
+        from vqedge.commands.compare import backend_figures
+
+        opened, figures["backends"] = backend_figures(opened, backend)
+    if videos is not None:
+        from vqedge.commands.flips import flips_of
+
+        found = flips_of(opened, videos, limit)
+        figures["flips"] = {name: row.model_dump() for name, row in found.items()}
+    if not figures:
+        say("files are intact; --checkpoint, --backend or --videos measures parity")
+    print_bundle(opened, figures, as_json)
 
 
-def _print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
+def print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
+    """Files and sizes, what was measured, and the bundle's path."""
     files = {file.path: file.size_bytes for file in bundle.manifest.files}
     if as_json:
         json_result({"bundle": str(bundle.root), "files": files, "parity": parity})
         return
     for path, size in files.items():
         say(f"{size / 1e6:9.1f} MB  {path}")
-    for part in ("encoder", "codebook", "llm"):
-        for name, value in (parity.get(part) or {}).items():
-            say(f"{part} {name}: {value:.6g}")
+    parts = {part: parity.get(part) or {} for part in ("encoder", "codebook", "llm")}
+    parts |= parity.get("variants", {}) | parity.get("backends", {}) | parity.get("flips", {})
+    for part, values in parts.items():
+        for name, value in values.items():
+            say(f"{part} {name}: {value if isinstance(value, str) else format(value, '.6g')}")
     result(str(bundle.root))

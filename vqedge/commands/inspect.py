@@ -1,4 +1,4 @@
-"""`vqedge inspect`: what a bundle, a checkpoint, a `.vqt`, an ONNX or a GGUF file holds."""
+"""`vqedge inspect`: what a bundle, a checkpoint, or a file of a kind that vqedge knows holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vqedge.bundle import open_bundle
+from vqedge.bundle import EngineRecord, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
 from vqedge.errors import BundleError, CheckpointError
@@ -115,6 +115,28 @@ def _segment_facts(segment: Segment) -> dict[str, Any]:
     }
 
 
+def _engine_facts(path: Path) -> dict[str, Any]:
+    """From the manifest or the note beside it: only its own TensorRT and GPU can read an engine."""
+    record = _engine_record(path)
+    if record is None:
+        raise BundleError(
+            f"{path}: an engine tells nothing without its record; "
+            "inspect it where it lies in a bundle or in the cache"
+        )
+    return {"engine": record.model_dump(mode="json"), "size_bytes": path.stat().st_size}
+
+
+def _engine_record(path: Path) -> EngineRecord | None:
+    from vqedge.engines import engine_from_note
+
+    for root in path.absolute().parents[:2]:
+        if (root / MANIFEST_NAME).is_file():
+            bundle = open_bundle(root)
+            name = path.absolute().relative_to(root).as_posix()
+            return next((item for item in bundle.manifest.engines if item.file == name), None)
+    return engine_from_note(path)
+
+
 def _short(value: Any) -> Any:
     if isinstance(value, list):
         return f"{len(value)} values"
@@ -127,4 +149,5 @@ _FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".onnx": _onnx_facts,
     ".gguf": _gguf_facts,
     ".vqt": _vqt_facts,
+    ".engine": _engine_facts,
 }

@@ -83,6 +83,8 @@ def encoded_shards(
     Yields:
         a shard's number and its features, float16 `[clips, T * grid * grid, D]` on the CPU.
     """
+    if not shards:
+        return
     device = next(vit.parameters()).device
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
     clips = iter(

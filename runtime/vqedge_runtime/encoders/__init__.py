@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.bundle import Bundle
+from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable
 from vqedge_runtime.tokens import Codes
+
+AUTO = "auto"  # not a backend: the fastest one, see `vqedge_runtime.encoders.auto`
 
 Frames = npt.NDArray[np.uint8]
 
@@ -29,22 +34,114 @@ class Encoder(Protocol):
         """Free everything; twice is fine."""
 
 
-def _onnxruntime(path: Path, threads: int | None) -> Encoder:
-    from vqedge_runtime.encoders.ort import OrtEncoder
+@dataclass(frozen=True)
+class Missing:
+    """Why a backend cannot run here, and what would change that."""
 
-    return OrtEncoder(path, threads)
+    why: str
+    fix: str
 
 
-ENCODERS: dict[str, Callable[[Path, int | None], Encoder]] = {"onnxruntime": _onnxruntime}
+@dataclass(frozen=True)
+class EncoderBackend:
+    """A way to run a bundle's encoder.
+
+    Attributes:
+        open: opens it on a verified bundle, with so many threads if it runs on the CPU.
+        missing: tells, without loading a model, whether it can run here.
+    """
+
+    open: Callable[[Bundle, int | None], Encoder]
+    missing: Callable[[], Missing | None]
 
 
-def open_encoder(name: str, path: Path, threads: int | None = None) -> Encoder:
-    """Open an encoder backend by name.
+def _onnxruntime(provider: str, precision: str = "fp32") -> EncoderBackend:
+    def opened(bundle: Bundle, threads: int | None) -> Encoder:
+        from vqedge_runtime.encoders.ort import OrtEncoder
+        from vqedge_runtime.encoders.providers import PROVIDERS
+
+        path = encoder_path(bundle, precision)
+        return OrtEncoder(path, threads, PROVIDERS[provider], precision)
+
+    def missing() -> Missing | None:
+        from vqedge_runtime.encoders.providers import missing_provider
+
+        return missing_provider(provider)
+
+    return EncoderBackend(opened, missing)
+
+
+def _openvino() -> EncoderBackend:
+    def opened(bundle: Bundle, threads: int | None) -> Encoder:
+        from vqedge_runtime.encoders.openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder(bundle.path_of("encoder"), threads)
+
+    def missing() -> Missing | None:
+        from vqedge_runtime.encoders.providers import missing_package
+
+        return missing_package("openvino", "pip install 'vqedge[openvino]'")
+
+    return EncoderBackend(opened, missing)
+
+
+def _engine(flavour: Flavour) -> EncoderBackend:
+    def opened(bundle: Bundle, threads: int | None) -> Encoder:
+        from vqedge_runtime.encoders.tensorrt import open_engine
+
+        return open_engine(flavour, bundle)
+
+    def missing() -> Missing | None:
+        from vqedge_runtime.encoders.providers import missing_package
+
+        return missing_package(MODULES[flavour], f"pip install 'vqedge[{flavour}]'")
+
+    return EncoderBackend(opened, missing)
+
+
+ENCODERS: dict[str, EncoderBackend] = {
+    "onnxruntime": _onnxruntime("CPU"),
+    "onnxruntime-int8": _onnxruntime("CPU", "int8"),
+    "onnxruntime-cuda": _onnxruntime("CUDA"),
+    "onnxruntime-tensorrt": _onnxruntime("TensorRT"),
+    "onnxruntime-nvtensorrtrtx": _onnxruntime("TensorRT-RTX"),
+    "openvino": _openvino(),
+    "tensorrt": _engine("tensorrt"),
+    "tensorrt-rtx": _engine("tensorrt-rtx"),
+}
+
+
+def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encoder:
+    """Open an encoder backend by name, or the one that is fastest here.
 
     Raises:
-        BackendUnavailable: no such backend, or its library is not installed.
+        BackendUnavailable: no such backend, or it cannot run here or on this bundle.
         BundleError: the file cannot be run.
     """
+    if name == AUTO:
+        from vqedge_runtime.encoders.auto import open_fastest
+
+        return open_fastest(bundle, threads)
     if name not in ENCODERS:
-        raise BackendUnavailable(f"no encoder backend {name!r}; there is: {', '.join(ENCODERS)}")
-    return ENCODERS[name](path, threads)
+        known = ", ".join((AUTO, *ENCODERS))
+        raise BackendUnavailable(f"no encoder backend {name!r}; there is: {known}")
+    if lacking := ENCODERS[name].missing():
+        raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {lacking.fix}")
+    return ENCODERS[name].open(bundle, threads)
+
+
+def encoder_path(bundle: Bundle, precision: str) -> Path:
+    """The encoder's file in a precision.
+
+    Raises:
+        BackendUnavailable: the bundle has none.
+    """
+    encoder = bundle.manifest.encoder
+    files = {item.precision: item.file for item in encoder.variants}
+    files |= {encoder.precision: encoder.file}
+    if precision not in files:
+        raise BackendUnavailable(
+            f"{bundle.root}: holds no encoder in {precision} (only {', '.join(files)}); "
+            f"export again with --precision {precision}, or use --backend auto"
+        )
+    return bundle.path_of(files[precision])

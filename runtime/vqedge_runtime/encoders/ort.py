@@ -1,4 +1,4 @@
-"""The encoder on ONNX Runtime."""
+"""The encoder on ONNX Runtime, by any of its execution providers."""
 
 from __future__ import annotations
 
@@ -12,34 +12,43 @@ import onnxruntime as ort
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.encoders import Frames
-from vqedge_runtime.tokens import Codes
+from vqedge_runtime.encoders.providers import PROVIDERS, Provider, plugin_devices
+from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
-_OUTPUTS = ("index_map", "mask", "margin")
-_CODES, _IDS = "codes", "ids"  # an output more: the clip's own codes, or those of a codebook
-_ERRORS_ONLY = 3
+_ERRORS_ONLY, _NOTHING = 3, 4
+_CPU = PROVIDERS["CPU"]
 
 
 class OrtEncoder:
-    """Runs `encoder.onnx` on the CPU.
+    """Runs an encoder file.
 
     Args:
         path: the ONNX file of a verified bundle.
         threads: worker threads; the CPUs this process may use by default.
+        provider: what runs the nodes; those it cannot run are left to the CPU.
+        precision: what the file computes in, for the name.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
+        BackendUnavailable: the provider does not start.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        session = open_session(path, threads or usable_cores())
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        provider: Provider = _CPU,
+        precision: str = "fp32",
+    ) -> None:
+        session = open_session(path, threads or usable_cores(), provider)
         self._session: ort.InferenceSession | None = session
-        has_ids = _IDS in {output.name for output in session.get_outputs()}
-        self._outputs = (*_OUTPUTS, _IDS if has_ids else _CODES)
+        self._file, self._label = path.name, f"{provider.label} {precision}"
+        self._outputs = code_outputs([output.name for output in session.get_outputs()])
 
     @property
     def name(self) -> str:
         """What runs where."""
-        return "onnxruntime CPU fp32"
+        return f"onnxruntime {self._label}"
 
     def encode(self, frames_thwc: Frames, budget: int) -> Codes:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
@@ -51,31 +60,36 @@ class OrtEncoder:
         if self._session is None:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         feeds = {"frames": frames_thwc, "budget": np.array(budget, np.int64)}
-        outputs = run_session(self._session, self._outputs, feeds, "encoder.onnx")
-        index_map, mask, margin, values = outputs
-        return Codes(index_map, values[mask], margin)
+        values = run_session(self._session, self._outputs, feeds, self._file)
+        return codes_from_outputs(dict(zip(self._outputs, values, strict=True)))
 
     def close(self) -> None:
         """Free the session; twice is fine."""
         self._session = None
 
 
-def open_session(path: Path, threads: int) -> ort.InferenceSession:
-    """Open an ONNX file on the CPU.
+def open_session(path: Path, threads: int, provider: Provider = _CPU) -> ort.InferenceSession:
+    """Open an ONNX file.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
+        BackendUnavailable: the provider does not start.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
+    chosen = [] if provider is _CPU else [provider.name]
+    if provider.plugin:
+        options.add_provider_for_devices(plugin_devices(provider)[:1], {})
+        chosen = []
+    names = None if provider.plugin else [*chosen, _CPU.name]
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen private types here
-        reason = str(error).splitlines()[0]
-        raise BundleError(
-            f"{path}: ONNX Runtime cannot load it ({reason}); export again"
-        ) from error
+        raise _refusal(path, provider, _first_line(error)) from error
+    if provider.name not in session.get_providers():
+        raise _refusal(path, provider, "it gave the graph to the CPU")
+    return session
 
 
 def run_session(
@@ -90,6 +104,20 @@ def run_session(
     options.only_execute_path_to_fetches = True
     try:
         return list(session.run(outputs, feeds, options))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # as in `open_session`
+        reason = _first_line(error)
         raise BundleError(f"{name}: ONNX Runtime failed ({reason}); export again") from error
+
+
+def _refusal(path: Path, provider: Provider, reason: str) -> BundleError | BackendUnavailable:
+    """On the CPU the file is at fault; elsewhere more likely a driver or a library."""
+    if provider is _CPU:
+        return BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export again")
+    return BackendUnavailable(
+        f"onnxruntime {provider.label} does not start on this machine ({reason}); "
+        "check the driver and its libraries, or use --backend auto"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -135,7 +135,8 @@ def _clip_from_file(request: _Request) -> Clip:
 
 def _clip_from_source(source: Source, request: _Request, plan: _Plan, began: float) -> Clip:
     span = _span(request, plan.duration_s or 0.0, clamp=plan.ends_early, still=source.is_still)
-    cursor = Cursor(source, plan.can_seek)
+    instants_s = _instants_s(span, request.frames)
+    cursor = Cursor(source, plan.can_seek, instants_s)
     return _clip_from_shots(request, span, began, lambda t: cursor.shot_at(t, plan.ends_early))
 
 
@@ -174,14 +175,14 @@ def _clip_from_shots(
     )
 
 
-def _instants_s(span: tuple[float, float], frames: int) -> Iterator[float]:
+def _instants_s(span: tuple[float, float], frames: int) -> list[float]:
     start_s, end_s = span
-    return (start_s + (i + 0.5) / frames * (end_s - start_s) for i in range(frames))
+    return [start_s + (i + 0.5) / frames * (end_s - start_s) for i in range(frames)]
 
 
 def _shot_from_image(path: Path) -> Shot:
     with video_faults(path), opened(path) as source:
-        return Cursor(source, seeking=False).shot_at(0.0, hold_last=True)
+        return Cursor(source, False, [0.0]).shot_at(0.0, hold_last=True)
 
 
 def images_in(folder: Path) -> list[Path]:

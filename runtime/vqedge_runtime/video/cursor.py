@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from av.error import FFmpegError
@@ -91,11 +91,19 @@ class _Clock:
 class Cursor:
     """Walks one source forward and stops at instants; holds two decoded frames at most."""
 
-    def __init__(self, source: Source, seeking: bool) -> None:
-        """Stands before the first frame; without `seeking` every frame is decoded."""
+    def __init__(self, source: Source, seeking: bool, instants_s: Sequence[float]) -> None:
+        """Stands before the first frame; without `seeking` every frame is decoded.
+
+        Args:
+            source: what to walk.
+            seeking: leave out what need not be decoded.
+            instants_s: all instants that will be asked for, in their order.
+        """
         self._source = source
         self._seeking = seeking and source.can_seek
-        self._shots = shots_from(source, source.frames(), strict=self._seeking)
+        self._instants_s = instants_s if self._seeking else None
+        frames = source.frames(instants_s=self._instants_s)
+        self._shots = shots_from(source, frames, strict=self._seeking)
         self._here: Shot | None = None
         self._next: Shot | None = None
 
@@ -147,7 +155,8 @@ class Cursor:
         back_s, position_s = 0.0, self._position_s()
         while back_s <= instant_s:
             self._seek(instant_s - back_s)
-            shots = shots_from(self._source, self._source.frames(after_seek=True), strict=True)
+            frames = self._source.frames(True, self._instants_s)
+            shots = shots_from(self._source, frames, strict=True)
             landed = next(shots, None)
             if landed is not None and _is_key_by(landed, instant_s):
                 self._here, self._next, self._shots = None, landed, shots

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import FileIO
@@ -15,12 +15,12 @@ from pathlib import Path
 import av
 import av.error
 from av.container import InputContainer
-from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vqedge_runtime.video.faults import video_fault
+from vqedge_runtime.video.skim import VideoPacket, skimmed
 
 # What a hostile or broken file may cost.
 MAX_STILL_PIXELS = 120_000_000  # one photo of 108 megapixels
@@ -109,7 +109,7 @@ class Source:
         """Seconds a frame stays on screen; 0.0 when the file does not say."""
         return self._seconds(max(0, frame.duration or 0))
 
-    def packets(self) -> Iterator[Packet[VideoStream] | None]:
+    def packets(self) -> Iterator[VideoPacket | None]:
         """Packets of the video stream, then None; a damaged stretch is read over, not an error."""
         for _ in range(MAX_READ_ERRORS):
             try:
@@ -122,22 +122,26 @@ class Source:
                 continue  # IndexError: PyAV 18.1 trips over a stream that begins mid-file
         yield None
 
-    def frames(self, after_seek: bool = False) -> Iterator[VideoFrame]:
+    def frames(
+        self, after_seek: bool = False, instants_s: Sequence[float] | None = None
+    ) -> Iterator[VideoFrame]:
         """Decoded frames in presentation order, skipping what does not decode.
 
         Args:
             after_seek: start at the next key frame and drop frames that are shown before it: they
                 may refer to pictures that were never decoded.
+            instants_s: leave out frames that are neither on screen at one of these growing times
+                nor the next one after, where that saves decoding; every frame if not given.
         """
         packets = self.packets()
         if not after_seek:
-            return self._frames_from(packets)
+            return self._frames_from(self._skimmed(packets, instants_s))
         near = islice(packets, MAX_SILENT_PACKETS)
         key = next((p for p in near if p is None or (p.is_keyframe and p.pts is not None)), None)
         if key is None:
             return iter(())
         floor_pts = key.pts or 0
-        frames = self._frames_from(chain([key], packets))
+        frames = self._frames_from(self._skimmed(chain([key], packets), instants_s))
         return (f for f in frames if f.pts is None or f.pts >= floor_pts)
 
     def seek(self, target_s: float) -> None:
@@ -153,9 +157,19 @@ class Source:
         found = entries.search_timestamp(pts, backward=True)
         return self.time_s(entries[found].timestamp) if found >= 0 else None
 
-    def _frames_from(self, packets: Iterable[Packet[VideoStream] | None]) -> Iterator[VideoFrame]:
+    def _skimmed(
+        self, packets: Iterable[VideoPacket | None], instants_s: Sequence[float] | None
+    ) -> Iterator[tuple[VideoPacket | None, bool]]:
+        if instants_s is None:
+            return ((packet, True) for packet in packets)
+        return skimmed(packets, [self._pts(instant_s) for instant_s in instants_s])
+
+    def _frames_from(
+        self, packets: Iterable[tuple[VideoPacket | None, bool]]
+    ) -> Iterator[VideoFrame]:
         silent = 0
-        for packet in packets:
+        for packet, wanted in packets:
+            self._stream.codec_context.skip_frame = "DEFAULT" if wanted else "NONREF"
             frames = self._decoded(packet)
             yield from frames
             silent = 0 if frames else silent + 1
@@ -169,13 +183,13 @@ class Source:
         ticks = round(time_s * self._base.denominator / self._base.numerator)
         return (self.origin_pts or 0) + min(ticks, _FARTHEST)
 
-    def _decoded(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+    def _decoded(self, packet: VideoPacket | None) -> list[VideoFrame]:
         try:
             return self._stream.decode(packet)
         except av.error.FFmpegError:
             return []  # a damaged packet: the caller counts packets that give no frame
 
-    def _check(self, packet: Packet[VideoStream]) -> None:
+    def _check(self, packet: VideoPacket) -> None:
         if packet.has_sidedata("encryption_info"):
             raise video_fault(self.path, "is encrypted (DRM)", "give a copy without protection")
         if time.monotonic() > self._deadline:

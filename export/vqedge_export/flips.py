@@ -1,0 +1,125 @@
+"""What a lighter encoder changes: how many patches get another id, and how safe those ids were.
+
+Per-clip k-means starts from the farthest patches, so that the least change of the features may
+start it elsewhere: the index maps of two encoders then differ in numbers and in parts, though both
+are good clusterings. The statement that means something is about one NearestCodebook: the codes of
+the float32 encoder, the features of both. The difference of the maps is told as well, after their
+codes were matched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from vqedge.errors import ExportError
+from vqedge.nearest_codebook import nearest_codebook
+from vqedge_export.graph import FEATURES
+from vqedge_export.report import VariantParity
+
+UNSAFE_SHARE = 0.05  # of a clip's ids, those of least margin
+
+Frames = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+
+
+class Reading(NamedTuple):
+    """What an encoder made of one clip."""
+
+    features: Floats  # [patches, width]
+    ids: Ids  # [patches]
+
+
+class OnnxReader:
+    """An encoder file in ONNX Runtime on the CPU that tells its features, too.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ExportError: it has no tensor of that name: another exporter wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        model = onnx.load(str(path))
+        if not any(FEATURES in node.output for node in model.graph.node):
+            raise ExportError(f"{path}: no tensor {FEATURES!r} in the graph; export it again")
+        model.graph.output.add(name=FEATURES)
+        providers = ["CPUExecutionProvider"]
+        self.session = ort.InferenceSession(model.SerializeToString(), providers=providers)
+
+    def __call__(self, frames: Frames, budget: int) -> Reading:
+        """Encode one clip."""
+        feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
+        features, ids = self.session.run([FEATURES, "index_map"], feeds)
+        return Reading(features, ids.reshape(-1))
+
+
+def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:
+    """Compare two encoders by what they made of the same clips."""
+    seen = _Seen()
+    for pair in zip(wanted, found, strict=True):
+        seen.add(*pair)
+    return seen.figures()
+
+
+@dataclass
+class _Seen:
+    patches: int = 0
+    differ: list[int] = field(default_factory=list)
+    safe: list[int] = field(default_factory=list)
+    maps: list[float] = field(default_factory=list)
+    cosines: list[float] = field(default_factory=list)
+
+    def add(self, wanted: Reading, found: Reading) -> None:
+        rows, others = _unit(wanted.features), _unit(found.features)
+        codes = _unit(_means(wanted))
+        ids, margin = nearest_codebook(rows, codes)
+        differs = nearest_codebook(others, codes)[0] != ids
+        self.patches += len(ids)
+        self.differ.append(int(differs.sum()))
+        self.safe.append(int((differs & (margin > np.quantile(margin, UNSAFE_SHARE))).sum()))
+        self.maps.append(1.0 - matched_share(wanted.ids, found.ids))
+        self.cosines.append(float((rows * others).sum(axis=1).mean()))
+
+    def figures(self) -> VariantParity:
+        return VariantParity(
+            clips=len(self.differ),
+            patches=self.patches,
+            ids_differ=sum(self.differ) / self.patches,
+            safe_ids_differ=sum(self.safe) / self.patches,
+            worst_clip_ids_differ=max(self.differ) * len(self.differ) / self.patches,
+            maps_differ=float(np.mean(self.maps)),
+            feature_cosine=float(np.mean(self.cosines)),
+        )
+
+
+def matched_share(a: Ids, b: Ids) -> float:
+    """Share of patches with the same id, after ids were renamed: largest overlaps first."""
+    overlap = np.zeros((a.max() + 1, b.max() + 1), np.int64)
+    np.add.at(overlap, (a, b), 1)
+    same = 0
+    for _ in range(min(overlap.shape)):
+        row, column = np.unravel_index(overlap.argmax(), overlap.shape)
+        same += int(overlap[row, column])
+        overlap[row, :], overlap[:, column] = 0, 0
+    return same / len(a)
+
+
+def _means(reading: Reading) -> Floats:
+    """Codes in use, `[k, width]`: centroids of the features with the same id."""
+    used = np.unique(reading.ids)
+    return np.stack([reading.features[reading.ids == code].mean(axis=0) for code in used])
+
+
+def _unit(rows: Floats) -> Floats:
+    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    return unit

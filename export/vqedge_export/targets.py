@@ -1,0 +1,150 @@
+"""What `vqedge export` can make: one row per target, run one after the other."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+from safetensors.numpy import load_file
+
+from vqedge.base.fetch import fetch
+from vqedge.bundle import EngineRecord
+from vqedge.checkpoint import LORA, MODEL
+from vqedge.config import ModelConfig
+from vqedge.engines import FLAVOURS, Flavour
+from vqedge.errors import ConfigError
+from vqedge_export.gguf import gguf_from_lora
+from vqedge_export.graph import base_arrays, bridge_of, checkpoint_arrays, filled, save_model
+from vqedge_export.int8 import int8_encoder
+from vqedge_export.records import encoder_record, quantizer_record
+from vqedge_export.tensorrt.options import BuildOptions
+
+logger = logging.getLogger(__name__)
+
+ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
+VARIANTS = {"int8": ("encoder.int8.onnx", int8_encoder)}  # by precision: file, how it is made
+
+
+@dataclass(frozen=True)
+class Making:
+    """What is made, from what, and where.
+
+    Attributes:
+        folder: of the bundle that is being written.
+        checkpoint: what is exported.
+        config: the checkpoint's.
+        graph: its stripped encoder.
+        quant: type of the language model's weights.
+        precision: of the lightest ONNX encoder, one of `VARIANTS`; any other makes fp32 only.
+        options: of engines.
+        plugin: library with the NearestCodebook plugin, for TensorRT.
+    """
+
+    folder: Path
+    checkpoint: Path
+    config: ModelConfig
+    graph: onnx.ModelProto
+    quant: str
+    precision: str
+    options: BuildOptions = field(default_factory=BuildOptions)
+    plugin: Path | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row: what it is called, what its file ends in, what it needs, how it is made."""
+
+    name: str
+    suffix: str
+    needs: tuple[str, ...]  # Python modules
+    export: Callable[[Making], tuple[EngineRecord, ...]]
+
+    @property
+    def missing(self) -> list[str]:
+        """Needed modules that are not installed."""
+        return [name for name in self.needs if find_spec(name) is None]
+
+
+def _onnx(making: Making) -> tuple[EngineRecord, ...]:
+    vit = fetch(making.config.encoder.source)
+    arrays = checkpoint_arrays(making.checkpoint / MODEL), base_arrays(vit.path)
+    model = filled(making.graph, *arrays)
+    save_model(model, making.folder / ENCODER)
+    if making.precision in VARIANTS:
+        file, lighter = VARIANTS[making.precision]
+        save_model(lighter(model), making.folder / file)
+    save_model(bridge_of(model), making.folder / BRIDGE)
+    return ()
+
+
+def _gguf(making: Making) -> tuple[EngineRecord, ...]:
+    base = fetch(making.config.llm.source)
+    lora = load_file(making.checkpoint / LORA)
+    gguf_from_lora(base.path, lora, making.config.llm, making.folder / LLM, making.quant)
+    return ()
+
+
+def _tensorrt(making: Making) -> tuple[EngineRecord, ...]:
+    return (_engine(making, "tensorrt"),)
+
+
+def _tensorrt_rtx(making: Making) -> tuple[EngineRecord, ...]:
+    return (_engine(making, "tensorrt-rtx"),)
+
+
+def _engine(making: Making, flavour: Flavour) -> EngineRecord:
+    from vqedge_export.tensorrt.build import Source, engine_from_onnx
+
+    encoder = encoder_record(making.graph, making.config, ENCODER)
+    weights = checkpoint_arrays(making.checkpoint / MODEL)
+    quantizer = quantizer_record(making.graph, making.config, weights)
+    source = Source(making.folder / ENCODER, encoder, quantizer)
+    plugin = making.plugin if flavour == "tensorrt" else None
+    path, record = engine_from_onnx(source, flavour, making.options, plugin)
+    (making.folder / record.file).parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, making.folder / record.file)
+    return record
+
+
+TARGETS = {
+    row.name: row
+    for row in (
+        Target("onnx", ".onnx", (), _onnx),
+        Target("gguf", ".gguf", (), _gguf),
+        Target("tensorrt", ".engine", ("tensorrt",), _tensorrt),
+        Target("tensorrt-rtx", ".engine", ("tensorrt_rtx",), _tensorrt_rtx),
+    )
+}
+BASE = (TARGETS["onnx"], TARGETS["gguf"])  # that every bundle holds
+ALL = "all"
+
+
+def engine_targets(text: str | None) -> tuple[Target, ...]:
+    """The rows of `--target` that a bundle holds on top of encoder and language model.
+
+    Args:
+        text: names with commas between them; "all" for what this machine can make; None for none.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    names = [name.strip() for name in text.split(",")] if text is not None else []
+    unknown = [name for name in names if name != ALL and name not in TARGETS]
+    if unknown:
+        known = ", ".join(f"{row.name} ({row.suffix})" for row in TARGETS.values())
+        raise ConfigError(f"--target {unknown[0]}: want {known} or {ALL}")
+    asked = [row for row in TARGETS.values() if row.name in names and row.name in FLAVOURS]
+    return _possible() if ALL in names else tuple(asked)
+
+
+def _possible() -> tuple[Target, ...]:
+    engines = [TARGETS[name] for name in FLAVOURS]
+    for row in engines:
+        if row.missing:
+            logger.warning("--target all leaves out %s: it is not installed", row.name)
+    return tuple(row for row in engines if not row.missing)

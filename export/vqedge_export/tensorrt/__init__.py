@@ -1,0 +1,1 @@
+"""TensorRT: engines from `encoder.onnx`, the NearestCodebook plugin, and what builds both."""

@@ -1,0 +1,213 @@
+"""An engine for a bundle: prepare the graph, build in a process of its own, describe the result."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from vqedge.bundle import EncoderRecord, EngineRecord, ProfileRecord, QuantizerRecord, TensorRecord
+from vqedge.engines import (
+    EngineHost,
+    EngineIdentity,
+    Flavour,
+    cache_engine,
+    cached_engine,
+    plugin_folder,
+    timing_cache,
+)
+from vqedge.errors import BackendUnavailable, ExportError
+from vqedge.files import file_sha256
+from vqedge_export.graph import save_model
+from vqedge_export.tensorrt.job import Job, Outcome
+from vqedge_export.tensorrt.options import BuildOptions, Offer, require_possible, targets_of
+from vqedge_export.tensorrt.prepare import engine_outputs, prepared
+
+logger = logging.getLogger(__name__)
+
+ENGINES = "engines"
+_LAST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """The encoder an engine is made from."""
+
+    onnx: Path
+    encoder: EncoderRecord
+    quantizer: QuantizerRecord
+
+
+def engine_from_onnx(
+    source: Source, flavour: Flavour, options: BuildOptions, plugin: Path | None = None
+) -> tuple[Path, EngineRecord]:
+    """Build an engine, or take the same one from the cache.
+
+    Args:
+        source: the bundle's encoder.
+        flavour: which TensorRT.
+        options: precision, GPUs, and what the builder is told.
+        plugin: library with the NearestCodebook plugin; the graph's own function without.
+
+    Returns:
+        where the engine is in the cache, and its record for the manifest.
+
+    Raises:
+        BackendUnavailable: TensorRT is not installed.
+        ExportError: it cannot do what is asked, or failed.
+    """
+    offer = offer_of(flavour)
+    require_possible(options, offer, plugin is not None)
+    capabilities = targets_of(options, offer)
+    identity = EngineIdentity(
+        flavour=flavour,
+        version=offer.version,
+        compute_capability=",".join(capabilities),
+        precision=options.precision,
+        onnx_sha256=file_sha256(source.onnx),
+        plugin_sha256=file_sha256(plugin) if plugin else None,
+        options=options.spelled(),
+    )
+    if (cached := cached_engine(identity.key)) is not None:
+        logger.info("engine %s is in the cache", identity.key)
+        return cached
+    with tempfile.TemporaryDirectory() as folder:
+        job = _job(source, offer, options, capabilities, _kept(plugin), Path(folder))
+        outcome = run_job(job)
+        record = _record(identity, options, outcome, job.profiles)
+        assert job.engine is not None, "the job has one"
+        logger.info("built %s in %.0f s", identity.key, outcome.seconds)
+        return cache_engine(job.engine, record), record
+
+
+def offer_of(flavour: Flavour) -> Offer:
+    """What the installed TensorRT of a flavour can do here.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+        ExportError: it crashes when it is loaded.
+    """
+    offer = run_job(Job(flavour=flavour)).offer
+    assert offer is not None, "no fault and no offer"
+    return offer
+
+
+def run_job(job: Job) -> Outcome:
+    """Run the building process.
+
+    Raises:
+        BackendUnavailable: TensorRT is not installed.
+        ExportError: it refused, or the process died; says from what.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        told, answer = Path(folder) / "job.json", Path(folder) / "outcome.json"
+        told.write_text(job.model_dump_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "vqedge_export.tensorrt.worker", str(told), str(answer)]
+        done = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
+        if done.returncode != 0 or not answer.is_file():
+            raise ExportError(f"{job.flavour}: {_cause_of_death(done)}")
+        outcome = Outcome.model_validate_json(answer.read_text(encoding="utf-8"))
+    if outcome.fault is not None:
+        raise (BackendUnavailable if outcome.unavailable else ExportError)(outcome.fault)
+    return outcome
+
+
+def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
+    """In one line; on Linux a negative exit status is a signal."""
+    status = done.returncode
+    cause = f"died of {signal.Signals(-status).name}" if status < 0 else f"failed ({status})"
+    words = " | ".join(done.stderr.strip().splitlines()[-_LAST_LINES:]) or "it said nothing"
+    hint = "out of memory?" if status == -signal.SIGKILL else "see docs/tensorrt.md"
+    return f"the building process {cause}; {hint}; last words: {words}"
+
+
+def _job(
+    source: Source,
+    offer: Offer,
+    options: BuildOptions,
+    capabilities: tuple[str, ...],
+    plugin: Path | None,
+    folder: Path,
+) -> Job:
+    graph = prepared(
+        onnx.load(str(source.onnx)),
+        options.precision,
+        plugin=plugin is not None,
+        weak=options.typing == "weak",
+    )
+    save_model(graph, folder / "prepared.onnx")
+    quantizer = source.quantizer
+    least = 1 if quantizer.adaptive_error is None else 0
+    host = EngineHost(offer.flavour, offer.version, offer.compute_capability or "")
+    return Job(
+        flavour=offer.flavour,
+        options=options,
+        capabilities=capabilities,
+        onnx=folder / "prepared.onnx",
+        engine=folder / "built.engine",
+        inputs=source.encoder.inputs,
+        outputs=engine_outputs(source.encoder),
+        profiles=_profiles(source.encoder),
+        budget=(least, quantizer.default_budget, quantizer.codes),
+        plugin=plugin,
+        timing_cache=timing_cache(host),
+    )
+
+
+def _kept(plugin: Path | None) -> Path | None:
+    """The plugin where the runtime looks for it: engines refer to it by its sha256."""
+    if plugin is None:
+        return None
+    kept = plugin_folder() / f"{file_sha256(plugin)}.so"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(plugin, kept)
+    return kept
+
+
+def _profiles(encoder: EncoderRecord) -> tuple[ProfileRecord, ...]:
+    """Ranges for inputs with free dimensions: from one frame to what the bundle was made for."""
+    free = [item for item in encoder.inputs if any(isinstance(size, str) for size in item.shape)]
+    return tuple(_profile(item, encoder) for item in free)
+
+
+def _profile(tensor: TensorRecord, encoder: EncoderRecord) -> ProfileRecord:
+    usual = (encoder.frames, encoder.size, encoder.size, 3)
+    if len(tensor.shape) != len(usual):
+        raise ExportError(f"{tensor.name}: free dimensions in a tensor that is no frames")
+    pairs = list(zip(tensor.shape, usual, strict=True))
+    least = tuple(1 if isinstance(size, str) else size for size, _ in pairs)
+    most = tuple(known if isinstance(size, str) else size for size, known in pairs)
+    return ProfileRecord(input=tensor.name, min=least, opt=most, max=most)
+
+
+def _record(
+    identity: EngineIdentity,
+    options: BuildOptions,
+    outcome: Outcome,
+    profiles: tuple[ProfileRecord, ...],
+) -> EngineRecord:
+    return EngineRecord(
+        key=identity.key,
+        file=f"{ENGINES}/{identity.key}.engine",
+        tensorrt_flavour=identity.flavour,
+        tensorrt_version=identity.version,
+        compute_capability=identity.compute_capability,
+        plugin_sha256=identity.plugin_sha256,
+        onnx_sha256=identity.onnx_sha256,
+        precision=identity.precision,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        inputs=outcome.inputs,
+        outputs=outcome.outputs,
+        profiles=profiles,
+    )

@@ -1,0 +1,47 @@
+"""Add an engine to a bundle that exists: its own ONNX is enough, no checkpoint and no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vqedge.bundle import Bundle, EngineRecord, open_bundle, rewritten
+from vqedge.engines import Flavour
+from vqedge_export.tensorrt.build import Source, engine_from_onnx
+from vqedge_export.tensorrt.options import BuildOptions
+
+
+def build_into_bundle(
+    path: Path, flavour: Flavour, options: BuildOptions, plugin: Path | None = None
+) -> tuple[Bundle, EngineRecord]:
+    """Build an engine on this machine and put it into the bundle.
+
+    Engines that it makes useless leave the bundle: those of another encoder, and those of the same
+    TensorRT flavour for the same GPUs in the same precision. The bundle changes as a whole or not
+    at all.
+
+    Args:
+        path: the bundle.
+        flavour: which TensorRT.
+        options: precision, GPUs, and what the builder is told.
+        plugin: library with the NearestCodebook plugin.
+
+    Raises:
+        BundleError: the bundle is not intact, or cannot be written.
+        BackendUnavailable: TensorRT is not installed.
+        ExportError: it cannot do what is asked, or failed.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    source = Source(bundle.path_of("encoder"), manifest.encoder, manifest.quantizer)
+    engine, record = engine_from_onnx(source, flavour, options, plugin)
+    kept = tuple(old for old in manifest.engines if not _supersedes(record, old))
+    return rewritten(bundle, {record.file: engine}, (record, *kept)), record
+
+
+def _supersedes(new: EngineRecord, old: EngineRecord) -> bool:
+    same = (new.tensorrt_flavour, new.compute_capability, new.precision) == (
+        old.tensorrt_flavour,
+        old.compute_capability,
+        old.precision,
+    )
+    return same or old.onnx_sha256 != new.onnx_sha256

@@ -1,0 +1,256 @@
+// Scores on tensor cores, float16 and bfloat16: a block takes a tile of rows and a tile of codes.
+//
+// Slices of 64 columns travel through a ring of shared memory, several in flight, while the tensor
+// cores work on the oldest. The scores never leave the registers: they are folded into a Best.
+#pragma once
+
+#include "problem.cuh"
+
+namespace vqedge {
+
+// Rows x Codes scores a block, shared among WarpsByRow x WarpsByCode warps.
+template <int Rows, int Codes, int WarpsByRow, int WarpsByCode>
+struct TensorTile {
+  static constexpr int kRows = Rows;
+  static constexpr int kCodes = Codes;
+  static constexpr int kWarpsByCode = WarpsByCode;
+  static constexpr int kThreads = WarpsByRow * WarpsByCode * kWarp;
+  static constexpr int kWarpRows = Rows / WarpsByRow;
+  static constexpr int kWarpCodes = Codes / WarpsByCode;
+  static constexpr int kRowFragments = kWarpRows / 16;
+  static constexpr int kCodeFragments = kWarpCodes / 8;
+  static constexpr int kColumns = 64;                  // of a slice
+  static constexpr int kSliceRowBytes = kColumns * 2;  // eight chunks of 16 bytes
+  static constexpr int kStageBytes = (Rows + Codes) * kSliceRowBytes;
+  static constexpr int kExtraBytes = Codes * sizeof(Term) + Rows * sizeof(float);
+
+  static_assert(kRowFragments == WarpsByCode, "each warp squares one row fragment");
+  static_assert(kCodeFragments % 2 == 0, "codes are loaded 16 at a time");
+  static_assert(kThreads >= Rows, "one thread a row at the end");
+  static_assert(WarpsByCode * Rows * sizeof(Best) <= 2 * kStageBytes, "the ring holds the Bests");
+
+  static constexpr int shared_bytes(int stages) { return stages * kStageBytes + kExtraBytes; }
+};
+
+using NarrowTile = TensorTile<64, 32, 4, 1>;
+using MiddleTile = TensorTile<64, 128, 2, 2>;
+using WideTile = TensorTile<128, 256, 2, 4>;
+
+constexpr int kMinStages = 2;
+constexpr int kMaxStages = 4;  // `wait_copies` knows no more
+
+__device__ inline float2 to_floats(uint32_t pair, __half /* type */) {
+  return __half22float2(reinterpret_cast<__half2 const&>(pair));
+}
+
+__device__ inline float2 to_floats(uint32_t pair, __nv_bfloat16 /* type */) {
+  return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(pair));
+}
+
+// Chunk of 16 bytes of a slice's row. The chunks are permuted from row to row, so that the eight
+// rows of a matrix lie in different banks.
+__device__ inline unsigned char* chunk_at(unsigned char* slice, int row, int chunk) {
+  return slice + row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+template <typename T, class Tile>
+struct TensorBlock {
+  Problem const& p;
+  Place place;
+  unsigned char* ring;
+  Term* terms;
+  float* squares;
+  int lane;
+  int warp_row;   // the warp's place in the block
+  int warp_code;
+  float sums[Tile::kRowFragments][Tile::kCodeFragments][4] = {};
+  float square[2] = {};  // of rows lane / 4 and lane / 4 + 8 of row fragment 0
+
+  __device__ TensorBlock(Problem const& problem, unsigned char* shared)
+      : p(problem),
+        place(place_of(block_id(), ceil_div(problem.n, Tile::kRows), problem.code_tiles)),
+        ring(shared),
+        terms(reinterpret_cast<Term*>(shared + p.stages * Tile::kStageBytes)),
+        squares(reinterpret_cast<float*>(terms + Tile::kCodes)),
+        lane(thread_id() % kWarp),
+        warp_row(thread_id() / kWarp / Tile::kWarpsByCode),
+        warp_code(thread_id() / kWarp % Tile::kWarpsByCode) {}
+
+  __device__ int64_t first_row() const { return place.row_tile * Tile::kRows; }
+  __device__ int64_t first_code() const { return place.code_tile * Tile::kCodes; }
+
+  // First row of a row fragment. Warps that share rows start with different ones: fragment 0 is the
+  // one whose squares this warp sums.
+  __device__ int fragment_row(int m) const {
+    return warp_row * Tile::kWarpRows + (m + warp_code) % Tile::kRowFragments * 16;
+  }
+
+  __device__ void load_terms() {
+    for (int i = thread_id(); i < Tile::kCodes; i += Tile::kThreads) {
+      terms[i] = term_of(p, first_code() + i);
+    }
+  }
+
+  // Starts the copies of one slice: the rows, then the codes.
+  __device__ void load_slice(int stage, int step) {
+    unsigned char* const slice = ring + stage * Tile::kStageBytes;
+    T const* const x = static_cast<T const*>(p.x);
+    T const* const codebook = static_cast<T const*>(p.codebook);
+    load_part<Tile::kRows>(slice, x, first_row(), p.n, step);
+    load_part<Tile::kCodes>(
+        slice + Tile::kRows * Tile::kSliceRowBytes, codebook, first_code(), p.k, step);
+  }
+
+  // Eight threads a row, one chunk each.
+  template <int Count>
+  __device__ void load_part(
+      unsigned char* part, T const* matrix, int64_t first, int64_t total, int step) {
+    constexpr int kAtOnce = Tile::kThreads / 8;
+    static_assert(Count % kAtOnce == 0, "every thread copies as much");
+    int const column = step * Tile::kColumns + thread_id() % 8 * 8;
+    int const left = static_cast<int>(total - first < Count ? total - first : Count);
+    T const* const source = matrix + (first + thread_id() / 8) * p.d + column;
+#pragma unroll
+    for (int i = 0; i < Count / kAtOnce; ++i) {
+      int const row = i * kAtOnce + thread_id() / 8;
+      int const values = row < left ? p.d - column : 0;
+      copy_chunk(chunk_at(part, row, thread_id() % 8),
+          source + static_cast<int64_t>(i) * kAtOnce * p.d, matrix, values, p.aligned);
+    }
+  }
+
+  // Adds 16 columns of a slice to the sums.
+  __device__ void multiply_columns(unsigned char* slice, int sixteen) {
+    uint32_t rows[Tile::kRowFragments][4];
+#pragma unroll
+    for (int m = 0; m < Tile::kRowFragments; ++m) {
+      int const row = fragment_row(m) + lane % 16;
+      load_matrices(rows[m], chunk_at(slice, row, sixteen * 2 + lane / 16));
+    }
+    if (p.metric == VQEDGE_COSINE) {
+      add_squares(rows[0]);
+    }
+#pragma unroll
+    for (int n = 0; n < Tile::kCodeFragments; n += 2) {
+      int const code = warp_code * Tile::kWarpCodes + n * 8 + lane % 8 + lane / 16 * 8;
+      uint32_t codes[4];
+      load_matrices(codes, chunk_at(slice, Tile::kRows + code, sixteen * 2 + lane / 8 % 2));
+#pragma unroll
+      for (int m = 0; m < Tile::kRowFragments; ++m) {
+        multiply(sums[m][n], rows[m], codes[0], codes[1], T(0.0F));
+        multiply(sums[m][n + 1], rows[m], codes[2], codes[3], T(0.0F));
+      }
+    }
+  }
+
+  // The four registers of a row fragment hold row, row + 8, row, row + 8 of this lane.
+  __device__ void add_squares(uint32_t const (&row)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 const pair = to_floats(row[i], T(0.0F));
+      square[i % 2] = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, square[i % 2]));
+    }
+  }
+
+  __device__ void multiply_all() {
+    int const steps = static_cast<int>(ceil_div(p.d, Tile::kColumns));
+    int const ahead = p.stages - 1;
+    for (int step = 0; step < ahead; ++step) {
+      if (step < steps) {
+        load_slice(step, step);
+      }
+      commit_copies();
+    }
+    int stage = 0;
+    int free_stage = ahead;
+    for (int step = 0; step < steps; ++step) {
+      wait_copies(ahead - 1);
+      sync_block();  // this slice is there for all, and all have left the one before
+      if (step + ahead < steps) {
+        load_slice(free_stage, step + ahead);
+      }
+      commit_copies();
+#pragma unroll
+      for (int sixteen = 0; sixteen < Tile::kColumns / 16; ++sixteen) {
+        multiply_columns(ring + stage * Tile::kStageBytes, sixteen);
+      }
+      free_stage = stage;
+      stage = stage == ahead ? 0 : stage + 1;
+    }
+    sync_block();  // the ring is free
+  }
+
+  // This lane's scores of one of its rows, then those of the three lanes that share the row.
+  __device__ Best best_of(int m, int half) const {
+    Best best;
+#pragma unroll
+    for (int n = 0; n < Tile::kCodeFragments; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        int const local = warp_code * Tile::kWarpCodes + n * 8 + lane % 4 * 2 + i;
+        int64_t const code = first_code() + local;
+        if (code < p.k) {
+          Term const term = terms[local];
+          float const score = fmaf(sums[m][n][half * 2 + i], term.scale, -term.offset);
+          best.see(score, static_cast<int32_t>(code));
+        }
+      }
+    }
+    best.merge(shuffle_xor(best, 1));
+    best.merge(shuffle_xor(best, 2));
+    return best;
+  }
+
+  // Leaves one Best a row and column of warps in the ring, and the rows' squares beside it.
+  __device__ void reduce_warp(Best* slots) {
+#pragma unroll
+    for (int m = 0; m < Tile::kRowFragments; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int const row = fragment_row(m) + half * 8 + lane / 4;
+        Best const best = best_of(m, half);
+        if (lane % 4 == 0) {
+          slots[warp_code * Tile::kRows + row] = best;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = square[half];
+      sum += shuffle_xor(sum, 1);
+      sum += shuffle_xor(sum, 2);
+      if (lane % 4 == 0) {
+        squares[fragment_row(0) + half * 8 + lane / 4] = sum;
+      }
+    }
+  }
+
+  __device__ void write_rows(Best const* slots) {
+    int const row = thread_id();
+    if (row >= Tile::kRows || first_row() + row >= p.n) {
+      return;
+    }
+    Best best;
+    for (int i = 0; i < Tile::kWarpsByCode; ++i) {
+      best.merge(slots[i * Tile::kRows + row]);
+    }
+    write_best(p, place, first_row() + row, best, squares[row]);
+  }
+};
+
+template <typename T, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1) tensor_kernel(Problem p) {
+  if constexpr (has_tensor_cores<T>()) {
+    TensorBlock<T, Tile> block(p, shared_memory());
+    Best* const slots = reinterpret_cast<Best*>(block.ring);
+    block.load_terms();
+    block.multiply_all();
+    block.reduce_warp(slots);
+    sync_block();
+    block.write_rows(slots);
+  } else {
+    refuse();
+  }
+}
+
+}  // namespace vqedge

@@ -1,0 +1,97 @@
+"""Do two encoder backends give the same tokens? In ids and margins, on the same clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge_runtime.bridge import Bridge
+from vqedge_runtime.encoders import Encoder, Frames
+from vqedge_runtime.tokens import TokenSet
+
+SAFE_MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class BackendFigures:
+    """How far a backend is from the reference.
+
+    K-means lets one close call in an early round turn safe choices later, so a clip is the same or
+    it is not; `safe_ids_differ` counts by the reference's last round and is an upper bound.
+
+    Attributes:
+        backend: what ran, as it names itself.
+        reference: what it was compared with.
+        clips: how many.
+        clips_same: how many of them gave the same id for every patch.
+        ids_differ: share of patches with another id.
+        safe_ids_differ: share of patches with another id although the margin was over 1e-3.
+        margin_where_ids_differ: largest margin of such a patch.
+        token_cosine: of the worst row in the clips that are the same; None if there are none.
+        token_cosine_mean: of all rows that both have, in all clips.
+    """
+
+    backend: str
+    reference: str
+    clips: int
+    clips_same: int
+    ids_differ: float
+    safe_ids_differ: float
+    margin_where_ids_differ: float
+    token_cosine: float | None
+    token_cosine_mean: float
+
+
+@dataclass
+class _Seen:
+    differ: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    margins: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    worst: list[float] = field(default_factory=list)
+    cosines: list[float] = field(default_factory=list)
+
+    def add(self, wanted: TokenSet, found: TokenSet) -> None:
+        differs = wanted.index_map != found.index_map
+        self.differ.append(differs)
+        assert wanted.margin is not None, "only a file has none"
+        self.margins.append(wanted.margin)
+        cosines = _row_cosines(wanted.rows, found.rows)
+        self.cosines += cosines.tolist()
+        if not differs.any():
+            self.worst.append(float(cosines.min()))
+
+
+def compared(
+    reference: Encoder, backend: Encoder, bridge: Bridge, clips: Iterable[tuple[Frames, int]]
+) -> BackendFigures:
+    """Encode clips, each with its budget, by both."""
+    seen = _Seen()
+    for frames_thwc, budget in clips:
+        codes = (encoder.encode(frames_thwc, budget) for encoder in (reference, backend))
+        seen.add(*map(bridge.tokens, codes))
+    differ, margins = np.stack(seen.differ), np.stack(seen.margins)
+    there = margins[differ]
+    return BackendFigures(
+        backend=backend.name,
+        reference=reference.name,
+        clips=len(seen.differ),
+        clips_same=len(seen.worst),
+        ids_differ=float(differ.mean()),
+        safe_ids_differ=float((there > SAFE_MARGIN).sum() / differ.size),
+        margin_where_ids_differ=float(there.max(initial=0.0)),
+        token_cosine=min(seen.worst, default=None),
+        token_cosine_mean=float(np.mean(seen.cosines)),
+    )
+
+
+def _row_cosines(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
+) -> npt.NDArray[np.floating]:
+    """Of the rows that both have, in order."""
+    count = min(len(a), len(b))
+    left, right = a[:count].astype(np.float64), b[:count].astype(np.float64)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines: npt.NDArray[np.floating] = (left * right).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return cosines

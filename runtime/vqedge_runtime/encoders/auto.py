@@ -1,0 +1,181 @@
+"""The fastest backend of this machine: measured once for a bundle, kept in the cache, announced.
+
+The file `backends.json` in the cache remembers, by bundle, processor, cores and library versions,
+how long each backend took for a clip. Remove it to measure again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from contextlib import closing, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vqedge.base.fetch import cache_root
+from vqedge.bundle import Bundle
+from vqedge.errors import BackendUnavailable, VqedgeError
+from vqedge.files import replacing
+from vqedge_runtime.cores import processor_name, usable_cores
+from vqedge_runtime.encoders import ENCODERS, Encoder, Frames
+from vqedge_runtime.tokens import Codes
+
+# Those that load in about a second and compute what the exporter checked. Earlier wins a tie.
+CANDIDATES = ("onnxruntime-int8", "openvino", "onnxruntime-cuda", "onnxruntime")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+_ROUNDS = 5
+_KEPT = 64  # machines and bundles that the file remembers
+
+logger = logging.getLogger(__name__)
+
+
+class Measured(BaseModel):
+    """Milliseconds a clip by backend; those that could not run are missing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clip_ms: dict[str, float]
+
+    @property
+    def fastest(self) -> str:
+        """The backend to take."""
+        return min(self.clip_ms, key=lambda name: self.clip_ms[name])
+
+
+class _Memory(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    machines: dict[str, Measured] = {}
+
+
+class ChosenEncoder:
+    """A backend that says it was chosen, and against how many."""
+
+    def __init__(self, encoder: Encoder, candidates: int) -> None:
+        self._encoder, self._candidates = encoder, candidates
+
+    @property
+    def name(self) -> str:
+        """What runs where, and why."""
+        if self._candidates == 1:
+            return f"{self._encoder.name} (auto: the only one here)"
+        return f"{self._encoder.name} (auto: fastest of {self._candidates} here)"
+
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+        """As the backend does."""
+        return self._encoder.encode(frames_thwc, budget)
+
+    def close(self) -> None:
+        """Free everything; twice is fine."""
+        self._encoder.close()
+
+
+def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
+    """Open the fastest backend, measuring first if this machine has not run this bundle yet.
+
+    Raises:
+        BackendUnavailable: none can run.
+    """
+    names = candidates(bundle)
+    if len(names) == 1:
+        return ChosenEncoder(ENCODERS[names[0]].open(bundle, threads), 1)
+    measured = remembered(bundle, threads) or _measured_now(bundle, threads, names)
+    encoder = ENCODERS[measured.fastest].open(bundle, threads)
+    return ChosenEncoder(encoder, len(measured.clip_ms))
+
+
+def candidates(bundle: Bundle) -> list[str]:
+    """Backends to choose from: those that are installed and have a file in the bundle.
+
+    Raises:
+        BackendUnavailable: there is none.
+    """
+    held = {item.precision for item in bundle.manifest.encoder.variants}
+    names = [n for n in CANDIDATES if n != "onnxruntime-int8" or "int8" in held]
+    lacking = {name: ENCODERS[name].missing() for name in names}
+    found = [name for name in names if lacking[name] is None]
+    if not found:
+        raise BackendUnavailable(
+            "no encoder backend can run here; vqedge doctor says what is missing"
+        )
+    return found
+
+
+def remembered(bundle: Bundle, threads: int | None = None) -> Measured | None:
+    """What was measured before, on this machine as it is now."""
+    found = _memory().machines.get(_key(bundle, threads))
+    usable = found and found.clip_ms and found.clip_ms.keys() <= set(candidates(bundle))
+    return found if usable else None
+
+
+def _measured_now(bundle: Bundle, threads: int | None, names: list[str]) -> Measured:
+    logger.warning("measuring %s on this machine, once", ", ".join(names))
+    clip_ms = {}
+    for name in names:
+        try:
+            clip_ms[name] = clip_ms_of(name, bundle, threads)
+        except VqedgeError as error:
+            logger.warning("%s does not run: %s", name, error)
+    if not clip_ms:
+        raise BackendUnavailable("no encoder backend runs here; see the lines before this one")
+    measured = Measured(clip_ms=clip_ms)
+    _remember(_key(bundle, threads), measured)
+    return measured
+
+
+def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _ROUNDS) -> float:
+    """Shortest time of a backend for one clip, after a first one that does not count."""
+    spec = bundle.manifest.encoder
+    shape = (spec.frames, spec.size, spec.size, 3)
+    frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    budget = bundle.manifest.quantizer.default_budget
+    times = []
+    with closing(ENCODERS[name].open(bundle, threads)) as encoder:
+        for _ in range(1 + rounds):
+            began = time.perf_counter()
+            encoder.encode(frames, budget)
+            times.append(time.perf_counter() - began)
+    return round(1e3 * min(times[1:]), 3)
+
+
+def _key(bundle: Bundle, threads: int | None) -> str:
+    encoder = bundle.manifest.encoder
+    files = {encoder.file, *(item.file for item in encoder.variants)}
+    hashes = sorted(file.sha256 for file in bundle.manifest.files if file.path in files)
+    facts = [hashes, processor_name(), platform.machine(), threads or usable_cores(), _versions()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _file() -> Path:
+    return cache_root() / "backends.json"
+
+
+def _memory() -> _Memory:
+    """What the file holds; nothing if it is missing or was written by another version."""
+    with suppress(OSError, ValidationError, UnicodeDecodeError):
+        return _Memory.model_validate_json(_file().read_text(encoding="utf-8"))
+    return _Memory()
+
+
+def _remember(key: str, measured: Measured) -> None:
+    """Add to the file; a cache that cannot be written costs the next start time only."""
+    machines = [*_memory().machines.items(), (key, measured)][-_KEPT:]
+    with suppress(OSError):
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        with replacing(_file()) as temporary:
+            text = _Memory(machines=dict(machines)).model_dump_json(indent=2)
+            temporary.write_text(text + "\n", encoding="utf-8")

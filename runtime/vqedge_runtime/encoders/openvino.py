@@ -1,0 +1,158 @@
+"""The encoder on OpenVINO: the ViT in the CPU's fastest type, the quantizer in float32.
+
+One precision for the whole graph would not do: k-means in bfloat16 finds other ids. So the graph is
+cut at the tensor `features` into two models. OpenVINO does not know functions inside of a model;
+ONNX Runtime writes the graph without them. Both models are kept compiled in the cache: a start then
+takes as long as one of ONNX Runtime's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import openvino as ov
+from openvino import opset13
+
+from vqedge.base.fetch import cache_root
+from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.files import file_sha256, replacing
+from vqedge_runtime.cores import usable_cores
+from vqedge_runtime.encoders import Frames
+from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
+
+FEATURES = "features"
+_DEVICE = "CPU"
+_SHORT_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+class OpenVinoEncoder:
+    """Runs `encoder.onnx`.
+
+    Args:
+        path: the ONNX file of a verified bundle, in float32.
+        threads: worker threads; the CPUs this process may use by default.
+
+    Raises:
+        BundleError: OpenVINO refuses the file.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
+        }
+        try:
+            vit, quantizer = _compiled(path, settings)
+        except RuntimeError as error:
+            reason = next(iter(str(error).splitlines()), "no reason given")
+            raise BundleError(
+                f"{path}: OpenVINO cannot load it ({reason}); export again"
+            ) from error
+        kind = vit.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self._name = f"openvino {_DEVICE} {_SHORT_NAMES.get(kind, kind)}"
+        self._outputs = code_outputs([output.get_any_name() for output in quantizer.outputs])
+        self._requests: tuple[Any, Any] | None = (
+            vit.create_infer_request(),
+            quantizer.create_infer_request(),
+        )
+
+    @property
+    def name(self) -> str:
+        """What runs where; the type is the ViT's."""
+        return self._name
+
+    def features(self, frames_thwc: Frames) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Patch features `[T * grid * grid, width]`, overwritten by the next call."""
+        if self._requests is None:
+            raise BackendUnavailable("the encoder is closed; open the bundle again")
+        vit = self._requests[0]
+        vit.infer({"frames": frames_thwc})
+        found: np.ndarray[Any, np.dtype[np.float32]] = vit.get_tensor(FEATURES).data
+        return found
+
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        Raises:
+            BackendUnavailable: the encoder was closed.
+        """
+        features = self.features(frames_thwc)
+        assert self._requests
+        quantizer = self._requests[1]
+        quantizer.infer({FEATURES: features, "budget": np.array(budget, np.int64)})
+        outputs = {name: quantizer.get_tensor(name).data.copy() for name in self._outputs}
+        return codes_from_outputs(outputs | {"mask": outputs["mask"].astype(bool)})
+
+    def close(self) -> None:
+        """Free both models; twice is fine."""
+        self._requests = None
+
+
+def _compiled(path: Path, settings: dict[str, Any]) -> tuple[ov.CompiledModel, ov.CompiledModel]:
+    """ViT and quantizer, from the cache if they are there."""
+    core = ov.Core()
+    files = _cached_files(core, path)
+    exact = settings | {"INFERENCE_PRECISION_HINT": "f32"}  # a compiled model forgets its type
+    with suppress(OSError, RuntimeError):  # none there, cut off, or of another build: made anew
+        vit = core.import_model(files[0].read_bytes(), _DEVICE, settings)
+        return vit, core.import_model(files[1].read_bytes(), _DEVICE, exact)
+    models = _halves(core, path)
+    vit = core.compile_model(models[0], _DEVICE, settings)
+    quantizer = core.compile_model(models[1], _DEVICE, exact)
+    for file, model in zip(files, (vit, quantizer), strict=True):
+        _store(file, model)
+    return vit, quantizer
+
+
+def _halves(core: ov.Core, path: Path) -> tuple[ov.Model, ov.Model]:
+    """The graph in two: frames to features, and features to codes."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = core.read_model(_without_functions(path, Path(folder) / path.name))
+        inputs = {item.output(0).get_any_name(): item for item in whole.get_parameters()}
+        features = _features_of(whole, path)
+        readers = list(features.get_target_inputs())
+        entry = opset13.parameter(features.get_partial_shape(), features.get_element_type())
+        entry.output(0).set_names({FEATURES})
+        vit = ov.Model([features], [inputs["frames"]], "vit")
+        for reader in readers:
+            reader.replace_source_output(entry.output(0))
+        return vit, ov.Model(whole.get_results(), [entry, inputs["budget"]], "quantizer")
+
+
+def _without_functions(path: Path, out: Path) -> Path:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(out)
+    options.log_severity_level = 3
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return out
+
+
+def _features_of(model: ov.Model, path: Path) -> Any:
+    for node in model.get_ops():
+        for output in node.outputs():
+            if FEATURES in output.get_names():
+                return output
+    raise BundleError(f"{path}: no tensor {FEATURES!r} in the graph; export again")
+
+
+def _cached_files(core: ov.Core, path: Path) -> tuple[Path, Path]:
+    processor = core.get_property(_DEVICE, "FULL_DEVICE_NAME")
+    known = f"{file_sha256(path)} {ov.get_version()} {ort.__version__} {processor}"
+    key = hashlib.sha256(known.encode()).hexdigest()[:32]
+    folder = cache_root() / "openvino"
+    return folder / f"{key}.vit.blob", folder / f"{key}.quantizer.blob"
+
+
+def _store(file: Path, model: ov.CompiledModel) -> None:
+    """Keep a compiled model; a disk that is full or not writable costs the next start time only."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_bytes(model.export_model().getvalue())

@@ -1,0 +1,90 @@
+"""The execution providers of ONNX Runtime: what each needs, and whether it is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from vqedge_runtime.encoders import Missing
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One execution provider.
+
+    Attributes:
+        label: where it runs, for people.
+        name: ONNX Runtime's name of it.
+        fix: what to install.
+        plugin: the module of its library, where it comes as a package of its own.
+    """
+
+    label: str
+    name: str
+    fix: str
+    plugin: str | None = None
+
+
+PROVIDERS = {
+    row.label: row
+    for row in (
+        Provider("CPU", "CPUExecutionProvider", "pip install onnxruntime"),
+        Provider(
+            "CUDA",
+            "CUDAExecutionProvider",
+            "pip uninstall onnxruntime && pip install 'vqedge[gpu]'",
+        ),
+        Provider(
+            "TensorRT",
+            "TensorrtExecutionProvider",
+            "pip uninstall onnxruntime && pip install 'vqedge[gpu,tensorrt]'",
+        ),
+        Provider(
+            "TensorRT-RTX",
+            "NvTensorRTRTXExecutionProvider",
+            "pip install onnxruntime-ep-nv-tensorrt-rtx",
+            plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        ),
+    )
+}
+
+
+def missing_package(module: str, fix: str) -> Missing | None:
+    """Whether a module is installed."""
+    return None if find_spec(module) else Missing(f"{module} is not installed", fix)
+
+
+def missing_provider(label: str) -> Missing | None:
+    """Whether ONNX Runtime is here with this provider; a GPU is not looked for."""
+    provider = PROVIDERS[label]
+    for module in ("onnxruntime", provider.plugin):
+        if module and (lacking := missing_package(module, provider.fix)):
+            return lacking
+    import onnxruntime as ort
+
+    if provider.plugin:
+        found = bool(plugin_devices(provider))
+        why = f"{provider.plugin} finds no device that it supports"
+    else:
+        found = provider.name in ort.get_available_providers()
+        why = f"this onnxruntime {ort.__version__} was built without {provider.name}"
+    return None if found else Missing(why, provider.fix)
+
+
+def plugin_devices(provider: Provider) -> list[Any]:
+    """The devices that a provider's plugin offers; registers its library with ONNX Runtime."""
+    import onnxruntime as ort
+
+    assert provider.plugin
+    if not _offered(provider.name):
+        library = import_module(provider.plugin).get_library_path()
+        ort.register_execution_provider_library(provider.name, library)
+    return _offered(provider.name)
+
+
+def _offered(name: str) -> list[Any]:
+    import onnxruntime as ort
+
+    return [device for device in ort.get_ep_devices() if device.ep_name == name]

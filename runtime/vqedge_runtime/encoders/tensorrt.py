@@ -1,0 +1,215 @@
+"""The encoder as a TensorRT engine: own memory, one stream, a CUDA graph once it has run."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.bundle import Bundle, EngineRecord, TensorRecord
+from vqedge.cuda import Cuda
+from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
+from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
+from vqedge.tensorrt import new_log, tensorrt_module
+from vqedge_runtime.encoders import Frames
+from vqedge_runtime.tokens import Codes, codes_from_outputs
+
+logger = logging.getLogger(__name__)
+
+
+def open_engine(flavour: Flavour, bundle: Bundle) -> TensorRTEncoder:
+    """Open the engine that a bundle holds for this machine.
+
+    Args:
+        flavour: which TensorRT.
+        bundle: verified: an engine is native code.
+
+    Raises:
+        BackendUnavailable: no TensorRT, no GPU, or no engine that may run here.
+        BundleError: the engine is not what the manifest says.
+    """
+    return TensorRTEncoder(bundle, flavour, tensorrt_module(flavour), Cuda())
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """One input or output: on the GPU, and pinned on the host, where `array` looks at it."""
+
+    device: int
+    host: int
+    array: npt.NDArray[Any]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.array.nbytes
+
+
+class TensorRTEncoder:
+    """Runs an engine of a bundle. Calls must not overlap.
+
+    Args:
+        bundle: the verified bundle.
+        flavour: which TensorRT `trt` is.
+        trt: the loaded module.
+        cuda: the GPU; closed with the encoder.
+
+    Raises:
+        BackendUnavailable: the bundle holds no engine that may run here.
+        BundleError: the engine is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, flavour: Flavour, trt: Any, cuda: Cuda) -> None:
+        host = EngineHost(flavour, str(trt.__version__), cuda.compute_capability)
+        record = fitting_engine(bundle, host)
+        self._trt, self._cuda, self._log = trt, cuda, new_log(trt)
+        self._name = f"{flavour} {host.version} SM {host.compute_capability} {record.precision}"
+        self._flavour, self._file = flavour, record.file
+        self._graph: int | None = None
+        self._graphless = ""
+        with ExitStack() as owned:
+            owned.callback(cuda.close)
+            cuda.use()
+            self._stream = cuda.new_stream()
+            owned.callback(cuda.free_stream, self._stream)
+            owned.callback(self._forget)
+            self._load(bundle.path_of(record.file), record)
+            self._inputs = self._buffers(record.inputs, owned)
+            self._outputs = self._buffers(record.outputs, owned)
+            owned.callback(self._free_graph)
+            owned.callback(cuda.use)  # freed from whatever thread closes
+            self._owned = owned.pop_all()
+
+    @property
+    def name(self) -> str:
+        """What runs where, as "tensorrt 10.3.0 SM 8.7 fp16"."""
+        return self._name + self._graphless
+
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        Raises:
+            BackendUnavailable: the encoder was closed, or the GPU failed.
+            BundleError: the engine failed.
+        """
+        if self._context is None:
+            raise BackendUnavailable("the encoder is closed; open the bundle again")
+        self._cuda.use()
+        self._inputs["frames"].array[...] = frames_thwc
+        self._inputs["budget"].array[...] = budget
+        self._run()
+        return codes_from_outputs({n: item.array.copy() for n, item in self._outputs.items()})
+
+    def close(self) -> None:
+        """Free engine, memory and stream; twice is fine."""
+        self._owned.close()
+
+    def _load(self, path: Path, record: EngineRecord) -> None:
+        """Deserialise the engine and make a context for it."""
+        self._runtime = self._trt.Runtime(self._log)
+        if record.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such engines bring a runtime along
+        elif record.plugin_sha256 is not None:
+            self._load_plugin(cached_plugin(record.plugin_sha256))
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise BundleError(f"{path}: TensorRT refuses the engine: {self._log.last_words()}")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise BackendUnavailable(
+                f"{path}: no execution context ({self._log.last_words()}); "
+                "free memory of the GPU and try again"
+            )
+        self._require_tensors(path, [*record.inputs, *record.outputs])
+        for profile in record.profiles:
+            self._context.set_input_shape(profile.input, profile.opt)
+
+    def _load_plugin(self, path: Path) -> None:
+        if self._trt.get_plugin_registry().load_library(str(path)) is None:
+            raise BackendUnavailable(f"{path}: TensorRT cannot load it; run vqedge build again")
+
+    def _require_tensors(self, path: Path, listed: Iterable[TensorRecord]) -> None:
+        """The engine's tensors are the manifest's: sizes of buffers are computed from it."""
+        engine = self._engine
+        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+        found = {name: np.dtype(self._trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        wanted = {item.name: np.dtype(item.dtype) for item in listed}
+        if found != wanted:
+            faults = ", ".join(f"{name} {kind}" for name, kind in found.items() ^ wanted.items())
+            raise BundleError(
+                f"{path}: engine and manifest disagree about {faults}; run vqedge build again"
+            )
+
+    def _buffers(self, tensors: Iterable[TensorRecord], owned: ExitStack) -> dict[str, _Buffer]:
+        return {item.name: self._buffer(item, owned) for item in tensors}
+
+    def _buffer(self, tensor: TensorRecord, owned: ExitStack) -> _Buffer:
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
+        dtype = np.dtype(tensor.dtype)
+        size_bytes = math.prod(shape) * dtype.itemsize
+        device = self._cuda.new_device_memory(size_bytes)
+        owned.callback(self._cuda.free_device_memory, device)
+        host = self._cuda.new_pinned_memory(size_bytes)
+        owned.callback(self._cuda.free_pinned_memory, host)
+        self._context.set_tensor_address(tensor.name, device)
+        memory = (ctypes.c_uint8 * size_bytes).from_address(host)
+        return _Buffer(device, host, np.ctypeslib.as_array(memory).view(dtype).reshape(shape))
+
+    def _run(self) -> None:
+        if self._graph is not None:
+            self._cuda.launch(self._graph, self._stream)
+            self._cuda.wait(self._stream)
+            return
+        self._queue()
+        self._cuda.wait(self._stream)
+        if not self._graphless:
+            self._capture()
+
+    def _queue(self) -> None:
+        """Copies in, the engine, copies out, all in one stream."""
+        for item in self._inputs.values():
+            self._cuda.copy_to_device(item.device, item.host, item.size_bytes, self._stream)
+        if not self._context.execute_async_v3(self._stream):
+            raise BundleError(f"{self._file}: TensorRT failed: {self._log.last_words()}")
+        for item in self._outputs.values():
+            self._cuda.copy_to_host(item.host, item.device, item.size_bytes, self._stream)
+
+    def _capture(self) -> None:
+        """Record a run, to launch it as a whole from now on: the first one has warmed it up."""
+        if self._flavour == "tensorrt-rtx" and not self._context.is_stream_capturable(self._stream):
+            self._go_without_graph("it is compiled while it runs")
+            return
+        try:
+            self._graph = self._recorded()
+        except VqedgeError as error:
+            self._go_without_graph(str(error))
+
+    def _recorded(self) -> int:
+        self._cuda.begin_capture(self._stream)
+        try:
+            self._queue()
+        except VqedgeError:
+            with suppress(BackendUnavailable):  # the recording ends, whatever came of it
+                self._cuda.free_graph(self._cuda.end_capture(self._stream))
+            raise
+        return self._cuda.end_capture(self._stream)
+
+    def _go_without_graph(self, reason: str) -> None:
+        self._graphless = ", no CUDA graph"
+        logger.warning("%s: cannot be captured as a CUDA graph: %s", self._file, reason)
+
+    def _free_graph(self) -> None:
+        if self._graph is not None:
+            self._cuda.free_graph(self._graph)
+            self._graph = None
+
+    def _forget(self) -> None:
+        """Let go of TensorRT's objects, the inner ones first."""
+        self._context = self._engine = self._runtime = None

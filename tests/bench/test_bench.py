@@ -1,0 +1,44 @@
+"""What of the benchmarks can be checked without a GPU: the reference, and a plain refusal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from float64_reference import agreement, float64_choice
+
+from vqedge.nearest_codebook import Metric, nearest_codebook
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("metric", get_args(Metric))
+@pytest.mark.parametrize("codes", [1, 9])
+def test_the_float64_reference_agrees_with_numpy(codes: int, metric: Metric) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 20, generator=generator)
+    codebook = torch.randn(codes, 20, generator=generator)
+    x[4, 3] = torch.nan
+    found = [torch.from_numpy(a) for a in nearest_codebook(x.numpy(), codebook.numpy(), metric)]
+    result = agreement(found[0], found[1], float64_choice(x, codebook, metric), 1e-4)
+    assert (result.flipped, result.wrong) == (0, 0)
+    assert result.worst_margin < 1e-4
+
+
+def test_agreement_counts_flips_and_those_that_matter() -> None:
+    x, codebook = torch.tensor([[0.0], [0.999], [5.0]]), torch.tensor([[0.0], [2.0]])
+    reference = float64_choice(x, codebook, "l2")  # margins 4, about 0.004, 16
+    result = agreement(torch.tensor([1, 1, 1]), reference.margin, reference, 0.1)
+    assert (result.flipped, result.wrong, result.ok) == (2, 1, False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_benchmark_refuses_in_one_line_without_a_gpu() -> None:
+    script = str(HERE / "bench_nearest_codebook.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == "bench: PyTorch sees no NVIDIA GPU; run this where there is one\n"

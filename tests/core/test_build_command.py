@@ -1,0 +1,81 @@
+"""`vqedge build`, `export --target`, and engines in `inspect`: what the command line says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_engines import record
+from tiny_bundle import write_bundle
+
+from vqedge.bundle import rewritten
+from vqedge.commands.build import build_options, plugin_library_for, run_build
+from vqedge.commands.export import export
+from vqedge.commands.inspect import facts_of
+from vqedge.engines import cache_engine
+from vqedge.errors import BundleError, ConfigError
+
+
+def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="--target onnx: an engine is of tensorrt or tensorrt-rtx"
+    ):
+        run_build(tmp_path, "onnx")
+    with pytest.raises(ConfigError, match="--precision fp8: want fp32, fp16, int8"):
+        run_build(tmp_path, "tensorrt", precision="fp8")
+    with pytest.raises(ConfigError, match="--typing strict: want strong, weak"):
+        build_options(None, None, typing="strict")
+    with pytest.raises(ConfigError, match="--device npu: want gpu, dla"):
+        build_options(None, None, device="npu")
+
+
+def test_what_is_not_given_keeps_its_default() -> None:
+    options = build_options(None, "86,89", optimization_level=5)
+    assert options.precision == "fp16" and options.capabilities == ("8.6", "8.9")
+    assert options.optimization_level == 5 and options.typing == "strong"
+
+
+def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
+    for changes in ({"precision": "fp16"}, {"sm": "86"}):
+        with pytest.raises(ConfigError, match="add --target tensorrt or tensorrt-rtx"):
+            export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
+
+
+def test_a_plugin_needs_an_engine_that_takes_one() -> None:
+    for flavours in ((), ("tensorrt-rtx",)):
+        with pytest.raises(ConfigError, match="only --target tensorrt takes a plugin"):
+            plugin_library_for(flavours, build_options(None, None), "auto")
+        assert plugin_library_for(flavours, build_options(None, None), None) is None
+
+
+def test_the_plugin_is_compiled_for_the_gpus_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "vqedge_export.tensorrt.plugin_build.plugin_library",
+        lambda sms: asked.append(sms) or Path("made.so"),
+    )
+    options = build_options(None, "87,120")
+    assert plugin_library_for(("tensorrt",), options, None) == Path("made.so")
+    assert asked == [[87, 120]]
+
+
+def test_an_engine_in_a_bundle_is_inspected_by_its_record(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "t.vqedge")
+    made = rewritten(bundle, {"engines/k.engine": b"plan"}, (record(),))
+    kind, facts = facts_of(made.root / "engines/k.engine")
+    assert kind == "engine" and facts["size_bytes"] == 4
+    assert facts["engine"]["compute_capability"] == "8.7"
+    assert facts["engine"]["inputs"][0]["name"] == "frames"
+
+
+def test_an_engine_in_the_cache_too_and_a_lone_one_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    lone = tmp_path / "lone.engine"
+    lone.write_bytes(b"plan")
+    with pytest.raises(BundleError, match="an engine tells nothing without its record"):
+        facts_of(lone)
+    kind, facts = facts_of(cache_engine(lone, record()))
+    assert kind == "engine" and facts["engine"]["precision"] == "fp16"

@@ -1,0 +1,127 @@
+"""The lighter encoder: integers where the ViT multiplies, and hardly another id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+from tiny_export import BothArrays
+
+from vqedge.data.render import frames_from_scene
+from vqedge.data.world import scene_from_seed
+from vqedge.errors import ConfigError, ExportError
+from vqedge_export.assemble import check_precision
+from vqedge_export.flips import OnnxReader, Reading, compared, matched_share
+from vqedge_export.graph import filled
+from vqedge_export.int8 import int8_encoder, quantised_columns
+from vqedge_runtime.encoders.ort import OrtEncoder
+
+LAYERS = 6  # of the one block: query, key, value, output, fc1, fc2
+
+
+@pytest.fixture(scope="module")
+def both(
+    graph: onnx.ModelProto, arrays: BothArrays, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with the encoder in both precisions."""
+    folder = tmp_path_factory.mktemp("both")
+    model = filled(graph, *arrays)
+    (folder / "fp32.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    (folder / "int8.onnx").write_bytes(int8_encoder(model).SerializeToString(deterministic=True))
+    return folder
+
+
+def test_every_layer_of_the_vit_multiplies_integers_and_nothing_else_does(both: Path) -> None:
+    model = onnx.load(both / "int8.onnx")
+    onnx.checker.check_model(model)
+    products = [n for n in model.graph.node if n.op_type == "MatMulInteger"]
+    assert len(products) == LAYERS
+    assert all(n.name.startswith("/quantizer/vit/blocks.0/") for n in products)
+    quantisers = [n for n in model.graph.node if n.op_type == "DynamicQuantizeLinear"]
+    assert len(quantisers) == LAYERS - 2  # query, key and value read one tensor
+    kinds = {item.data_type for item in model.graph.initializer if "/int8" in item.name}
+    assert kinds == {onnx.TensorProto.INT8}
+    assert not any(
+        item.name.endswith("fc1.weight") for item in model.graph.initializer if "vit" in item.name
+    )
+
+
+def test_equal_graphs_give_equal_bytes(
+    both: Path, graph: onnx.ModelProto, arrays: BothArrays
+) -> None:
+    again = int8_encoder(filled(graph, *arrays)).SerializeToString(deterministic=True)
+    assert again == (both / "int8.onnx").read_bytes()
+    assert len(again) < (both / "fp32.onnx").stat().st_size - 3 * 384 * 384 * 12 * 0.99
+
+
+def test_it_computes_almost_the_same(both: Path) -> None:
+    clips = [frames_from_scene(scene_from_seed(11, index), 2) for index in range(4)]
+    wanted, found = (
+        [OnnxReader(both / name)(clip, 32) for clip in clips] for name in ("fp32.onnx", "int8.onnx")
+    )
+    figures = compared(wanted, found)
+    assert figures.safe_ids_differ <= 0.01
+    assert 0.99 < figures.feature_cosine < 0.999999  # that it is another encoder at all
+    tokens = OrtEncoder(both / "int8.onnx", 1).encode(clips[0], 32)
+    assert tokens.count == 32 and np.isfinite(tokens.rows).all()
+
+
+def test_a_graph_of_another_exporter_is_refused() -> None:
+    with pytest.raises(ExportError, match="no linear layer"):
+        int8_encoder(onnx.ModelProto())
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--precision int4: give one of fp32, int8"):
+        check_precision("int4")
+
+
+@given(
+    arrays_of.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 9), st.integers(1, 5)),
+        elements=st.floats(-9, 9, width=16),
+    )
+)
+def test_integers_are_half_a_step_off_at_most(weight: np.ndarray) -> None:
+    values, scale = quantised_columns(weight)
+    assert np.abs(values * scale - weight).max() <= scale.max() * 0.501
+    assert values.dtype == np.int8 and np.abs(values.astype(int)).max(initial=0) <= 127
+
+
+# ---- what is said about a lighter encoder
+
+
+def reading(features: np.ndarray, ids: list[int]) -> Reading:
+    return Reading(features.astype(np.float32), np.array(ids, np.int32))
+
+
+def test_the_same_encoder_differs_in_nothing() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 8))
+    one = reading(rows, [i % 5 for i in range(60)])
+    figures = compared([one], [one])
+    assert (figures.ids_differ, figures.maps_differ) == (0.0, 0.0)
+    assert figures.feature_cosine == pytest.approx(1.0)
+
+
+def test_moved_features_are_counted_and_renamed_ids_are_not() -> None:
+    corners = np.eye(4)
+    ids = [i % 4 for i in range(40)]
+    wanted = reading(corners[ids], ids)
+    renamed = reading(corners[ids], [3 - i for i in ids])
+    assert compared([wanted], [renamed]).maps_differ == 0.0
+    moved = corners[ids].copy()
+    moved[:10] = np.roll(moved[:10], 1, axis=1)
+    figures = compared([wanted], [reading(moved, ids)])
+    assert figures.ids_differ == figures.worst_clip_ids_differ == 0.25
+    assert figures.patches == 40
+
+
+def test_matching_takes_the_largest_overlaps_first() -> None:
+    a, b = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0, 0])
+    assert matched_share(a, b) == pytest.approx(4 / 6)

@@ -1,0 +1,318 @@
+"""The CUDA kernels' own code on an emulated GPU, against NumPy: ids, ties, margins, NaN, tails.
+
+What it cannot show is speed, and what a compiler for GPUs makes of the code: that is tests/gpu.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from emulated_kernel import (
+    BFLOAT16,
+    DTYPES,
+    METRICS,
+    MIDDLE,
+    SMALL_WIDE,
+    TURING,
+    WIDE,
+    EmulatedKernel,
+    aligned_array,
+    compile_for_cpu,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vqedge.errors import BackendUnavailable
+from vqedge.model.nearest_codebook_cuda import Kernel
+from vqedge.nearest_codebook import nearest_codebook, scores
+
+Array = np.ndarray[Any, Any]
+GENERATED = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_for_cpu(tmp_path_factory.mktemp("kernel"))
+
+
+@pytest.fixture(scope="session")
+def kernel(library: Path) -> EmulatedKernel:
+    return EmulatedKernel(library)
+
+
+def drawn(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def check(x: Array, codebook: Array, metric: Any, indices: Array, margin: Array) -> None:
+    """Equal ids wherever the reference is sure, equal margins, up to float32 rounding."""
+    wanted, wanted_margin = nearest_codebook(x, codebook, metric)
+    rounding = 4e-6 * np.nanmax(np.abs(scores(x, codebook, metric)), initial=1.0)
+    sure = ~(wanted_margin <= rounding)
+    np.testing.assert_array_equal(indices[sure], wanted[sure])
+    np.testing.assert_allclose(margin, wanted_margin, rtol=1e-5, atol=rounding)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("device", "shape"),
+    [
+        (MIDDLE, (1, 1, 3)),
+        (MIDDLE, (31, 7, 64)),
+        (MIDDLE, (70, 32, 200)),  # one narrow tile, four slices: the ring turns over
+        (MIDDLE, (70, 33, 72)),
+        (MIDDLE, (65, 129, 384)),  # two middle tiles, merged
+        (WIDE, (130, 300, 136)),  # two rows of tiles x two wide tiles
+        (SMALL_WIDE, (129, 257, 200)),
+        (TURING, (65, 150, 136)),
+    ],
+    ids=str,
+)
+def test_agrees_with_numpy(
+    kernel: EmulatedKernel,
+    device: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    dtype: Any,
+    metric: str,
+) -> None:
+    n, k, d = shape
+    x, codebook = drawn((n, d), dtype, 1), drawn((k, d), dtype, 2)
+    check(x, codebook, metric, *kernel.on(device)(x, codebook, metric))
+
+
+@GENERATED
+@given(
+    st.integers(0, 40),
+    st.integers(1, 40),
+    st.integers(1, 80),
+    st.sampled_from(DTYPES),
+    st.sampled_from(METRICS),
+    st.integers(0, 2**32 - 1),
+)
+def test_agrees_with_numpy_on_whole_numbers(
+    kernel: EmulatedKernel, n: int, k: int, d: int, dtype: Any, metric: str, seed: int
+) -> None:
+    """Small whole numbers have exact scores and many ties: ids and margins are exact too."""
+    random = np.random.default_rng(seed)
+    x = random.integers(-2, 3, size=(n, d)).astype(dtype)
+    codebook = random.integers(-2, 3, size=(k, d)).astype(dtype)
+    indices, margin = kernel.on(MIDDLE)(x, codebook, metric)
+    if metric == "cosine":
+        return check(x, codebook, metric, indices, margin)
+    wanted, wanted_margin = nearest_codebook(x, codebook, metric)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(indices, wanted)
+    np.testing.assert_array_equal(margin, wanted_margin)
+
+
+@pytest.mark.parametrize("device", [MIDDLE, WIDE])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("first", "second"), [(3, 9), (30, 31), (5, 140), (127, 128), (0, 299)])
+def test_a_tie_goes_to_the_lower_code(
+    kernel: EmulatedKernel, device: tuple[int, int, int], dtype: Any, first: int, second: int
+) -> None:
+    """Whether the two meet in one thread, one warp, one block, or only at the end."""
+    x = drawn((20, 72), dtype)
+    codebook = drawn((300, 72), dtype, 1) * 4
+    codebook[[first, second]] = x[0]
+    indices, margin = kernel.on(device)(x, codebook.astype(dtype), "l2")
+    assert (indices[0], margin[0]) == (first, 0.0)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("codes", [7, 150])
+def test_a_row_with_nan_gives_zero_and_leaves_the_others_alone(
+    kernel: EmulatedKernel, codes: int, dtype: Any, metric: str
+) -> None:
+    x, codebook = drawn((70, 72), dtype), drawn((codes, 72), dtype, 1)
+    x[3, 71] = np.nan
+    x[64, 0] = np.nan
+    indices, margin = kernel.on(MIDDLE)(x, codebook, metric)
+    assert [(indices[row], margin[row]) for row in (3, 64)] == [(0, 0.0)] * 2
+    check(x, codebook, metric, indices, margin)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_code_with_nan_breaks_every_row(kernel: EmulatedKernel, dtype: Any, metric: str) -> None:
+    x, codebook = drawn((20, 40), dtype), drawn((200, 40), dtype, 1)
+    codebook[177, 5] = np.nan
+    indices, margin = kernel.on(MIDDLE)(x, codebook, metric)
+    assert not indices.any() and not margin.any()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, on infinities
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("where", ["row", "code"])
+def test_infinities_follow_numpy(
+    kernel: EmulatedKernel, where: str, dtype: Any, metric: Any
+) -> None:
+    x, codebook = np.abs(drawn((20, 24), dtype)), np.abs(drawn((9, 24), dtype, 1))
+    (x if where == "row" else codebook)[4, 7] = np.inf
+    indices, margin = kernel.on(MIDDLE)(x, codebook, metric)
+    wanted, wanted_margin = nearest_codebook(x, codebook, metric)
+    np.testing.assert_array_equal(indices, wanted)
+    np.testing.assert_array_equal(np.isnan(margin), np.isnan(wanted_margin))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_zero_rows_and_codes_follow_numpy(kernel: EmulatedKernel, dtype: Any) -> None:
+    x, codebook = drawn((5, 24), dtype), drawn((6, 24), dtype, 1)
+    x[2], codebook[1] = 0, 0
+    indices, margin = kernel.on(MIDDLE)(x, codebook, "cosine")
+    assert (indices[2], margin[2]) == (0, 0.0)
+    check(x, codebook, "cosine", indices, margin)
+
+
+def test_one_code_has_an_infinite_margin(kernel: EmulatedKernel) -> None:
+    indices, margin = kernel.on(MIDDLE)(drawn((3, 8), np.float16), drawn((1, 8), np.float16), "l2")
+    assert not indices.any() and np.isposinf(margin).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [64, 67])
+def test_misaligned_inputs_give_the_same_bits(
+    kernel: EmulatedKernel, columns: int, dtype: np.dtype[Any]
+) -> None:
+    x, codebook = drawn((70, columns), dtype), drawn((40, columns), dtype, 1)
+    straight = kernel.on(MIDDLE)(x, codebook, "cosine")
+    skewed = [
+        aligned_array(a.size, dtype, 16, dtype.itemsize).reshape(a.shape) for a in (x, codebook)
+    ]
+    skewed[0][:], skewed[1][:] = x, codebook
+    for one, other in zip(straight, kernel(*skewed, "cosine"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "metric"), [(np.dtype(np.float16), "cosine"), (BFLOAT16, "l2")], ids=str
+)
+def test_every_tile_gives_the_same_bits(kernel: EmulatedKernel, dtype: Any, metric: str) -> None:
+    x, codebook = drawn((130, 136), dtype), drawn((300, 136), dtype, 1)
+    wide = kernel.on(WIDE)(x, codebook, metric)
+    for one, other in zip(wide, kernel.on(MIDDLE)(x, codebook, metric), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_margin_is_optional(kernel: EmulatedKernel) -> None:
+    x, codebook = drawn((5, 16), np.float16), drawn((3, 16), np.float16, 1)
+    indices, space = np.full(5, -7, np.int32), aligned_array(1024, np.uint8, 16)
+    pointers = x.ctypes.data, codebook.ctypes.data
+    outputs = indices.ctypes.data, None, space.ctypes.data, space.nbytes, None
+    assert kernel.on(MIDDLE).entry(*pointers, 5, 3, 16, 1, 0, *outputs) == 0
+    np.testing.assert_array_equal(indices, kernel(x, codebook, "l2")[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"n": -1}, -1),
+        ({"k": 0}, -1),
+        ({"d": 0}, -1),
+        ({"n": 2**62}, -1),
+        ({"dtype": 3}, -2),
+        ({"metric": 3}, -2),
+        ({"x": None}, -3),
+        ({"x": 1}, -3),
+        ({"indices": None}, -3),
+        ({"margin": 2}, -3),
+        ({"workspace": None}, -4),
+        ({"bytes": 16}, -4),
+        ({"n": 0, "x": None}, 0),  # nothing to do
+    ],
+)
+def test_bad_arguments_are_refused(
+    kernel: EmulatedKernel, changed: dict[str, Any], status: int
+) -> None:
+    space = aligned_array(4096, np.uint8, 16)
+    good = {"x": 64, "codebook": 64, "n": 4, "k": 4, "d": 4, "dtype": 1, "metric": 0}
+    good |= {"indices": 64, "margin": 64, "workspace": space.ctypes.data, "bytes": 4096}
+    assert kernel.entry(*(good | changed).values(), None) == status
+
+
+def test_the_workspace_never_shrinks(kernel: EmulatedKernel) -> None:
+    """TensorRT asks once, for the largest shapes."""
+    sizes = np.array([[kernel.workspace(n, k) for k in range(1, 600)] for n in (0, 1, 7, 99)])
+    assert (np.diff(sizes, axis=0) >= 0).all() and (np.diff(sizes, axis=1) >= 0).all()
+
+
+_MISSING_BARRIER = {
+    "tensor_kernel.cuh": {"sync_block();  // this slice is there": "// this slice is there"}
+}
+_MISSING_WAIT = {"tensor_kernel.cuh": {"wait_copies(ahead - 1);": ""}}
+_LATE_TIE = {"best.cuh": {"other.code < code);": "other.code > code);"}}
+
+
+@pytest.mark.parametrize("changes", [_MISSING_BARRIER, _MISSING_WAIT, _LATE_TIE], ids=str)
+def test_the_emulation_notices_a_broken_kernel(
+    tmp_path: Path, changes: dict[str, dict[str, str]]
+) -> None:
+    """In a process of its own: a broken kernel may crash."""
+    library = compile_for_cpu(tmp_path, changes)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "import numpy as np; from pathlib import Path\n"
+        "from emulated_kernel import EmulatedKernel, MIDDLE\n"
+        "from vqedge.nearest_codebook import nearest_codebook\n"
+        "x = np.random.default_rng(0).integers(-2, 3, size=(70, 200)).astype(np.float16)\n"
+        "c = np.concatenate([x[:30], x[:30]])\n"
+        "a = EmulatedKernel(Path(sys.argv[1])).on(MIDDLE)(x, c, 'l2')\n"
+        "sys.exit(0 if np.array_equal(a[0], nearest_codebook(x, c, 'l2')[0]) else 1)\n"
+    )
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", script, str(library), here]
+    assert subprocess.run(command, check=False, capture_output=True).returncode != 0
+
+
+def test_nothing_outside_the_arrays_is_touched(library: Path) -> None:
+    """Every array between two pages that kill whoever touches them; in a process of its own."""
+    script = Path(__file__).parent / "fenced_run.py"
+    run = subprocess.run([sys.executable, str(script), str(library)], check=False)
+    assert run.returncode == 0
+
+
+# ---- the binding for PyTorch, on the same library
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_torch_binding_agrees_with_the_op(library: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(72, 40, generator=generator).to(dtype).T  # not contiguous
+    codebook = torch.randn(9, 72, generator=generator).to(dtype)
+    indices, margin = Kernel(library).run(x, codebook, "l2", 0)
+    wanted, wanted_margin = torch.ops.vqedge.nearest_codebook(x, codebook, "l2")
+    assert torch.equal(indices, wanted)
+    torch.testing.assert_close(margin, wanted_margin, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x", "codebook", "metric"),
+    [
+        (torch.zeros(3, 4), torch.zeros(2, 5), "l2"),
+        (torch.zeros(3, 4), torch.zeros(0, 4), "l2"),
+        (torch.zeros(3, 4), torch.zeros(2, 4).half(), "l2"),
+        (torch.zeros(3, 4).double(), torch.zeros(2, 4).double(), "l2"),
+        (torch.zeros(3, 4), torch.zeros(2, 4), "manhattan"),
+    ],
+)
+def test_the_torch_binding_refuses_what_does_not_fit(
+    library: Path, x: torch.Tensor, codebook: torch.Tensor, metric: str
+) -> None:
+    with pytest.raises(ValueError, match=r"want|metric"):
+        Kernel(library).run(x, codebook, metric, 0)
+
+
+def test_the_torch_binding_refuses_another_library(tmp_path: Path) -> None:
+    (tmp_path / "no.so").write_bytes(b"not a library")
+    with pytest.raises(BackendUnavailable, match="Fix:"):
+        Kernel(tmp_path / "no.so")

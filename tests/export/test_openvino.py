@@ -1,0 +1,107 @@
+"""The encoder on OpenVINO: cut at the features, the quantizer exact, compiled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as onnx_runtime
+import pytest
+
+from vqedge.budget import ADAPTIVE
+from vqedge.data.render import frames_from_scene
+from vqedge.data.world import scene_from_seed
+from vqedge.errors import BackendUnavailable, BundleError
+from vqedge_export.flips import OnnxReader, Reading, compared
+
+pytest.importorskip("openvino", reason="openvino is not installed: pip install 'vqedge[openvino]'")
+
+from vqedge_runtime.encoders.openvino import OpenVinoEncoder
+
+
+@pytest.fixture
+def path(model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "encoder.onnx").write_bytes(model)
+    return tmp_path / "encoder.onnx"
+
+
+def clip(index: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return frames_from_scene(scene_from_seed(12, index), 2)
+
+
+def test_ids_are_those_of_the_features_it_found(path: Path) -> None:
+    """K-means runs in float32 whatever type the ViT has: ONNX Runtime finds the same ids."""
+    OpenVinoEncoder(path, 1)
+    encoder = OpenVinoEncoder(path, 1)  # from the cache, as on every start but the first
+    assert encoder.name.startswith("openvino CPU ")
+    exact = quantizer_of(path)
+    for budget in (8, 64, ADAPTIVE):
+        found = encoder.encode(clip(), budget)
+        feeds = {"features": encoder.features(clip()), "budget": np.array(budget, np.int64)}
+        index_map, mask = exact.run(["index_map", "mask"], feeds)
+        np.testing.assert_array_equal(found.index_map, index_map)
+        np.testing.assert_array_equal(found.mask, mask)
+
+
+def test_features_are_near_to_those_of_float32(path: Path) -> None:
+    encoder, reference = OpenVinoEncoder(path, 1), OnnxReader(path)
+    wanted = [reference(clip(index), 32) for index in range(3)]
+    found = [
+        Reading(encoder.features(clip(i)).copy(), encoder.encode(clip(i), 32).index_map.reshape(-1))
+        for i in range(3)
+    ]
+    assert compared(wanted, found).safe_ids_differ <= 0.01
+
+
+def test_the_second_start_reads_what_the_first_compiled(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = OpenVinoEncoder(path, 1).encode(clip(), 32)
+    assert len(list((tmp_path / "cache/openvino").glob("*.blob"))) == 2
+    monkeypatch.setattr("vqedge_runtime.encoders.openvino._halves", lambda *_: pytest.fail("again"))
+    again = OpenVinoEncoder(path, 1).encode(clip(), 32)
+    np.testing.assert_array_equal(again.rows, first.rows)
+
+
+def test_a_damaged_cache_is_made_anew(path: Path, tmp_path: Path) -> None:
+    OpenVinoEncoder(path, 1)
+    for blob in (tmp_path / "cache/openvino").glob("*.blob"):
+        blob.write_bytes(b"no model")
+    assert OpenVinoEncoder(path, 1).encode(clip(), 32).count == 32
+
+
+def test_a_closed_encoder_and_a_strange_file_say_so(path: Path) -> None:
+    encoder = OpenVinoEncoder(path, 1)
+    encoder.close()
+    encoder.close()
+    with pytest.raises(BackendUnavailable, match="closed"):
+        encoder.encode(clip(), 32)
+    path.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match="cannot load it"):
+        OpenVinoEncoder(path, 1)
+
+
+def quantizer_of(path: Path) -> onnx_runtime.InferenceSession:
+    """The part of the encoder behind `features`, in ONNX Runtime."""
+    model = onnx.load(path)
+    maker = {name: node for node in model.graph.node for name in node.output}
+    needed, waiting = [], [item.name for item in model.graph.output]
+    while waiting:
+        name = waiting.pop()
+        if name != "features" and name in maker and maker[name] not in needed:
+            needed.append(maker[name])
+            waiting += maker[name].input
+    kept = [node for node in model.graph.node if node in needed]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, [512, 384])
+    )
+    frames = next(item for item in model.graph.input if item.name == "frames")
+    model.graph.input.remove(frames)
+    return onnx_runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )

@@ -1,0 +1,157 @@
+"""The CUDA sources compile for every supported GPU, and the plugin against TensorRT's headers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from emulated_kernel import (
+    DTYPES,
+    EMULATION,
+    SOURCES,
+    aligned_array,
+    compile_for_cpu,
+    cuda_include,
+    host_compiler,
+)
+
+from vqedge.errors import BackendUnavailable
+from vqedge.nearest_codebook import OP_NAME, OP_VERSION, Metric, nearest_codebook
+from vqedge_export.tensorrt.cuda_toolkit import Nvcc, find_nvcc
+from vqedge_export.tensorrt.plugin_build import HEADERS, MIN_SM, PLUGIN_SOURCES
+
+HEADERS_VARIABLE = "VQEDGE_TENSORRT_INCLUDE"
+SINCE_80 = (80, 86, 87, 89, 90, 100, 120)
+THOR = (101, 110)  # CUDA 12 calls it 101, CUDA 13 calls it 110
+
+
+@pytest.fixture(scope="module")
+def nvcc() -> Nvcc:
+    try:
+        return find_nvcc()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def tensorrt_include() -> Path:
+    folder = os.environ.get(HEADERS_VARIABLE)
+    if not folder:
+        pytest.skip(f"{HEADERS_VARIABLE} names no folder with NvInfer.h")
+    return Path(folder)
+
+
+@pytest.mark.slow
+def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(
+    nvcc: Nvcc, tmp_path: Path
+) -> None:
+    """One fat binary of two PTX versions: the code differs below compute capability 8.0."""
+    host_compiler()
+    newer = [sm for sm in (*SINCE_80, *THOR) if sm in nvcc.sms]
+    assert set(newer) >= {80, 86, 87, 89, 90}
+    targets = ",".join(f"sm_{sm}" for sm in newer)
+    command = [
+        *(str(nvcc.path), "--fatbin", "-std=c++17", "-O3", "--Werror=all-warnings", "--threads=2"),
+        "--ptxas-options=--warn-on-spills,--warning-as-error",
+        f"--generate-code=arch=compute_{MIN_SM},code=sm_{MIN_SM}",
+        f"--generate-code=arch=compute_80,code=[{targets}]",
+        *("-o", str(tmp_path / "kernel.fatbin"), str(SOURCES / "nearest_codebook.cu")),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert not run.stderr
+    assert (tmp_path / "kernel.fatbin").stat().st_size > 0
+
+
+def test_all_sources_are_package_data() -> None:
+    """What the build copies and hashes is what there is."""
+    named = {*PLUGIN_SOURCES, *HEADERS}
+    there = {path.name for path in SOURCES.iterdir()}
+    assert there - named == {"CMakeLists.txt", "README.md"}
+    assert named <= there
+
+
+def test_files_stay_readable() -> None:
+    for path in (*SOURCES.iterdir(), *EMULATION.iterdir()):
+        lines = path.read_text().splitlines()
+        assert len(lines) < 400, path.name
+        assert path.suffix == ".md" or max(map(len, lines)) <= 100, path.name
+
+
+def test_the_plugin_has_the_names_that_the_parser_looks_up() -> None:
+    """A node without `plugin_version` and `plugin_namespace` means version "1" and no namespace."""
+    text = (SOURCES / "nearest_codebook_plugin.h").read_text()
+    names = dict(re.findall(r'char const\* (kPlugin\w+) = "(.*)";', text))
+    assert names == {
+        "kPluginName": OP_NAME,
+        "kPluginVersion": str(OP_VERSION),
+        "kPluginNamespace": "",
+    }
+
+
+def test_the_plugin_compiles_without_a_warning(tensorrt_include: Path, tmp_path: Path) -> None:
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-c"]
+    includes = ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include())]
+    source = str(SOURCES / "nearest_codebook_plugin.cpp")
+    subprocess.run(
+        [host_compiler(), *flags, *includes, source, "-o", str(tmp_path / "plugin.o")], check=True
+    )
+
+
+@pytest.fixture(scope="module")
+def plugin(tensorrt_include: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The plugin over the emulated kernel, called as TensorRT calls it."""
+    folder = tmp_path_factory.mktemp("plugin")
+    compile_for_cpu(folder)
+    for name in ("plugin_caller.cpp", "device.cuh"):
+        shutil.copy(EMULATION / name, folder)
+    includes = ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include())]
+    sources = ["nearest_codebook_plugin.cpp", "plugin_caller.cpp", "emulated.so"]
+    command = [host_compiler(), "-std=c++17", "-shared", "-fPIC", *includes, *sources]
+    origin = "-Wl,-rpath,$ORIGIN"
+    subprocess.run([*command, origin, "-o", "plugin.so"], check=True, cwd=folder)
+    return ctypes.CDLL(str(folder / "plugin.so"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("metric", [*get_args(Metric), None])
+@pytest.mark.parametrize("rows", [0, 9])
+def test_the_plugin_survives_a_round_trip_and_computes(
+    plugin: ctypes.CDLL, rows: int, metric: Any, dtype: Any
+) -> None:
+    """Created from a node, cloned, serialised, created again, attached, run. No metric means l2."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, 24)).astype(dtype)
+    codebook = random.normal(size=(5, 24)).astype(dtype)
+    indices, margin = np.full(rows, -7, np.int32), np.full(rows, -7, np.float32)
+    space = aligned_array(4096, np.uint8, 16)
+    status = plugin.run_plugin(
+        *(metric.encode() if metric else None, DTYPES.index(dtype)),
+        *(ctypes.c_void_p(a.ctypes.data) for a in (x, codebook)),
+        *(ctypes.c_int64(n) for n in (rows, 5, 24)),
+        *(ctypes.c_void_p(a.ctypes.data) for a in (indices, margin, space)),
+    )
+    assert status == 0
+    wanted, wanted_margin = nearest_codebook(x, codebook, metric or "l2")
+    np.testing.assert_array_equal(indices, wanted)
+    np.testing.assert_allclose(margin, wanted_margin, rtol=1e-3, atol=1e-4)
+
+
+def test_the_plugin_refuses_a_metric_it_does_not_know(plugin: ctypes.CDLL) -> None:
+    assert plugin.creates(b"manhattan") == 0
+    assert plugin.creates(b"l2") == 1
+    assert plugin.creates(b"l2l2") == 0
+
+
+def test_the_plugin_supports_each_float_type_and_no_other(plugin: ctypes.CDLL) -> None:
+    for code in DTYPES:
+        assert plugin.supports(DTYPES.index(code), DTYPES.index(code)) == 1
+    assert plugin.supports(0, 1) == 0  # rows float32, codes float16
+    assert plugin.supports(3, 3) == 0  # int8

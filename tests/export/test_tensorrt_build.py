@@ -1,0 +1,204 @@
+"""Engines from a bundle's encoder, in a process of its own, with a fake TensorRT in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from fake_tensorrt import FakeTensorRT
+from tiny_bundle import fill_folder, tiny_facts, tiny_quantizer
+from tiny_engine import ENGINE_OUTPUTS, tiny_encoder, write_tiny_onnx
+
+from vqedge.bundle import bundle_writer, open_bundle
+from vqedge.engines import cached_engine, cached_plugin
+from vqedge.errors import BackendUnavailable, ExportError
+from vqedge.files import file_sha256
+from vqedge_export.tensorrt import build
+from vqedge_export.tensorrt.build import Source, engine_from_onnx, offer_of
+from vqedge_export.tensorrt.into_bundle import build_into_bundle
+from vqedge_export.tensorrt.job import Job, Outcome
+from vqedge_export.tensorrt.library import Library
+from vqedge_export.tensorrt.options import BuildOptions
+from vqedge_export.tensorrt.worker import outcome_of
+
+SITE = Path(__file__).parents[1] / "fakes"
+RTX = BuildOptions(precision="fp32", capabilities=("8.6",))
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real building process, with the fake for `import tensorrt`."""
+    paths = [str(SITE / "site"), str(SITE), *sys.path]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+    monkeypatch.setenv("FAKE_TENSORRT", "1.7.1.116")
+
+
+class Installed:
+    """The fake in this process: which version is there, and how many engines it built."""
+
+    def __init__(self) -> None:
+        self.version, self.engines = "1.7.1.116", 0
+        self.capability: str | None = "8.7"
+
+    def run(self, job: Job) -> Outcome:
+        library = Library(
+            FakeTensorRT(self.version, rtx=job.flavour == "tensorrt-rtx"), job.flavour
+        )
+        self.engines += job.onnx is not None
+        outcome = outcome_of(job, library)
+        assert outcome.offer is not None
+        offer = replace(outcome.offer, compute_capability=self.capability)
+        return outcome.model_copy(update={"offer": offer})
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
+    there = Installed()
+    monkeypatch.setattr(build, "run_job", there.run)
+    return there
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
+    monkeypatch.setattr(build, "prepared", lambda model, *_, **__: model)
+    return Source(write_tiny_onnx(tmp_path / "encoder.onnx"), tiny_encoder(), tiny_quantizer())
+
+
+def test_an_engine_is_built_once_and_then_taken_from_the_cache(
+    source: Source, installed: Installed
+) -> None:
+    path, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    assert path.is_file() and path.stem == record.key
+    assert record.tensorrt_version == "1.7.1.116" and record.compute_capability == "8.6"
+    assert record.onnx_sha256 == file_sha256(source.onnx)
+    assert record.inputs == source.encoder.inputs and record.outputs == ENGINE_OUTPUTS
+    assert engine_from_onnx(source, "tensorrt-rtx", RTX) == (path, record)
+    assert installed.engines == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "fp16"},
+        {"capabilities": ("8.9",)},
+        {"optimization_level": 4},
+        {"workspace_mb": 9},
+    ],
+)
+def test_every_option_makes_another_engine(
+    source: Source, installed: Installed, changes: dict[str, Any]
+) -> None:
+    _, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    _, other = engine_from_onnx(source, "tensorrt-rtx", replace(RTX, **changes))
+    assert other.key != record.key and installed.engines == 2
+
+
+def test_another_encoder_or_version_makes_another_engine(
+    source: Source, installed: Installed
+) -> None:
+    _, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    installed.version = "1.8.0"
+    _, newer = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    assert newer.tensorrt_version == "1.8.0" and newer.key != record.key
+    model = onnx.load(str(source.onnx))
+    model.doc_string = "another"
+    source.onnx.write_bytes(model.SerializeToString())
+    _, other = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    assert other.onnx_sha256 != record.onnx_sha256 and other.key not in (record.key, newer.key)
+
+
+def test_a_damaged_engine_in_the_cache_is_built_again(source: Source, installed: Installed) -> None:
+    path, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    again, _ = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    assert again.read_bytes() == whole and installed.engines == 2
+    assert cached_engine(record.key) is not None
+
+
+def test_tensorrt_needs_the_gpu_it_builds_for(source: Source, installed: Installed) -> None:
+    installed.version, installed.capability = "10.3.0", None
+    with pytest.raises(ExportError, match="TensorRT builds on the GPU that it builds for"):
+        engine_from_onnx(source, "tensorrt", BuildOptions())
+
+
+def test_the_plugin_is_kept_where_the_runtime_looks_for_it(
+    source: Source, installed: Installed, tmp_path: Path
+) -> None:
+    installed.version = "10.3.0"
+    plugin = tmp_path / "plugin.so"
+    plugin.write_bytes(b"elf")
+    _, record = engine_from_onnx(source, "tensorrt", BuildOptions(), plugin)
+    assert record.plugin_sha256 == file_sha256(plugin)
+    assert cached_plugin(file_sha256(plugin)).read_bytes() == b"elf"
+    _, without = engine_from_onnx(source, "tensorrt", BuildOptions())
+    assert without.plugin_sha256 is None and without.key != record.key
+
+
+def test_free_frames_are_described_in_the_record(
+    source: Source, installed: Installed, tmp_path: Path
+) -> None:
+    frames, budget = source.encoder.inputs
+    free = frames.model_copy(update={"shape": ("t", *frames.shape[1:])})
+    path = write_tiny_onnx(tmp_path / "free.onnx", free_frames=True)
+    encoder = tiny_encoder(inputs=(free, budget))
+    _, record = engine_from_onnx(Source(path, encoder, source.quantizer), "tensorrt-rtx", RTX)
+    (profile,) = record.profiles
+    assert (profile.min, profile.opt, profile.max) == ((1, 4, 4, 3), (2, 4, 4, 3), (2, 4, 4, 3))
+
+
+def test_the_building_process_builds(source: Source, process: None) -> None:
+    path, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
+    assert b'"made_by": "1.7.1.116"' in path.read_bytes()
+    assert record.outputs == ENGINE_OUTPUTS
+
+
+def test_a_native_abort_becomes_one_line(
+    source: Source, process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "1.7.1.116 abort")
+    with pytest.raises(ExportError) as caught:
+        engine_from_onnx(source, "tensorrt-rtx", RTX)
+    line = str(caught.value)
+    assert "tensorrt-rtx: the building process died of SIGABRT" in line
+    assert "Assertion failed: kernel | second line" in line and "\n" not in line
+    assert not list(source.onnx.parent.glob("cache/engines/*"))
+
+
+def test_a_library_that_does_not_load_is_unavailable(
+    process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_TENSORRT", "10.3.0 missing")
+    with pytest.raises(BackendUnavailable, match=r"tensorrt cannot be loaded \(libnvinfer\.so\.10"):
+        offer_of("tensorrt")
+
+
+def test_an_engine_goes_into_a_bundle_and_takes_the_place_of_what_it_supersedes(
+    source: Source, installed: Installed, tmp_path: Path
+) -> None:
+    with bundle_writer(tmp_path / "t.vqedge") as draft:
+        fill_folder(draft.folder)
+        (draft.folder / "encoder.onnx").write_bytes(source.onnx.read_bytes())
+        root = draft.finish(tiny_facts(encoder=source.encoder)).root
+    for version in ("1.7.1.116", "1.8.0"):
+        installed.version = version
+        build_into_bundle(root, "tensorrt-rtx", RTX)
+    newest = build_into_bundle(root, "tensorrt-rtx", replace(RTX, precision="fp16"))[1]
+    bundle = open_bundle(root)
+    assert [(item.tensorrt_version, item.precision) for item in bundle.manifest.engines] == [
+        ("1.8.0", "fp16"),
+        ("1.8.0", "fp32"),
+    ]
+    assert bundle.manifest.engines[0] == newest
+    assert (bundle.path_of("encoder")).read_bytes() == source.onnx.read_bytes()
+    assert len(list((root / "engines").iterdir())) == 2

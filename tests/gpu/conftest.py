@@ -1,0 +1,43 @@
+"""The kernel compiled for this machine's GPU, and a table of what was compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_table import Table
+
+from vqedge.errors import BackendUnavailable
+from vqedge.model.nearest_codebook_cuda import Kernel
+from vqedge_export.tensorrt.plugin_build import kernel_library
+
+_TABLE = pytest.StashKey[Table]()
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """Built anew each session, so that the sources in this tree are what is tested."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no NVIDIA GPU")
+    cache: Path = tmp_path_factory.mktemp("kernel")
+    try:
+        return Kernel(kernel_library(cache=cache))
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def table(request: pytest.FixtureRequest) -> Iterator[Table]:
+    """Rows put here are printed at the end of the run."""
+    yield request.config.stash.setdefault(_TABLE, Table())
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    table = config.stash.get(_TABLE, None)
+    if table is not None and table.rows:
+        terminalreporter.section(f"NearestCodebook on {torch.cuda.get_device_name()}")
+        terminalreporter.write_line(table.text())

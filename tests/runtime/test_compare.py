@@ -1,0 +1,55 @@
+"""Two backends against each other, in ids and margins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vqedge_runtime.compare import compared
+from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.tokens import TokenSet
+
+CLIP = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+
+
+class Turned(FakeEncoder):
+    """Gives the first patches of every clip another id, at a margin of its own choice."""
+
+    def __init__(self, patches: int) -> None:
+        super().__init__()
+        self.patches = patches
+
+    def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
+        right = super().encode(frames_thwc, budget)
+        index_map = right.index_map.copy()
+        index_map.flat[: self.patches] += 1
+        return TokenSet(right.rows * 2.0, index_map, right.mask, right.margin)
+
+
+class Unsure(FakeEncoder):
+    """All its choices are close calls but for the first patch."""
+
+    def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
+        sure = super().encode(frames_thwc, budget)
+        margin = np.full_like(sure.margin, 1e-4)
+        margin.flat[0] = 0.25
+        return TokenSet(sure.rows, sure.index_map, sure.mask, margin)
+
+
+def test_equal_backends_have_nothing_to_report() -> None:
+    figures = compared(FakeEncoder(), FakeEncoder(), [(CLIP, 4), (CLIP, 2)])
+    assert (figures.clips, figures.clips_same) == (2, 2)
+    assert figures.ids_differ == figures.safe_ids_differ == figures.margin_where_ids_differ == 0.0
+    assert figures.token_cosine == pytest.approx(1.0)
+    assert figures.token_cosine_mean == pytest.approx(1.0)
+    assert figures.backend == figures.reference == "fake encoder"
+
+
+def test_turned_ids_are_counted_with_the_margins_they_had_in_the_reference() -> None:
+    figures = compared(Unsure(), Turned(8), [(CLIP, 4)])
+    assert figures.clips_same == 0 and figures.token_cosine is None
+    assert figures.ids_differ == 8 / 512
+    assert figures.safe_ids_differ == 1 / 512, "only the first of them was a safe choice"
+    assert figures.margin_where_ids_differ == 0.25
+    assert figures.token_cosine_mean == pytest.approx(1.0), "a length is not a direction"

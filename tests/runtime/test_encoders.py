@@ -1,0 +1,199 @@
+"""Backends by name: what is missing is said, nothing falls back silently, the fastest is chosen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import tiny_facts, write_bundle
+
+from vqedge.bundle import Bundle, VariantRecord, bundle_writer
+from vqedge.errors import BackendUnavailable, BundleError
+from vqedge_runtime.encoders import (
+    ENCODERS,
+    EncoderBackend,
+    Missing,
+    auto,
+    encoder_path,
+    open_encoder,
+    ort,
+)
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.providers import PROVIDERS, missing_provider
+from vqedge_runtime.tokens import TokenSet
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    return write_bundle(tmp_path / "a.vqedge")
+
+
+def test_an_unknown_name_lists_the_known_ones(bundle: Bundle) -> None:
+    with pytest.raises(BackendUnavailable, match="'cuda'; there is: auto, onnxruntime, "):
+        open_encoder("cuda", bundle)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_backend_can_run_or_says_what_is_missing_and_the_fix(name: str) -> None:
+    lacking = ENCODERS[name].missing()
+    assert lacking is None or ("pip install" in lacking.fix and lacking.why)
+    if name.startswith("onnxruntime") and "-" not in name:
+        assert lacking is None
+
+
+def test_a_backend_that_is_missing_is_refused_before_anything_is_loaded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = EncoderBackend(lambda *_: pytest.fail("opened"), lambda: Missing("gone", "install it"))
+    monkeypatch.setitem(ENCODERS, "openvino", here)
+    with pytest.raises(BackendUnavailable, match="encoder backend openvino: gone; install it"):
+        open_encoder("openvino", bundle)
+
+
+def test_a_provider_of_another_build_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    lacking = missing_provider("CUDA")
+    assert lacking and "built without CUDAExecutionProvider" in lacking.why
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert missing_provider("CUDA") is None
+
+
+class HandedToTheCpu:
+    """What ONNX Runtime does when a provider does not start: a session, on the CPU."""
+
+    def __init__(self, *_: Any, **options: Any) -> None:
+        assert options["enable_fallback"] == 0
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort.ort, "InferenceSession", HandedToTheCpu)
+    with pytest.raises(BackendUnavailable, match=r"CUDA does not start.*gave the graph to the CPU"):
+        ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["CUDA"])
+
+
+def test_a_file_that_is_no_graph_is_the_bundles_fault(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load it"):
+        open_encoder("onnxruntime", bundle)
+
+
+def test_a_precision_that_the_bundle_does_not_hold_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BackendUnavailable, match=r"no encoder in int8 \(only fp32\)"):
+        encoder_path(bundle, "int8")
+
+
+def test_a_variant_is_found_by_its_precision(tmp_path: Path) -> None:
+    variant = VariantRecord(file="encoder.int8.onnx", precision="int8")
+    encoder = tiny_facts().encoder.model_copy(update={"variants": (variant,)})
+    with bundle_writer(tmp_path / "b.vqedge") as draft:
+        for name in ("encoder.onnx", "encoder.int8.onnx", "llm.gguf"):
+            (draft.folder / name).write_bytes(b"x")
+        opened = draft.finish(tiny_facts(encoder=encoder))
+    assert encoder_path(opened, "int8") == opened.root / "encoder.int8.onnx"
+    roles = {file.path: file.role for file in opened.manifest.files}
+    assert roles["encoder.int8.onnx"] == "encoder-variant"
+
+
+# ---- auto
+
+
+class Timed(FakeEncoder):
+    """A fake that takes its time, and counts how often it was opened."""
+
+    def __init__(self, label: str, seconds: float, opened: list[str]) -> None:
+        super().__init__()
+        self.label, self.seconds = label, seconds
+        opened.append(label)
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def encode(self, frames_thwc: np.ndarray, budget: int) -> TokenSet:
+        time.sleep(self.seconds)
+        return super().encode(frames_thwc, budget)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three backends, the second fastest, the third broken; what was opened."""
+    opened: list[str] = []
+
+    def broken(*_: Any) -> Any:
+        raise BackendUnavailable("no driver")
+
+    def timed(label: str, seconds: float) -> Any:
+        return lambda *_: Timed(label, seconds, opened)
+
+    rows = {"onnxruntime": timed("slow", 0.03), "openvino": timed("quick", 0.001)}
+    for name, opens in (rows | {"onnxruntime-cuda": broken}).items():
+        monkeypatch.setitem(ENCODERS, name, EncoderBackend(opens, lambda: None))
+    return opened
+
+
+def test_the_fastest_is_measured_once_chosen_and_announced(
+    bundle: Bundle, opened: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = open_encoder("auto", bundle)
+    assert encoder.name == "quick (auto: fastest of 2 here)"
+    assert "measuring openvino, onnxruntime-cuda, onnxruntime on this machine, once" in caplog.text
+    assert "onnxruntime-cuda does not run: no driver" in caplog.text
+    assert sorted(opened) == ["quick", "quick", "slow"]
+    opened.clear()
+    caplog.clear()
+    assert open_encoder("auto", bundle).name == encoder.name
+    assert opened == ["quick"] and not caplog.text
+
+
+@pytest.mark.parametrize("change", ["threads", "versions", "bundle", "damage"])
+def test_another_machine_or_bundle_or_a_damaged_file_is_measured_again(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
+    open_encoder("auto", bundle, 1)
+    opened.clear()
+    threads = 1
+    if change == "threads":
+        threads = 2
+    elif change == "versions":
+        monkeypatch.setattr(auto, "version", lambda _: "99")
+    elif change == "bundle":
+        with bundle_writer(tmp_path / "b.vqedge") as draft:
+            for name in ("encoder.onnx", "llm.gguf"):
+                (draft.folder / name).write_bytes(b"another")
+            bundle = draft.finish(tiny_facts())
+    else:
+        (tmp_path / "cache" / "backends.json").write_text('{"machines": 3}')
+    open_encoder("auto", bundle, threads)
+    assert "slow" in opened
+
+
+def test_one_candidate_is_taken_without_measuring(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "CANDIDATES", ("onnxruntime",))
+    assert open_encoder("auto", bundle).name == "slow (auto: the only one here)"
+    assert opened == ["slow"]
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "file" / "below"))
+    assert open_encoder("auto", bundle).name.startswith("quick")
+
+
+def test_nothing_that_runs_is_an_error_with_the_reasons(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = EncoderBackend(lambda *_: pytest.fail("opened"), lambda: Missing("gone", "install"))
+    for name in auto.CANDIDATES:
+        monkeypatch.setitem(ENCODERS, name, gone)
+    with pytest.raises(BackendUnavailable, match="vqedge doctor"):
+        open_encoder("auto", bundle)

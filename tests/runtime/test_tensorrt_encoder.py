@@ -1,0 +1,250 @@
+"""The TensorRT encoder on a fake GPU: what it allocates, runs, records and frees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT
+from tiny_bundle import tiny_facts, write_bundle
+from tiny_engine import (
+    CODES,
+    ENGINE_OUTPUTS,
+    FRAMES,
+    GRID,
+    INPUTS,
+    SIZE,
+    WIDTH,
+    tiny_encoder,
+)
+
+from vqedge.bundle import Bundle, EngineRecord, ProfileRecord, rewritten
+from vqedge.engines import Flavour, encoder_sha256, plugin_folder
+from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.files import file_sha256
+from vqedge_runtime.encoders import ENCODERS, open_encoder
+from vqedge_runtime.encoders.tensorrt import TensorRTEncoder
+
+FRAMES_THWC = np.arange(FRAMES * SIZE * SIZE * 3, dtype=np.uint8).reshape(FRAMES, SIZE, SIZE, 3)
+
+
+def program(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Codes that depend on all frames and the budget."""
+    budget, frames = int(inputs["budget"]), inputs["frames"].astype(np.float32)
+    return {
+        "codes": frames.sum() + np.arange(CODES * WIDTH).reshape(CODES, WIDTH),
+        "index_map": frames.reshape(FRAMES, GRID, GRID, -1).max(axis=-1) % max(budget, 1),
+        "mask": np.arange(CODES) < budget,
+        "margin": 0.5,
+    }
+
+
+class Rig:
+    """A bundle with one engine, a fake TensorRT and a fake GPU."""
+
+    def __init__(self, folder: Path, flavour: Flavour = "tensorrt", **changes: Any) -> None:
+        self.gpu, self.flavour = FakeCuda(), flavour
+        version = "10.3.0" if flavour == "tensorrt" else "1.7.1.116"
+        self.trt = FakeTensorRT(version, self.gpu, rtx=flavour == "tensorrt-rtx")
+        self.trt.program = program
+        bundle = write_bundle(folder / "t.vqedge", facts=tiny_facts(encoder=tiny_encoder()))
+        values: dict[str, Any] = {
+            "key": "k",
+            "file": "engines/k.engine",
+            "tensorrt_flavour": flavour,
+            "tensorrt_version": version,
+            "compute_capability": "8.6,8.7",
+            "plugin_sha256": None,
+            "onnx_sha256": encoder_sha256(bundle),
+            "precision": "fp16",
+            "version_compatible": False,
+            "hardware_compatible": False,
+            "inputs": INPUTS,
+            "outputs": ENGINE_OUTPUTS,
+            "profiles": (),
+        }
+        record = EngineRecord(**values | changes)
+        self.bundle: Bundle = rewritten(bundle, {record.file: self.plan()}, (record,))
+
+    def plan(self, **types: str) -> bytes:
+        names = {"uint8": "UINT8", "int64": "INT64", "float32": "FLOAT", "int32": "INT32"}
+        names["float16"] = "HALF"
+        tensors = [
+            (item.name, types.get(item.name, names.get(item.dtype, "BOOL")), item.shape, is_in)
+            for group, is_in in ((INPUTS, True), (ENGINE_OUTPUTS, False))
+            for item in group
+        ]
+        return json.dumps({"tensors": tensors}).encode()
+
+    def with_plan(self, plan: bytes) -> Rig:
+        self.bundle = rewritten(self.bundle, {"engines/k.engine": plan})
+        return self
+
+    def open(self) -> TensorRTEncoder:
+        return TensorRTEncoder(self.bundle, self.flavour, self.trt, self.gpu)
+
+
+def assert_encodes(encoder: TensorRTEncoder, frames: Any, budget: int) -> None:
+    found = encoder.encode(frames, budget)
+    wanted = program({"frames": frames, "budget": budget})
+    assert np.array_equal(found.values, wanted["codes"].astype(np.float16)[:budget])
+    assert (
+        np.array_equal(found.index_map, wanted["index_map"]) and found.index_map.dtype == np.int32
+    )
+    assert found.count == budget and found.ids is None
+    assert found.margin is not None and (found.margin == 0.5).all()
+
+
+def test_it_encodes_and_says_what_ran(tmp_path: Path) -> None:
+    encoder = Rig(tmp_path).open()
+    assert encoder.name == "tensorrt 10.3.0 SM 8.7 fp16"
+    assert_encodes(encoder, FRAMES_THWC, 2)
+
+
+def test_after_the_first_run_it_replays_a_graph_with_new_inputs(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    encoder = rig.open()
+    assert_encodes(encoder, FRAMES_THWC, 2)
+    assert rig.gpu.launches == 0
+    assert_encodes(encoder, FRAMES_THWC[:, ::-1], 3)
+    assert_encodes(encoder, FRAMES_THWC, 1)
+    assert rig.gpu.launches == 2
+    assert encoder.name == "tensorrt 10.3.0 SM 8.7 fp16"
+
+
+def test_results_belong_to_the_caller(tmp_path: Path) -> None:
+    encoder = Rig(tmp_path).open()
+    first = encoder.encode(FRAMES_THWC, 2)
+    assert first.margin is not None
+    kept = first.values.copy(), first.index_map.copy(), first.margin.copy()
+    encoder.encode(np.zeros_like(FRAMES_THWC), 3)
+    encoder.close()
+    assert all(map(np.array_equal, kept, (first.values, first.index_map, first.margin)))
+
+
+def test_closing_frees_everything_and_twice_is_fine(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    encoder = rig.open()
+    assert_encodes(encoder, FRAMES_THWC, 2)
+    assert rig.gpu.alive == 1 + 1 + 1 + 2 * 6, "context, stream, graph, device and host memory"
+    encoder.close()
+    assert rig.gpu.alive == 0
+    encoder.close()
+    assert rig.gpu.alive == 0
+    with pytest.raises(BackendUnavailable, match="the encoder is closed"):
+        encoder.encode(FRAMES_THWC, 2)
+
+
+@pytest.mark.parametrize("reason", ["capture", "work", "rtx"])
+def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(
+    tmp_path: Path, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(tmp_path, "tensorrt-rtx" if reason == "rtx" else "tensorrt")
+    rig.gpu.cannot_capture = reason == "capture"
+    rig.trt.capturable = reason == "capture"
+    encoder = rig.open()
+    for budget in (1, 2, 3):
+        assert_encodes(encoder, FRAMES_THWC, budget)
+    assert rig.gpu.launches == 0
+    assert encoder.name.endswith("fp16, no CUDA graph")
+    assert caplog.text.count("cannot be captured") == 1, "tried once"
+    encoder.close()
+    assert rig.gpu.alive == 0
+
+
+def test_a_failing_run_is_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    encoder = rig.open()
+    rig.trt.fails_to_run = True
+    with pytest.raises(BundleError, match=r"engines/k\.engine: TensorRT failed"):
+        encoder.encode(FRAMES_THWC, 2)
+    encoder.close()
+    assert rig.gpu.alive == 0
+
+
+def test_an_engine_that_tensorrt_refuses_is_named_and_nothing_leaks(tmp_path: Path) -> None:
+    rig = Rig(tmp_path).with_plan(b"not a plan")
+    with pytest.raises(BundleError, match="TensorRT refuses the engine: magic tag does not match"):
+        rig.open()
+    assert rig.gpu.alive == 0
+
+
+def test_no_room_for_a_context_is_said(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.trt.out_of_memory = True
+    with pytest.raises(BackendUnavailable, match="no execution context"):
+        rig.open()
+    assert rig.gpu.alive == 0
+
+
+def test_a_manifest_that_lies_about_types_is_refused(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.with_plan(rig.plan(codes="FLOAT"))
+    with pytest.raises(BundleError, match="engine and manifest disagree about codes float"):
+        rig.open()
+    assert rig.gpu.alive == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"compute_capability": "8.6"}, r"made for SM 8\.6, this GPU is 8\.7"),
+        ({"tensorrt_version": "10.4.0"}, r"made by tensorrt 10\.4\.0, here is 10\.3\.0"),
+        ({"onnx_sha256": "c" * 64}, "stale: made from another encoder"),
+    ],
+)
+def test_a_stale_or_foreign_engine_never_runs(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    rig = Rig(tmp_path, **changes)
+    with pytest.raises(BackendUnavailable, match=reason):
+        rig.open()
+    assert rig.trt.runtime is None and rig.gpu.alive == 0
+
+
+def test_a_plugin_is_loaded_before_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    library = tmp_path / "plugin.so"
+    library.write_bytes(b"elf")
+    sha256 = file_sha256(library)
+    rig = Rig(tmp_path, plugin_sha256=sha256)
+    with pytest.raises(BackendUnavailable, match="needs the plugin library"):
+        rig.open()
+    plugin_folder().mkdir(parents=True)
+    kept = library.rename(plugin_folder() / f"{sha256}.so")
+    rig.open().close()
+    assert rig.trt.registry.loaded == [str(kept)]
+    assert not rig.trt.runtime.engine_host_code_allowed
+
+
+def test_a_version_compatible_engine_brings_its_plugin(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, plugin_sha256="d" * 64, version_compatible=True)
+    rig.open().close()
+    assert rig.trt.registry.loaded == [] and rig.trt.runtime.engine_host_code_allowed
+
+
+def test_free_frames_take_the_usual_shape(tmp_path: Path) -> None:
+    shape = (FRAMES, SIZE, SIZE, 3)
+    profile = ProfileRecord(input="frames", min=(1, SIZE, SIZE, 3), opt=shape, max=shape)
+    rig = Rig(tmp_path, profiles=(profile,))
+    plan = json.loads(rig.plan())
+    plan["tensors"][0][2] = [-1, SIZE, SIZE, 3]
+    assert_encodes(rig.with_plan(json.dumps(plan).encode()).open(), FRAMES_THWC, 2)
+
+
+def test_both_flavours_are_in_the_table_and_say_what_is_missing(tmp_path: Path) -> None:
+    assert {"tensorrt", "tensorrt-rtx"} <= ENCODERS.keys()
+    rig = Rig(tmp_path)
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        with pytest.raises(BackendUnavailable, match=r"pip install 'vqedge\[tensorrt\]'"):
+            open_encoder("tensorrt", rig.bundle.path_of("encoder"))
+    else:
+        pytest.skip("TensorRT is installed")

@@ -1,0 +1,82 @@
+"""`vqedge check --videos`: what lighter encoders change on real clips, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.bundle import Bundle
+from vqedge.commands.frames import read_frames
+from vqedge.commands.output import say
+from vqedge.errors import ConfigError, VideoError
+from vqedge_export.flips import OnnxReader, Reading, compared
+from vqedge_export.report import VariantParity
+from vqedge_runtime.encoders import ENCODERS, encoder_path
+
+Frames = npt.NDArray[np.uint8]
+Reader = Callable[[Frames, int], Reading]
+
+
+def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str, VariantParity]:
+    """Compare every lighter encoder that can run here with the one in float32, by backend.
+
+    Args:
+        bundle: holds the encoders.
+        folder: of videos; files that do not decode are left out.
+        limit: most clips.
+
+    Raises:
+        ConfigError: the folder has no video, or there is nothing to compare.
+    """
+    budget = bundle.manifest.quantizer.default_budget
+    readers = _readers(bundle)
+    if not readers:
+        raise ConfigError(
+            f"{bundle.root}: no lighter encoder to compare; assemble it with --precision int8, "
+            "or pip install 'vqedge[openvino]'"
+        )
+    clips = list(_clips(bundle, folder, limit))
+    if not clips:
+        raise ConfigError(f"{folder}: no file in it is a video; give a folder of videos")
+    say(f"comparing {', '.join(readers)} with onnxruntime on {len(clips)} clips")
+    reference = OnnxReader(bundle.path_of("encoder"))
+    wanted = [reference(clip, budget) for clip in clips]
+    return {
+        name: compared(wanted, (reader(clip, budget) for clip in clips))
+        for name, reader in readers.items()
+    }
+
+
+def _readers(bundle: Bundle) -> dict[str, Reader]:
+    readers: dict[str, Reader] = {}
+    if any(item.precision == "int8" for item in bundle.manifest.encoder.variants):
+        readers["onnxruntime-int8"] = OnnxReader(encoder_path(bundle, "int8"))
+    if ENCODERS["openvino"].missing() is None:
+        readers["openvino"] = _openvino_reader(bundle)
+    return readers
+
+
+def _openvino_reader(bundle: Bundle) -> Reader:
+    from vqedge_runtime.encoders.openvino import OpenVinoEncoder
+
+    def read(frames: Frames, budget: int) -> Reading:
+        ids = encoder.encode(frames, budget).index_map.reshape(-1)
+        return Reading(encoder.features(frames).copy(), ids)
+
+    encoder = OpenVinoEncoder(bundle.path_of("encoder"))
+    return read
+
+
+def _clips(bundle: Bundle, folder: Path, limit: int | None) -> Iterator[Frames]:
+    spec, found = bundle.manifest.encoder, 0
+    for path in sorted(folder.iterdir()):
+        if found == limit:
+            return
+        try:
+            yield read_frames(path, spec.frames, spec.size)
+        except VideoError:
+            continue
+        found += 1

@@ -1,0 +1,61 @@
+"""Loading a TensorRT, and hearing what it has to say; shared by who builds and who runs engines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from vqedge.engines import MODULES, Flavour
+from vqedge.errors import BackendUnavailable
+
+logger = logging.getLogger(__name__)
+
+_FIRST_ERRORS = 3  # the first one names the cause, later ones its consequences
+_LONGEST = 400
+
+
+def tensorrt_module(flavour: Flavour) -> Any:
+    """The Python module of a TensorRT.
+
+    Raises:
+        BackendUnavailable: it is not installed, or its libraries cannot be loaded.
+    """
+    try:
+        return import_module(MODULES[flavour])
+    except (ImportError, OSError) as error:
+        reason = one_line([str(error)])
+        raise BackendUnavailable(
+            f"{flavour} cannot be loaded ({reason}); Jetson brings it with JetPack, elsewhere: "
+            f"pip install 'vqedge[{flavour}]'"
+        ) from error
+
+
+def new_log(trt: Any) -> Any:
+    """A logger for TensorRT that keeps its errors; `last_words()` gives them in one line."""
+    severity = trt.ILogger.Severity
+    bad = (severity.ERROR, severity.INTERNAL_ERROR)
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in bad:
+                self.errors.append(message)
+                logger.error(message)
+            else:
+                logger.debug(message)
+
+        def last_words(self) -> str:
+            return one_line(self.errors[:_FIRST_ERRORS]) or "it gives no reason"
+
+    return Log()
+
+
+def one_line(texts: Iterable[str]) -> str:
+    """What a library said, as one line that is not too long."""
+    line = " ".join(" ".join(texts).split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
