@@ -1,6 +1,6 @@
 """Measures `.vqt` files: are answers and rows those of the video, and how large are the files?
 
-    python scripts/_vqt.py BUNDLE [--clips 300] [--videos FOLDER] [--write]
+    python scripts/_vqt.py BUNDLE [--clips 300] [--videos FOLDER] [--threads N] [--write]
 
 Clips are held out (the synthetic suite's). One process encodes them, asks one question each and
 saves files; another one, which never sees a frame, reads the files and asks the same. Sizes with a
@@ -32,6 +32,7 @@ from vqedge.data.suites import SYNTHETIC_SEED
 from vqedge_runtime import Video, VideoQA
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.vqt import Header, Segment, open_vqt, vqt_bytes
+from vqedge_runtime.vqt.header import HEADER_BYTES
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs/measured/vqt.json"
@@ -60,10 +61,12 @@ def encoded(qa: VideoQA, count: int, folder: Path) -> Iterator[tuple[str, Video]
         yield path.name, qa.encode(path)
 
 
-def save_and_ask(bundle: Path, count: int, folder: Path, out: Path) -> dict[str, Any]:
+def save_and_ask(
+    bundle: Path, count: int, folder: Path, out: Path, threads: int | None
+) -> dict[str, Any]:
     """The way of the video: key of the rows and answer, by name; files go to `out`."""
     asked, found = questions(count), {}
-    with VideoQA.open(bundle) as qa:
+    with VideoQA.open(bundle, threads=threads) as qa:
         for number, (name, video) in enumerate(encoded(qa, count, folder)):
             qa.save(video, out / f"{name}.vqt")
             question = asked[number] if number < count else FALLBACK
@@ -73,21 +76,25 @@ def save_and_ask(bundle: Path, count: int, folder: Path, out: Path) -> dict[str,
     return found
 
 
-def read_and_ask(bundle: Path, folder: Path, found: dict[str, Any], results: Any) -> None:
+def read_and_ask(
+    bundle: Path, folder: Path, found: dict[str, Any], threads: int | None, results: Any
+) -> None:
     """The way of the file, in a process of its own: rows and answers that are the same."""
     same: dict[str, tuple[bool, bool]] = {}
-    with VideoQA.open(bundle) as qa:
+    with VideoQA.open(bundle, threads=threads) as qa:
         for name, (key, question, answer) in found.items():
             video = qa.encode(folder / f"{name}.vqt")
             same[name] = video.tokens.key() == key, qa.ask(video, question).text == answer
     results.put(same)
 
 
-def compared(bundle: Path, folder: Path, found: dict[str, Any]) -> dict[str, tuple[bool, bool]]:
+def compared(
+    bundle: Path, folder: Path, found: dict[str, Any], threads: int | None
+) -> dict[str, tuple[bool, bool]]:
     """`read_and_ask` in a fresh interpreter."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=read_and_ask, args=(bundle, folder, found, results))
+    process = context.Process(target=read_and_ask, args=(bundle, folder, found, threads, results))
     process.start()
     same: dict[str, tuple[bool, bool]] = results.get()
     process.join()
@@ -104,7 +111,7 @@ def sizes_of(path: Path) -> dict[str, float]:
     return {
         "file": file.size_bytes,
         "file_with_ids": len(_with_ids(file.header, segment)),
-        "map_lzma": len(_with_ids(file.header, segment)) - len(_without_map(file.header, segment)),
+        "map_lzma": len(_with_ids(file.header, segment)) - _bytes_without_map(file.header, segment),
         "map_zlib": len(zlib.compress(bare, 9)),
         "map_bits": -(-index_map.size * bits // 8),
     }
@@ -118,11 +125,11 @@ def _with_ids(header: Header, segment: Segment) -> bytes:
     return vqt_bytes(learned, [replace(segment, codes=Codes(segment.codes.index_map, ids))])
 
 
-def _without_map(header: Header, segment: Segment) -> bytes:
-    """All of the file with ids but its map."""
+def _bytes_without_map(header: Header, segment: Segment) -> int:
+    """Of a file with ids: header, times, counts, ids, end mark, checksum."""
     ids_bytes = -(-segment.codes.count * LEVELS * (ENTRIES - 1).bit_length() // 8)
-    fixed = 170 + 4 + 16 + 8 * header.frames + 6 + 4 + 4
-    return bytes(fixed + ids_bytes)
+    fixed = HEADER_BYTES + 4 + 16 + 8 * header.frames + 6 + 4 + 4
+    return fixed + ids_bytes
 
 
 def summary(paths: list[Path]) -> dict[str, Any]:
@@ -145,12 +152,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--clips", type=int, default=300)
     parser.add_argument("--videos", type=Path, default=ROOT / "../shared/data/videos")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = save_and_ask(options.bundle, options.clips, options.videos, folder)
-        same = compared(options.bundle, folder, found)
+        found = save_and_ask(options.bundle, options.clips, options.videos, folder, options.threads)
+        same = compared(options.bundle, folder, found, options.threads)
         names = list(found)
         groups = {"held_out": names[: options.clips], "real": names[options.clips :]}
         document: dict[str, Any] = {

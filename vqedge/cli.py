@@ -138,6 +138,25 @@ def ask(
 
 
 @app.command()
+def chat(
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    bundle: BundleOption = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Ask question after question; the video is encoded and read once.
+
+    Example: vqedge chat clip.mp4 -m tiny.vqedge
+    """
+    from vqedge.commands.chat import chat as run
+
+    run(video, bundle, budget=budget, backend=backend, threads=threads)
+
+
+@app.command()
 def encode(
     videos: Annotated[
         list[Path], typer.Argument(help="Videos, folders of them, or - for standard input.")

@@ -17,7 +17,6 @@ from vqedge_runtime.vqt import (
     Segment,
     VqtFile,
     check_fit,
-    header_for,
     open_vqt,
     vqt_bytes,
 )
@@ -115,13 +114,3 @@ def _number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int
 
 def _us(seconds: float) -> int:
     return round(seconds * _MICROSECONDS)
-
-
-__all__ = [
-    "header_for",
-    "is_current",
-    "origin_from_path",
-    "read_stored",
-    "segment_from_codes",
-    "write_stored",
-]

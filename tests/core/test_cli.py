@@ -114,7 +114,9 @@ def test_there_is_a_help_file_for_every_command_and_no_other() -> None:
     assert sorted(path.stem for path in HELP.iterdir()) == sorted(["vqedge", *COMMANDS])
 
 
-@pytest.mark.parametrize("command", ["ask", "train", "export", "assemble", "eval"])
+@pytest.mark.parametrize(
+    "command", ["ask", "chat", "encode", "train", "export", "assemble", "eval"]
+)
 def test_help_has_an_example(command: str) -> None:
     assert f"Example: vqedge {command} " in (HELP / f"{command}.txt").read_text(encoding="utf-8")
 

@@ -51,10 +51,11 @@ def test_figures_are_those_of_docs_measured() -> None:
 
 
 def test_the_python_example_prints_what_its_comments_say(
-    bundle: Path, demo_clip: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, demo_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = blocks("python")[0]
     code = code.replace("build/tiny.vqedge", str(bundle)).replace("build/demo.mp4", str(demo_clip))
+    code = code.replace("build/demo.vqt", str(tmp_path / "demo.vqt"))
     exec(compile(code, "README.md", "exec"), {})
     expected = re.findall(r"print\(.*\)  # (.+)", code)
     assert expected

@@ -1,0 +1,89 @@
+"""`vqedge chat` with stand-ins for the models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_bundle
+
+from vqedge.commands.chat import HELP, Chat
+from vqedge.data.demo import write_demo
+from vqedge.errors import VideoError
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    write_demo(tmp_path / "demo.mp4")
+    return tmp_path / "demo.mp4"
+
+
+@pytest.fixture
+def qa(tmp_path: Path) -> VideoQA:
+    manifest = write_bundle(tmp_path / "fake.vqedge").manifest
+    return VideoQA(FakeEncoder(32, 576), FakeBridge(576), FakeLanguageModel(), manifest)
+
+
+def test_many_questions_about_a_video_that_is_encoded_once(
+    qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel) and isinstance(qa.encoder, FakeEncoder)
+    for text in ("A circle.", "Red."):
+        qa.llm.enqueue(text)
+    Chat(qa, clip, 8).talk(iter(["What moves?\n", "\n", "  What color? \n"]))
+    out, err = capsys.readouterr()
+    assert out == "A circle.\nRed.\n"
+    assert [question for _, question in qa.llm.calls] == ["What moves?", "What color?"]
+    assert len({key for key, _ in qa.llm.calls}) == 1 and qa.encoder.calls == 1
+    assert "demo.mp4: 3.0 s, 8 tokens" in err and "first token after" in err
+
+
+def test_commands(
+    qa: VideoQA, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    qa.llm.enqueue("Red.")
+    saved = tmp_path / "a.vqt"
+    lines = ["/tokens", f"/save {saved}", f"/video {saved}", "/help", "What?", "/quit", "never"]
+    Chat(qa, clip).talk(iter(lines))
+    out, err = capsys.readouterr()
+    assert out == "Red.\n"
+    assert "32 of 2048 visual tokens; patches of each: 0: 3.1%, 1: 3.1%" in err
+    assert f"{saved}: {saved.stat().st_size} bytes" in err
+    assert f"{saved}: 3.0 s, 32 tokens" in err
+    assert HELP in err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/nothing", "vqedge: /nothing: no such command; /help lists them"),
+        ("/video", "vqedge: /video: give a path"),
+        ("/save", "vqedge: /save: give a path"),
+        ("/video none.mp4", "vqedge: none.mp4: no such file"),
+        ("/save none/a.vqt", "vqedge: none/a.vqt: no such file"),
+    ],
+)
+def test_what_cannot_be_done_ends_nothing(
+    qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    qa.llm.enqueue("Red.")
+    Chat(qa, clip).talk(iter([line, "What?"]))
+    out, err = capsys.readouterr()
+    assert words in err and out == "Red.\n"
+
+
+def test_ids_are_shown(qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    qa.encoder = FakeEncoder(32, 576, levels=2)
+    Chat(qa, clip, 2).talk(iter(["/tokens"]))
+    assert "ids: [[0, 1], [2, 3]]" in capsys.readouterr().err
+
+
+def test_a_first_video_that_cannot_be_read(qa: VideoQA) -> None:
+    with pytest.raises(VideoError, match=r"none\.mp4: no such file"):
+        Chat(qa, Path("none.mp4"))

@@ -1,0 +1,125 @@
+"""`vqedge chat`: question after question about a video that is encoded and read once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from vqedge.budget import Budget, budget_from_text
+from vqedge.commands.output import bundle_or_default, result, say
+from vqedge.errors import ConfigError, VqedgeError
+from vqedge_runtime import Video, VideoQA
+
+HELP = """\
+/video PATH   talk about another video, or a .vqt
+/tokens       what the video became
+/save PATH    write it to a .vqt
+/help         this
+/quit         leave, as does the end of the input
+anything else is a question; each one stands alone"""
+
+
+def chat(
+    video: Path,
+    bundle: Path | None = None,
+    *,
+    budget: str | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Answer every line of standard input; what cannot be done is said and ends nothing.
+
+    Raises:
+        VideoError: the first video cannot be read.
+    """
+    with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
+        say(str(qa.backend))
+        Chat(qa, video, budget_from_text(budget)).talk(_lines())
+
+
+class Chat:
+    """A talk about one video at a time.
+
+    Args:
+        qa: the open session.
+        video: what to begin with.
+        budget: most tokens of a video.
+    """
+
+    def __init__(self, qa: VideoQA, video: Path, budget: Budget | None = None) -> None:
+        self.qa, self.budget = qa, budget
+        self.video = self._encoded(video)
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/video": self._switch,
+            "/tokens": self._show_tokens,
+            "/save": self._save,
+            "/help": lambda _: say(HELP),
+        }
+
+    def talk(self, lines: Iterator[str]) -> None:
+        """Take lines until they end or one says `/quit`."""
+        for line in map(str.strip, lines):
+            if line == "/quit":
+                return
+            try:
+                self._take(line)
+            except VqedgeError as error:
+                say(f"vqedge: {error}")
+
+    def _take(self, line: str) -> None:
+        if not line.startswith("/"):
+            if line:
+                self._answer(line)
+            return
+        name, _, rest = line.partition(" ")
+        if name not in self._commands:
+            raise ConfigError(f"{name}: no such command; /help lists them")
+        self._commands[name](rest.strip())
+
+    def _answer(self, question: str) -> None:
+        stream = self.qa.stream(self.video, question)
+        for piece in stream:
+            result(piece, end="")
+        result("")
+        timings = stream.answer.timings
+        say(f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms")
+
+    def _switch(self, path: str) -> None:
+        if not path:
+            raise ConfigError("/video: give a path, as /video clip.mp4")
+        self.video = self._encoded(Path(path))
+
+    def _save(self, path: str) -> None:
+        if not path:
+            raise ConfigError("/save: give a path, as /save clip.vqt")
+        self.qa.save(self.video, Path(path))
+        say(f"{path}: {Path(path).stat().st_size} bytes")
+
+    def _show_tokens(self, _rest: str) -> None:
+        tokens = self.video.tokens
+        patches = tokens.index_map.reshape(-1).tolist()
+        shares = ", ".join(
+            f"{code}: {patches.count(code) / len(patches):.1%}" for code in range(tokens.count)
+        )
+        say(f"{tokens.count} of {tokens.patches} visual tokens; patches of each: {shares}")
+        if tokens.ids is not None:
+            say(f"ids: {tokens.ids.tolist()}")
+
+    def _encoded(self, path: Path) -> Video:
+        video = self.qa.encode(path, self.budget)
+        say(f"{path}: {video.duration_s:.1f} s, {video.tokens.count} tokens; /help for commands")
+        return video
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input; at a terminal with a prompt, editing and history."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it once it is loaded
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
