@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.compare import compared
 from vqedge_runtime.encoders import Frames
 from vqedge_runtime.encoders.fake import FakeEncoder
-from vqedge_runtime.tokens import TokenSet
+from vqedge_runtime.tokens import Codes
 
 CLIP = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
 
@@ -20,25 +21,25 @@ class Turned(FakeEncoder):
         super().__init__()
         self.patches = patches
 
-    def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
         right = super().encode(frames_thwc, budget)
         index_map = right.index_map.copy()
         index_map.flat[: self.patches] += 1
-        return TokenSet(right.rows * 2.0, index_map, right.mask, right.margin)
+        return Codes(index_map, right.values * np.float16(2.0), right.margin)
 
 
 class Unsure(FakeEncoder):
     """All its choices are close calls but for the first patch."""
 
-    def encode(self, frames_thwc: Frames, budget: int) -> TokenSet:
+    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
         sure = super().encode(frames_thwc, budget)
-        margin = np.full_like(sure.margin, 1e-4)
+        margin = np.full(sure.index_map.shape, 1e-4, np.float32)
         margin.flat[0] = 0.25
-        return TokenSet(sure.rows, sure.index_map, sure.mask, margin)
+        return Codes(sure.index_map, sure.values, margin)
 
 
 def test_equal_backends_have_nothing_to_report() -> None:
-    figures = compared(FakeEncoder(), FakeEncoder(), [(CLIP, 4), (CLIP, 2)])
+    figures = compared(FakeEncoder(), FakeEncoder(), FakeBridge(), [(CLIP, 4), (CLIP, 2)])
     assert (figures.clips, figures.clips_same) == (2, 2)
     assert figures.ids_differ == figures.safe_ids_differ == figures.margin_where_ids_differ == 0.0
     assert figures.token_cosine == pytest.approx(1.0)
@@ -47,7 +48,7 @@ def test_equal_backends_have_nothing_to_report() -> None:
 
 
 def test_turned_ids_are_counted_with_the_margins_they_had_in_the_reference() -> None:
-    figures = compared(Unsure(), Turned(8), [(CLIP, 4)])
+    figures = compared(Unsure(), Turned(8), FakeBridge(), [(CLIP, 4)])
     assert figures.clips_same == 0 and figures.token_cosine is None
     assert figures.ids_differ == 8 / 512
     assert figures.safe_ids_differ == 1 / 512, "only the first of them was a safe choice"

@@ -92,7 +92,7 @@ def test_a_variant_is_found_by_its_precision(tmp_path: Path) -> None:
     variant = VariantRecord(file="encoder.int8.onnx", precision="int8")
     encoder = tiny_facts().encoder.model_copy(update={"variants": (variant,)})
     with bundle_writer(tmp_path / "b.vqedge") as draft:
-        for name in ("encoder.onnx", "encoder.int8.onnx", "llm.gguf"):
+        for name in ("encoder.onnx", "encoder.int8.onnx", "bridge.onnx", "llm.gguf"):
             (draft.folder / name).write_bytes(b"x")
         opened = draft.finish(tiny_facts(encoder=encoder))
     assert encoder_path(opened, "int8") == opened.root / "encoder.int8.onnx"
@@ -164,7 +164,7 @@ def test_another_machine_or_bundle_or_a_damaged_file_is_measured_again(
         monkeypatch.setattr(auto, "version", lambda _: "99")
     elif change == "bundle":
         with bundle_writer(tmp_path / "b.vqedge") as draft:
-            for name in ("encoder.onnx", "llm.gguf"):
+            for name in ("encoder.onnx", "bridge.onnx", "llm.gguf"):
                 (draft.folder / name).write_bytes(b"another")
             bundle = draft.finish(tiny_facts())
     else:
