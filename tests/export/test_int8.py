@@ -67,8 +67,8 @@ def test_it_computes_almost_the_same(both: Path) -> None:
     figures = compared(wanted, found)
     assert figures.safe_ids_differ <= 0.01
     assert 0.99 < figures.feature_cosine < 0.999999  # that it is another encoder at all
-    tokens = OrtEncoder(both / "int8.onnx", 1).encode(clips[0], 32)
-    assert tokens.count == 32 and np.isfinite(tokens.rows).all()
+    codes = OrtEncoder(both / "int8.onnx", 1).encode(clips[0], 32)
+    assert codes.count == 32 and np.isfinite(codes.values).all()
 
 
 def test_a_graph_of_another_exporter_is_refused() -> None:
@@ -77,7 +77,7 @@ def test_a_graph_of_another_exporter_is_refused() -> None:
 
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--precision int4: give one of fp32, int8"):
+    with pytest.raises(ConfigError, match="--precision int4: give one of fp32, fp16, int8"):
         check_precision("int4")
 
 

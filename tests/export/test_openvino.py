@@ -43,7 +43,7 @@ def test_ids_are_those_of_the_features_it_found(path: Path) -> None:
         feeds = {"features": encoder.features(clip()), "budget": np.array(budget, np.int64)}
         index_map, mask = exact.run(["index_map", "mask"], feeds)
         np.testing.assert_array_equal(found.index_map, index_map)
-        np.testing.assert_array_equal(found.mask, mask)
+        assert found.count == mask.sum()
 
 
 def test_features_are_near_to_those_of_float32(path: Path) -> None:
@@ -63,7 +63,8 @@ def test_the_second_start_reads_what_the_first_compiled(
     assert len(list((tmp_path / "cache/openvino").glob("*.blob"))) == 2
     monkeypatch.setattr("vqedge_runtime.encoders.openvino._halves", lambda *_: pytest.fail("again"))
     again = OpenVinoEncoder(path, 1).encode(clip(), 32)
-    np.testing.assert_array_equal(again.rows, first.rows)
+    np.testing.assert_array_equal(again.values, first.values)
+    np.testing.assert_array_equal(again.index_map, first.index_map)
 
 
 def test_a_damaged_cache_is_made_anew(path: Path, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ class OpenVinoEncoder:
             raise _refusal(path, "OpenVINO", error) from error
         kind = vit.get_property("INFERENCE_PRECISION_HINT").to_string()
         self._name = f"openvino {_DEVICE} {_SHORT_NAMES.get(kind, kind)}"
-        self._outputs = code_outputs([output.get_any_name() for output in quantizer.outputs])
+        names = {name for output in quantizer.outputs for name in output.get_names()}
+        self._outputs = code_outputs(names)
         self._requests: tuple[Any, Any] | None = (
             vit.create_infer_request(),
             quantizer.create_infer_request(),
