@@ -111,6 +111,12 @@ def ask(
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer in one piece.")
     ] = False,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence", help="Also tell when that is to be seen: one more prompt a token."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a video.
@@ -134,6 +140,7 @@ def ask(
         threads=threads,
         as_json=as_json,
         stream=not no_stream,
+        evidence=evidence,
     )
 
 
@@ -188,6 +195,75 @@ def encode(
 
     options = EncodeOptions(budget, segment, jobs, backend, threads)
     run(videos, out, bundle, options=options, as_json=as_json)
+
+
+@app.command()
+def viz(
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Picture to make: name.png, name.html or name.mp4.")
+    ],
+    bundle: BundleOption = None,
+    question: Annotated[
+        str | None, typer.Option(help="Ask this, and mark the codes that mattered for the answer.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a video's tokens: frames, the codes over them, and when each code occurs.
+
+    A .vqt holds no pixels: its codes are drawn alone, without a bundle unless a question is asked.
+
+    Example: vqedge viz clip.mp4 -o clip.html --question "Which way does the circle move?"
+    """
+    from vqedge.commands.viz import VizOptions
+    from vqedge.commands.viz import viz as run
+
+    options = VizOptions(question, budget, start, end, backend, threads)
+    run(video, out, bundle, options=options, as_json=as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[Path, typer.Argument(help="A .vqt, or a video to encode first.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of .vqt files; it gets an index.")],
+    bundle: BundleOption = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Only clips that show the same at the same time.")
+    ] = False,
+    novel: Annotated[
+        bool, typer.Option("--novel", help="The query's codes that no clip of the folder has.")
+    ] = False,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Most clips to list.")] = 10,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least similarity of duplicates [default: 0.9]; a code is new below it "
+            "[default: 0.8, and 1 with a learned codebook].",
+        ),
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Take the query from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Take it up to this second.")] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find clips in a folder of .vqt files: alike, duplicate, or what is new in one.
+
+    Example: vqedge search clip.mp4 tokens/ -m tiny.vqedge -n 5
+    """
+    from vqedge.commands.search import SearchOptions, run_search
+
+    options = SearchOptions(duplicates, novel, count, threshold, start, end, backend, threads)
+    run_search(query, folder, bundle, options=options, as_json=as_json)
 
 
 @app.command()
@@ -512,7 +588,7 @@ def _fail(error: BaseException, code: int, line: str) -> None:
 
 
 def _install_line(module: str | None) -> str:
-    needs = {"onnx": "assemble", "gguf": "assemble", "safetensors": "assemble"}
+    needs = {"onnx": "assemble", "gguf": "assemble", "safetensors": "assemble", "PIL": "viz"}
     return f"pip install 'vqedge[{needs.get(module or '', 'export')}]'"
 
 

@@ -49,3 +49,7 @@ class DatasetError(VqedgeError):
 
 class VqtError(VqedgeError):
     """A `.vqt` file is damaged, of an unknown version, or made for another bundle."""
+
+
+class SearchError(VqedgeError):
+    """A folder of `.vqt` files cannot be searched."""

@@ -62,13 +62,13 @@ def write_stored(path: Path, header: Header, segment: Segment) -> None:
 
 
 def read_stored(
-    path: Path, manifest: Manifest, start_s: float | None, end_s: float | None
+    path: Path, manifest: Manifest | None, start_s: float | None, end_s: float | None
 ) -> tuple[Header, Segment]:
     """The part of a file that a span lies in, if the bundle can read it.
 
     Args:
         path: the file.
-        manifest: of the bundle.
+        manifest: of the bundle; None to take a file of any.
         start_s: start of the span in seconds; None means the start of the file.
         end_s: end of the span; None means that of the segment.
 
@@ -77,7 +77,8 @@ def read_stored(
     """
     file = open_vqt(path)
     with vqt_errors(path):
-        check_fit(file.header, manifest)
+        if manifest is not None:
+            check_fit(file.header, manifest)
         return file.header, file.segment(_number_at(file, start_s, end_s))
 
 

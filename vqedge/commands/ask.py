@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import budget_from_text
+from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, PromptError, VqedgeError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, VideoQA
+from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.vqt import Origin
 
 
@@ -29,6 +31,7 @@ def ask(
     threads: int | None = None,
     as_json: bool = False,
     stream: bool = True,
+    evidence: bool = False,
 ) -> None:
     """Answer on stdout, the backends on stderr."""
     words = _question(question)
@@ -44,16 +47,21 @@ def ask(
             answer = _streamed(qa.stream(encoded, words, options=options_or_default))
         else:
             answer = qa.ask(encoded, words, options=options_or_default)
-    if not answer.text.strip():
-        raise VqedgeError("the model gave no words; ask in other words, or try --temperature 0.7")
-    answer = answer.including_encoding()
+        if not answer.text.strip():
+            raise VqedgeError(
+                "the model gave no words; ask in other words, or try --temperature 0.7"
+            )
+        answer = answer.including_encoding()
+        if not as_json:
+            _print_text(answer, streamed=stream and choices is None)
+        found = evidence_for(qa, answer, words) if evidence else None
     if as_json:
-        json_result(document_of(answer))
-    else:
-        _print_text(answer, streamed=stream and choices is None)
+        json_result(document_of(answer, found))
+    elif found is not None:
+        result(evidence_line(found))
 
 
-def document_of(answer: Answer) -> dict[str, Any]:
+def document_of(answer: Answer, evidence: Evidence | None = None) -> dict[str, Any]:
     """The JSON of an answer. Scripts rely on its keys."""
     video = answer.video
     document = {
@@ -69,6 +77,8 @@ def document_of(answer: Answer) -> dict[str, Any]:
         document["choices"] = answer.choice_scores
     if video.tokens.ids is not None:
         document["ids"] = video.tokens.ids.tolist()
+    if evidence is not None:
+        document |= evidence_document(evidence)
     return document
 
 

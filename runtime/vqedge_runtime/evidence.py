@@ -1,0 +1,153 @@
+"""Evidence: which codes an answer hangs on, found by leaving each one out.
+
+The log-likelihood of the answer is taken once with all rows and once without each: what it loses is
+the code's evidence, in nats. Below zero, the answer is likelier without the code. The rows stay as
+they are; they were made together, so a row that is left out has still been seen by its neighbours.
+
+The cost is one reading of template, video and question a code: K + 1 prompts of K tokens or so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge_runtime.answers import Video
+from vqedge_runtime.llm import LanguageModel, VideoRows
+from vqedge_runtime.tokens import Codes
+
+_HALF = 0.5  # the strongest codes hold this much of all evidence, the span this much of its peak
+
+
+@dataclass(frozen=True)
+class CodeEvidence:
+    """What one code does for an answer.
+
+    Attributes:
+        code: its number.
+        drop_nats: what the answer's log-likelihood loses without it.
+        start_s: from when on it is to be seen.
+        end_s: until when.
+        share: of all evidence for the answer; 0 for a code that speaks against it.
+    """
+
+    code: int
+    drop_nats: float
+    start_s: float
+    end_s: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an answer hangs on.
+
+    Attributes:
+        answer: the words.
+        log_likelihood: of them with all codes, with the end of the turn.
+        codes: each code's evidence, the most first; none where the clip has one code only.
+        start_s: from when on the evidence is to be seen: where, frame by frame, there is at least
+            half as much as in the frame that has most.
+        end_s: until when.
+    """
+
+    answer: str
+    log_likelihood: float
+    codes: tuple[CodeEvidence, ...]
+    start_s: float
+    end_s: float
+
+    @property
+    def strongest(self) -> tuple[int, ...]:
+        """The fewest codes that hold half of all evidence, the most first."""
+        found, held = [], 0.0
+        for item in self.codes:
+            if held >= _HALF or not item.share:
+                break
+            found.append(item.code)
+            held += item.share
+        return tuple(found)
+
+
+def find_evidence(
+    llm: LanguageModel,
+    video: Video,
+    question: str,
+    answer: str,
+    on_code: Callable[[int], None] = lambda _: None,
+) -> Evidence:
+    """Leave out every code once.
+
+    Args:
+        llm: the language model that gave the answer.
+        video: what it was asked about.
+        question: the user's words.
+        answer: the words to explain, the model's or others.
+        on_code: told every code when it is done.
+
+    Raises:
+        PromptError: question or answer are empty, or too long.
+    """
+    whole = _log_likelihood(llm, video.rows, question, answer)
+    drops = np.zeros(video.tokens.count)
+    if len(drops) > 1:
+        for code in range(len(drops)):
+            rows = VideoRows(np.delete(video.tokens.rows, code, axis=0))
+            drops[code] = whole - _log_likelihood(llm, rows, question, answer)
+            on_code(code)
+    return evidence_from_drops(video, answer, whole, drops)
+
+
+def evidence_from_drops(
+    video: Video, answer: str, log_likelihood: float, drops: npt.NDArray[np.float64]
+) -> Evidence:
+    """Put what was measured in order and in time.
+
+    Args:
+        video: what was asked about.
+        answer: the words.
+        log_likelihood: of them with all codes.
+        drops: what it loses without each, `[k]`.
+    """
+    mass = mass_of(video.tokens.codes)
+    edges = frame_edges_s(video.start_s, video.end_s, len(mass))
+    gain = np.maximum(drops, 0)
+    share = gain / (gain.sum() or 1.0)
+    found = []
+    for code in np.argsort(-drops, kind="stable").tolist():
+        seen = np.flatnonzero(mass[:, code])
+        start_s, end_s = edges[seen[0]], edges[seen[-1] + 1]
+        found.append(CodeEvidence(code, float(drops[code]), start_s, end_s, float(share[code])))
+    first, last = _span(mass @ (share / mass.sum(0)))
+    listed = tuple(found) if len(drops) > 1 else ()
+    return Evidence(answer, log_likelihood, listed, edges[first], edges[last + 1])
+
+
+def mass_of(codes: Codes) -> npt.NDArray[np.float64]:
+    """Share of each frame that each code has, `[T, k]`; rows sum to 1."""
+    flat = codes.index_map.reshape(len(codes.index_map), -1)
+    counts = [np.bincount(frame, minlength=codes.count) for frame in flat]
+    return np.stack(counts) / flat.shape[1]
+
+
+def frame_edges_s(start_s: float, end_s: float, frames: int) -> tuple[float, ...]:
+    """Where each frame's part of a span begins, and where the last one ends: `frames + 1` times."""
+    return tuple(np.linspace(start_s, end_s, frames + 1).tolist())
+
+
+def _span(evidence: npt.NDArray[np.float64]) -> tuple[int, int]:
+    """First and last frame of the run around the peak; all frames where there is no evidence."""
+    enough = evidence >= _HALF * evidence.max() if evidence.max() > 0 else np.ones(len(evidence))
+    first = last = int(evidence.argmax())
+    while first > 0 and enough[first - 1]:
+        first -= 1
+    while last + 1 < len(evidence) and enough[last + 1]:
+        last += 1
+    return first, last
+
+
+def _log_likelihood(llm: LanguageModel, rows: VideoRows, question: str, answer: str) -> float:
+    return llm.score_choices(rows, question, [answer]).totals[0]

@@ -1,0 +1,94 @@
+"""A folder's index: opened, brought up to date, asked; made again if it is damaged."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+from vqedge.errors import SearchError
+from vqedge.files import locked
+from vqedge_runtime.search.index import Refresh, refresh
+from vqedge_runtime.search.schema import NAME, Damaged, connect, reading
+from vqedge_runtime.video.faults import shown
+
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+# What the user can do something about; any other error means that the index itself is wrong.
+_CAUSES = {
+    "SQLITE_BUSY": "somebody else has been writing it for a minute; try again",
+    "SQLITE_LOCKED": "somebody else has been writing it for a minute; try again",
+    "SQLITE_FULL": "the disk is full; make room",
+    "SQLITE_IOERR": "it cannot be read or written; check the disk",
+}
+_NOT_OURS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")
+_DAMAGE = (sqlite3.Error, Damaged, ValueError, TypeError, IndexError, zlib.error)
+
+
+def ask_folder(
+    folder: Path,
+    question: Callable[[sqlite3.Connection], T],
+    on_note: Callable[[str], None] = lambda _: None,
+) -> tuple[Refresh, T]:
+    """Bring a folder's index up to date and ask it.
+
+    Args:
+        folder: of `.vqt` files; its index lies in it, or in memory where it may not be written.
+        question: what to ask, as a function of the index.
+        on_note: told in a line what the user should know.
+
+    Raises:
+        SearchError: no such folder, or its index cannot be used.
+    """
+    if not folder.is_dir():
+        raise SearchError(f"{shown(folder)}: no such folder; give one of .vqt files")
+    path = folder / NAME
+    try:
+        return _asked(path, folder, question)
+    except _DAMAGE as error:
+        code = getattr(error, "sqlite_errorname", "")
+        if cause := next((line for name, line in _CAUSES.items() if code.startswith(name)), ""):
+            raise SearchError(f"{shown(path)}: {cause}") from error
+        if code.startswith(_NOT_OURS):
+            on_note(f"{shown(folder)}: may not be written; the index is made in memory")
+            return _asked(MEMORY, folder, question)
+        on_note(f"{shown(path)}: damaged or of another version ({error}); it is made again")
+    _remove(path)
+    try:
+        return _asked(path, folder, question)
+    except _DAMAGE as error:
+        raise SearchError(f"{shown(path)}: {error}; delete it and try again") from error
+
+
+def _asked(
+    path: Path | str, folder: Path, question: Callable[[sqlite3.Connection], T]
+) -> tuple[Refresh, T]:
+    with closing(connect(path)) as connection:
+        state = refresh(connection, folder)
+        with reading(connection):
+            return state, question(connection)
+
+
+def _remove(path: Path) -> None:
+    """Delete an index, unless somebody has made it again already."""
+    with locked(path.with_name(f"{NAME}-lock")):
+        try:
+            with closing(connect(path)) as connection:
+                (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if state == "ok" and connection.execute("SELECT count(*) FROM files").fetchone():
+                    _forget(connection)
+                    return
+        except _DAMAGE:
+            pass
+        for end in ("", "-wal", "-shm"):
+            path.with_name(NAME + end).unlink(missing_ok=True)
+
+
+def _forget(connection: sqlite3.Connection) -> None:
+    """Empty an index whose pages are whole: what is wrong is what stands in them."""
+    connection.execute("DELETE FROM files")
+    connection.execute("DELETE FROM spaces")

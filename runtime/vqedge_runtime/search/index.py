@@ -1,0 +1,268 @@
+"""An index of the `.vqt` files of a folder: what they hold, and what each of them looked like.
+
+It holds nothing that the files do not: whoever doubts it deletes it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import VqtError
+from vqedge_runtime.search.bounds import basis_from_values, split
+from vqedge_runtime.search.measure import comparable, space_of, weights_from_patches
+from vqedge_runtime.search.schema import writing
+from vqedge_runtime.tokens import Codes, Values
+from vqedge_runtime.vqt import Segment, open_vqt
+from vqedge_runtime.vqt.file import SUFFIX, VqtFile, vqt_errors
+
+_BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
+_MOST_BYTES = 512 << 20  # that one file may add
+_SAMPLE = 512  # clips that a basis is made from
+_GROWTH = 4  # so many times more clips ask for a new one
+
+Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """A segment as it goes into the index."""
+
+    segment: int
+    start_s: float
+    end_s: float
+    weights: npt.NDArray[np.float32]
+    numbers: Values
+    packed_map: bytes
+
+
+@dataclass(frozen=True)
+class Read:
+    """A file that was read, or why it could not be."""
+
+    path: bytes
+    stamp: Stamp
+    space: tuple[str, str, int] = ("", "", 0)
+    source: str = ""
+    rows: tuple[Row, ...] = ()
+    error: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly, of the rows."""
+        return sum(row.numbers.nbytes + len(row.packed_map) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """What an index went through to be up to date.
+
+    Attributes:
+        read: files that were new or changed.
+        gone: files that are no longer there.
+        files: in the folder now.
+        clips: segments in them.
+        bad: names and errors of those that cannot be read.
+    """
+
+    read: int
+    gone: int
+    files: int
+    clips: int
+    bad: tuple[tuple[bytes, str], ...]
+
+
+def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
+    """Read what is new or changed in a folder, forget what is gone."""
+    there = dict(_stamps(folder))
+    known = {
+        path: (size, mtime_ns)
+        for path, size, mtime_ns in connection.execute("SELECT path, size, mtime_ns FROM files")
+    }
+    gone = [path for path in known if path not in there]
+    with writing(connection):
+        connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
+    new = [path for path, stamp in there.items() if known.get(path) != stamp]
+    for batch in _batches(_read(folder, path, there[path]) for path in new):
+        with writing(connection):
+            for item in batch:
+                _store(connection, item)
+    _train(connection)
+    (clips,) = connection.execute("SELECT count(*) FROM clips").fetchone()
+    bad = connection.execute("SELECT path, error FROM files WHERE error != '' ORDER BY path")
+    return Refresh(len(new), len(gone), len(there), clips, tuple(bad.fetchall()))
+
+
+def codes_from_blobs(numbers: bytes, packed_map: bytes, kind: str, count: int) -> Codes:
+    """A clip's codes as they were, the map flat."""
+    flat = np.frombuffer(zlib.decompress(packed_map), "<u2").astype(np.int32)
+    return Codes(flat, numbers_from_blob(numbers, kind, count))
+
+
+def numbers_from_blob(numbers: bytes, kind: str, count: int) -> Values:
+    """Centroids or ids, `[count, width or levels]`."""
+    array = np.frombuffer(numbers, "<f2" if kind == "kmeans" else "<u2").reshape(count, -1)
+    return array.astype(np.float16) if kind == "kmeans" else array.astype(np.int32)
+
+
+def _stamps(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
+    """Every `.vqt` below a folder, by its name from there."""
+    root = os.fsencode(folder)
+    for place, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(place, name)
+            if name.lower().endswith(os.fsencode(SUFFIX)) and os.path.isfile(path):
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    continue  # gone since
+                yield os.path.relpath(path, root), (status.st_size, status.st_mtime_ns)
+
+
+def _batches(items: Iterator[Read]) -> Iterator[list[Read]]:
+    batch: list[Read] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _BATCH_FILES or sum(i.size_bytes for i in batch) > _BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _read(folder: Path, path: bytes, stamp: Stamp) -> Read:
+    """Read a file of which nothing is known to be right."""
+    whole = folder / os.fsdecode(path)
+    try:
+        file = open_vqt(whole)
+        with vqt_errors(whole):
+            rows = tuple(_rows(file))
+    except VqtError as error:
+        return Read(path, stamp, error=str(error))
+    header = file.header
+    space = (space_of(header), header.kind, header.width)
+    return Read(path, stamp, space, header.origin.sha256, rows)
+
+
+def _rows(file: VqtFile) -> Iterator[Row]:
+    size_bytes = 0
+    for number in range(len(file.spans_us)):
+        row = _row(number, file.segment(number))
+        size_bytes += row.numbers.nbytes
+        if size_bytes > _MOST_BYTES:
+            raise VqtError(f"holds more than {_MOST_BYTES >> 20} MiB of codes; split it")
+        yield row
+
+
+def _row(number: int, segment: Segment) -> Row:
+    codes = segment.codes
+    patches = np.bincount(codes.index_map.ravel(), minlength=codes.count)
+    packed = zlib.compress(codes.index_map.astype("<u2").tobytes(), 1)
+    weights, span = weights_from_patches(patches), (segment.start_us / 1e6, segment.end_us / 1e6)
+    return Row(number, *span, weights, codes.values, packed)
+
+
+def _store(connection: sqlite3.Connection, item: Read) -> None:
+    """Put a file in place of what the index had of it."""
+    connection.execute("DELETE FROM files WHERE path = ?", (item.path,))
+    values = (item.path, *item.stamp, item.error.encode("utf-8", "replace").decode())
+    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?)", values)
+    if not item.rows:
+        return
+    space, basis = _space(connection, item)
+    for row in item.rows:
+        clip = _insert(connection, item, row, space, basis)
+        if item.space[1] == "codebook":
+            firsts = [(space, int(first), clip) for first in np.unique(row.numbers[:, 0])]
+            connection.executemany("INSERT INTO postings VALUES (?, ?, ?)", firsts)
+
+
+def _space(
+    connection: sqlite3.Connection, item: Read
+) -> tuple[int, npt.NDArray[np.float32] | None]:
+    """The number of the clips' space, and its basis if it has one by now."""
+    connection.execute(
+        "INSERT OR IGNORE INTO spaces (name, kind, width) VALUES (?, ?, ?)", item.space
+    )
+    query = "SELECT id, basis FROM spaces WHERE name = ?"
+    number, basis = connection.execute(query, item.space[:1]).fetchone()
+    return number, None if basis is None else basis_from_blob(basis, item.space[2])
+
+
+def basis_from_blob(blob: bytes, width: int) -> npt.NDArray[np.float32]:
+    """A basis as it is stored, `[width, directions]`."""
+    return np.frombuffer(blob, "<f4").reshape(width, -1)
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    item: Read,
+    row: Row,
+    space: int,
+    basis: npt.NDArray[np.float32] | None,
+) -> int:
+    short = None if basis is None else _sketch_blob(row.numbers, basis)
+    weights = row.weights.astype("<f4").tobytes()
+    place = (item.path, row.segment, row.start_s, row.end_s)
+    cursor = connection.execute(
+        "INSERT INTO clips (path, segment, start_s, end_s, space, source, codes, weights, sketch)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*place, space, item.source, len(row.weights), weights, short),
+    )
+    clip = cursor.lastrowid
+    assert clip is not None
+    numbers = row.numbers.astype("<f2" if item.space[1] == "kmeans" else "<u2").tobytes()
+    connection.execute("INSERT INTO codes VALUES (?, ?, ?)", (clip, numbers, row.packed_map))
+    return clip
+
+
+def _sketch_blob(values: Values, basis: npt.NDArray[np.float32]) -> bytes:
+    unit = comparable(values)
+    return split(unit.astype(np.float32, copy=False), basis).astype("<f2").tobytes()
+
+
+def _train(connection: sqlite3.Connection) -> None:
+    """Give every space of centroids a basis, a new one when it has grown; sketch its clips."""
+    with writing(connection):
+        spaces = connection.execute(
+            "SELECT id, width, trained, (SELECT count(*) FROM clips WHERE space = spaces.id)"
+            " FROM spaces WHERE kind = 'kmeans'"
+        ).fetchall()
+        for space, width, trained, clips in spaces:
+            if clips >= max(1, _GROWTH * trained):
+                _train_space(connection, space, width, clips)
+
+
+def _train_space(connection: sqlite3.Connection, space: int, width: int, clips: int) -> None:
+    query = "SELECT id FROM clips WHERE space = ? ORDER BY id"
+    numbers = [clip for (clip,) in connection.execute(query, (space,))]
+    sample = numbers[:: -(-clips // _SAMPLE)]
+    basis = basis_from_values(np.concatenate(list(_units(connection, sample))))
+    for clip in numbers:
+        blob, count = connection.execute(
+            "SELECT numbers, codes FROM codes JOIN clips ON clip = id WHERE clip = ?", (clip,)
+        ).fetchone()
+        short = _sketch_blob(numbers_from_blob(blob, "kmeans", count), basis)
+        connection.execute("UPDATE clips SET sketch = ? WHERE id = ?", (short, clip))
+    connection.execute(
+        "UPDATE spaces SET basis = ?, trained = ? WHERE id = ?",
+        (basis.astype("<f4").tobytes(), clips, space),
+    )
+
+
+def _units(
+    connection: sqlite3.Connection, clips: Sequence[int]
+) -> Iterator[npt.NDArray[np.float32]]:
+    for clip in clips:
+        blob, count = connection.execute(
+            "SELECT numbers, codes FROM codes JOIN clips ON clip = id WHERE clip = ?", (clip,)
+        ).fetchone()
+        yield comparable(numbers_from_blob(blob, "kmeans", count)).astype(np.float32)

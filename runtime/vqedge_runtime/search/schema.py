@@ -1,0 +1,100 @@
+"""The index file: tables, and how it is opened by several at once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+NAME: Final = ".vqedge-index.sqlite"
+VERSION: Final = 1
+BUSY_S: Final = 60.0
+
+_TABLES = """
+CREATE TABLE files (
+    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, error TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE spaces (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, width INTEGER NOT NULL,
+    basis BLOB, trained INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE clips (
+    id INTEGER PRIMARY KEY, path BLOB NOT NULL REFERENCES files ON DELETE CASCADE,
+    segment INTEGER NOT NULL, start_s REAL NOT NULL, end_s REAL NOT NULL,
+    space INTEGER NOT NULL REFERENCES spaces, source TEXT NOT NULL, codes INTEGER NOT NULL,
+    weights BLOB NOT NULL, sketch BLOB
+);
+CREATE INDEX clips_by_path ON clips (path);
+CREATE INDEX clips_by_space ON clips (space);
+CREATE TABLE codes (
+    clip INTEGER PRIMARY KEY REFERENCES clips ON DELETE CASCADE, numbers BLOB NOT NULL,
+    map BLOB NOT NULL
+);
+CREATE TABLE postings (
+    space INTEGER NOT NULL, first INTEGER NOT NULL,
+    clip INTEGER NOT NULL REFERENCES clips ON DELETE CASCADE, PRIMARY KEY (space, first, clip)
+) WITHOUT ROWID;
+CREATE INDEX postings_by_clip ON postings (clip);
+"""
+_NAMES = {"files", "spaces", "clips", "codes", "postings"}
+
+
+class Damaged(Exception):
+    """The index is no index of this version; what it held is made again."""
+
+
+def connect(path: Path | str) -> sqlite3.Connection:
+    """Open or make an index.
+
+    Raises:
+        Damaged: it is another version's.
+        sqlite3.Error: it cannot be opened, or is none.
+    """
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _make_tables(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def writing(connection: sqlite3.Connection) -> Iterator[None]:
+    """One transaction: all of it or nothing, alone among the writers."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
+def reading(connection: sqlite3.Connection) -> Iterator[None]:
+    """One view of the index, whatever others write meanwhile."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    with writing(connection):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        tables = {name for (name,) in names}
+        if version == 0 and not tables:
+            for statement in filter(str.strip, _TABLES.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        elif version != VERSION or tables != _NAMES:
+            raise Damaged(f"version {version}, {len(tables)} tables")

@@ -1,0 +1,66 @@
+"""Seeing tokens: a clip's frames, the codes over them, when each occurs, and which mattered.
+
+`picture.py` says what there is to see, `sheet.py` lays it out, `canvas.py` draws with Pillow (the
+extra `viz`), `palette.py` picks the colours; `png.py`, `html.py` and `mp4.py` write files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vqedge.errors import ConfigError
+from vqedge.files import replacing
+from vqedge_runtime.viz.picture import Picture
+
+Writer = Callable[[Picture], bytes]
+
+
+def _png() -> Writer:
+    from vqedge_runtime.viz.png import png_from_picture
+
+    return png_from_picture
+
+
+def _html() -> Writer:
+    from vqedge_runtime.viz.html import html_from_picture
+
+    return html_from_picture
+
+
+def _mp4() -> Writer:
+    from vqedge_runtime.viz.mp4 import mp4_from_picture
+
+    return mp4_from_picture
+
+
+_WRITERS = {".png": _png, ".html": _html, ".mp4": _mp4}
+
+
+def writer_for(path: Path) -> Writer:
+    """What makes a file of the format that its name says.
+
+    Raises:
+        ConfigError: its end is none of the formats.
+        ModuleNotFoundError: Pillow is not installed.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise ConfigError(f"-o {path}: give a name that ends in {', '.join(_WRITERS)}")
+    return _WRITERS[path.suffix.lower()]()
+
+
+def write_picture(picture: Picture, path: Path) -> None:
+    """Write a picture in the format that the file's name says, whole or not at all.
+
+    Raises:
+        ConfigError: the name's end is none of the formats, or the file cannot be written.
+    """
+    data = writer_for(path)(picture)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"-o {path}: {error.strerror}; give a place to write to") from error
+
+
+__all__ = ["Picture", "write_picture", "writer_for"]

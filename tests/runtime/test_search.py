@@ -1,0 +1,338 @@
+"""Searching `.vqt` files: answers are those of comparing with all, the index keeps up."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench_search as bench
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vqedge.errors import SearchError
+from vqedge_runtime.search import Query, ask_folder, duplicates, novel, similar, space_of
+from vqedge_runtime.search.bounds import basis_from_values, most_alike, split
+from vqedge_runtime.search.measure import (
+    Features,
+    alignment,
+    comparable,
+    features_from_codes,
+    matches,
+    similarity,
+)
+from vqedge_runtime.search.schema import NAME, connect
+from vqedge_runtime.tokens import Codes
+from vqedge_runtime.vqt import Header, Segment, vqt_bytes
+
+CLIPS = 40  # 19 is 18, a little changed
+
+
+@pytest.fixture(scope="module", params=["kmeans", "codebook"])
+def made(request: pytest.FixtureRequest) -> bench.Made:
+    return bench.made(request.param, CLIPS)
+
+
+@pytest.fixture
+def folder(made: bench.Made, tmp_path: Path) -> Path:
+    for number in range(CLIPS):
+        write(tmp_path / f"{number:06d}.vqt", made.header, made.codes[number])
+    return tmp_path
+
+
+def write(path: Path, header: Header, *clips: Codes) -> None:
+    times = tuple(range(header.frames))
+    segments = [Segment(i * 1_000_000, 1_000_000, times, codes) for i, codes in enumerate(clips)]
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(vqt_bytes(header, segments))
+
+
+def names(folder: Path, query: Query, count: int = 5) -> list[str]:
+    _, hits = ask_folder(folder, lambda index: similar(index, query, count))
+    return [os.fsdecode(hit.path) for hit in hits]
+
+
+# ---- the measure
+
+
+def test_a_clip_is_most_like_itself(made: bench.Made) -> None:
+    own, other = (features_from_codes(codes) for codes in made.codes[:2])
+    assert similarity(own, own) == pytest.approx(1.0, abs=1e-5)
+    assert similarity(own, other) == pytest.approx(similarity(other, own), abs=1e-6)
+    assert similarity(own, other) < 0.95
+
+
+def test_alignment_tells_what_moves_another_way(made: bench.Made) -> None:
+    codes = made.codes[0]
+    backwards = Codes(codes.index_map[:, :, ::-1], codes.values)
+    assert alignment(codes, codes) == pytest.approx(1.0, abs=1e-5)
+    own, other = features_from_codes(codes), features_from_codes(backwards)
+    assert similarity(own, other) == pytest.approx(1.0, abs=1e-5)
+    assert alignment(codes, backwards) < 0.8
+
+
+def test_levels_count_from_the_first_on() -> None:
+    a = np.array([[1, 2, 3, 4]], np.int32)
+    b = np.array([[1, 2, 3, 4], [1, 2, 0, 4], [0, 2, 3, 4]], np.int32)
+    assert matches(a, b).tolist() == [[1.0, 0.5, 0.0]]
+
+
+def test_small_things_count_more_than_their_patches() -> None:
+    index_map = np.zeros((1, 4, 5), np.int32)
+    index_map[0, 0, :4] = np.array([1, 1, 1, 1])
+    weights = features_from_codes(Codes(index_map, np.ones((2, 3), np.float16))).weights
+    assert weights.tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_codes_of_zeros_and_of_the_largest_numbers() -> None:
+    values = np.array([[0, 0], [65504, 65504], [6e-8, 0]], np.float16)
+    unit = comparable(values)
+    assert np.linalg.norm(unit, axis=1).tolist() == pytest.approx([0, 1, 1], abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float16, (12, 40), elements=st.floats(-100, 100, width=16)),
+    hnp.arrays(np.float32, (40, 40), elements=st.floats(-1, 1, width=32)),
+)
+def test_no_match_is_above_its_bound(values: Any, other: Any) -> None:
+    """Whatever the directions were made from."""
+    unit = comparable(values).astype(np.float32)
+    basis = basis_from_values(other)
+    short = split(unit, basis)
+    most = most_alike(short.astype(np.float16), short)
+    assert (matches(unit, unit) <= most).all()
+
+
+def test_bounds_are_close_where_a_few_directions_hold_most(made: bench.Made) -> None:
+    if made.header.kind == "codebook":
+        pytest.skip("bounds are for codes by value; ids are compared as they are")
+    unit = np.concatenate([comparable(codes.values) for codes in made.codes]).astype(np.float32)
+    short = split(unit, basis_from_values(unit))
+    over = most_alike(short.astype(np.float16), short[:32]) - matches(unit, unit[:32])
+    assert over.min() >= 0
+    assert np.median(over) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 4096), (40, 384)])
+def test_a_basis_is_orthonormal_whatever_it_is_made_from(shape: tuple[int, int]) -> None:
+    for values in (np.zeros(shape, np.float32), np.ones(shape, np.float32)):
+        basis = basis_from_values(values).astype(np.float64)
+        assert basis.shape == (shape[1], min(32, shape[1]))
+        assert np.abs(basis.T @ basis - np.eye(basis.shape[1])).max() < 1e-6
+
+
+# ---- answers
+
+
+def test_answers_are_those_of_comparing_with_all(folder: Path, made: bench.Made) -> None:
+    queries = [bench.query_of(made, number) for number in (0, 30, 18, 19)]
+    _, equal = ask_folder(folder, lambda i: [bench.agree(i, query, made) for query in queries])
+    assert equal == [True] * 4
+
+
+def test_not_all_clips_are_compared(
+    folder: Path, made: bench.Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Features] = []
+    monkeypatch.setattr("vqedge_runtime.search.query._AT_ONCE", 4)
+    monkeypatch.setattr(
+        "vqedge_runtime.search.query.similarity",
+        lambda a, b: compared.append(b) or similarity(a, b),
+    )
+    ask_folder(folder, lambda index: similar(index, bench.query_of(made, 18), 1))
+    assert len(compared) < CLIPS - 1
+
+
+def test_duplicates_and_their_source(folder: Path, made: bench.Made) -> None:
+    _, hits = ask_folder(folder, lambda i: duplicates(i, bench.query_of(made, 18), 0.9, 5))
+    assert [os.fsdecode(hit.path) for hit in hits] == ["000019.vqt"]
+    assert not hits[0].same_source, "no source is no common source"
+
+
+def test_what_is_new(tmp_path: Path, made: bench.Made) -> None:
+    write(tmp_path / "a.vqt", made.header, made.codes[0])
+    write(tmp_path / "b.vqt", made.header, made.codes[1])
+    values = made.codes[0].values.copy()
+    values[5] = np.roll(values[5], 1) if values.dtype.kind == "f" else values[5] * 0 + 511
+    query = Query(Codes(made.codes[0].index_map, values), space_of(made.header))
+    _, found = ask_folder(tmp_path, lambda index: novel(index, query))
+    assert [item.code for item in found if item.match < 0.8] == [5]
+    assert {item.path for item in found if item.match > 0.999} == {b"a.vqt"}
+    assert sum(item.share for item in found) == pytest.approx(1)
+
+
+def test_clips_of_another_model_are_not_compared(folder: Path, made: bench.Made) -> None:
+    query = Query(made.codes[0], "another")
+    assert names(folder, query) == []
+    _, found = ask_folder(folder, lambda index: novel(index, query))
+    assert {(item.match, item.path) for item in found} == {(-1.0, None)}
+
+
+def test_segments_are_clips(tmp_path: Path, made: bench.Made) -> None:
+    write(tmp_path / "long.vqt", made.header, *made.codes[:3])
+    query = Query(made.codes[1], space_of(made.header))
+    state, hits = ask_folder(tmp_path, lambda index: similar(index, query, 1))
+    assert (state.files, state.clips) == (1, 3)
+    assert (hits[0].segment, hits[0].start_s, hits[0].end_s) == (1, 1.0, 2.0)
+
+
+# ---- the index
+
+
+def test_only_what_is_new_or_changed_is_read(folder: Path, made: bench.Made) -> None:
+    assert ask_folder(folder, lambda _: None)[0].read == CLIPS
+    assert ask_folder(folder, lambda _: None)[0].read == 0
+    query = bench.query_of(made, 18)
+    assert names(folder, query, 1) == ["000019.vqt"]
+
+    write(folder / "000019.vqt", made.header, made.codes[0], made.codes[0])
+    (folder / "000005.vqt").unlink()
+    write(folder / "below" / "new.VQT", made.header, made.codes[18])
+    state, hits = ask_folder(folder, lambda index: similar(index, query, 1))
+    assert (state.read, state.gone, state.files, state.clips) == (2, 1, CLIPS, CLIPS + 1)
+    assert hits[0].path == b"below/new.VQT" and hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert hits == ask_folder(folder, lambda index: similar(index, query, 1))[1]
+
+
+def test_bases_are_made_anew_as_a_folder_grows(tmp_path: Path, made: bench.Made) -> None:
+    for number, codes in enumerate(made.codes[:20]):
+        write(tmp_path / f"{number:06d}.vqt", made.header, codes)
+        ask_folder(tmp_path, lambda _: None)
+    few = bench.Made(made.header, made.codes[:20])
+    query = bench.query_of(few, 3)
+    _, equal = ask_folder(tmp_path, lambda index: bench.agree(index, query, few))
+    assert equal
+    if made.header.kind == "kmeans":
+        with connect(tmp_path / NAME) as index:
+            assert index.execute("SELECT trained FROM spaces").fetchall() == [(16,)]
+        index.close()
+
+
+def test_a_bad_file_stops_nothing(folder: Path, made: bench.Made) -> None:
+    whole = (folder / "000000.vqt").read_bytes()
+    (folder / "cut.vqt").write_bytes(whole[:-1])
+    (folder / "empty.vqt").touch()
+    (folder / os.fsdecode(b"\xff\n.vqt")).write_bytes(b"x")
+    (folder / "dir.vqt").mkdir()
+    (folder / "loop.vqt").symlink_to("loop.vqt")
+    os.mkfifo(folder / "pipe.vqt")
+    state, hits = ask_folder(folder, lambda i: similar(i, bench.query_of(made, 18), 1))
+    assert [path for path, _ in state.bad] == [b"cut.vqt", b"empty.vqt", b"\xff\n.vqt"]
+    assert all("; " in line and "\n" not in line for _, line in state.bad)
+    assert (len(hits), state.clips) == (1, CLIPS)
+    (folder / "cut.vqt").write_bytes(whole)
+    assert ask_folder(folder, lambda _: None)[0].clips == CLIPS + 1
+
+
+def overwritten(path: Path) -> None:
+    path.write_bytes(b"no database at all " * 1000)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8192])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100 : len(data) // 2] = bytes(byte ^ 0x5A for byte in data[100 : len(data) // 2])
+    path.write_bytes(data)
+
+
+def of_the_future(path: Path) -> None:
+    execute(path, "PRAGMA user_version = 99")
+
+
+def without_a_table(path: Path) -> None:
+    execute(path, "DROP TABLE codes")
+
+
+def with_a_short_blob(path: Path) -> None:
+    execute(path, "UPDATE codes SET numbers = x'00'")
+
+
+def execute(path: Path, statement: str) -> None:
+    index = sqlite3.connect(path)
+    index.execute(statement)
+    index.commit()
+    index.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [overwritten, cut, flipped, of_the_future, without_a_table, with_a_short_blob]
+)
+def test_a_damaged_index_is_made_again(
+    folder: Path, made: bench.Made, damage: Callable[[Path], None]
+) -> None:
+    query, notes = bench.query_of(made, 18), list[str]()
+    before = ask_folder(folder, lambda index: similar(index, query, 5), notes.append)[1]
+    assert notes == []
+    damage(folder / NAME)
+    state, after = ask_folder(folder, lambda index: similar(index, query, 5), notes.append)
+    assert (after, state.read) == (before, CLIPS)
+    assert len(notes) == 1 and "it is made again" in notes[0] and NAME in notes[0]
+    assert ask_folder(folder, lambda _: None, notes.append)[0].read == 0
+    assert len(notes) == 1
+
+
+def test_a_folder_that_may_not_be_written(folder: Path, made: bench.Made) -> None:
+    (folder / NAME).mkdir()  # stands in for missing rights, which root has anyway
+    notes: list[str] = []
+    query = bench.query_of(made, 18)
+    _, hits = ask_folder(folder, lambda index: similar(index, query, 1), notes.append)
+    assert len(hits) == 1
+    assert len(notes) == 1 and "in memory" in notes[0]
+
+
+def test_no_folder_and_an_empty_one(tmp_path: Path, made: bench.Made) -> None:
+    with pytest.raises(SearchError, match="no such folder"):
+        ask_folder(tmp_path / "none", lambda _: None)
+    assert names(tmp_path, Query(made.codes[0], space_of(made.header))) == []
+
+
+def test_somebody_else_is_writing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqedge_runtime.search.schema.BUSY_S", 0.05)
+    other = connect(folder / NAME)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(SearchError, match="somebody else"):
+        ask_folder(folder, lambda _: None)
+    other.execute("ROLLBACK")
+    other.close()
+    assert ask_folder(folder, lambda _: None)[0].read == CLIPS
+
+
+def test_two_writers_at_once(folder: Path, made: bench.Made) -> None:
+    code = (
+        "import sys; from pathlib import Path; from vqedge_runtime.search import ask_folder\n"
+        "state, _ = ask_folder(Path(sys.argv[1]), lambda _: None, lambda line: sys.exit(line))\n"
+        "print(state.clips, len(state.bad))"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ends = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], ends
+    assert {out for out, _ in ends} == {f"{CLIPS} 0\n"}
+    query = bench.query_of(made, 18)
+    state, equal = ask_folder(folder, lambda index: bench.agree(index, query, made))
+    assert equal and state.read == 0
+
+
+def test_the_bench_runs_and_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.json"
+    monkeypatch.setattr(bench, "QUERIES", 2)
+    monkeypatch.setattr(sys, "argv", ["bench", "--clips", "40", "--json", str(out)])
+    assert bench.main() == 0
+    assert '"equal": true' in capsys.readouterr().out
+    assert out.read_text().startswith('{"clips": 40')

@@ -1,0 +1,172 @@
+"""`vqedge search`: clips of a folder that are like one, the same, or do not have its codes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqedge.bundle import open_bundle
+from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.errors import ConfigError
+from vqedge_runtime.encoders import AUTO, open_encoder
+from vqedge_runtime.search import (
+    Hit,
+    Novelty,
+    Query,
+    Refresh,
+    ask_folder,
+    duplicates,
+    novel,
+    similar,
+    space_of,
+)
+from vqedge_runtime.stored import origin_from_path, read_stored
+from vqedge_runtime.video import clip_from_path
+from vqedge_runtime.video.faults import shown
+from vqedge_runtime.vqt import header_for, is_vqt
+
+_DUPLICATE, _KNOWN, _KNOWN_ID = 0.9, 0.8, 1.0
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is looked for: see `vqedge search --help`."""
+
+    duplicates: bool = False
+    novel: bool = False
+    count: int = 10
+    threshold: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    backend: str = AUTO
+    threads: int | None = None
+
+
+def run_search(
+    query: Path,
+    folder: Path,
+    bundle: Path | None = None,
+    *,
+    options: SearchOptions | None = None,
+    as_json: bool = False,
+) -> None:
+    """Print what was found, best first; files of the folder that cannot be read on stderr.
+
+    Raises:
+        ConfigError: two questions at once.
+        SearchError: no such folder, or its index cannot be used.
+        VideoError: the query cannot be decoded.
+        VqtError: the query cannot be read.
+    """
+    settings = options or SearchOptions()
+    if settings.duplicates and settings.novel:
+        raise ConfigError("--duplicates and --novel are two questions; ask one at a time")
+    asked = _query(query, folder, bundle, settings)
+    if settings.novel:
+        _run_novel(asked, folder, settings, as_json)
+    else:
+        _run_hits(asked, folder, settings, as_json)
+
+
+def _run_hits(query: Query, folder: Path, settings: SearchOptions, as_json: bool) -> None:
+    least = _DUPLICATE if settings.threshold is None else settings.threshold
+    state, hits = ask_folder(
+        folder,
+        lambda index: (
+            duplicates(index, query, least, settings.count)
+            if settings.duplicates
+            else similar(index, query, settings.count)
+        ),
+        say,
+    )
+    _say_state(state)
+    if as_json:
+        json_result({"hits": [_hit_document(hit) for hit in hits], **_state_document(state)})
+        return
+    if not hits:
+        say("no duplicate" if settings.duplicates else "no clip of this bundle's kind to compare")
+    for hit in hits:
+        result(_hit_line(hit))
+
+
+def _run_novel(query: Query, folder: Path, settings: SearchOptions, as_json: bool) -> None:
+    default = _KNOWN if query.codes.ids is None else _KNOWN_ID
+    below = default if settings.threshold is None else settings.threshold
+    state, codes = ask_folder(folder, lambda index: novel(index, query), say)
+    new = [item for item in codes if item.match < below]
+    _say_state(state)
+    if as_json:
+        document = {"codes": len(codes), "novel": [_novelty_document(item) for item in new]}
+        json_result(document | _state_document(state))
+        return
+    say(f"{len(new)} of {len(codes)} codes are new here")
+    for item in new:
+        near = f"  nearest {item.match:.3f} in {_name(item.path)}" if item.path else ""
+        result(f"code {item.code:<4d}{item.share:7.1%}{near}")
+
+
+def _query(path: Path, folder: Path, bundle: Path | None, settings: SearchOptions) -> Query:
+    span = (settings.start_s, settings.end_s)
+    if is_vqt(path):
+        header, segment = read_stored(path, None, *span)
+        codes, source = segment.codes, header.origin.sha256
+    else:
+        opened = open_bundle(bundle_or_default(bundle))
+        spec, budget = opened.manifest.encoder, opened.manifest.quantizer.default_budget
+        clip = clip_from_path(path, spec.frames, spec.size, *span)
+        encoder = open_encoder(settings.backend, opened, settings.threads)
+        try:
+            say(f"encoder: {encoder.name}")
+            codes = encoder.encode(clip.frames_thwc, budget)
+        finally:
+            encoder.close()
+        header, source = header_for(opened.manifest, budget), origin_from_path(path).sha256
+    return Query(codes, space_of(header), source, _place(path, folder))
+
+
+def _place(path: Path, folder: Path) -> bytes | None:
+    """The query's name in the folder, if it lies there."""
+    whole, root = path.resolve(), folder.resolve()
+    return os.fsencode(whole.relative_to(root)) if whole.is_relative_to(root) else None
+
+
+def _say_state(state: Refresh) -> None:
+    say(f"{state.clips} clips in {state.files} files; {state.read} read anew, {state.gone} gone")
+    for _, error in state.bad:
+        say(f"left out: {error}")
+
+
+def _state_document(state: Refresh) -> dict[str, Any]:
+    bad = [{"path": os.fsdecode(path), "error": error} for path, error in state.bad]
+    facts = {"files": state.files, "clips": state.clips, "read": state.read, "gone": state.gone}
+    return {"index": facts, "left_out": bad}
+
+
+def _hit_document(hit: Hit) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "path": os.fsdecode(hit.path),
+        "segment": hit.segment,
+        "start_s": hit.start_s,
+        "end_s": hit.end_s,
+        "similarity": hit.similarity,
+    }
+    if hit.alignment is not None:
+        document |= {"alignment": hit.alignment, "same_source": hit.same_source}
+    return document
+
+
+def _novelty_document(item: Novelty) -> dict[str, Any]:
+    path = None if item.path is None else os.fsdecode(item.path)
+    return {"code": item.code, "share": item.share, "match": item.match, "nearest": path}
+
+
+def _hit_line(hit: Hit) -> str:
+    score = hit.similarity if hit.alignment is None else hit.alignment
+    note = "  same source" if hit.same_source else ""
+    return f"{score:.4f}  {_name(hit.path)}  {hit.start_s:.2f}-{hit.end_s:.2f} s{note}"
+
+
+def _name(path: bytes | None) -> str:
+    return shown(Path(os.fsdecode(path or b"")))

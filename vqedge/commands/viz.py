@@ -1,0 +1,136 @@
+"""`vqedge viz`: a picture of a video's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vqedge.budget import budget_from_text
+from vqedge.bundle import open_bundle
+from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
+from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.errors import ConfigError
+from vqedge.prompt import question_text
+from vqedge_runtime import VideoQA
+from vqedge_runtime.budget import codes_from_budget
+from vqedge_runtime.encoders import AUTO, open_encoder
+from vqedge_runtime.stored import read_stored
+from vqedge_runtime.tokens import Codes
+from vqedge_runtime.video import Clip, clip_from_path
+from vqedge_runtime.video.faults import shown
+from vqedge_runtime.viz import Picture, write_picture, writer_for
+from vqedge_runtime.vqt import is_vqt
+
+
+@dataclass(frozen=True)
+class VizOptions:
+    """What is drawn of a video: see `vqedge viz --help`."""
+
+    question: str | None = None
+    budget: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    backend: str = AUTO
+    threads: int | None = None
+
+
+def viz(
+    video: Path,
+    out: Path,
+    bundle: Path | None = None,
+    *,
+    options: VizOptions | None = None,
+    as_json: bool = False,
+) -> None:
+    """Write the picture; its path goes to stdout.
+
+    Raises:
+        ConfigError: a flag holds what cannot work, or the picture cannot be written.
+        VideoError: the video cannot be decoded.
+        VqtError: the `.vqt` cannot be read.
+    """
+    settings = options or VizOptions()
+    writer_for(out)
+    if settings.question is not None:
+        question_text(settings.question)
+        picture = _asked(video, bundle, settings, settings.question)
+    elif is_vqt(video):
+        picture = _stored(video, settings)
+    else:
+        picture = _encoded(video, bundle, settings)
+    write_picture(picture, out)
+    if as_json:
+        json_result(_document(picture, out))
+    else:
+        result(str(out))
+
+
+def _stored(video: Path, settings: VizOptions) -> Picture:
+    """The codes of a file, whatever bundle they are for."""
+    if settings.budget is not None:
+        raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
+    _, segment = read_stored(video, None, settings.start_s, settings.end_s)
+    times_s = tuple(time_us / 1e6 for time_us in segment.times_us)
+    span = (segment.start_us / 1e6, segment.end_us / 1e6)
+    return Picture(_title(video), segment.codes, times_s, *span)
+
+
+def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
+    """Frames and their codes; no language model is loaded."""
+    opened = open_bundle(bundle_or_default(bundle))
+    budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
+    spec = opened.manifest.encoder
+    clip = clip_from_path(video, spec.frames, spec.size, settings.start_s, settings.end_s)
+    encoder = open_encoder(settings.backend, opened, settings.threads)
+    try:
+        say(f"encoder: {encoder.name}")
+        codes = encoder.encode(clip.frames_thwc, budget)
+    finally:
+        encoder.close()
+    return _picture(video, clip, codes)
+
+
+def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
+    """The same with an answer and its evidence."""
+    place, threads = bundle_or_default(bundle), settings.threads
+    with VideoQA.open(place, encoder=settings.backend, threads=threads) as qa:
+        say(str(qa.backend))
+        budget = budget_from_text(settings.budget)
+        encoded = qa.encode(video, budget, settings.start_s, settings.end_s)
+        answer = qa.ask(encoded, question)
+        evidence = evidence_for(qa, answer, question)
+        spec = qa.manifest.encoder
+    say(answer.text)
+    say(evidence_line(evidence))
+    if is_vqt(video):
+        span = (encoded.start_s, encoded.end_s)
+        picture = Picture(_title(video), encoded.tokens.codes, encoded.times_s, *span)
+    else:
+        clip = clip_from_path(video, spec.frames, spec.size, settings.start_s, settings.end_s)
+        picture = _picture(video, clip, encoded.tokens.codes)
+    return replace(picture, question=" ".join(question.split()), evidence=evidence)
+
+
+def _picture(video: Path, clip: Clip, codes: Codes) -> Picture:
+    end_s, aspect = clip.start_s + clip.duration_s, clip.width / clip.height
+    times = (clip.times_s, clip.start_s, end_s)
+    return Picture(_title(video), codes, *times, clip.frames_thwc, aspect)
+
+
+def _title(video: Path) -> str:
+    return shown(Path(video.absolute().name))
+
+
+def _document(picture: Picture, out: Path) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "out": str(out),
+        "frames": len(picture.times_s),
+        "times_s": list(picture.times_s),
+        "codes": picture.codes.count,
+        "mass": [[round(share, 6) for share in frame] for frame in picture.mass.tolist()],
+    }
+    if picture.evidence is not None:
+        document |= {"question": picture.question, "answer": picture.evidence.answer}
+        document |= evidence_document(picture.evidence)
+    return document
