@@ -1,0 +1,54 @@
+"""The `vqedge` command: arguments in, one function of `vqedge.commands` out.
+
+Heavy imports happen inside the commands, so that `--help` stays fast. Errors meet the user here
+and nowhere else: exit code 1 for what the user can fix, 2 for wrong usage, 3 for a fault of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from vqedge.cli import asking, making, measuring  # they add their commands, in this order
+from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, app
+from vqedge.errors import VqedgeError
+
+__all__ = ["app", "asking", "main", "making", "measuring"]
+
+_DEBUG = "--debug"  # taken at any place, before or after the command
+
+
+def main() -> None:
+    """Run the command line; the only place where errors become exit codes."""
+    arguments = sys.argv[1:]
+    debug = _DEBUG in arguments
+    try:
+        words = [word for word in arguments if word != _DEBUG]
+        app(args=[_DEBUG, *words] if debug else words, prog_name="vqedge")
+    except VqedgeError as error:
+        _fail(error, USER_ERROR, f"vqedge: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(USER_ERROR)
+    except ModuleNotFoundError as error:
+        line = f"vqedge: {error.name} is not installed; {_install_line(error.name)}"
+        _fail(error, USER_ERROR, line)
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        line = f"vqedge: internal error: {what}; please report it (--debug for more)"
+        _fail(error, INTERNAL_ERROR, line)
+
+
+def _fail(error: BaseException, code: int, line: str) -> None:
+    if _DEBUG in sys.argv:
+        traceback.print_exception(error)
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _install_line(module: str | None) -> str:
+    needs = {"onnx": "assemble", "gguf": "assemble", "safetensors": "assemble", "PIL": "viz"}
+    return f"pip install 'vqedge[{needs.get(module or '', 'export')}]'"

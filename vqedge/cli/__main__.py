@@ -1,0 +1,5 @@
+"""`python -m vqedge.cli`."""
+
+from vqedge.cli import main
+
+main()

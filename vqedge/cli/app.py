@@ -1,0 +1,32 @@
+"""The command line's root: what every command shares."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 3, 130  # exit codes; wrong usage, 2, is click's
+
+app = typer.Typer(
+    name="vqedge",
+    help="Ask videos questions on the device: a video becomes 32 discrete tokens for a small LLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show progress of libraries on stderr.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")

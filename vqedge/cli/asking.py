@@ -1,0 +1,189 @@
+"""Commands about videos: ask, chat, encode, viz, search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqedge.cli.app import app
+from vqedge.cli.options import BackendOption, BundleOption, JsonOption, ThreadsOption
+
+
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    question: Annotated[
+        str | None, typer.Argument(help="The question [default: from stdin].")
+    ] = None,
+    bundle: BundleOption = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Score these answers instead: 'a|b|c'.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")] = 0,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the answer in one piece.")
+    ] = False,
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence", help="Also tell when that is to be seen: one more prompt a token."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question about a video.
+
+    Example: vqedge ask clip.mp4 "What color is the circle?" -m tiny.vqedge
+    """
+    from vqedge.commands.ask import ask as run
+    from vqedge_runtime.llm import DecodingOptions
+
+    options = DecodingOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    run(
+        video,
+        question,
+        bundle,
+        choices=choices,
+        budget=budget,
+        start=start,
+        end=end,
+        options=options,
+        backend=backend,
+        threads=threads,
+        as_json=as_json,
+        stream=not no_stream,
+        evidence=evidence,
+    )
+
+
+@app.command()
+def chat(
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    bundle: BundleOption = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
+    ] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Ask question after question; the video is encoded and read once.
+
+    Example: vqedge chat clip.mp4 -m tiny.vqedge
+    """
+    from vqedge.commands.chat import chat as run
+
+    run(video, bundle, budget=budget, backend=backend, threads=threads)
+
+
+@app.command()
+def encode(
+    videos: Annotated[
+        list[Path], typer.Argument(help="Videos, folders of them, or - for standard input.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to make, or folder for several videos.")
+    ],
+    bundle: BundleOption = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most tokens a segment, or auto [default: the bundle's].")
+    ] = None,
+    segment: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds of video in a segment [default: all in one]."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn videos into .vqt files, which every command takes in their place.
+
+    Files that are there and up to date are left alone; a video that fails stops no other.
+
+    Example: vqedge encode clips/ -o tokens/ -m tiny.vqedge
+    """
+    from vqedge.commands.encode import EncodeOptions
+    from vqedge.commands.encode import encode as run
+
+    options = EncodeOptions(budget, segment, jobs, backend, threads)
+    run(videos, out, bundle, options=options, as_json=as_json)
+
+
+@app.command()
+def viz(
+    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Picture to make: name.png, name.html or name.mp4.")
+    ],
+    bundle: BundleOption = None,
+    question: Annotated[
+        str | None, typer.Option(help="Ask this, and mark the codes that mattered for the answer.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a video's tokens: frames, the codes over them, and when each code occurs.
+
+    A .vqt holds no pixels: its codes are drawn alone, without a bundle unless a question is asked.
+
+    Example: vqedge viz clip.mp4 -o clip.html --question "Which way does the circle move?"
+    """
+    from vqedge.commands.viz import VizOptions
+    from vqedge.commands.viz import viz as run
+
+    options = VizOptions(question, budget, start, end, backend, threads)
+    run(video, out, bundle, options=options, as_json=as_json)
+
+
+@app.command()
+def search(
+    query: Annotated[Path, typer.Argument(help="A .vqt, or a video to encode first.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of .vqt files; it gets an index.")],
+    bundle: BundleOption = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Only clips that show the same at the same time.")
+    ] = False,
+    novel: Annotated[
+        bool, typer.Option("--novel", help="The query's codes that no clip of the folder has.")
+    ] = False,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Most clips to list.")] = 10,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Least similarity of duplicates [default: 0.9]; a code is new below it "
+            "[default: 0.8, and 1 with a learned codebook].",
+        ),
+    ] = None,
+    start: Annotated[float | None, typer.Option(help="Take the query from this second on.")] = None,
+    end: Annotated[float | None, typer.Option(help="Take it up to this second.")] = None,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find clips in a folder of .vqt files: alike, duplicate, or what is new in one.
+
+    Example: vqedge search clip.mp4 tokens/ -m tiny.vqedge -n 5
+    """
+    from vqedge.commands.search import SearchOptions, run_search
+
+    options = SearchOptions(duplicates, novel, count, threshold, start, end, backend, threads)
+    run_search(query, folder, bundle, options=options, as_json=as_json)

@@ -1,0 +1,195 @@
+"""Commands that make models: train, export, assemble, build, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqedge.cli.app import app
+from vqedge.cli.options import CapabilitiesOption, JsonOption, PluginOption, PrecisionOption
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/tiny.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes: key.sub=value ...")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Output folder.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", min=0, help="Save and stop after this time.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a checkpoint on generated clips, photos or videos of your own.
+
+    Example: vqedge train recipes/tiny.yaml -o runs/mine optim.steps=300
+
+    Several GPUs: accelerate launch -m vqedge.cli train recipes/tiny.yaml
+    """
+    from vqedge.commands.train import run_train
+
+    run_train(config, overrides or [], resume=resume, out=out, minutes=minutes, as_json=as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx and gguf, which are always made; tensorrt, tensorrt-rtx: engines; or all."
+        ),
+    ] = None,
+    precision: PrecisionOption = None,
+    sm: CapabilitiesOption = None,
+    plugin: PluginOption = None,
+    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
+    plugin_node: Annotated[
+        bool,
+        typer.Option(
+            "--plugin-node", help="Plain plugin node for TensorRT 10.3; not for ONNX Runtime."
+        ),
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Store graph and parity report in the checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing bundle.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into a bundle and prove that it computes the same (needs torch).
+
+    Example: vqedge export models/tiny -o tiny.vqedge --target tensorrt-rtx --sm 86,89
+    """
+    from vqedge.commands.export import export as run
+
+    run(
+        checkpoint,
+        out,
+        target=target,
+        precision=precision,
+        sm=sm,
+        plugin=plugin,
+        llm_quant=llm_quant,
+        check=not no_check,
+        record=record,
+        plugin_node=plugin_node,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def assemble(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    precision: PrecisionOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing bundle.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the same bundle as `export`, without torch.
+
+    Example: vqedge assemble models/tiny -o tiny.vqedge
+    """
+    from vqedge.commands.export import assemble as run
+
+    run(
+        checkpoint,
+        out,
+        llm_quant=llm_quant,
+        precision=precision,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to add an engine to.")],
+    target: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
+    precision: PrecisionOption = None,
+    sm: CapabilitiesOption = None,
+    plugin: PluginOption = None,
+    typing: Annotated[
+        str, typer.Option(help="strong, or weak: TensorRT 10 picks types by its flags.")
+    ] = "strong",
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="0 builds fast, 5 runs fast.")
+    ] = 3,
+    workspace_mb: Annotated[
+        int | None, typer.Option(min=1, help="Scratch memory of a layer [default: no limit].")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later TensorRT of this major too.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For all GPUs from SM 8.0 on.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="gpu; dla is refused, with the reason.")] = "gpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Build a TensorRT engine from a bundle's ONNX, on this machine, into the bundle.
+
+    Example: vqedge build tiny.vqedge --target tensorrt
+    """
+    from vqedge.commands.build import run_build
+
+    run_build(
+        bundle,
+        target,
+        precision=precision,
+        sm=sm,
+        plugin=plugin,
+        typing=typing,
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to check.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Measure parity with it (needs torch).")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Compare this encoder backend with onnxruntime, into parity.json."),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of clips: what the lighter encoders change on them (needs onnx)."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most clips [default: all].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a bundle's files and, if asked, its parity on this machine.
+
+    Example: vqedge check tiny.vqedge --backend tensorrt
+    """
+    from vqedge.commands.export import check as run
+
+    run(
+        bundle,
+        checkpoint=checkpoint,
+        backend=backend,
+        videos=videos,
+        limit=limit,
+        as_json=as_json,
+    )

@@ -1,0 +1,118 @@
+"""Commands that measure and look: eval, bench, inspect, doctor, fetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqedge.cli.app import USER_ERROR, app
+from vqedge.cli.options import BackendOption, BundleOption, JsonOption, ThreadsOption
+
+
+@app.command("eval")
+def evaluate(
+    bundle: BundleOption = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Evaluate in PyTorch instead.")] = None,
+    suite: Annotated[
+        str,
+        typer.Option(help="synthetic, photos:INDEX.jsonl, FILE.jsonl or FILE.csv (NExT-QA)."),
+    ] = "synthetic",
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most questions [default: 300 of synthetic or photos, else all]."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Most video tokens, or auto: as many as the clip needs."),
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of a CSV suite's videos.")] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines", help="Ask with shuffled frames, blind, and other trainings."),
+    ] = False,
+    baselines_dir: Annotated[
+        Path, typer.Option(help="Folder of the checkpoints to compare a --checkpoint with.")
+    ] = Path("runs/baselines"),
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure accuracy on a suite of questions.
+
+    Example: vqedge eval -m tiny.vqedge --suite synthetic --limit 300 --json
+    """
+    from vqedge.budget import budget_from_text
+    from vqedge.commands.evaluate import run_eval
+
+    run_eval(
+        suite,
+        bundle,
+        checkpoint,
+        limit=limit,
+        budget=budget_from_text(budget),
+        videos=videos,
+        baselines=baselines_dir if baselines else None,
+        backend=backend,
+        threads=threads,
+        show=show,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def bench(
+    video: Annotated[
+        Path | None, typer.Argument(help="Clip to time [default: a generated one].")
+    ] = None,
+    bundle: BundleOption = None,
+    runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
+    backend: BackendOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time every stage, cold and asked again, against the unreduced patch tokens."""
+    from vqedge.commands.bench import run_bench
+
+    run_bench(video, bundle, runs=runs, backend=backend, threads=threads, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx, .gguf or .engine.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a file or folder holds."""
+    from vqedge.commands.inspect import run_inspect
+
+    run_inspect(path, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    bundle: BundleOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that this machine can answer questions; every line that fails says its fix."""
+    from vqedge.commands.doctor import run_doctor
+
+    if not run_doctor(bundle, as_json=as_json):
+        raise typer.Exit(USER_ERROR)
+
+
+@app.command()
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(help="One source [default: what the tiny model needs].")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash cached files in full.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Download base weights into the cache, pinned by sha256."""
+    from vqedge.commands.fetch import run_fetch
+
+    run_fetch(name, verify=verify, as_json=as_json)
