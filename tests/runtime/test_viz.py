@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from html.parser import HTMLParser
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +214,9 @@ def test_a_png_is_the_sheet_and_the_same_every_time(tmp_path: Path) -> None:
     write_picture(both, tmp_path / "a.png")
     write_picture(both, tmp_path / "b.PNG")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.PNG").read_bytes()
-    image = Image.open(BytesIO((tmp_path / "a.png").read_bytes()))
-    assert image.size == (layout_of(both).width, layout_of(both).height)
+    with Image.open(tmp_path / "a.png") as image:
+        size = image.size
+    assert size == (layout_of(both).width, layout_of(both).height)
 
 
 def test_a_film_lasts_as_long_as_the_clip(tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""`vqedge viz`, `vqedge search` and `ask --evidence`, with stand-ins for the models."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+from tiny_bundle import write_bundle
+
+import vqedge.cli
+import vqedge.commands.encode
+import vqedge.commands.search
+import vqedge.commands.viz
+from vqedge.bundle import Bundle
+from vqedge.data.demo import write_demo
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: list[str]
+    err: str
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
+    write_demo(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "fake.vqedge")
+
+
+@pytest.fixture
+def llm(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeLanguageModel:
+    """The language model that commands open; encoders are stand-ins, too."""
+    fake, encoder = FakeLanguageModel(), FakeEncoder(4, 576)
+    for module in (vqedge.commands.encode, vqedge.commands.search, vqedge.commands.viz):
+        monkeypatch.setattr(module, "open_encoder", lambda *_: encoder)
+    session = VideoQA(encoder, FakeBridge(576), fake, bundle.manifest)
+    monkeypatch.setattr(VideoQA, "open", lambda *_, **__: session)
+    return fake
+
+
+@pytest.fixture
+def run(
+    bundle: Bundle,
+    llm: FakeLanguageModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """`vqedge ...` in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VQEDGE_BUNDLE", str(bundle.root))
+
+    def command(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["vqedge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            vqedge.cli.main()
+        out, err = capsys.readouterr()
+        return Outcome(int(caught.value.code or 0), out.splitlines(), err)
+
+    return command
+
+
+@pytest.mark.parametrize("end", ["png", "html", "mp4"])
+def test_viz_of_a_video_and_of_its_vqt(run: Any, clip: Path, end: str) -> None:
+    run("encode", clip, "-o", "a.vqt")
+    for video in (clip, "a.vqt"):
+        found = run("viz", video, "-o", f"a.{end}")
+        assert (found.code, found.out) == (0, [f"a.{end}"])
+        assert Path(f"a.{end}").stat().st_size > 1000
+
+
+def test_a_vqt_is_drawn_without_a_bundle(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("encode", clip, "-o", "a.vqt")
+    monkeypatch.delenv("VQEDGE_BUNDLE")
+    assert run("viz", "a.vqt", "-o", "a.png").code == 0
+    with Image.open("a.png") as image:
+        assert image.size[0] > 500
+    assert run("viz", clip, "-o", "b.png").code == 1
+
+
+def test_viz_as_json_with_a_question(run: Any, clip: Path, llm: FakeLanguageModel) -> None:
+    llm.enqueue("red")
+    for total in (-1.0, -1.5, -1.0, -0.5, -4.0):  # all four codes, then without each
+        llm.enqueue_scores(total)
+    found = run("viz", clip, "-o", "a.png", "--question", "What <b>?", "--json")
+    document = json.loads(found.out[-1])
+    assert found.code == 0 and len(found.out) == 1
+    assert (document["out"], document["codes"], document["frames"]) == ("a.png", 4, 8)
+    assert (document["question"], document["answer"]) == ("What <b>?", "red")
+    assert [item["code"] for item in document["evidence"]] == [3, 0, 1, 2]
+    assert document["mass"][0] == [0.25] * 4
+
+
+def test_ask_tells_its_evidence(run: Any, clip: Path, llm: FakeLanguageModel) -> None:
+    llm.enqueue("red")
+    for total in (-1.0, -1.5, -1.0, -0.5, -4.0):
+        llm.enqueue_scores(total)
+    found = run("ask", clip, "What?", "--evidence")
+    assert found.code == 0
+    assert found.out == ["red", "evidence: 0.00 to 3.00 s, codes 3 (+3 nats)"]
+
+
+def test_evidence_as_json(run: Any, clip: Path, llm: FakeLanguageModel) -> None:
+    llm.enqueue("red")
+    for total in (-1.0, -1.5, -1.0, -0.5, -4.0):
+        llm.enqueue_scores(total)
+    document = json.loads(run("ask", clip, "What?", "--evidence", "--json").out[-1])
+    first = document["evidence"][0]
+    assert set(first) == {"code", "drop_nats", "start_s", "end_s", "share"}
+    assert (first["code"], first["drop_nats"], first["start_s"], first["end_s"]) == (3, 3.0, 0, 3)
+    assert first["share"] == pytest.approx(3 / 3.5)
+    assert document["evidence_span_s"] == [0, 3] and document["log_likelihood"] == -1.0
+    assert document["answer"] == "red"
+
+
+def test_without_the_flag_there_is_no_evidence(
+    run: Any, clip: Path, llm: FakeLanguageModel
+) -> None:
+    llm.enqueue("red")
+    assert "evidence" not in json.loads(run("ask", clip, "What?", "--json").out[-1])
+    assert len(llm.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["viz", "CLIP", "-o", "a.gif"], "ends in .png, .html, .mp4"),
+        (["viz", "CLIP", "-o", "a.png", "--question", " "], "the question is empty"),
+        (["viz", "none.mp4", "-o", "a.png"], "none.mp4"),
+        (["viz", "none.vqt", "-o", "a.png"], "none.vqt: no such file"),
+        (["viz", "CLIP", "-o", "none/a.png"], "give a place to write to"),
+        (["viz", "CLIP", "-o", "a.png", "--budget", "99"], "--budget 99"),
+        (["search", "CLIP", "none"], "none: no such folder"),
+        (["search", "none.vqt", "."], "none.vqt: no such file"),
+        (["search", "CLIP", ".", "--novel", "--duplicates"], "one at a time"),
+    ],
+)
+def test_one_line_for_what_a_user_can_fix(
+    run: Any, clip: Path, arguments: list[str], words: str
+) -> None:
+    found = run(*(clip if word == "CLIP" else word for word in arguments))
+    assert (found.code, found.out) == (1, [])
+    last = found.err.splitlines()[-1]
+    assert last.startswith("vqedge: ") and words in last
+    assert not Path("a.png").exists()
+
+
+def test_pillow_is_asked_for_before_anything_is_decoded(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without_pillow(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "PIL" or name.startswith("PIL."):
+            raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
+        return real(name, *rest, **more)
+
+    for name in [n for n in sys.modules if n.startswith("vqedge_runtime.viz.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_pillow)
+    found = run("viz", "none.mp4", "-o", "a.png")
+    assert found.code == 1
+    assert found.err == "vqedge: PIL is not installed; pip install 'vqedge[viz]'\n"
+
+
+def test_search(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "tokens/a.vqt")
+    run("encode", clip, "-o", "tokens/b.vqt")
+    Path("tokens/bad.vqt").write_bytes(b"bad")
+    found = run("search", "tokens/a.vqt", "tokens")
+    assert (found.code, found.out) == (0, ["1.0000  b.vqt  0.00-3.00 s"])
+    assert "2 clips in 3 files; 3 read anew, 0 gone" in found.err
+    assert "left out: tokens/bad.vqt: not a .vqt file" in found.err
+    found = run("search", clip, "tokens", "--duplicates", "-n", "1")
+    assert found.out == ["1.0000  a.vqt  0.00-3.00 s  same source"]
+    assert "0 read anew" in found.err
+    found = run("search", clip, "tokens", "--novel")
+    assert (found.code, found.out) == (0, [])
+    assert "0 of 4 codes are new here" in found.err
+
+
+def test_search_as_json(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "tokens/a.vqt")
+    document = json.loads(run("search", clip, "tokens", "--json").out[-1])
+    assert set(document["hits"][0]) == {"path", "segment", "start_s", "end_s", "similarity"}
+    assert document["index"] == {"files": 1, "clips": 1, "read": 1, "gone": 0}
+    document = json.loads(run("search", clip, "tokens", "--duplicates", "--json").out[-1])
+    assert document["hits"][0]["same_source"] is True
+    document = json.loads(run("search", clip, "tokens", "--novel", "--json").out[-1])
+    assert (document["codes"], document["novel"]) == (4, [])
+    Path("empty").mkdir()
+    document = json.loads(run("search", clip, "empty", "--novel", "--json").out[-1])
+    assert [item["nearest"] for item in document["novel"]] == [None] * 4
