@@ -53,13 +53,11 @@ def record_quant(export: dict[str, Any], evaluation: dict[str, Any]) -> None:
 
 def block() -> str:
     """The measured part of the README."""
-    bundle, checkpoint, bench = (
-        _load(name) for name in ("eval_bundle", "eval_checkpoint", "bench")
-    )
-    return "\n\n".join([_accuracy(bundle, checkpoint), _quants(), _speed(bench)])
+    return "\n\n".join([_accuracy(), _quants(), _speed(_load("bench"))])
 
 
-def _accuracy(bundle: dict[str, Any], checkpoint: dict[str, Any]) -> str:
+def _accuracy() -> str:
+    bundle, checkpoint = _load(f"budget_{BUDGETS[-1]}"), _load("eval_checkpoint")
     backend = f"{bundle['backend']['encoder']}, {bundle['backend']['llm']}"
     lines = [
         f"Held-out questions, exact match with 95 % interval ({backend}; n={bundle['n']} each):",
