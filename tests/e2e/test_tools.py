@@ -61,7 +61,7 @@ def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path
     kind, facts = facts_of(bundle)
     assert kind == "bundle" and facts["parity"]["encoder"]["patches"] > 0
     kind, facts = facts_of(checkpoint)
-    assert kind == "checkpoint" and facts["config"]["quantizer"]["codes"] == 32
+    assert kind == "checkpoint" and facts["config"]["quantizer"]["codes"] == 64
     kind, facts = facts_of(bundle / "encoder.onnx")
     assert kind == "onnx" and facts["inputs"][0]["shape"] == [8, 224, 224, 3]
     kind, facts = facts_of(bundle / "llm.gguf")
