@@ -14,8 +14,7 @@ from tiny_bundle import write_bundle
 
 import vqedge.cli
 import vqedge.commands.encode
-import vqedge.commands.search
-import vqedge.commands.viz
+import vqedge.commands.encoded
 from vqedge.bundle import Bundle
 from vqedge.data.demo import write_demo
 from vqedge_runtime import VideoQA
@@ -46,7 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def llm(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeLanguageModel:
     """The language model that commands open; encoders are stand-ins, too."""
     fake, encoder = FakeLanguageModel(), FakeEncoder(4, 576)
-    for module in (vqedge.commands.encode, vqedge.commands.search, vqedge.commands.viz):
+    for module in (vqedge.commands.encode, vqedge.commands.encoded):
         monkeypatch.setattr(module, "open_encoder", lambda *_: encoder)
     session = VideoQA(encoder, FakeBridge(576), fake, bundle.manifest)
     monkeypatch.setattr(VideoQA, "open", lambda *_, **__: session)

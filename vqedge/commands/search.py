@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.bundle import open_bundle
+from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError
-from vqedge_runtime.encoders import AUTO, open_encoder
+from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.search import (
     Hit,
     Novelty,
@@ -23,7 +24,6 @@ from vqedge_runtime.search import (
     space_of,
 )
 from vqedge_runtime.stored import origin_from_path, read_stored
-from vqedge_runtime.video import clip_from_path
 from vqedge_runtime.video.faults import shown
 from vqedge_runtime.vqt import header_for, is_vqt
 
@@ -114,14 +114,8 @@ def _query(path: Path, folder: Path, bundle: Path | None, settings: SearchOption
         codes, source = segment.codes, header.origin.sha256
     else:
         opened = open_bundle(bundle_or_default(bundle))
-        spec, budget = opened.manifest.encoder, opened.manifest.quantizer.default_budget
-        clip = clip_from_path(path, spec.frames, spec.size, *span)
-        encoder = open_encoder(settings.backend, opened, settings.threads)
-        try:
-            say(f"encoder: {encoder.name}")
-            codes = encoder.encode(clip.frames_thwc, budget)
-        finally:
-            encoder.close()
+        budget = opened.manifest.quantizer.default_budget
+        _, codes = encoded_clip(path, span, opened, budget, settings.backend, settings.threads)
         header, source = header_for(opened.manifest, budget), origin_from_path(path).sha256
     return Query(codes, space_of(header), source, _place(path, folder))
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from vqedge.budget import budget_from_text
 from vqedge.bundle import open_bundle
+from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError
 from vqedge.prompt import question_text
 from vqedge_runtime import VideoQA
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import AUTO, open_encoder
+from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, clip_from_path
@@ -80,14 +81,8 @@ def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
     """Frames and their codes; no language model is loaded."""
     opened = open_bundle(bundle_or_default(bundle))
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
-    spec = opened.manifest.encoder
-    clip = clip_from_path(video, spec.frames, spec.size, settings.start_s, settings.end_s)
-    encoder = open_encoder(settings.backend, opened, settings.threads)
-    try:
-        say(f"encoder: {encoder.name}")
-        codes = encoder.encode(clip.frames_thwc, budget)
-    finally:
-        encoder.close()
+    span = (settings.start_s, settings.end_s)
+    clip, codes = encoded_clip(video, span, opened, budget, settings.backend, settings.threads)
     return _picture(video, clip, codes)
 
 

@@ -1,0 +1,33 @@
+"""A video's codes without a language model, for commands that only look at them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from vqedge.bundle import Bundle
+from vqedge.commands.output import say
+from vqedge_runtime.encoders import open_encoder
+from vqedge_runtime.tokens import Codes
+from vqedge_runtime.video import Clip, clip_from_path
+
+
+def encoded_clip(
+    path: Path,
+    span: tuple[float | None, float | None],
+    bundle: Bundle,
+    budget: int,
+    backend: str,
+    threads: int | None,
+) -> tuple[Clip, Codes]:
+    """Decode a span of a video in seconds and encode it; tells the backend on stderr.
+
+    Raises:
+        BackendUnavailable: the backend cannot run here or on this bundle.
+        VideoError: the file cannot be decoded, or the span is outside of it.
+    """
+    spec = bundle.manifest.encoder
+    clip = clip_from_path(path, spec.frames, spec.size, *span)
+    with closing(open_encoder(backend, bundle, threads)) as encoder:
+        say(f"encoder: {encoder.name}")
+        return clip, encoder.encode(clip.frames_thwc, budget)
