@@ -24,11 +24,12 @@ from vqedge.errors import VqedgeError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.encoders import ENCODERS, Frames
 from vqedge_runtime.encoders.auto import candidates
-from vqedge_runtime.llm import DecodingOptions, Generation, VideoRows
+from vqedge_runtime.llm import DecodingOptions, Generation, Prompt, VideoRows
 from vqedge_runtime.session import VideoQA
 
 QUESTION = "What is in the video?"
 _ANSWER_TOKENS = 32
+_TOGETHER = 8  # prompts in one batch
 _REASKS = ("How many objects are there?", "What color is it?", "What happens first?")
 
 
@@ -57,7 +58,12 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
     again = [_asked(qa, video.rows, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
     peak_rss_mb = _peak_rss_mb()  # before the unreduced prompt, which a user never pays for
     unreduced = _asked(qa, _unreduced(video), QUESTION)
-    return _document(qa, path, colds, again, unreduced) | {"peak_rss_mb": peak_rss_mb, "runs": runs}
+    document = _document(qa, path, colds, again, unreduced)
+    return document | {
+        "peak_rss_mb": peak_rss_mb,
+        "runs": runs,
+        "together": _together(qa, video, runs),
+    }
 
 
 def side_by_side(
@@ -119,6 +125,42 @@ def _cold(qa: VideoQA, path: Path) -> _Cold:
 
 def _asked(qa: VideoQA, rows: VideoRows, question: str) -> Generation:
     return qa.llm.ask(rows, question, DecodingOptions(max_tokens=_ANSWER_TOKENS))
+
+
+def _together(qa: VideoQA, video: Video, runs: int) -> dict[str, dict[str, float]]:
+    """Eight prompts one by one and side by side, in turns.
+
+    One question about eight clips (the clip's rows in eight orders: as long, and different), and
+    eight questions about one.
+    """
+    rows = video.tokens.rows
+    clips = [VideoRows(np.roll(rows, number, axis=0)) for number in range(_TOGETHER)]
+    asked = [f"{QUESTION} {number}" for number in range(_TOGETHER)]
+    cases = {
+        "clips": [Prompt(clip, QUESTION) for clip in clips],
+        "questions": [Prompt(video.rows, question) for question in asked],
+    }
+    return {name: _one_by_one_and_together(qa, prompts, runs) for name, prompts in cases.items()}
+
+
+def _one_by_one_and_together(qa: VideoQA, prompts: Sequence[Prompt], runs: int) -> dict[str, float]:
+    options = DecodingOptions(max_tokens=_ANSWER_TOKENS)
+    one_by_one, together = [], []
+    for _ in range(runs):
+        began = time.perf_counter()
+        for prompt in prompts:
+            qa.llm.ask(prompt.video, prompt.question, options)
+        between = time.perf_counter()
+        qa.llm.ask_many(prompts, options)
+        together.append(time.perf_counter() - between)
+        one_by_one.append(between - began)
+    ms = [_median([1e3 * s for s in seconds]) for seconds in (one_by_one, together)]
+    return {
+        "prompts": len(prompts),
+        "one_by_one_ms": ms[0],
+        "together_ms": ms[1],
+        "together_over_one_by_one": round(ms[1] / ms[0], 3),
+    }
 
 
 def _unreduced(video: Video) -> VideoRows:

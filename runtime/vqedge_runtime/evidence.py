@@ -4,7 +4,8 @@ The log-likelihood of the answer is taken once with all rows and once without ea
 the code's evidence, in nats. Below zero, the answer is likelier without the code. The rows stay as
 they are; they were made together, so a row that is left out has still been seen by its neighbours.
 
-The cost is one reading of template, video and question a code: K + 1 prompts of K tokens or so.
+The cost is one reading of the question and of the rows after the code for every code, in groups:
+K prompts of K / 2 tokens or so, and the question's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge_runtime.answers import Video
-from vqedge_runtime.llm import LanguageModel, VideoRows
+from vqedge_runtime.llm import LanguageModel, Prompt, VideoRows
 from vqedge_runtime.tokens import Codes
 
+_GROUP = 15  # codes left out side by side
 _HALF = 0.5  # the strongest codes hold this much of all evidence, the span this much of its peak
 
 
@@ -91,12 +93,15 @@ def find_evidence(
     Raises:
         PromptError: question or answer are empty, or too long.
     """
-    whole = _log_likelihood(llm, video.rows, question, answer)
-    drops = np.zeros(video.tokens.count)
-    if len(drops) > 1:
-        for code in range(len(drops)):
-            rows = VideoRows(np.delete(video.tokens.rows, code, axis=0))
-            drops[code] = whole - _log_likelihood(llm, rows, question, answer)
+    whole = llm.score_choices(video.rows, question, [answer]).totals[0]
+    count = video.tokens.count
+    drops = np.zeros(count)
+    for first in range(0, count if count > 1 else 0, _GROUP):
+        codes = range(first, min(first + _GROUP, count))
+        rows = [VideoRows(np.delete(video.tokens.rows, code, axis=0)) for code in codes]
+        prompts = [Prompt(each, question) for each in rows]
+        drops[codes] = whole - np.array(llm.score_many(prompts, [answer] * len(prompts)))
+        for code in codes:
             on_code(code)
     return evidence_from_drops(video, answer, whole, drops)
 
@@ -147,7 +152,3 @@ def _span(evidence: npt.NDArray[np.float64]) -> tuple[int, int]:
     while last + 1 < len(evidence) and enough[last + 1]:
         last += 1
     return first, last
-
-
-def _log_likelihood(llm: LanguageModel, rows: VideoRows, question: str, answer: str) -> float:
-    return llm.score_choices(rows, question, [answer]).totals[0]

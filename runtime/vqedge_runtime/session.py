@@ -27,6 +27,7 @@ from vqedge_runtime.llm import (
     DecodingOptions,
     Generation,
     LanguageModel,
+    Prompt,
     TextStream,
     open_llama_cpp,
 )
@@ -224,6 +225,29 @@ class VideoQA:
             return self._choice_answer(encoded, scores, spent)
         generation = self.llm.ask(encoded.rows, question, options or DecodingOptions())
         return self._answer(encoded, generation, spent)
+
+    def ask_many(
+        self, pairs: Sequence[tuple[Video, str]], *, options: DecodingOptions | None = None
+    ) -> list[Answer]:
+        """Answer many questions together: about one video, about many, in any order.
+
+        Args:
+            pairs: encoded videos and the user's words.
+            options: how to pick tokens; greedy by default.
+
+        Returns:
+            an answer each, as `ask` gives it up to rounding. Times count from the beginning of the
+            group of at most fifteen that was read together.
+
+        Raises:
+            PromptError: a question is empty or too long for the context.
+        """
+        prompts = [Prompt(video.rows, question) for video, question in pairs]
+        found = self.llm.ask_many(prompts, options or DecodingOptions())
+        return [
+            self._answer(video, generation, Timings())
+            for (video, _), generation in zip(pairs, found, strict=True)
+        ]
 
     def stream(
         self, video: Video | PathLike, question: str, *, options: DecodingOptions | None = None

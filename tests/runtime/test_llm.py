@@ -281,7 +281,7 @@ def test_choices_score_as_each_prompt_from_scratch(
     reader = llm._reader
     prompt = [*llm.tokens_from_text("\n" + question), *reader._after]
     for choice, total, count in zip(choices, scores.totals, scores.token_counts, strict=True):
-        answer = [*llm.tokens_from_text(choice), llm._end_of_turn]
+        (answer,) = llm._answers.ids([choice])
         logits = llm.logits(reader._before, clip.rows, prompt + answer).astype(np.float64)
         rows = logits[-len(answer) - 1 : -1]
         expected = sum(r[t] - np.log(np.exp(r).sum()) for r, t in zip(rows, answer, strict=True))

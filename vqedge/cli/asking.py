@@ -13,7 +13,9 @@ from vqedge.cli.options import BackendOption, BundleOption, JsonOption, ThreadsO
 
 @app.command()
 def ask(
-    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    video: Annotated[
+        Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt, folder of .vqt.")
+    ],
     question: Annotated[
         str | None, typer.Argument(help="The question [default: from stdin].")
     ] = None,
@@ -40,11 +42,16 @@ def ask(
             "--evidence", help="Also tell when that is to be seen: one more prompt a token."
         ),
     ] = False,
+    questions: Annotated[
+        Path | None, typer.Option(help="File of questions, one a line, asked together; - is stdin.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question about a video.
+    """Answer a question about a video, or many about many.
 
     Example: vqedge ask clip.mp4 "What color is the circle?" -m tiny.vqedge
+
+    Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
     from vqedge.commands.ask import ask as run
     from vqedge_runtime.llm import DecodingOptions
@@ -64,6 +71,7 @@ def ask(
         as_json=as_json,
         stream=not no_stream,
         evidence=evidence,
+        questions=questions,
     )
 
 

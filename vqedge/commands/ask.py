@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import budget_from_text
+from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, PromptError, VqedgeError
@@ -32,12 +33,23 @@ def ask(
     as_json: bool = False,
     stream: bool = True,
     evidence: bool = False,
+    questions: Path | None = None,
 ) -> None:
     """Answer on stdout, the backends on stderr."""
-    words = _question(question)
     options_or_default = options or DecodingOptions()
+    many = questions is not None or is_many(video)
+    if many and (evidence or choices is not None):
+        raise ConfigError("--evidence and --choices are for one question about one video")
+    if questions is not None and question is not None:
+        raise ConfigError("give a question or --questions, not both")
+    asked = questions_from_file(questions) if questions else [_question(question)]
+    words = asked[0]
     with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
         say(str(qa.backend))
+        if many:
+            limit, span = budget_from_text(budget), (start, end)
+            ask_many(qa, video, asked, limit, span, options_or_default, as_json)
+            return
         encoded = qa.encode(video, budget_from_text(budget), start, end)
         if isinstance(encoded.source, Origin) and (start, end) != (None, None):
             say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")

@@ -78,6 +78,12 @@ def _print_table(document: dict[str, Any]) -> None:
         result(f"{name.replace('_', ' '):<28} {document[f'{name}_ms']:10.1f} ms")
     result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")
     result(f"{'peak memory':<28} {document['peak_rss_mb']:10.1f} MB")
+    for name, row in document["together"].items():
+        what = f"{row['prompts']} {name} together"
+        result(
+            f"{what:<28} {row['together_ms']:10.1f} ms  "
+            f"{row['together_over_one_by_one']:6.2f} of one by one"
+        )
     result(
         f"{document['unreduced_tokens']} unreduced tokens: {document['unreduced_over_llm']:.1f}x "
         f"as long to the first token as {document['tokens']}, "

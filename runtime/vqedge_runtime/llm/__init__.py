@@ -16,6 +16,7 @@ from vqedge_runtime.llm.protocol import (
     Generation,
     LanguageModel,
     Prefix,
+    Prompt,
     TextStream,
     VideoRows,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Generation",
     "LanguageModel",
     "Prefix",
+    "Prompt",
     "TextStream",
     "VideoRows",
     "open_llama_cpp",

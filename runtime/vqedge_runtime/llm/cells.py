@@ -36,28 +36,31 @@ class Cells:
         start: int,
         inputs: Sequence[int] | Ids | Rows,
         logits: Literal["none", "last", "all"] = "none",
+        sequence: int = 0,
     ) -> Cells:
-        """Inputs one after the other in sequence 0, from position `start` on."""
+        """Inputs one after the other in a sequence, from position `start` on."""
         array = np.asarray(inputs)
         array = array.astype(np.float32 if array.ndim == 2 else np.int32, copy=False)
         count = len(array)
         wanted = np.full(count, logits == "all")
         wanted[-1:] |= logits == "last"
         positions = np.arange(start, start + count, dtype=np.int32)
-        return cls(array, positions, np.zeros(count, np.int32), wanted)
+        return cls(array, positions, np.full(count, sequence, np.int32), wanted)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Cells]) -> Cells:
+        """At least one run of cells after the other, all of ids or all of rows."""
+        return cls(
+            np.concatenate([part.inputs for part in parts]),
+            np.concatenate([part.positions for part in parts]),
+            np.concatenate([part.sequences for part in parts]),
+            np.concatenate([part.wanted for part in parts]),
+        )
 
     @classmethod
     def branching(cls, start: int, branches: Sequence[Sequence[int]]) -> Cells:
         """Ids for each of sequences 1, 2, ..., all from position `start` on, logits everywhere."""
-        ids = [token for branch in branches for token in branch]
-        positions = [start + i for branch in branches for i in range(len(branch))]
-        sequences = [number for number, branch in enumerate(branches, 1) for _ in branch]
-        return cls(
-            np.array(ids, np.int32),
-            np.array(positions, np.int32),
-            np.array(sequences, np.int32),
-            np.ones(len(ids), np.bool_),
-        )
+        return cls.joined([cls.at(start, ids, "all", n) for n, ids in enumerate(branches, 1)])
 
     @property
     def is_rows(self) -> bool:
@@ -69,10 +72,15 @@ class Cells:
         return len(self.inputs)
 
     def parts(self, size: int, outputs: int) -> Iterator[Cells]:
-        """Cut into runs of at most `size` cells, and at most `outputs` wanted ones each."""
-        step = size if self.wanted.sum() <= outputs else min(size, outputs)
-        for first in range(0, len(self), step):
-            part = slice(first, first + step)
+        """Cut into the fewest runs of at most `size` cells, and at most `outputs` wanted ones."""
+        first = 0
+        while first < len(self):
+            last = min(first + size, len(self))
+            wanted = np.flatnonzero(self.wanted[first:last])
+            if len(wanted) > outputs:
+                last = first + int(wanted[outputs])
+            part = slice(first, last)
             yield Cells(
                 self.inputs[part], self.positions[part], self.sequences[part], self.wanted[part]
             )
+            first = last

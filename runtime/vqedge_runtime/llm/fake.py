@@ -14,6 +14,7 @@ from vqedge_runtime.llm.protocol import (
     DecodingOptions,
     Generation,
     Prefix,
+    Prompt,
     TextStream,
     VideoRows,
 )
@@ -135,6 +136,17 @@ class FakeLanguageModel:
             video_tokens=prefix.tokens,
             reused_prefix=prefix.reused,
         )
+
+    def ask_many(
+        self, prompts: Sequence[Prompt], options: DecodingOptions | None = None
+    ) -> list[Generation]:
+        """The next queued texts in order; raises as `stream` does."""
+        return [self.ask(prompt.video, prompt.question, options) for prompt in prompts]
+
+    def score_many(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """The first of the next queued scores each; raises as `score_choices` does."""
+        pairs = zip(prompts, answers, strict=True)
+        return [self.score_choices(p.video, p.question, [answer]).totals[0] for p, answer in pairs]
 
     def close(self) -> None:
         """Refuse further questions; twice is fine."""

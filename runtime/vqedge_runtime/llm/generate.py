@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import math
 import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -17,9 +15,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.errors import BackendUnavailable, ConfigError, PromptError
+from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge.prompt import SYSTEM
 from vqedge_runtime.cores import usable_cores
+from vqedge_runtime.llm import many
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
 from vqedge_runtime.llm.protocol import (
@@ -27,44 +26,16 @@ from vqedge_runtime.llm.protocol import (
     DecodingOptions,
     Generation,
     Prefix,
+    Prompt,
     Rows,
     TextStream,
     VideoRows,
 )
 from vqedge_runtime.llm.reader import Reader
+from vqedge_runtime.llm.scoring import Answers, log_likelihoods
+from vqedge_runtime.llm.turn import Turn, ms_since
 
 _GREEDY = DecodingOptions()
-
-
-@dataclass
-class _Turn:
-    """One question under way: where the context stands, what has been said and when."""
-
-    prefix: Prefix
-    prompt_tokens: int
-    video_tokens: int
-    question_ms: float
-    started: float
-    unread: int | None = None  # the last token generated, not in the context yet
-    text: str = ""
-    generated: int = 0
-    first_token_ms: float = 0.0
-    total_ms: float = 0.0
-    stopped: bool = False
-
-    def generation(self) -> Generation:
-        return Generation(
-            text=self.text,
-            prompt_tokens=self.prompt_tokens,
-            video_tokens=self.video_tokens,
-            generated_tokens=self.generated,
-            prefix_ms=self.prefix.ms,
-            question_ms=self.question_ms,
-            first_token_ms=self.first_token_ms,
-            total_ms=self.total_ms,
-            reused_prefix=self.prefix.reused,
-            stopped=self.stopped,
-        )
 
 
 class LlamaCpp:
@@ -80,8 +51,8 @@ class LlamaCpp:
         self._lock = threading.RLock()
         self._model = model
         self._reader = reader
-        self._turn: _Turn | None = None
-        self._end_of_turn = _end_of_turn(model)
+        self._turn: Turn | None = None
+        self._answers = Answers(model)
         self.name = f"llama.cpp {_device(model.gpu_layers)} {model.quantisation}"
         self.width = model.width
 
@@ -165,6 +136,39 @@ class LlamaCpp:
         with self._lock, self.stream(video, question, options) as stream:
             return stream.read()
 
+    def ask_many(
+        self, prompts: Sequence[Prompt], options: DecodingOptions = _GREEDY
+    ) -> list[Generation]:
+        """Answer several prompts side by side: questions about one video, or several videos.
+
+        Args:
+            prompts: in any number and order; those about one video are read fastest together.
+            options: of every answer.
+
+        Returns:
+            an answer each, as `ask` gives it up to rounding: a token that was as likely as
+            another may turn. Times count from the beginning of the group that was read together.
+
+        Raises:
+            BackendUnavailable: the model is closed or failed.
+            BundleError: rows are not as wide as the model's.
+            PromptError: a question is empty, or does not fit the context.
+        """
+        with self._lock:
+            self._turn = None
+            return many.generate(self._model, self._reader, prompts, options)
+
+    def score_many(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """Log-likelihood of one answer a prompt, with its end of turn; raises as `ask_many` does.
+
+        Args:
+            prompts: videos and questions; what their videos begin with alike is read once.
+            answers: one each, space around them ignored.
+        """
+        with self._lock:
+            self._turn = None
+            return many.score(self._reader, prompts, self._answers.ids(answers))
+
     def score_choices(
         self, video: VideoRows, question: str, choices: Sequence[str]
     ) -> ChoiceScores:
@@ -180,10 +184,8 @@ class LlamaCpp:
             BundleError: the rows are not as wide as the model's.
             PromptError: no choice, an empty one, or as for `stream`.
         """
-        if not choices or not all(choice.strip() for choice in choices):
-            raise PromptError("every choice needs a word, as: --choices 'red|blue'")
         with self._lock:
-            answers = [[*self.tokens_from_text(c.strip()), self._end_of_turn] for c in choices]
+            answers = self._answers.ids(choices)
             turn, totals = self._read_and_score(video, question, answers)
             return ChoiceScores(
                 choices=tuple(choices),
@@ -193,7 +195,7 @@ class LlamaCpp:
                 video_tokens=turn.video_tokens,
                 prefix_ms=turn.prefix.ms,
                 question_ms=turn.question_ms,
-                total_ms=_ms_since(turn.started),
+                total_ms=ms_since(turn.started),
                 reused_prefix=turn.prefix.reused,
             )
 
@@ -241,21 +243,21 @@ class LlamaCpp:
         if not sys.is_finalizing() and hasattr(self, "_reader"):
             self.close()
 
-    def _begin(self, video: VideoRows, question: str, answer_tokens: int) -> _Turn:
+    def _begin(self, video: VideoRows, question: str, answer_tokens: int) -> Turn:
         """Read everything before the answer; end any other turn."""
         self._turn = None
         started = time.perf_counter()
         prefix, suffix_tokens = self._reader.read_question(video, question, answer_tokens)
-        self._turn = _Turn(
+        self._turn = Turn(
             prefix=prefix,
             prompt_tokens=prefix.tokens + suffix_tokens,
             video_tokens=len(video.rows),
-            question_ms=_ms_since(started) - prefix.ms,
+            question_ms=ms_since(started) - prefix.ms,
             started=started,
         )
         return self._turn
 
-    def _pieces(self, turn: _Turn, sampler: Sampler, max_tokens: int) -> Generator[str, None, None]:
+    def _pieces(self, turn: Turn, sampler: Sampler, max_tokens: int) -> Generator[str, None, None]:
         """Generate until the end of the turn; characters come whole."""
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         with sampler:
@@ -267,45 +269,29 @@ class LlamaCpp:
                     turn.text += piece
                     yield piece
 
-    def _step(self, turn: _Turn, sampler: Sampler) -> bytes | None:
+    def _step(self, turn: Turn, sampler: Sampler) -> bytes | None:
         """The bytes of one more token, None at the end of the turn."""
         with self._lock:
             context = self._reader.context
             if self._turn is not turn:
                 raise BackendUnavailable("a newer question ended this stream; ask this one again")
             if turn.unread is not None:
-                end = turn.prompt_tokens + turn.generated - 1
-                context.read(Cells.at(end, [turn.unread], logits="last"))
-            token = sampler.sample(context)
-            if not turn.generated and self._model.is_end(token):
-                token = self._likeliest_word(context.last_logits())
-            turn.total_ms = _ms_since(turn.started)
-            turn.first_token_ms = turn.first_token_ms or turn.total_ms
-            if self._model.is_end(token):
-                turn.stopped = True
-                return None
-            turn.unread = token
-            turn.generated += 1
-            return self._model.bytes_from_token(token)
-
-    def _likeliest_word(self, logits: Rows) -> int:
-        """The best token that does not end the turn: an answer is never empty."""
-        order = np.argsort(-logits, kind="stable")
-        return next(int(token) for token in order if not self._model.is_end(int(token)))
+                context.read(Cells.at(turn.end, [turn.unread], logits="last"))
+            return turn.next_token(self._model, context, sampler)
 
     def _read_and_score(
         self, video: VideoRows, question: str, answers: Sequence[Sequence[int]]
-    ) -> tuple[_Turn, tuple[float, ...]]:
+    ) -> tuple[Turn, tuple[float, ...]]:
         """The prompt once, then groups of answers as parallel branches of it."""
         groups = [answers[i : i + BRANCHES] for i in range(0, len(answers), BRANCHES)]
         turn = self._begin(video, question, max(sum(map(len, group)) for group in groups))
         self._turn = None  # the branches overwrite the logits a stream would go on from
-        first = _log_likelihoods(self._reader.context.last_logits())
+        first = log_likelihoods(self._reader.context.last_logits())
         totals = (total for group in groups for total in self._branch(turn, first, group))
         return turn, tuple(totals)
 
     def _branch(
-        self, turn: _Turn, first: npt.NDArray[np.float64], answers: Sequence[Sequence[int]]
+        self, turn: Turn, first: npt.NDArray[np.float64], answers: Sequence[Sequence[int]]
     ) -> list[float]:
         """Log-likelihood of each answer, given that of every first token."""
         totals = [float(first[answer[0]]) for answer in answers]
@@ -313,30 +299,13 @@ class LlamaCpp:
         targets = [(number, token) for number, answer in enumerate(answers) for token in answer[1:]]
         context = self._reader.context
         with context.branches(len(answers)):
+            for number in range(1, len(answers) + 1):
+                context.fork(0, number, turn.prompt_tokens)
             for (number, token), row in zip(targets, context.logits(cells), strict=True):
-                totals[number] += float(_log_likelihoods(row)[token])
+                totals[number] += float(log_likelihoods(row)[token])
         return totals
-
-
-def _end_of_turn(model: Model) -> int:
-    """The id that the chat template puts after an answer."""
-    talk = [{"role": "user", "content": "-"}, {"role": "assistant", "content": "[[answer]]"}]
-    _, _, tail = model.render_chat(talk, open_answer=False).partition("[[answer]]")
-    ids = model.tokens_from_text(tail, special=True)
-    return next(filter(model.is_end, ids), model.end_of_text)
-
-
-def _log_likelihoods(logits: Rows) -> npt.NDArray[np.float64]:
-    """Log-softmax of one row."""
-    wide = logits.astype(np.float64)
-    peak = float(wide.max())
-    return wide - (peak + math.log(np.exp(wide - peak).sum()))
 
 
 def _device(gpu_layers: int) -> str:
     layers = "all" if gpu_layers < 0 else gpu_layers
     return f"GPU ({layers} layers)" if gpu_layers else "CPU"
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1e3

@@ -192,15 +192,18 @@ class Context(Owned):
         memory = lib.llama_get_memory(self.pointer)
         return bool(lib.llama_memory_seq_rm(memory, 0, length, -1))
 
+    def fork(self, source: int, branch: int, length: int) -> None:
+        """Let sequence `branch` begin as the first positions of `source`, sharing its memory."""
+        memory = lib.llama_get_memory(self.pointer)
+        lib.llama_memory_seq_cp(memory, source, branch, 0, length)
+
     @contextmanager
     def branches(self, count: int) -> Iterator[None]:
-        """Within the block, sequences 1 to `count` continue sequence 0 and share its memory."""
-        memory = lib.llama_get_memory(self.pointer)
-        for branch in range(1, count + 1):
-            lib.llama_memory_seq_cp(memory, 0, branch, -1, -1)
+        """Sequences 1 to `count` are the block's own: empty at its end, whatever happened."""
         try:
             yield
         finally:
+            memory = lib.llama_get_memory(self.pointer)
             for branch in range(1, count + 1):
                 lib.llama_memory_seq_rm(memory, branch, -1, -1)
 
@@ -215,8 +218,10 @@ class Context(Owned):
             self._decode(part)
         lib.llama_synchronize(self.pointer)
 
-    def logits(self, cells: Cells) -> Iterator[npt.NDArray[np.float32]]:
-        """Read cells; for each wanted one, in order, its logits: float32 `[vocab]`.
+    def wanted(self, cells: Cells) -> Iterator[int]:
+        """Read cells; for each wanted one, in order, where its logits are.
+
+        A place is good until the next one is asked for: a long run is read in parts.
 
         Raises:
             PromptError: see `read`.
@@ -224,15 +229,24 @@ class Context(Owned):
         """
         for part in cells.parts(_BATCH, _OUTPUTS):
             self._decode(part)
-            for index in np.flatnonzero(part.wanted):
-                yield self._logits_at(int(index))
+            yield from map(int, np.flatnonzero(part.wanted))
+
+    def logits(self, cells: Cells) -> Iterator[npt.NDArray[np.float32]]:
+        """Read cells; for each wanted one, in order, its logits: float32 `[vocab]`.
+
+        Raises:
+            PromptError: see `read`.
+            BackendUnavailable: see `read`.
+        """
+        return map(self.logits_at, self.wanted(cells))
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """Logits of the last wanted cell read, float32 `[vocab]`."""
-        return self._logits_at(-1)
+        return self.logits_at(-1)
 
-    def _logits_at(self, index: int) -> npt.NDArray[np.float32]:
-        row = lib.llama_get_logits_ith(self.pointer, index)
+    def logits_at(self, place: int) -> npt.NDArray[np.float32]:
+        """Logits at a place that `wanted` gave, float32 `[vocab]`."""
+        row = lib.llama_get_logits_ith(self.pointer, place)
         if not row:
             raise BackendUnavailable("llama.cpp has no logits to give; ask again")
         return np.ctypeslib.as_array(row, (self._model.vocab_size,)).copy()
@@ -275,6 +289,6 @@ class Sampler(Owned):
     def _free(self, pointer: Any) -> None:
         lib.llama_sampler_free(pointer)
 
-    def sample(self, context: Context) -> int:
-        """The token after the last wanted cell that the context has read."""
-        return int(lib.llama_sampler_sample(self.pointer, context.pointer, -1))
+    def sample(self, context: Context, place: int = -1) -> int:
+        """The token after a wanted cell that the context has read, the last one by default."""
+        return int(lib.llama_sampler_sample(self.pointer, context.pointer, place))

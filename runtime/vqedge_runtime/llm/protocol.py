@@ -45,6 +45,14 @@ class VideoRows:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A question about a video."""
+
+    video: VideoRows
+    question: str
+
+
+@dataclass(frozen=True)
 class DecodingOptions:
     """How an answer is picked. Temperature 0 is greedy; the rest matters above 0 only.
 
@@ -240,6 +248,14 @@ class LanguageModel(Protocol):
         self, video: VideoRows, question: str, choices: Sequence[str]
     ) -> ChoiceScores:
         """How likely each given answer is."""
+
+    def ask_many(
+        self, prompts: Sequence[Prompt], options: DecodingOptions = ...
+    ) -> list[Generation]:
+        """Answer several prompts together."""
+
+    def score_many(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """How likely each prompt's given answer is."""
 
     def close(self) -> None:
         """Free everything; twice is fine."""

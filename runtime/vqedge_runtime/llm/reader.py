@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,20 @@ from vqedge.errors import BackendUnavailable, BundleError, PromptError
 from vqedge.prompt import SYSTEM, prompt_parts, question_text
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import Context, Model
-from vqedge_runtime.llm.protocol import Prefix, Rows, VideoRows
+from vqedge_runtime.llm.protocol import Prefix, Prompt, Rows, VideoRows
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A prompt whose video is in a sequence of its own.
+
+    Attributes:
+        prefix: template and video, there already.
+        question: what is still to be read, with logits at its end.
+    """
+
+    prefix: Prefix
+    question: Cells
 
 
 class Reader:
@@ -47,7 +62,7 @@ class Reader:
         self._limit = limit
         self._closed = False
         self._context: Context | None = None
-        self._held: tuple[str, int] | None = None  # key and length of the prefix in the context
+        self._held: VideoRows | None = None  # the video in sequence 0, after the template
         self._template_held = False
         self._before, self._after = _template_ids(model, system)
         self._context_for(len(self._before))
@@ -90,12 +105,58 @@ class Reader:
             PromptError: the question is empty, or all does not fit the context.
         """
         self._check_width(video.rows)
-        words = self._model.tokens_from_text(question_text(question), special=False)
-        suffix = words + self._after
+        suffix = self._suffix(question)
         self._make_room(len(video.rows), len(suffix), answer_tokens)
         prefix = self._hold(video)
         self.context.read(Cells.at(prefix.tokens, suffix, logits="last"))
         return prefix, len(suffix)
+
+    @contextmanager
+    def read_side_by_side(
+        self, prompts: Sequence[Prompt], answer_tokens: int
+    ) -> Iterator[list[Placed]]:
+        """Read the video of every prompt into a sequence of its own: 1, 2, ... in the block.
+
+        Args:
+            prompts: at least one, at most `BRANCHES`.
+            answer_tokens: room to leave for each answer.
+
+        Raises:
+            BackendUnavailable: closed, or llama.cpp failed.
+            BundleError: rows are not as wide as the model's.
+            PromptError: a question is empty, or all does not fit the context.
+        """
+        for prompt in prompts:
+            self._check_width(prompt.video.rows)
+        suffixes = [self._suffix(prompt.question) for prompt in prompts]
+        videos = {prompt.video.key: prompt.video for prompt in prompts}
+        trunk = prompts[0].video if len(videos) == 1 else self._held
+        rows = len(trunk.rows) if trunk else 0
+        rows += sum(len(video.rows) - _shared(trunk, video) for video in videos.values())
+        self._make_room(rows, sum(map(len, suffixes)), answer_tokens * len(prompts))
+        if trunk is None:
+            self._hold_template()
+        else:
+            self._hold(trunk)
+        with self.context.branches(len(prompts)):
+            prefixes = self._read_branches([prompt.video for prompt in prompts])
+            yield [
+                Placed(prefix, Cells.at(prefix.tokens, suffix, "last", number))
+                for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True), 1)
+            ]
+
+    def question_tokens(self, prompt: Prompt) -> int:
+        """Positions after a prompt's video.
+
+        Raises:
+            PromptError: its question is empty.
+        """
+        return len(self._suffix(prompt.question))
+
+    @property
+    def room_aside(self) -> int:
+        """Positions that the largest context has beside the template and the video held."""
+        return self._limit - len(self._before) - self._held_rows
 
     def logits(self, pieces: Sequence[Sequence[int] | Ids | Rows]) -> Iterator[Rows]:
         """Read ids and rows from scratch; the logits after each position, float32 `[vocab]`.
@@ -119,6 +180,42 @@ class Reader:
         if self._context is not None:
             self._context.close()
 
+    def _read_branches(self, videos: Sequence[VideoRows]) -> list[Prefix]:
+        """Fork a sequence for every video and read what none has read before it."""
+        started = time.perf_counter()
+        firsts: dict[str, int] = {}
+        unread, reused = [], []
+        for number, video in enumerate(videos, 1):
+            start = len(self._before) + _shared(self._held, video)
+            first = firsts.setdefault(video.key, number)
+            rest = video.rows[start - len(self._before) :]
+            reused.append(first != number or not len(rest))
+            if first == number:
+                self.context.fork(0, number, start)
+            if not reused[-1]:
+                unread.append(Cells.at(start, rest, sequence=number))
+        if unread:
+            self.context.read(Cells.joined(unread))
+        lengths = [len(self._before) + len(video.rows) for video in videos]
+        for number, (video, length) in enumerate(zip(videos, lengths, strict=True), 1):
+            if firsts[video.key] != number:
+                self.context.fork(firsts[video.key], number, length)
+        spent_ms = (time.perf_counter() - started) * 1e3
+        return [Prefix(n, spent_ms, held) for n, held in zip(lengths, reused, strict=True)]
+
+    def _holds(self, video: VideoRows) -> bool:
+        held = self._held
+        return held is not None and held.key == video.key and len(held.rows) == len(video.rows)
+
+    @property
+    def _held_rows(self) -> int:
+        return 0 if self._held is None else len(self._held.rows)
+
+    def _suffix(self, question: str) -> list[int]:
+        """Ids after the video."""
+        words = self._model.tokens_from_text(question_text(question), special=False)
+        return words + self._after
+
     def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
         self._held = None
         self._template_held = False
@@ -132,11 +229,11 @@ class Reader:
         started = time.perf_counter()
         length = len(self._before) + len(video.rows)
         context = self.context
-        reused = self._held == (video.key, length) and context.truncate(length)
+        reused = self._holds(video) and context.truncate(length)
         if not reused:
             self._hold_template()
             context.read(Cells.at(len(self._before), video.rows))
-            self._held = (video.key, length)
+            self._held = video
         return Prefix(length, (time.perf_counter() - started) * 1e3, reused)
 
     def _hold_template(self) -> None:
@@ -187,3 +284,12 @@ def _template_ids(model: Model, system: str) -> tuple[list[int], list[int]]:
     if first is not None and before[:1] != [first]:
         before.insert(0, first)
     return before, model.tokens_from_text(parts.after_question, special=True)
+
+
+def _shared(held: VideoRows | None, video: VideoRows) -> int:
+    """Rows that a video begins with like the one held."""
+    if held is None:
+        return 0
+    count = min(len(held.rows), len(video.rows))
+    same = (held.rows[:count] == video.rows[:count]).all(axis=1)
+    return count if same.all() else int(same.argmin())

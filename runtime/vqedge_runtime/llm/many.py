@@ -1,0 +1,126 @@
+"""Several prompts at once, side by side in the sequences of one context.
+
+    sequence 0   [template] [video held]
+    sequence 1   [template, rows it shares] [its own rows] [question] [answer]
+    sequence 2   ...
+
+What a prompt has in common with the video held is read once: all of it for several questions about
+one video, the rows before the one left out for evidence, the template for different videos. The
+numbers are those of one prompt at a time up to the rounding of larger matrix products.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+from vqedge_runtime.llm.cells import Cells
+from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
+from vqedge_runtime.llm.protocol import DecodingOptions, Generation, Prompt
+from vqedge_runtime.llm.reader import Placed, Reader
+from vqedge_runtime.llm.scoring import log_likelihoods
+from vqedge_runtime.llm.turn import Turn
+
+
+def generate(
+    model: Model, reader: Reader, prompts: Sequence[Prompt], options: DecodingOptions
+) -> list[Generation]:
+    """An answer to every prompt; times count from the beginning of the group it was answered in.
+
+    Raises:
+        BackendUnavailable: the model is closed or failed.
+        BundleError: rows are not as wide as the model's.
+        PromptError: a question is empty, or does not fit the context.
+    """
+    found: list[Generation] = []
+    for group in _groups(reader, prompts, [options.max_tokens] * len(prompts)):
+        found += _generated(model, reader, prompts[group], options)
+    return found
+
+
+def score(
+    reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> list[float]:
+    """Log-likelihood of each prompt's answer; raises as `generate` does.
+
+    Args:
+        reader: reads them.
+        prompts: videos and questions.
+        answers: ids of one answer each, the end of turn included.
+    """
+    totals: list[float] = []
+    for group in _groups(reader, prompts, list(map(len, answers))):
+        totals += _scored(reader, prompts[group], answers[group])
+    return totals
+
+
+def _groups(reader: Reader, prompts: Sequence[Prompt], room: Sequence[int]) -> Iterator[slice]:
+    """Runs of prompts that the context can hold together, each as long as it can be."""
+    first, used = 0, 0
+    videos: set[str] = set()
+    for place, (prompt, answer) in enumerate(zip(prompts, room, strict=True)):
+        asked, rows = reader.question_tokens(prompt) + answer, len(prompt.video.rows)
+        new = 0 if prompt.video.key in videos else rows
+        full = place - first == BRANCHES or used + asked + new > reader.room_aside
+        if full and place > first:
+            yield slice(first, place)
+            first, used, new = place, 0, rows
+            videos.clear()
+        videos.add(prompt.video.key)
+        used += asked + new
+    if prompts:
+        yield slice(first, len(prompts))
+
+
+def _generated(
+    model: Model, reader: Reader, prompts: Sequence[Prompt], options: DecodingOptions
+) -> list[Generation]:
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        placed = stack.enter_context(reader.read_side_by_side(prompts, options.max_tokens))
+        turns = [_turn(prompt, at, started) for prompt, at in zip(prompts, placed, strict=True)]
+        samplers = [stack.enter_context(Sampler(model, options)) for _ in turns]
+        said = [b""] * len(turns)
+        unread = {number: at.question for number, at in enumerate(placed)}
+        while unread:
+            places = reader.context.wanted(Cells.joined(list(unread.values())))
+            going: dict[int, Cells] = {}
+            for number, place in zip(list(unread), places, strict=True):
+                turn = turns[number]
+                data = turn.next_token(model, reader.context, samplers[number], place)
+                if data is not None:
+                    said[number] += data
+                if data is not None and turn.generated < options.max_tokens:
+                    assert turn.unread is not None
+                    going[number] = Cells.at(turn.end, [turn.unread], "last", number + 1)
+            unread = going
+    for turn, data in zip(turns, said, strict=True):
+        turn.text = data.decode("utf-8", "replace")
+    return [turn.generation() for turn in turns]
+
+
+def _turn(prompt: Prompt, placed: Placed, started: float) -> Turn:
+    return Turn(
+        prefix=placed.prefix,
+        prompt_tokens=placed.prefix.tokens + len(placed.question),
+        video_tokens=len(prompt.video.rows),
+        question_ms=0.0,  # read together with the others' and the first tokens
+        started=started,
+    )
+
+
+def _scored(
+    reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> list[float]:
+    totals = [0.0] * len(prompts)
+    with reader.read_side_by_side(prompts, max(map(len, answers))) as placed:
+        cells: list[Cells] = []
+        for number, (at, ids) in enumerate(zip(placed, answers, strict=True), 1):
+            after = at.prefix.tokens + len(at.question)
+            cells += [at.question, Cells.at(after, ids[:-1], "all", number)]
+        targets = [(number, token) for number, ids in enumerate(answers) for token in ids]
+        rows = reader.context.logits(Cells.joined(cells))
+        for (number, token), row in zip(targets, rows, strict=True):
+            totals[number] += float(log_likelihoods(row)[token])
+    return totals

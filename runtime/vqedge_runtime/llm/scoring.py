@@ -1,0 +1,51 @@
+"""Log-likelihoods of given answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from vqedge.errors import PromptError
+from vqedge_runtime.llm.handles import Model
+from vqedge_runtime.llm.protocol import Rows
+
+
+class Answers:
+    """Turns answers into the ids that a model is to be scored on.
+
+    Args:
+        model: whose chat template ends an answer.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._end = _end_of_turn(model)
+
+    def ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """Ids of each answer with its end of turn; space around it is ignored.
+
+        Raises:
+            PromptError: there is none, or an empty one.
+        """
+        if not answers or not all(answer.strip() for answer in answers):
+            raise PromptError("every choice needs a word, as: --choices 'red|blue'")
+        texts = (answer.strip() for answer in answers)
+        return [[*self._model.tokens_from_text(text, special=False), self._end] for text in texts]
+
+
+def log_likelihoods(logits: Rows) -> npt.NDArray[np.float64]:
+    """Log-softmax of one row."""
+    wide = logits.astype(np.float64)
+    peak = float(wide.max())
+    return wide - (peak + math.log(np.exp(wide - peak).sum()))
+
+
+def _end_of_turn(model: Model) -> int:
+    """The id that the chat template puts after an answer."""
+    talk = [{"role": "user", "content": "-"}, {"role": "assistant", "content": "[[answer]]"}]
+    _, _, tail = model.render_chat(talk, open_answer=False).partition("[[answer]]")
+    ids = model.tokens_from_text(tail, special=True)
+    return next(filter(model.is_end, ids), model.end_of_text)

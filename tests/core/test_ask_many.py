@@ -1,0 +1,104 @@
+"""`vqedge ask` about a folder of `.vqt` files and with a file of questions, with stand-ins."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_bundle
+
+import vqedge.commands.ask as command
+from vqedge.data.demo import write_demo
+from vqedge.errors import ConfigError, PromptError, VqtError
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
+
+QUESTIONS = ("What color is it?", "How many?")
+
+
+@pytest.fixture
+def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLanguageModel:
+    """The language model of the session that the command opens."""
+    model = FakeLanguageModel()
+    manifest = write_bundle(tmp_path / "fake.vqedge").manifest
+    qa = VideoQA(FakeEncoder(32, 576), FakeBridge(576), model, manifest)
+    monkeypatch.setattr(command.VideoQA, "open", lambda *_, **__: qa)
+    monkeypatch.setattr(qa, "close", lambda: None)
+    monkeypatch.setenv("VQEDGE_BUNDLE", str(tmp_path / "fake.vqedge"))
+    return model
+
+
+@pytest.fixture
+def folder(llm: FakeLanguageModel, tmp_path: Path) -> Path:
+    """Two clips, one in a folder below."""
+    write_demo(tmp_path / "demo.mp4")
+    found = tmp_path / "clips"
+    (found / "below").mkdir(parents=True)
+    with command.VideoQA.open("") as qa:
+        video = qa.encode(tmp_path / "demo.mp4", 8)
+        for name in ("a.vqt", "below/b.vqt"):
+            qa.save(video, found / name)
+    return found
+
+
+def test_one_question_about_a_folder(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.enqueue("Red.")
+    llm.enqueue("Blue.")
+    command.ask(folder, QUESTIONS[0])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder / 'a.vqt'}\t{QUESTIONS[0]}\tRed.",
+        f"{folder / 'below/b.vqt'}\t{QUESTIONS[0]}\tBlue.",
+    ]
+
+
+def test_many_questions_about_one_video_from_a_pipe(
+    folder: Path,
+    llm: FakeLanguageModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for text in ("Red.", "Two."):
+        llm.enqueue(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTIONS[0]}\n\n  {QUESTIONS[1]} \n"))
+    clip = folder.parent / "demo.mp4"
+    command.ask(clip, None, questions=Path("-"), as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    found = [(row["video"], row["question"], row["answer"]) for row in document["answers"]]
+    expected = zip(QUESTIONS, ("Red.", "Two."), strict=True)
+    assert found == [(str(clip), question, answer) for question, answer in expected]
+    assert [row["end_s"] for row in document["answers"]] == [3.0, 3.0]
+    assert document["failed"] == [] and document["timings_ms"]["total"] > 0
+    assert len({key for key, _ in llm.calls}) == 1
+
+
+def test_a_file_that_cannot_be_read_is_named_and_stops_nothing(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "c.vqt").write_bytes(b"junk")
+    llm.enqueue("Red.")
+    llm.enqueue("Blue.")
+    with pytest.raises(VqtError, match="1 of 3 clips"):
+        command.ask(folder, QUESTIONS[0])
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert f"failed: {folder / 'c.vqt'}: not a .vqt file" in err
+
+
+def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one video"):
+        command.ask(folder, QUESTIONS[0], evidence=True)
+    with pytest.raises(ConfigError, match="one video"):
+        command.ask(folder, QUESTIONS[0], choices="a|b")
+    with pytest.raises(ConfigError, match="not both"):
+        command.ask(folder, QUESTIONS[0], questions=tmp_path / "q.txt")
+    with pytest.raises(PromptError, match=r"q\.txt"):
+        command.ask(folder, None, questions=tmp_path / "q.txt")
+    (tmp_path / "q.txt").write_text("\n \n")
+    with pytest.raises(PromptError, match="no question"):
+        command.ask(folder, None, questions=tmp_path / "q.txt")
