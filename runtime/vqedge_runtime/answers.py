@@ -94,12 +94,15 @@ class Answer:
     generated_tokens: int = 0
     tokens_per_s: float = 0.0
 
-    def including_encoding(self) -> Answer:
-        """The same answer with the video's own times added: what a cold ask costs."""
+    def including_encoding(self, prefix_ms: float = 0.0) -> Answer:
+        """The same answer with the video's own times added: what a cold ask costs.
+
+        Args:
+            prefix_ms: what reading the video ahead of the question took.
+        """
         spent, own = self.video.timings, self.timings
-        return replace(
-            self, timings=timings_with_llm(spent, own.prefill, own.first_token, own.total)
-        )
+        prefill, first, total = (ms + prefix_ms for ms in (own.prefill, own.first_token, own.total))
+        return replace(self, timings=timings_with_llm(spent, prefill, first, total))
 
 
 def timings_with_llm(spent: Timings, prefill: float, first_token: float, total: float) -> Timings:

@@ -7,6 +7,7 @@ with VideoQA.open("tiny.vqedge") as qa:
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,13 @@ from vqedge_runtime.answers import Answer, Backend, Timings, Video, timings_with
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import AUTO, Encoder, Frames, open_encoder
+from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
     ChoiceScores,
     DecodingOptions,
     Generation,
     LanguageModel,
+    Prefix,
     Prompt,
     TextStream,
     open_llama_cpp,
@@ -199,6 +202,29 @@ class VideoQA:
         tokens, encode_ms = self._tokens(frames_thwc, codes)
         return Video(tokens, 0.0, spec.frames, (), Timings(encode=encode_ms), budget=codes)
 
+    def prefill(self, video: Video, kv: PathLike | None = None) -> Prefix:
+        """Read a video ahead of its first question.
+
+        Args:
+            video: an encoded video.
+            kv: file to keep what was read in (see `vqedge_runtime.kv`): if it fits it is taken
+                instead of reading, if it is missing or stale it is written, where that is possible.
+
+        Returns:
+            the prefix; `reused` if it was held already or came from the file.
+        """
+        if kv is None:
+            return self.llm.prefill_video(video.rows)
+        began = time.perf_counter()
+        identity = self._prefix_identity(video)
+        state = read_kv(Path(kv), identity)
+        if state is not None and self.llm.restore_prefix(video.rows, state):
+            held = self.llm.prefill_video(video.rows)
+            return replace(held, ms=(time.perf_counter() - began) * 1e3)
+        prefix = self.llm.prefill_video(video.rows)
+        write_kv(Path(kv), identity, self.llm.prefix_state(video.rows))
+        return prefix
+
     def ask(
         self,
         video: Video | PathLike,
@@ -322,6 +348,11 @@ class VideoQA:
             return video, Timings()
         encoded = self.encode(video)
         return encoded, encoded.timings
+
+    def _prefix_identity(self, video: Video) -> bytes:
+        """Of all that the state of a video's prefix depends on."""
+        hashes = {file.role: file.sha256 for file in self.manifest.files}
+        return json.dumps([hashes["llm"], self.llm.state_identity, video.rows.key]).encode()
 
     def _answer(self, video: Video, result: Generation, spent: Timings) -> Answer:
         prefill_ms = result.prefix_ms + result.question_ms

@@ -89,3 +89,22 @@ def test_what_a_bundle_refuses(qa: VideoQA, demo_clip: Path, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(VqtError, match="checksum is not right"):
         qa.ask(path, QUESTIONS[0])
+
+
+def test_what_was_read_is_kept_beside_the_file(
+    bundle: Path, qa: VideoQA, demo_clip: Path, tmp_path: Path
+) -> None:
+    clip, other = tmp_path / "a.vqt", tmp_path / "b.vqt"
+    qa.save(qa.encode(demo_clip), clip)
+    qa.save(qa.encode(demo_clip, 8), other)
+    command = ("ask", clip, QUESTIONS[0], "-m", bundle, "--json", "--keep-kv")
+    first, second = (json.loads(run_vqedge(*command).stdout.splitlines()[-1]) for _ in range(2))
+    assert first["answer"] == second["answer"] == "red"
+    assert second["timings_ms"]["prefill"] < first["timings_ms"]["prefill"]
+    kept = (tmp_path / "a.kv").read_bytes()
+    with VideoQA.open(bundle) as later:
+        assert later.prefill(later.encode(clip), tmp_path / "a.kv").reused
+        assert (tmp_path / "a.kv").read_bytes() == kept
+        assert not later.prefill(later.encode(other), tmp_path / "a.kv").reused
+        assert (tmp_path / "a.kv").read_bytes() != kept
+        assert later.ask(later.encode(other), QUESTIONS[0]).text == "red"

@@ -45,6 +45,12 @@ def ask(
     questions: Annotated[
         Path | None, typer.Option(help="File of questions, one a line, asked together; - is stdin.")
     ] = None,
+    keep_kv: Annotated[
+        bool,
+        typer.Option(
+            "--keep-kv", help="Keep what the model read of a .vqt beside it, for the next ask."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a video, or many about many.
@@ -72,6 +78,7 @@ def ask(
         stream=not no_stream,
         evidence=evidence,
         questions=questions,
+        keep_kv=keep_kv,
     )
 
 

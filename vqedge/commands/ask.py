@@ -15,7 +15,8 @@ from vqedge.errors import ConfigError, PromptError, VqedgeError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, VideoQA
 from vqedge_runtime.evidence import Evidence
-from vqedge_runtime.vqt import Origin
+from vqedge_runtime.kv import kv_path
+from vqedge_runtime.vqt import Origin, is_vqt
 
 
 def ask(
@@ -34,12 +35,15 @@ def ask(
     stream: bool = True,
     evidence: bool = False,
     questions: Path | None = None,
+    keep_kv: bool = False,
 ) -> None:
     """Answer on stdout, the backends on stderr."""
     options_or_default = options or DecodingOptions()
     many = questions is not None or is_many(video)
     if many and (evidence or choices is not None):
         raise ConfigError("--evidence and --choices are for one question about one video")
+    if keep_kv and (many or not is_vqt(video)):
+        raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
     if questions is not None and question is not None:
         raise ConfigError("give a question or --questions, not both")
     asked = questions_from_file(questions) if questions else [_question(question)]
@@ -53,6 +57,7 @@ def ask(
         encoded = qa.encode(video, budget_from_text(budget), start, end)
         if isinstance(encoded.source, Origin) and (start, end) != (None, None):
             say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
+        prefix_ms = qa.prefill(encoded, kv_path(video)).ms if keep_kv else 0.0
         if choices is not None:
             answer = qa.ask(encoded, words, choices=_choices(choices))
         elif stream and not as_json:
@@ -63,7 +68,7 @@ def ask(
             raise VqedgeError(
                 "the model gave no words; ask in other words, or try --temperature 0.7"
             )
-        answer = answer.including_encoding()
+        answer = answer.including_encoding(prefix_ms)
         if not as_json:
             _print_text(answer, streamed=stream and choices is None)
         found = evidence_for(qa, answer, words) if evidence else None

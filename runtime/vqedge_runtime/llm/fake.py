@@ -65,6 +65,22 @@ class FakeLanguageModel:
         reused, self._held = self._held == video.key, video.key
         return Prefix(len(video.rows), 0.0, reused)
 
+    def prefix_state(self, video: VideoRows) -> bytes:
+        """The video's key; raises as `prefill_video` does."""
+        self.prefill_video(video)
+        return video.key.encode()
+
+    def restore_prefix(self, video: VideoRows, state: bytes) -> bool:
+        """Remember the video if the state is of it."""
+        fits = state == video.key.encode()
+        self._held = video.key if fits else ""
+        return fits
+
+    @property
+    def state_identity(self) -> str:
+        """Its name."""
+        return self.name
+
     def stream(
         self, video: VideoRows, question: str, options: DecodingOptions | None = None
     ) -> TextStream:

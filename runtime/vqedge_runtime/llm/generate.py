@@ -21,6 +21,7 @@ from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.llm import many
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
+from vqedge_runtime.llm.native import system_info
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
     DecodingOptions,
@@ -113,6 +114,31 @@ class LlamaCpp:
         with self._lock:
             self._turn = None
             return self._reader.read_video(video)
+
+    def prefix_state(self, video: VideoRows) -> bytes:
+        """The keys and values of a video's prefix, read if need be; raises as `prefill_video`."""
+        with self._lock:
+            self.prefill_video(video)
+            return self._reader.context.state()
+
+    def restore_prefix(self, video: VideoRows, state: bytes) -> bool:
+        """Take them back instead of reading the video; raises as `prefill_video`.
+
+        Args:
+            video: what they are of.
+            state: what `prefix_state` gave, of the same `state_identity`: llama.cpp trusts it.
+
+        Returns:
+            whether they fit; if not, the next question reads the video.
+        """
+        with self._lock:
+            self._turn = None
+            return self._reader.restore_video(video, state)
+
+    @property
+    def state_identity(self) -> str:
+        """Of all that a prefix's state depends on, beside file and rows: build and template."""
+        return f"{system_info()} {self._model.quantisation} {self._reader.template}"
 
     def stream(
         self, video: VideoRows, question: str, options: DecodingOptions = _GREEDY

@@ -197,6 +197,26 @@ class Context(Owned):
         memory = lib.llama_get_memory(self.pointer)
         lib.llama_memory_seq_cp(memory, source, branch, 0, length)
 
+    def state(self) -> bytes:
+        """Keys and values of sequence 0, for `restore`."""
+        size = int(lib.llama_state_seq_get_size(self.pointer, 0))
+        buffer = (ctypes.c_uint8 * size)()
+        return bytes(buffer[: lib.llama_state_seq_get_data(self.pointer, buffer, size, 0)])
+
+    def restore(self, state: bytes, length: int) -> bool:
+        """Put back what `state` gave, and nothing else; whether it was `length` positions.
+
+        llama.cpp trusts the bytes: they must come from `state` of the same model and build.
+        """
+        self.clear()
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        read = lib.llama_state_seq_set_data(self.pointer, buffer, len(state), 0)
+        last = lib.llama_memory_seq_pos_max(lib.llama_get_memory(self.pointer), 0)
+        fits = read == len(state) and last == length - 1
+        if not fits:
+            self.clear()
+        return bool(fits)
+
     @contextmanager
     def branches(self, count: int) -> Iterator[None]:
         """Sequences 1 to `count` are the block's own: empty at its end, whatever happened."""

@@ -22,6 +22,7 @@ from vqedge_runtime.llm.build_flags import pip_line
 from vqedge_runtime.llm.cells import Cells
 
 try:
+    import llama_cpp
     from llama_cpp import llama_cpp as _binding
 except (ImportError, OSError, RuntimeError) as error:  # not there, or its library does not load
     raise BackendUnavailable(f"llama.cpp cannot be loaded ({error}); run: {pip_line()}") from error
@@ -62,6 +63,11 @@ def backend() -> NativeLog:
     lib.llama_backend_init()
     atexit.register(lib.llama_backend_free)
     return log
+
+
+def system_info() -> str:
+    """Version of the binding and what its library was built for."""
+    return f"{llama_cpp.__version__} {lib.llama_print_system_info().decode()}"
 
 
 class Owned:

@@ -238,6 +238,16 @@ class LanguageModel(Protocol):
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Read the video ahead of its first question."""
 
+    def prefix_state(self, video: VideoRows) -> bytes:
+        """What the model holds after reading the video."""
+
+    def restore_prefix(self, video: VideoRows, state: bytes) -> bool:
+        """Take that back instead of reading; whether it fits."""
+
+    @property
+    def state_identity(self) -> str:
+        """Of all that such a state depends on, beside the model's file and the rows."""
+
     def stream(self, video: VideoRows, question: str, options: DecodingOptions = ...) -> TextStream:
         """Answer piece by piece; a newer call on the same model ends the stream."""
 

@@ -91,6 +91,26 @@ class Reader:
         self._make_room(len(video.rows), 0, 0)
         return self._hold(video)
 
+    def restore_video(self, video: VideoRows, state: bytes) -> bool:
+        """Take a video's prefix from the context's `state` instead of reading it; if it fits.
+
+        Raises:
+            BackendUnavailable: closed.
+            BundleError: the rows are not as wide as the model's.
+            PromptError: more rows than the model can read.
+        """
+        self._check_width(video.rows)
+        self._make_room(len(video.rows), 0, 0)
+        self._held = None
+        fits = self.context.restore(state, len(self._before) + len(video.rows))
+        self._held, self._template_held = (video if fits else None), fits
+        return fits
+
+    @property
+    def template(self) -> tuple[int, ...]:
+        """Ids before the video."""
+        return tuple(self._before)
+
     def read_question(
         self, video: VideoRows, question: str, answer_tokens: int
     ) -> tuple[Prefix, int]:

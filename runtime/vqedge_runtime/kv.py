@@ -1,0 +1,89 @@
+"""`.kv` files: what the language model read of a video, so that a later process need not read it.
+
+    magic  "VQEDGEKV" and version 1      9 bytes
+    mac    HMAC-SHA256, keyed by a secret of this user, over identity and state      32 bytes
+    state  llama.cpp's keys and values of template and video
+
+The identity (language model, llama.cpp build, template, rows) is not in the file: it is what the
+reader expects, so that a file of anything else is stale, as is a damaged one. A stale file is
+written anew. llama.cpp trusts the state it is given; the secret keeps it to states that this user
+wrote: a `.kv` that came with somebody else's `.vqt` is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from vqedge.base.fetch import cache_root
+from vqedge.files import replacing
+
+SUFFIX = ".kv"
+_MAGIC = b"VQEDGEKV\x01"
+_MAC_BYTES = 32
+_SECRET_BYTES = 32
+_MOST_BYTES = 1 << 30
+
+
+def kv_path(vqt: Path) -> Path:
+    """Where the state of a `.vqt` lies."""
+    return vqt.with_suffix(SUFFIX)
+
+
+def read_kv(path: Path, identity: bytes) -> bytes | None:
+    """The state in a file, None if there is none for this identity.
+
+    Args:
+        path: the file.
+        identity: of all that the state depends on.
+    """
+    head = len(_MAGIC) + _MAC_BYTES
+    try:
+        if not head < path.stat().st_size <= _MOST_BYTES:
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    mac, state = data[len(_MAGIC) : head], data[head:]
+    wanted = _mac(identity, state)
+    whole = wanted is not None and hmac.compare_digest(mac, wanted)
+    return state if whole and data.startswith(_MAGIC) else None
+
+
+def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
+    """Write a file whole or not at all; whether that was possible."""
+    mac = _mac(identity, state)
+    with suppress(OSError):
+        if mac is not None:
+            with replacing(path) as temporary:
+                temporary.write_bytes(_MAGIC + mac + state)
+            return True
+    return False
+
+
+def _mac(identity: bytes, state: bytes) -> bytes | None:
+    """None where no secret can be kept."""
+    secret = _secret()
+    if secret is None:
+        return None
+    message = hashlib.sha256(identity).digest() + state
+    return hmac.digest(secret, message, "sha256")
+
+
+def _secret() -> bytes | None:
+    """This user's secret, made at its first use; readable by nobody else."""
+    path = cache_root() / "kv.secret"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(_SECRET_BYTES))
+        found = path.read_bytes()
+    except OSError:
+        return None
+    return found if len(found) == _SECRET_BYTES else None

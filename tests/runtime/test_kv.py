@@ -1,0 +1,87 @@
+"""`.kv` files: a prefix that a later session takes instead of reading the video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_gguf import video, wild_tensors, write_gguf
+
+from vqedge_runtime.kv import kv_path, read_kv, write_kv
+from vqedge_runtime.llm import DecodingOptions, open_llama_cpp
+
+STATE, SHORT = bytes(range(200)), DecodingOptions(max_tokens=6)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def wild(tmp_path: Path) -> Iterator[Any]:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
+    with open_llama_cpp(path, threads=1, context=256) as llm:
+        yield llm
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = kv_path(tmp_path / "clip.vqt")
+    assert path.name == "clip.kv" and read_kv(path, b"who") is None
+    assert write_kv(path, b"who", STATE)
+    assert read_kv(path, b"who") == STATE
+    assert (tmp_path / "cache" / "kv.secret").stat().st_mode & 0o077 == 0
+    assert {item.name for item in tmp_path.iterdir()} == {"clip.kv", "cache"}
+
+
+def test_another_identity_or_another_users_file_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "clip.kv"
+    write_kv(path, b"who", STATE)
+    assert read_kv(path, b"somebody else") is None
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "other"))
+    assert read_kv(path, b"who") is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(place=st.integers(0, 9 + 32 + len(STATE) - 1), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_file_is_stale(tmp_path: Path, place: int, bit: int, cut: bool) -> None:
+    path = tmp_path / "clip.kv"
+    write_kv(path, b"who", STATE)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(data[:place] if cut else data)
+    assert read_kv(path, b"who") is None
+
+
+def test_where_nothing_can_be_written_nothing_is(tmp_path: Path) -> None:
+    assert not write_kv(tmp_path / "no" / "such" / "folder.kv", b"who", STATE)
+
+
+def test_a_restored_prefix_gives_the_logits_of_a_read_one(wild: Any) -> None:
+    clip = video(3, rows=20)
+    wild.stream(clip, "What moves?", SHORT)
+    expected = wild._reader.context.last_logits()
+    state = wild.prefix_state(clip)
+    wild.prefill_video(video(4))
+    assert wild.restore_prefix(clip, state)
+    stream = wild.stream(clip, "What moves?", SHORT)
+    assert stream.result.reused_prefix
+    np.testing.assert_array_equal(wild._reader.context.last_logits(), expected)
+
+
+def test_a_state_that_does_not_fit_is_not_taken(wild: Any) -> None:
+    clip = video(3, rows=20)
+    state = wild.prefix_state(clip)
+    expected = wild.ask(clip, "What moves?", SHORT).text
+    assert not wild.restore_prefix(video(5, rows=21), state)
+    assert not wild.restore_prefix(clip, state[:-4])
+    answer = wild.ask(clip, "What moves?", SHORT)
+    assert (answer.text, answer.reused_prefix) == (expected, False)
