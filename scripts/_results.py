@@ -48,6 +48,8 @@ def page() -> str:
         _encoders(),
         _photos(),
         _codebook(),
+        _grounding(),
+        _ids(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -98,8 +100,8 @@ def _kinds() -> str:
 
 
 def _baselines() -> str:
-    reference = _load("baselines")
-    if not reference:
+    reference = _load("eval_checkpoint")
+    if not reference or "baselines" not in reference:
         return ""
     rows = {"VQ": reference, **reference["baselines"]}
     kinds = [kind for kind in ("direction", "order", "color", "shape", "count") if _has(rows, kind)]
@@ -191,6 +193,53 @@ def _codebook() -> str:
             f"every video: {_share(document)} of {document['n']}.",
         ]
     )
+
+
+def _grounding() -> str:
+    document = _load("grounding")
+    if not document:
+        return ""
+    lines = [
+        "## When",
+        "",
+        "`scripts/_grounding.py`: what colour is an object that is there for a part of the clip? "
+        "The span of the answer's evidence ([how](seeing-tokens.md)) against the time the object "
+        "is there: mean intersection over union, beside the whole clip as the answer to every "
+        "question, and the frames that show it, the best that eight frames can do.",
+        "",
+        "| questions | n | evidence | whole clip | its frames | evidence over 0.5 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("all", "answered"):
+        row = document[name]
+        lines.append(
+            f"| {name} | {row['n']} | {row['evidence_iou']:.2f} | {row['whole_clip_iou']:.2f} "
+            f"| {row['frames_iou']:.2f} | {row['evidence_iou_above_half']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _ids() -> str:
+    document = _load("ids")
+    if not document:
+        return ""
+    lines = [
+        "## Ids",
+        "",
+        "`scripts/_ids.py`: eight generated clips at two budgets against the ids that PyTorch gave "
+        "them (tests/golden/ids.json). K-means starts from the farthest patches, so that a small "
+        "change of the features starts it elsewhere and numbers move; what is left once codes are "
+        "matched is the last column.",
+        "",
+        "| encoder | same clips | other id | other part of the map |",
+        "|---|---|---|---|",
+    ]
+    for name, row in document.items():
+        lines.append(
+            f"| {name} | {row['clips_same']} of {row['clips']} | {row['ids_differ']:.2%} "
+            f"| {row['maps_differ']:.2%} |"
+        )
+    return "\n".join(lines)
 
 
 def _share(document: dict[str, Any]) -> str:
