@@ -388,3 +388,22 @@ def test_importing_needs_no_llama_cpp_and_its_absence_is_explained() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert pip_line() in run.stdout
+
+
+def test_threads_that_wait_sleep_soon_unless_the_user_chose(wild_path: Path) -> None:
+    program = (
+        "import os, vqedge_runtime.llm.native\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'llama_cpp' in __import__('sys').modules)"
+    )
+
+    def left_over(**chosen: str) -> str:
+        names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        clean = {name: value for name, value in os.environ.items() if name not in names}
+        command = [sys.executable, "-c", program]
+        run = subprocess.run(
+            command, env=clean | chosen, capture_output=True, text=True, check=True, timeout=60
+        )
+        return run.stdout.strip()
+
+    assert left_over() == "None True"
+    assert left_over(GOMP_SPINCOUNT="7") == "7 True"

@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import functools
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -21,16 +22,39 @@ from vqedge.errors import BackendUnavailable
 from vqedge_runtime.llm.build_flags import pip_line
 from vqedge_runtime.llm.cells import Cells
 
+_log = logging.getLogger(__name__)
+
+_LEVEL_ERROR, _LEVEL_CONTINUED = 3, 5
+_SPINS = "500"  # iterations, some microseconds
+
+
+@contextmanager
+def _short_spins() -> Iterator[None]:
+    """Let threads that wait for each other sleep after a moment, unless the user says otherwise.
+
+    llama.cpp's threads meet after every operation, some 600 times a token. OpenMP lets one that
+    waits spin for milliseconds; if another program has the other's core, that is a core lost each
+    time, and a first token takes seconds. `tests/bench/bench_busy.py` has the figures. GNU's OpenMP
+    reads this when it is loaded.
+    """
+    ours = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if ours:
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ["GOMP_SPINCOUNT"]
+
+
 try:
-    import llama_cpp
-    from llama_cpp import llama_cpp as _binding
+    with _short_spins():
+        import llama_cpp
+        from llama_cpp import llama_cpp as _binding
 except (ImportError, OSError, RuntimeError) as error:  # not there, or its library does not load
     raise BackendUnavailable(f"llama.cpp cannot be loaded ({error}); run: {pip_line()}") from error
 
 lib: Any = _binding
-_log = logging.getLogger(__name__)
-
-_LEVEL_ERROR, _LEVEL_CONTINUED = 3, 5
 
 
 class NativeLog:
