@@ -71,6 +71,29 @@ def test_it_computes_almost_the_same(both: Path) -> None:
     assert codes.count == 32 and np.isfinite(codes.values).all()
 
 
+def test_evening_out_channels_changes_the_integers_not_the_product(
+    both: Path, graph: onnx.ModelProto, arrays: BothArrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vqedge_export.int8 as module
+
+    model = filled(graph, *arrays)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_channel_factors", lambda width, _: np.ones_like(width))
+        plain = module.int8_encoder(model)
+    (both / "plain.onnx").write_bytes(plain.SerializeToString())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    weights = {item.name: item for item in copy.graph.initializer}
+    layers = [node for node in copy.graph.node if module._is_layer(node, weights)]
+    module._even_out_channels(copy.graph, layers, weights)
+    (both / "even.onnx").write_bytes(copy.SerializeToString())
+    clip = frames_from_scene(scene_from_seed(11, 0), 2)
+    names = ("fp32", "even", "int8", "plain")
+    exact, even, int8, plain8 = (OnnxReader(both / f"{n}.onnx")(clip, 32).features for n in names)
+    np.testing.assert_allclose(even, exact, atol=2e-3)
+    assert not np.array_equal(int8, plain8)
+
+
 def test_a_graph_of_another_exporter_is_refused() -> None:
     with pytest.raises(ExportError, match="no linear layer"):
         int8_encoder(onnx.ModelProto())
