@@ -110,6 +110,10 @@ def _speed(bench: dict[str, Any]) -> str:
     rows["first token, asked again"] = bench["reask_first_token_ms"]
     unreduced = f"first token, language model alone, all {bench['unreduced_tokens']} patch tokens"
     rows[unreduced] = bench["unreduced_first_token_ms"]
+    for name, row in bench["together"].items():
+        what = f"{row['prompts']} {name}, {row['prompts']} answers"
+        rows[f"{what}, one by one"] = row["one_by_one_ms"]
+        rows[f"{what}, side by side"] = row["together_ms"]
     return "\n".join(
         [
             f"One 3-second clip (`vqedge bench`; {where}; {backend}):",
