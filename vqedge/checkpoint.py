@@ -19,6 +19,9 @@ LORA = "lora.safetensors"
 METRICS = "metrics.json"
 GRAPH = "encoder.graph.onnx"
 PARITY = "parity.json"
+ENCODER_WEIGHTS = "encoder.safetensors"  # these three in a checkpoint on imported weights only
+LLM_WEIGHTS = "llm.gguf"
+ORIGIN = "origin.json"
 _NEEDED = (CONFIG, MODEL, LORA)
 
 

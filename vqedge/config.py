@@ -14,7 +14,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from vqedge.errors import ConfigError
+from vqedge.prompt import SYSTEM
 from vqedge.validation import first_fault
+
+MAX_BLOCKS = 128
+
+# Absent from the files, and the fingerprints, of models that do without.
+unless_none: Any = Field(None, exclude_if=lambda value: value is None)
+unless_false: Any = Field(False, exclude_if=lambda value: not value)
 
 
 class Config(BaseModel):
@@ -28,19 +35,90 @@ class Config(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+
+class BackboneShape(Config):
+    """A vision transformer, as far as the families differ."""
+
+    width: PositiveInt
+    heads: PositiveInt
+    hidden: PositiveInt
+    """Width inside the MLP."""
+    blocks: Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
+    patch: PositiveInt
+    eps: Annotated[float, Field(gt=0)]
+    activation: Activation = "gelu"
+    class_token: bool = True
+    patch_bias: bool = True
+    first_norm: bool = False
+    """A LayerNorm before the first block."""
+    layer_scale: bool = False
+    mean: tuple[float, float, float]
+    """Of the pixels that the weights expect, in 0..1."""
+    std: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} do not divide width {self.width}")
+        return self
+
+
+DINOV2_S14 = BackboneShape(
+    width=384,
+    heads=6,
+    hidden=1536,
+    blocks=12,
+    patch=14,
+    eps=1e-6,
+    layer_scale=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+
+
+BackboneSource = Literal["dinov2-s14-focus", "siglip", "clip", "dinov2"]
+
+
 class EncoderConfig(Config):
     """The frozen vision backbone and the frames it sees."""
 
-    source: Literal["dinov2-s14-focus"] = "dinov2-s14-focus"
-    block: Annotated[int, Field(ge=1, le=12)] = 9
+    source: BackboneSource = "dinov2-s14-focus"
+    """A row of `vqedge.base.backbones.BACKBONES`."""
+    block: Annotated[int, Field(ge=1, le=MAX_BLOCKS)] = 9
     final_norm: bool = True
     size: PositiveInt = 224
     frames: PositiveInt = 8
+    shape: BackboneShape | None = unless_none
+    """Of a backbone whose weights lie in the checkpoint."""
+    projected: PositiveInt | None = unless_none
+    """Width of the features behind a projector of two layers; None where there is no projector."""
+    weights_sha256: str | None = unless_none
+    """Of the checkpoint's `encoder.safetensors`."""
+
+    @model_validator(mode="after")
+    def _fits_backbone(self) -> Self:
+        if (self.shape is None) != (self.source == "dinov2-s14-focus"):
+            raise ValueError(f"shape: goes with the other sources than {self.source!r}")
+        if self.block > self.backbone.blocks:
+            raise ValueError(f"block {self.block}: {self.source} has {self.backbone.blocks}")
+        return self
+
+    @property
+    def backbone(self) -> BackboneShape:
+        """The shape of the vision transformer."""
+        return self.shape or DINOV2_S14
+
+    @property
+    def width(self) -> int:
+        """Of a patch's features, as the quantizer reads them."""
+        return self.projected or self.backbone.width
 
     @property
     def grid(self) -> int:
         """Patches per side."""
-        return self.size // 14
+        return self.size // self.backbone.patch
 
     @property
     def patches(self) -> int:
@@ -66,6 +144,8 @@ class QuantizerConfig(Config):
     """Of a learned codebook: a code is the sum of one entry of each level."""
     entries: Annotated[int, Field(ge=2, le=65536)] = 1024
     """Of each level of a learned codebook."""
+    unit_means: bool = unless_false
+    """A code is the mean of features of length one, as in the official code, not of raw ones."""
 
     @model_validator(mode="after")
     def _default_within_codes(self) -> Self:
@@ -77,6 +157,10 @@ class QuantizerConfig(Config):
 class AttentionConfig(Config):
     """VQ-Attention over the codes and the token hash."""
 
+    kind: Annotated[
+        Literal["paper", "official", "none"], Field(exclude_if=lambda kind: kind == "paper")
+    ] = "paper"
+    """`official`: that of the published weights; `none`: the codes are the rows. Both add one."""
     width: PositiveInt = 384
     heads: PositiveInt = 6
     depth: Annotated[int, Field(ge=0)] = 2
@@ -90,7 +174,11 @@ class AttentionConfig(Config):
 class LlmConfig(Config):
     """The language model and its adapter."""
 
-    source: Literal["smollm2-135m-instruct"] = "smollm2-135m-instruct"
+    source: Literal["smollm2-135m-instruct", "checkpoint"] = "smollm2-135m-instruct"
+    """`checkpoint`: the checkpoint's own `llm.gguf`."""
+    weights_sha256: str | None = unless_none
+    system: Annotated[str, Field(exclude_if=lambda text: text == SYSTEM)] = SYSTEM
+    """The system message the model was trained with."""
     width: PositiveInt = 576
     lora_rank: PositiveInt = 16
     lora_alpha: PositiveInt = 32
@@ -182,7 +270,7 @@ class TrainConfig(Config):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     init: Path | None = None
-    """Checkpoint to start from, instead of naming codes first."""
+    """Checkpoint to start from, instead of naming codes first; `model` is then its model."""
     output: Path = Path("runs/tiny")
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -199,7 +287,14 @@ class TrainConfig(Config):
             raise ValueError("data.budgets: want model.quantizer.default_budget among them")
         if self.optim.clips_per_step % self.optim.accumulate:
             raise ValueError("optim.accumulate must divide optim.clips_per_step")
+        if self.model.attention.kind != "paper":
+            raise ValueError("model.attention.kind: only 'paper' is trained here")
         return self
+
+    @property
+    def base(self) -> Path:
+        """Folder of imported base weights: the checkpoint that the run starts from."""
+        return self.init or self.output
 
 
 def train_config_from_yaml(path: Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -214,11 +309,20 @@ def train_config_from_yaml(path: Path, overrides: list[str] | None = None) -> Tr
             raise ConfigError(f"{path}: want keys and values; see recipes/tiny.yaml for an example")
         for override in overrides or []:
             _apply_override(values, override)
+        if values.get("init") and "model" not in values:
+            values["model"] = _model_of(Path(values["init"]))
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see recipes/tiny.yaml for an example") from None
     except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+def _model_of(checkpoint: Path) -> dict[str, Any]:
+    """The model that a run goes on with, unless it says another."""
+    from vqedge.checkpoint import model_config_of  # which needs the classes above
+
+    return model_config_of(checkpoint).model_dump(mode="json")
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

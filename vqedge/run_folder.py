@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vqedge.base.weights import carry_weights
 from vqedge.config import TrainConfig
 from vqedge.curves import CURVES, draw_curves
 from vqedge.errors import CheckpointError
@@ -112,6 +113,7 @@ class RunFolder:
         save_checkpoint(
             path, self.config.model, position, model.bridge, model.llm, {**record, "train": told}
         )
+        carry_weights(self.config.model, self.config.base, path)
 
     def _identity(self) -> str:
         """What must not change between the parts of a run; steps, rates and clip counts may."""

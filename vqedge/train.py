@@ -20,7 +20,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vqedge.base.fetch import cache_root, fetch
+from vqedge.base.fetch import cache_root
+from vqedge.base.weights import llm_weights
 from vqedge.config import SourceConfig, TrainConfig
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import QuestionAnswer
@@ -73,7 +74,7 @@ def train(
     accelerator = Accelerator(
         mixed_precision=precision, gradient_accumulation_steps=config.optim.accumulate
     )
-    quantizer = clip_quantizer(config.model).to(accelerator.device)
+    quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, quantizer, read, accelerator, clock)
     held_out = training_clips(config, config.validation, quantizer, read, accelerator, clock)
     if clips is None or held_out is None:
@@ -154,8 +155,8 @@ class _Run:
         self.config, self.folder, self.position = config, folder, position
         self.clips, self.held_out, self.accelerator = clips, held_out, accelerator
         self.mixture = clips.mixture(config.seed)
-        gguf = fetch(config.model.llm.source).path
-        self.tokenizer: PromptTokenizer = tokenizer_from_gguf(gguf)
+        gguf = llm_weights(config.model.llm, config.base).path
+        self.tokenizer: PromptTokenizer = tokenizer_from_gguf(gguf, config.model.llm.system)
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
         self.model = VideoLanguageModel(Bridge(config.model), llm).to(accelerator.device)
         self.optimizer = self._optimizer()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import onnx
 
-from vqedge.base.fetch import BaseWeights, fetch
+from vqedge.base.fetch import BaseWeights
 from vqedge.base.sources import PackageSource
+from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import (
     BaseWeightsRecord,
     Bundle,
@@ -27,7 +28,6 @@ from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
-from vqedge.prompt import SYSTEM
 from vqedge_export.gguf import llm_facts
 from vqedge_export.graph import checkpoint_arrays, exported_kind
 from vqedge_export.records import bridge_record, encoder_record, quantizer_record
@@ -88,7 +88,7 @@ def finish(
     engines: tuple[EngineRecord, ...] = (),
 ) -> Bundle:
     """Add report and licences, describe the bundle, and move it into place."""
-    weights = [fetch(config.encoder.source), fetch(config.llm.source)]
+    weights = [encoder_weights(config.encoder, checkpoint), llm_weights(config.llm, checkpoint)]
     (draft.folder / PARITY).write_text(report.to_json(), encoding="utf-8")
     licences = draft.folder / "LICENSES"
     licences.mkdir()
@@ -98,7 +98,7 @@ def finish(
         encoder=encoder_record(graph, config, ENCODER, tuple(_variant_records(draft.folder))),
         bridge=bridge_record(graph, BRIDGE),
         quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
-        llm=_llm_record(draft.folder / LLM, report.quantization),
+        llm=_llm_record(draft.folder / LLM, report.quantization, config.llm.system),
         provenance=_provenance_record(checkpoint, weights),
         engines=engines,
     )
@@ -108,6 +108,14 @@ def finish(
 def present(folder: Path) -> dict[str, str]:
     """Files of the lighter encoders in a bundle or draft, by precision."""
     return {name: file for name, (file, _) in VARIANTS.items() if (folder / file).exists()}
+
+
+def default_precision(config: ModelConfig) -> str:
+    """The lightest encoder that a bundle holds unless the user says otherwise.
+
+    int8 was measured on the backbone that is fetched; imported ones come in fp32: ADR 0016.
+    """
+    return DEFAULT_PRECISION if config.encoder.shape is None else "fp32"
 
 
 def check_precision(precision: str) -> None:
@@ -164,7 +172,7 @@ def _variant_records(folder: Path) -> Iterator[VariantRecord]:
         yield VariantRecord.model_validate({"file": file, "precision": precision})
 
 
-def _llm_record(path: Path, quant: str) -> LlmRecord:
+def _llm_record(path: Path, quant: str, system: str) -> LlmRecord:
     llm = llm_facts(path)
     return LlmRecord(
         file=LLM,
@@ -174,7 +182,7 @@ def _llm_record(path: Path, quant: str) -> LlmRecord:
         quantization=quant,
         context_length=llm.context_length,
         chat_template=llm.chat_template,
-        system_prompt=SYSTEM,
+        system_prompt=system,
     )
 
 

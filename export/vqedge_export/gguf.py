@@ -79,7 +79,7 @@ def gguf_from_lora(
 
     Args:
         base: the fetched GGUF.
-        lora: the adapter's tensors, PEFT names, `lora_A [r, in]` and `lora_B [out, r]`.
+        lora: the adapter's tensors, PEFT names, `lora_A [r, in]` and `lora_B [out, r]`; or none.
         config: rank and alpha.
         out: file to write.
         quant: a key of `LLM_QUANTS`.
@@ -91,6 +91,8 @@ def gguf_from_lora(
     if quant not in LLM_QUANTS:
         raise ExportError(f"--llm-quant {quant}: unknown, choose one of {', '.join(LLM_QUANTS)}")
     half = out.with_suffix(".f16.tmp")
+    if not lora:  # imported, and not trained since
+        return quantize(base, out, quant)
     try:
         _write_merged(base, lora, config, half)
         if quant == "F16":
@@ -178,9 +180,10 @@ def _deltas(
     lora: Mapping[str, Floats], config: LlmConfig, reader: gguf.GGUFReader, arch: str
 ) -> dict[str, Floats]:
     """`alpha / r * B @ A` for every adapted layer, under the GGUF's tensor names and row order."""
+    rotated = {"attn_q": "head_count", "attn_k": "head_count_kv"} if arch == "llama" else {}
     heads = {
-        "attn_q": int(reader.fields[f"{arch}.attention.head_count"].contents()),
-        "attn_k": int(reader.fields[f"{arch}.attention.head_count_kv"].contents()),
+        target: int(reader.fields[f"{arch}.attention.{count}"].contents())
+        for target, count in rotated.items()
     }
     scale = config.lora_alpha / config.lora_rank
     deltas: dict[str, Floats] = {}
@@ -201,7 +204,7 @@ def _deltas(
 
 
 def _interleaved(weight: Floats, heads: int) -> Floats:
-    """Rows in llama.cpp's rotary order: within a head, the two halves alternate."""
+    """Rows in the rotary order of llama.cpp's "llama": in a head, the two halves alternate."""
     rows, columns = weight.shape
     return (
         weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -6,7 +6,7 @@ Export and assemble both go through `filled`, so they write the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,17 +16,19 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
-from vqedge.base.vit import vit_arrays_from_onnx
-from vqedge.config import ModelConfig
+from vqedge.base.backbones import BACKBONES
+from vqedge.base.tensors import Array, Arrays
+from vqedge.config import BackboneSource, ModelConfig
 from vqedge.errors import CheckpointError, ExportError
 
 BASE_PREFIX = "quantizer.vit."
+ROW_MASK = "row_mask"  # an output of graphs whose rows are not one a code
 TABLES = "bridge.codebook.tables"
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
+BRIDGED = ("tokens", ROW_MASK)  # outputs that the bridge makes of the others
+LARGEST_BYTES = (1 << 31) - (1 << 22)  # of weights in a file that protobuf can still read
 FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, width]
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
-
-Arrays = Mapping[str, npt.NDArray[np.floating]]
 
 
 def exported_kind(config: ModelConfig) -> Literal["kmeans", "codebook"]:
@@ -109,19 +111,20 @@ def bridge_of(encoder: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {item.name: item for item in encoder.graph.output}
     inputs = [outputs[name] for name in ("codes", "ids", "index_map") if name in outputs]
     known = {item.name for item in (*inputs, *encoder.graph.initializer)}
-    nodes = _nodes_to("tokens", encoder.graph, known)
+    nodes = _nodes_to({*BRIDGED} & outputs.keys(), encoder.graph, known)
     used = {name for node in nodes for name in node.input}
     weights = [item for item in encoder.graph.initializer if item.name in used]
-    graph = helper.make_graph(nodes, "bridge", inputs, [outputs["tokens"]], weights)
+    told = [outputs[name] for name in BRIDGED if name in outputs]
+    graph = helper.make_graph(nodes, "bridge", inputs, told, weights)
     opsets = [item for item in encoder.opset_import if not item.domain]
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=encoder.ir_version, producer_name="vqedge"
     )
 
 
-def _nodes_to(wanted: str, graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
+def _nodes_to(wanted: set[str], graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
     """The nodes that make `wanted` of tensors that are known, in their order."""
-    missing, nodes = {wanted}, []
+    missing, nodes = wanted, []
     for node in reversed(graph.node):
         if missing.isdisjoint(node.output):
             continue
@@ -140,13 +143,35 @@ def checkpoint_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:
     return load_file(path)
 
 
-def base_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:
-    """Tensors of the fetched backbone, named as in the graph."""
-    return {BASE_PREFIX + name: array for name, array in vit_arrays_from_onnx(path).items()}
+class BaseArrays(Mapping[str, Array]):
+    """Tensors of a backbone, named as in the graph, read one by one where they can be."""
+
+    def __init__(self, source: BackboneSource, path: Path) -> None:
+        self._arrays = BACKBONES[source].arrays(path)
+
+    def __getitem__(self, name: str) -> Array:
+        if not name.startswith(BASE_PREFIX):
+            raise KeyError(name)
+        return self._arrays[name.removeprefix(BASE_PREFIX)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (BASE_PREFIX + name for name in self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model with deterministic bytes."""
+    """Write a model with deterministic bytes.
+
+    Raises:
+        ExportError: it is larger than such a file may be.
+    """
+    if sum(tensor.ByteSize() for tensor in model.graph.initializer) > LARGEST_BYTES:
+        raise ExportError(
+            f"{path.name}: more than the 2 GiB that one ONNX file can hold; import a smaller "
+            "backbone, or an earlier --block of it"
+        )
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

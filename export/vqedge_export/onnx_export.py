@@ -19,7 +19,8 @@ from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
 from vqedge_export.graph import (
     FEATURES,
-    base_arrays,
+    ROW_MASK,
+    BaseArrays,
     checkpoint_arrays,
     exported_kind,
     note_adaptive_error,
@@ -64,12 +65,13 @@ def stripped_graph(
         attach_function(model)
     note_adaptive_error(model, checkpoint.config.quantizer.adaptive_error)
     names = set(checkpoint_arrays(checkpoint.path / MODEL))
-    return stripped(model, names, set(base_arrays(base)) - names)
+    return stripped(model, names, set(BaseArrays(checkpoint.config.encoder.source, base)) - names)
 
 
 def outputs_of(config: ModelConfig) -> tuple[str, ...]:
     """Names of the graph's outputs, in order."""
-    return (*OUTPUTS, IDS if config.quantizer.kind == "codebook" else CODES)
+    told = (*OUTPUTS, IDS if config.quantizer.kind == "codebook" else CODES)
+    return told if config.attention.kind == "paper" else (*told, ROW_MASK)
 
 
 def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto:

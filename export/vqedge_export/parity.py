@@ -32,7 +32,7 @@ from vqedge.model.encoder import EncodedClip
 from vqedge.model.llm import PromptTokenizer
 from vqedge.model.quantizer import Assignment, KMeansQuantizer
 from vqedge.nearest_codebook import OP_NAME
-from vqedge_export.graph import adaptive_error_of
+from vqedge_export.graph import ROW_MASK, adaptive_error_of
 from vqedge_export.onnx_export import outputs_of
 from vqedge_export.report import (
     CodebookParity,
@@ -119,7 +119,8 @@ class _Patches:
         self.margin_gaps.append(float(gap))
         if differs.any():
             return False
-        tokens = found.outputs["tokens"][mask], wanted.tokens.numpy()[mask]
+        read = found.outputs.get(ROW_MASK, mask)
+        tokens = found.outputs["tokens"][read], wanted.tokens.numpy()[read]
         self.cosines += _row_cosines(*tokens).tolist()
         return True
 
@@ -195,7 +196,8 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
             used = quantized.mask
             codes = normalised(quantized.codes[used].half().float())
             ids.add(found.outputs["ids"][used.numpy()], codebook.chosen(codes))
-        rows.append(found.outputs["tokens"][found.outputs["mask"]])
+        read = found.outputs.get(ROW_MASK, found.outputs["mask"])
+        rows.append(found.outputs["tokens"][read])
     learned = None if codebook is None else ids.figures()
     return EncoderComparison(patches.figures(), learned, rows)
 

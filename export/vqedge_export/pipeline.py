@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from vqedge.base.fetch import fetch
+from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import Bundle, bundle_writer
 from vqedge.checkpoint import GRAPH, PARITY
 from vqedge.config import ModelConfig
@@ -33,7 +33,8 @@ from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
 
-PARITY_CLIPS = 12
+_PARITY_PATCHES = 24_576  # that is 12 clips of models/tiny
+_PARITY_CLIPS = (3, 12)  # at least one at every budget
 
 
 def export_bundle(
@@ -85,7 +86,8 @@ def export_bundle(
     check_precision(precision)
     require_installed(targets)
     opened = open_checkpoint(checkpoint)
-    graph = stripped_graph(opened, fetch(opened.config.encoder.source).path, plugin_node)
+    base = encoder_weights(opened.config.encoder, checkpoint).path
+    graph = stripped_graph(opened, base, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(
             draft.folder,
@@ -108,6 +110,12 @@ def export_bundle(
     if record:
         _record(checkpoint, graph, report)
     return bundle, report
+
+
+def parity_clips(config: ModelConfig) -> int:
+    """On how many clips parity is measured: about as many patches, whatever a clip has of them."""
+    least, most = _PARITY_CLIPS
+    return max(least, min(most, round(_PARITY_PATCHES / config.encoder.patches)))
 
 
 def measured_report(checkpoint: Path, bundle: Bundle, open_llm: OpenLlm) -> ParityReport:
@@ -136,10 +144,12 @@ def _report(
     )
     if open_llm is None:
         return report
-    logger.info("comparing PyTorch with ONNX Runtime on %d clips", PARITY_CLIPS)
-    compared = encoder_parity(checkpoint, encoder, PARITY_CLIPS)
+    clips = parity_clips(checkpoint.config)
+    logger.info("comparing PyTorch with ONNX Runtime on %d clips", clips)
+    compared = encoder_parity(checkpoint, encoder, clips)
     logger.info("comparing transformers with llama.cpp %s", quant)
-    tokenizer = tokenizer_from_gguf(fetch(checkpoint.config.llm.source).path)
+    base = llm_weights(checkpoint.config.llm, checkpoint.path).path
+    tokenizer = tokenizer_from_gguf(base, checkpoint.config.llm.system)
     figures = {
         "encoder": compared.encoder,
         "codebook": compared.codebook,
@@ -152,7 +162,9 @@ def _report(
 
 def _variants(folder: Path, config: ModelConfig) -> dict[str, MeasuredVariant]:
     """The lighter encoders of a bundle, against the one in float32, on the same clips."""
-    clips = [generated_clip(index, config) for index in range(PARITY_CLIPS)]
+    if not present(folder):
+        return {}
+    clips = [generated_clip(index, config) for index in range(parity_clips(config))]
     budget, measured = config.quantizer.default_budget, {}
     reference = OnnxReader(folder / ENCODER)
     wanted = [reference(clip, budget) for clip in clips]

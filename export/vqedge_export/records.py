@@ -6,6 +6,7 @@ import hashlib
 
 import onnx
 
+from vqedge.base.tensors import Arrays
 from vqedge.bundle import (
     BridgeRecord,
     CodebookRecord,
@@ -15,7 +16,7 @@ from vqedge.bundle import (
     VariantRecord,
 )
 from vqedge.config import ModelConfig
-from vqedge_export.graph import TABLES, Arrays, adaptive_error_of, bridge_of, exported_kind
+from vqedge_export.graph import TABLES, adaptive_error_of, bridge_of, exported_kind
 
 
 def encoder_record(

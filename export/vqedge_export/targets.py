@@ -12,14 +12,14 @@ from pathlib import Path
 import onnx
 from safetensors.numpy import load_file
 
-from vqedge.base.fetch import fetch
+from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import EngineRecord
 from vqedge.checkpoint import LORA, MODEL
 from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_export.gguf import gguf_from_lora
-from vqedge_export.graph import base_arrays, bridge_of, checkpoint_arrays, filled, save_model
+from vqedge_export.graph import BaseArrays, bridge_of, checkpoint_arrays, filled, save_model
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_export.tensorrt.options import BuildOptions
@@ -71,9 +71,10 @@ class Target:
 
 
 def _onnx(making: Making) -> tuple[EngineRecord, ...]:
-    vit = fetch(making.config.encoder.source)
-    arrays = checkpoint_arrays(making.checkpoint / MODEL), base_arrays(vit.path)
-    model = filled(making.graph, *arrays)
+    encoder = making.config.encoder
+    weights = encoder_weights(encoder, making.checkpoint).path
+    base = BaseArrays(encoder.source, weights)
+    model = filled(making.graph, checkpoint_arrays(making.checkpoint / MODEL), base)
     save_model(model, making.folder / ENCODER)
     if making.precision in VARIANTS:
         file, lighter = VARIANTS[making.precision]
@@ -83,7 +84,7 @@ def _onnx(making: Making) -> tuple[EngineRecord, ...]:
 
 
 def _gguf(making: Making) -> tuple[EngineRecord, ...]:
-    base = fetch(making.config.llm.source)
+    base = llm_weights(making.config.llm, making.checkpoint)
     lora = load_file(making.checkpoint / LORA)
     gguf_from_lora(base.path, lora, making.config.llm, making.folder / LLM, making.quant)
     return ()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.errors import ConfigError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.llm import LanguageModel, Prompt, VideoRows
 from vqedge_runtime.tokens import Codes
@@ -91,8 +92,14 @@ def find_evidence(
         on_code: told every code when it is done.
 
     Raises:
+        ConfigError: the bundle's rows are not one a code.
         PromptError: question or answer are empty, or too long.
     """
+    if video.tokens.count != video.tokens.codes.count:
+        raise ConfigError(
+            "--evidence: leaves out codes row by row, and this bundle's rows are not one a code; "
+            "ask without it"
+        )
     whole = llm.score_choices(video.rows, question, [answer]).totals[0]
     count = video.tokens.count
     drops = np.zeros(count)

@@ -48,7 +48,8 @@ class TokenSet:
     """The discrete tokens of one clip.
 
     Attributes:
-        rows: float32 `[k, d_llm]`, one row a code in use, k <= budget.
+        rows: float32 `[k, d_llm]`, one row a code in use, k <= budget. Of the published VQToken
+            weights `[max(T, k) + 1, d_llm]`: none of those rows is a code's.
         codes: what the rows are made from.
     """
 

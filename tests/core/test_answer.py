@@ -54,7 +54,7 @@ class Rows(nn.Module):
         self.seen.append((means.int().tolist(), int(budget)))
         rows = (means / 255 @ self.weight).view(CODES, -1)
         used = int(budget) or 2
-        return SimpleNamespace(tokens=rows, mask=torch.arange(CODES) < used)
+        return SimpleNamespace(tokens=rows, mask=torch.arange(CODES) < used, row_mask=None)
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Read:
 def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A checkpoint of stand-ins: `encoder()` and `llm()` are the same objects every time."""
     monkeypatch.setattr(answer, "_MAX_TOKENS", LONGEST)
-    monkeypatch.setattr(answer, "fetch", lambda name: SimpleNamespace(path=Path(name)))
-    monkeypatch.setattr(answer, "tokenizer_from_gguf", lambda _path: TOKENIZER)
+    monkeypatch.setattr(answer, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
+    monkeypatch.setattr(answer, "tokenizer_from_gguf", lambda _path, _system: TOKENIZER)
     encoder, llm = Rows(), tiny_llm()
-    return SimpleNamespace(config=CONFIG, encoder=lambda: encoder, llm=lambda: llm)
+    return SimpleNamespace(config=CONFIG, path=Path(), encoder=lambda: encoder, llm=lambda: llm)
 
 
 def answerer_of(parts: Any, **changes: Any) -> CheckpointAnswerer:
@@ -283,6 +283,6 @@ def test_a_checkpoint_is_not_loaded_for_a_budget_it_does_not_have() -> None:
     def never() -> Any:
         raise AssertionError("loaded")
 
-    parts: Any = SimpleNamespace(config=CONFIG, encoder=never, llm=never)
+    parts: Any = SimpleNamespace(config=CONFIG, path=Path(), encoder=never, llm=never)
     with pytest.raises(ConfigError):
         CheckpointAnswerer(parts, Read(), CODES + 1)

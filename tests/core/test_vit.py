@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from vqedge.base.vit import vit_arrays_from_onnx
+from vqedge.config import EncoderConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.vit import ViT, vit_from_source
 
@@ -51,7 +52,7 @@ def wanted(source: onnx.ModelProto, frame: Array) -> dict[str, Array]:
 def test_it_computes_what_the_source_computes(
     vit_source: Path, frame: Array, wanted: dict[str, Array], block: int, norm: bool, name: str
 ) -> None:
-    vit = vit_from_source(vit_source, block, SIZE, norm)
+    vit = vit_from_source(vit_source, EncoderConfig(block=block, size=SIZE, final_norm=norm))
     with torch.inference_mode():
         found = vit(torch.from_numpy(frame)).numpy()
     reference = wanted[name][:, 1:]  # without the CLS token
@@ -67,7 +68,7 @@ def test_it_computes_what_the_source_computes(
 def test_the_final_norm_may_follow_any_block(
     vit_source: Path, frame: Array, wanted: dict[str, Array]
 ) -> None:
-    vit = vit_from_source(vit_source, 9, SIZE, True)
+    vit = vit_from_source(vit_source, EncoderConfig(block=9, size=SIZE))
     with torch.inference_mode():
         found = vit(torch.from_numpy(frame)).numpy()
     raw = wanted[BLOCK_9][:, 1:].astype(np.float64)
@@ -79,7 +80,7 @@ def test_the_final_norm_may_follow_any_block(
 
 def test_patches_are_row_major_and_frames_apart(vit_source: Path) -> None:
     """A spot in a frame changes its own patch most; the other frame not at all."""
-    vit = vit_from_source(vit_source, 1, 112)
+    vit = vit_from_source(vit_source, EncoderConfig(block=1, size=112))
     frames = torch.full((2, 112, 112, 3), 90, dtype=torch.uint8)
     with torch.inference_mode():
         plain = vit(frames)
@@ -100,7 +101,7 @@ def test_positions_are_the_stored_ones_at_the_size_they_were_stored_for(vit_sour
         axis=1,
     )
     assert stored.shape == (1, 1 + 37 * 37, WIDTH)
-    vit = vit_from_source(vit_source, 1, 37 * 14)
+    vit = vit_from_source(vit_source, EncoderConfig(block=1, size=37 * 14))
     np.testing.assert_allclose(vit.position.numpy(), stored, atol=1e-6)
 
 
@@ -116,7 +117,7 @@ def test_a_missing_tensor_is_named(source: onnx.ModelProto, tmp_path: Path, miss
     path = tmp_path / "broken.onnx"
     onnx.save(broken, str(path))
     with pytest.raises(CheckpointError, match=missing):
-        vit_from_source(path, 1)
+        vit_from_source(path, EncoderConfig(block=1))
 
 
 @pytest.mark.parametrize(("block", "size"), [(0, 224), (13, 224), (-1, 224), (9, 225), (9, 15)])

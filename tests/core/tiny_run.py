@@ -22,7 +22,7 @@ from vqedge.data.generated import GeneratedClips
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
 
 
-def _no_backbone(_config: ModelConfig) -> Any:
+def _no_backbone(_config: ModelConfig, _folder: Path) -> Any:
     position = torch.randn(1, 1 + 64, 384, generator=torch.Generator().manual_seed(5))
     quantizer = SimpleNamespace(vit=SimpleNamespace(position=position))
     quantizer.to = lambda _device: quantizer
@@ -31,8 +31,8 @@ def _no_backbone(_config: ModelConfig) -> Any:
 
 TINY_PARTS: dict[str, Any] = {
     "clip_quantizer": _no_backbone,
-    "fetch": lambda name: SimpleNamespace(path=Path(name)),
-    "tokenizer_from_gguf": lambda _path: tiny_tokenizer(),
+    "llm_weights": lambda config, _folder: SimpleNamespace(path=Path(config.source)),
+    "tokenizer_from_gguf": lambda _path, _system: tiny_tokenizer(),
     "llm_from_gguf": lambda _path: tiny_llm(),
 }
 """What takes the place of the real parts in `vqedge.train`."""

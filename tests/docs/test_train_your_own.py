@@ -55,7 +55,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[2:] for line in lines]
 
 
-def small_quantizer(config: ModelConfig) -> ClipQuantizer:
+def small_quantizer(config: ModelConfig, _folder: Path) -> ClipQuantizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         vit = ViT(config.encoder.block, config.encoder.size)
@@ -74,7 +74,7 @@ class Letters:
         return " ".join(map(str, ids))
 
 
-def tiny_letters(_path: Path) -> Any:
+def tiny_letters(_path: Path, _system: str) -> Any:
     plain = tiny_tokenizer()
     return type(plain)(Letters(), plain.before_video, plain.after_question, plain.end)
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         patch.setenv("VQEDGE_CACHE", str(root / "cache"))
         for module in (training, checkpoint, answer):
-            patch.setattr(module, "fetch", lambda name: SimpleNamespace(path=Path(name)))
+            patch.setattr(module, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
         for module in (training, checkpoint):
             patch.setattr(module, "clip_quantizer", small_quantizer)
             patch.setattr(module, "llm_from_gguf", lambda _path: tiny_llm())

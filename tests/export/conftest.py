@@ -14,7 +14,7 @@ from tiny_export import BothArrays, config_of
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge, VideoEncoder
 from vqedge_export.assemble import graph_of
-from vqedge_export.graph import base_arrays, checkpoint_arrays, filled
+from vqedge_export.graph import BaseArrays, checkpoint_arrays, filled
 from vqedge_export.onnx_export import write_graph
 
 
@@ -30,7 +30,7 @@ def checkpoint(
         torch.nn.init.normal_(parameter, std=0.2)
     torch.nn.init.constant_(bridge.attention.scale, 4.0)  # the length of every row
     llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
-    position = clip_quantizer(config).vit.position
+    position = clip_quantizer(config, Path()).vit.position
     folder = tmp_path_factory.mktemp("checkpoint")
     return save_checkpoint(folder, config, position, bridge, llm, {})
 
@@ -38,7 +38,8 @@ def checkpoint(
 @pytest.fixture(scope="session")
 def arrays(checkpoint: Checkpoint, vit_source: Path) -> BothArrays:
     """Tensors of the checkpoint and of the backbone."""
-    return checkpoint_arrays(checkpoint.path / "model.safetensors"), base_arrays(vit_source)
+    own = checkpoint_arrays(checkpoint.path / "model.safetensors")
+    return own, dict(BaseArrays("dinov2-s14-focus", vit_source))
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_the_filled_graph_computes_what_pytorch_computes(
     stored = found[names[-1]]
     with torch.inference_mode():
         wanted = encoder(torch.from_numpy(frames), torch.tensor(budget))
-        tokens, _ = encoder.bridge.rows(torch.from_numpy(stored), wanted.index_map)
+        tokens, *_ = encoder.bridge.rows(torch.from_numpy(stored), wanted.index_map)
     ids, mask, margin = found["index_map"], found["mask"], found["margin"]
     difference = np.abs(found["tokens"] - tokens.numpy())
     print(
@@ -135,7 +135,7 @@ def test_the_runtime_gives_the_codes_and_rows_in_use(
     with torch.inference_mode():
         wanted = encoder(torch.from_numpy(frames), torch.tensor(ADAPTIVE))
         stored = torch.from_numpy(codes.values)
-        tokens, _ = encoder.bridge.rows(stored, torch.from_numpy(codes.index_map))
+        tokens, *_ = encoder.bridge.rows(stored, torch.from_numpy(codes.index_map))
     assert 1 < found.count < 64
     assert np.abs(found.rows - tokens.numpy()).max() < 1e-5
     if wanted.ids is None:

@@ -21,7 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vqedge.base import hub, wheel
-from vqedge.base.sources import HubSource, Progress, Source, licence_line, source_named
+from vqedge.base.sources import (
+    FetchedSource,
+    HubSource,
+    Progress,
+    Source,
+    licence_line,
+    source_named,
+)
 from vqedge.errors import FetchError
 from vqedge.files import file_sha256, locked
 
@@ -103,7 +110,9 @@ def cached(name: str, cache: Path | None = None) -> BaseWeights | None:
     return _untouched(source_named(name), cache or cache_root())
 
 
-def _fetch_locked(source: Source, root: Path, progress: Progress, verify: bool) -> BaseWeights:
+def _fetch_locked(
+    source: FetchedSource, root: Path, progress: Progress, verify: bool
+) -> BaseWeights:
     (root / "locks").mkdir(parents=True, exist_ok=True)
     lock = root / "locks" / f"{_slug(source)}.lock"
     with locked(lock, on_wait=lambda: progress("waiting for another vqedge fetch", 0, 0)):
@@ -111,7 +120,7 @@ def _fetch_locked(source: Source, root: Path, progress: Progress, verify: bool) 
         return untouched or _intact(source, root) or _download(source, root, progress)
 
 
-def _untouched(source: Source, root: Path) -> BaseWeights | None:
+def _untouched(source: FetchedSource, root: Path) -> BaseWeights | None:
     """The cached files, if nothing changed since they were hashed."""
     folder, stamp = _folder(source, root), _read_stamp(source, root)
     if stamp is None or any(_changed(folder / name, stamp.files[name]) for name in source.files):
@@ -119,7 +128,7 @@ def _untouched(source: Source, root: Path) -> BaseWeights | None:
     return _weights(source, root, stamp)
 
 
-def _intact(source: Source, root: Path) -> BaseWeights | None:
+def _intact(source: FetchedSource, root: Path) -> BaseWeights | None:
     """The cached files, if their hashes are the pinned ones, or those recorded at the download."""
     folder, stamp = _folder(source, root), _read_stamp(source, root)
     recorded = {name: file.sha256 for name, file in stamp.files.items()} if stamp else {}
@@ -133,7 +142,7 @@ def _intact(source: Source, root: Path) -> BaseWeights | None:
     return _weights(source, root, fresh)
 
 
-def _download(source: Source, root: Path, progress: Progress) -> BaseWeights:
+def _download(source: FetchedSource, root: Path, progress: Progress) -> BaseWeights:
     folder, downloads = _folder(source, root), root / "downloads"
     folder.mkdir(parents=True, exist_ok=True)
     downloads.mkdir(parents=True, exist_ok=True)
@@ -148,7 +157,7 @@ def _download(source: Source, root: Path, progress: Progress) -> BaseWeights:
     return _weights(source, root, stamp)
 
 
-def _remove_leftovers(source: Source, root: Path) -> None:
+def _remove_leftovers(source: FetchedSource, root: Path) -> None:
     """Drop what a killed run left. We hold the lock, so nobody is writing it."""
     for leftover in _folder(source, root).glob("*.part"):
         leftover.unlink(missing_ok=True)
@@ -157,16 +166,16 @@ def _remove_leftovers(source: Source, root: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _weights(source: Source, root: Path, stamp: _Stamp) -> BaseWeights:
+def _weights(source: FetchedSource, root: Path, stamp: _Stamp) -> BaseWeights:
     path = _folder(source, root) / source.weights
     return BaseWeights(path, stamp.files[source.weights].sha256, source, stamp.revision)
 
 
-def _slug(source: Source) -> str:
+def _slug(source: FetchedSource) -> str:
     return source.name.replace("/", "--")
 
 
-def _folder(source: Source, root: Path) -> Path:
+def _folder(source: FetchedSource, root: Path) -> Path:
     return root / "base" / _slug(source)
 
 
@@ -178,7 +187,7 @@ def _changed(path: Path, stamp: _FileStamp) -> bool:
     return (status.st_size, status.st_mtime_ns) != (stamp.size_bytes, stamp.mtime_ns)
 
 
-def _stamp_from_folder(source: Source, root: Path, revision: str | None) -> _Stamp:
+def _stamp_from_folder(source: FetchedSource, root: Path, revision: str | None) -> _Stamp:
     return _Stamp(
         revision, {name: _stamp_file(_folder(source, root) / name) for name in source.files}
     )
@@ -189,7 +198,7 @@ def _stamp_file(path: Path) -> _FileStamp:
     return _FileStamp(file_sha256(path), before.st_size, before.st_mtime_ns)
 
 
-def _read_stamp(source: Source, root: Path) -> _Stamp | None:
+def _read_stamp(source: FetchedSource, root: Path) -> _Stamp | None:
     """The stamp, or None if it is missing, unreadable, or speaks of other files than this row."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raw = json.loads((_folder(source, root) / "stamp.json").read_bytes())
@@ -200,7 +209,7 @@ def _read_stamp(source: Source, root: Path) -> _Stamp | None:
     return None
 
 
-def _write_stamp(source: Source, root: Path, stamp: _Stamp) -> None:
+def _write_stamp(source: FetchedSource, root: Path, stamp: _Stamp) -> None:
     target = _folder(source, root) / "stamp.json"
     part = target.with_name("stamp.json.part")
     part.write_text(json.dumps(asdict(stamp), indent=2) + "\n", encoding="utf-8")

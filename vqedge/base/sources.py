@@ -75,7 +75,22 @@ class HubSource:
         return f"Hugging Face repository {self.name}"
 
 
-Source = PackageSource | HubSource
+@dataclass(frozen=True)
+class ImportedSource:
+    """Weights that `vqedge import` put into a checkpoint."""
+
+    name: str
+    licence: str
+    origin: str
+
+    @property
+    def where(self) -> str:
+        """The source in words."""
+        return "source given to vqedge import"
+
+
+FetchedSource = PackageSource | HubSource
+Source = FetchedSource | ImportedSource
 
 
 def licence_line(source: Source) -> str:
@@ -83,7 +98,7 @@ def licence_line(source: Source) -> str:
     return f"{source.name}: {source.licence}; {source.origin}; from the {source.where}"
 
 
-def source_named(name: str) -> Source:
+def source_named(name: str) -> FetchedSource:
     """Look up a row of `SOURCES`.
 
     Raises:
@@ -94,7 +109,7 @@ def source_named(name: str) -> Source:
     return SOURCES[name]
 
 
-def _by_name(rows: Iterable[Source]) -> dict[str, Source]:
+def _by_name(rows: Iterable[FetchedSource]) -> dict[str, FetchedSource]:
     return {row.name: row for row in rows}
 
 
@@ -107,7 +122,7 @@ _LLM_FILES = (
     "tokenizer_config.json",
 )
 
-SOURCES: dict[str, Source] = _by_name(
+SOURCES: dict[str, FetchedSource] = _by_name(
     [
         PackageSource(
             name="dinov2-s14-focus",

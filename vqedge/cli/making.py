@@ -1,4 +1,4 @@
-"""Commands that make models: train, export, assemble, build, check."""
+"""Commands that make models: train, import, export, assemble, build, check."""
 
 from __future__ import annotations
 
@@ -35,9 +35,55 @@ def train(
     run_train(config, overrides or [], resume=resume, out=out, minutes=minutes, as_json=as_json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Hugging Face folder, or OWNER/NAME of the hub.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint folder to make.")],
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="official: the published attention; codes: none; paper: one yet to be trained "
+            "[default: official where the source has it]."
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a clip [default: 16].")
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a vision model alone: block whose features are taken "
+            "[default: at three quarters].",
+        ),
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of the hub.")] = "main",
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a published model (VQToken, LLaVA-OneVision, SigLIP, CLIP, DINOv2) into a checkpoint.
+
+    Example: vqedge import haichaozhang/VQ-Token-llava-ov-0.5b -o vqtoken
+    """
+    from vqedge.commands.import_ import run_import
+
+    run_import(
+        source,
+        out,
+        mode=mode,
+        frames=frames,
+        block=block,
+        revision=revision,
+        as_json=as_json,
+    )
+
+
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder written by `vqedge train`.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of `vqedge train` or `vqedge import`.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
     target: Annotated[
         str | None,

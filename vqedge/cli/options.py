@@ -33,7 +33,8 @@ ThreadsOption = Annotated[
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Of the ViT: int8, fp16 or fp32 [default: int8 beside fp32 in ONNX, fp16 in engines]."
+        help="Of the ViT: int8, fp16 or fp32 [default: int8 beside fp32 in ONNX, fp32 of what was "
+        "imported; fp16 in engines]."
     ),
 ]
 CapabilitiesOption = Annotated[

@@ -101,7 +101,8 @@ class Chat:
         tokens = self.video.tokens
         patches = tokens.index_map.reshape(-1).tolist()
         shares = ", ".join(
-            f"{code}: {patches.count(code) / len(patches):.1%}" for code in range(tokens.count)
+            f"{code}: {patches.count(code) / len(patches):.1%}"
+            for code in range(tokens.codes.count)
         )
         say(f"{tokens.count} of {tokens.patches} visual tokens; patches of each: {shares}")
         if tokens.ids is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.bundle import Bundle, open_bundle
-from vqedge.checkpoint import PARITY
+from vqedge.checkpoint import PARITY, model_config_of
 from vqedge.commands.build import build_options, plugin_library_for
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import ConfigError
@@ -28,7 +28,7 @@ def export(
     as_json: bool = False,
 ) -> None:
     """Export a checkpoint and print the parity table."""
-    from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT
+    from vqedge_export.assemble import DEFAULT_QUANT, default_precision
     from vqedge_export.pipeline import export_bundle
     from vqedge_export.targets import VARIANTS, engine_targets
     from vqedge_runtime.llm import open_llama_cpp
@@ -43,7 +43,7 @@ def export(
         out,
         open_llama_cpp,
         quant=llm_quant or DEFAULT_QUANT,
-        precision=precision or DEFAULT_PRECISION,
+        precision=precision or default_precision(model_config_of(checkpoint)),
         check=check,
         record=record,
         plugin_node=plugin_node,
@@ -65,14 +65,14 @@ def assemble(
     as_json: bool = False,
 ) -> None:
     """Make a bundle without torch and print what it holds."""
-    from vqedge_export.assemble import DEFAULT_PRECISION, DEFAULT_QUANT, assemble_bundle
+    from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle, default_precision
     from vqedge_export.report import report_from_file
 
     bundle = assemble_bundle(
         checkpoint,
         out,
         quant=llm_quant or DEFAULT_QUANT,
-        precision=precision or DEFAULT_PRECISION,
+        precision=precision or default_precision(model_config_of(checkpoint)),
         overwrite=overwrite,
     )
     report = report_from_file(bundle.root / PARITY)

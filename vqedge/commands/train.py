@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vqedge.base.fetch import fetch
+from vqedge.base.weights import encoder_weights
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import train_config_from_yaml
@@ -32,7 +32,7 @@ def run_train(
     if checkpoint is None:
         say(f"time is up: `--resume` goes on with {settings.output}")
     elif settings.model.quantizer.kind in ("kmeans", "codebook"):
-        write_graph(checkpoint, fetch(settings.model.encoder.source).path)
+        write_graph(checkpoint, encoder_weights(settings.model.encoder, checkpoint.path).path)
     if as_json:
         json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
     else:

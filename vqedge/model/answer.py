@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqedge.base.fetch import fetch
+from vqedge.base.weights import llm_weights
 from vqedge.budget import ADAPTIVE, Budget
 from vqedge.config import QuantizerConfig
 from vqedge.data.jsonl import FrameReader
@@ -46,7 +46,8 @@ class CheckpointAnswerer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = checkpoint.encoder().to(self.device)
         self.llm = checkpoint.llm().to(self.device)
-        self.tokenizer = tokenizer_from_gguf(fetch(self.config.llm.source).path)
+        gguf = llm_weights(self.config.llm, checkpoint.path).path
+        self.tokenizer = tokenizer_from_gguf(gguf, self.config.llm.system)
         self.shuffled = self.blind = False
         self._clip: Any = None
         self._context = _Context(self.llm)
@@ -112,7 +113,7 @@ class CheckpointAnswerer:
         frames = frames_of(item.clip, self.frames, size, self.read, self.shuffled)
         budget = torch.tensor(self.budget, device=self.device)
         encoded = self.encoder(torch.from_numpy(frames).to(self.device), budget)
-        return encoded.tokens[encoded.mask]
+        return encoded.tokens[encoded.mask if encoded.row_mask is None else encoded.row_mask]
 
     def _generated(self, scores: Tensor) -> str:
         """Greedy text until the end of the turn."""

@@ -1,7 +1,8 @@
 """A checkpoint folder: configuration, trained tensors, adapter, metrics, and the graph.
 
 Holds what training changed, in float16, and no base weight but the interpolated position embedding,
-so that a device without torch can assemble the encoder from it. safetensors only, never a pickle.
+so that a device without torch can assemble the encoder from it; one that stands on imported weights
+holds these, too (`vqedge.base.weights`). safetensors only, never a pickle.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vqedge.base.fetch import fetch
+from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
-from vqedge.model.encoder import Bridge, ClipQuantizer, VideoEncoder
+from vqedge.model.encoder import ClipQuantizer, VideoEncoder, bridge_from_config
 from vqedge.model.llm import llm_from_gguf, with_lora
 from vqedge.model.vit import vit_from_source
 
@@ -39,15 +40,19 @@ class Checkpoint:
 
     def encoder(self) -> VideoEncoder:
         """The whole encoder, frozen, in eval mode."""
-        quantizer = clip_quantizer(self.config)
-        bridge = Bridge(self.config)
+        quantizer = clip_quantizer(self.config, self.path)
+        bridge = bridge_from_config(self.config)
         load_bridge(bridge, load_tensors(self.path / MODEL))
         return VideoEncoder(quantizer, bridge).requires_grad_(False).eval()
 
     def llm(self) -> Any:
         """The language model with LoRA merged into its weights."""
-        llm = with_lora(llm_from_gguf(fetch(self.config.llm.source).path), self.config.llm)
-        load_lora(llm, load_tensors(self.path / LORA))
+        base = llm_from_gguf(llm_weights(self.config.llm, self.path).path)
+        tensors = load_tensors(self.path / LORA)
+        if not tensors:  # imported, and not trained since
+            return base
+        llm = with_lora(base, self.config.llm)
+        load_lora(llm, tensors)
         merged: Any = llm.merge_and_unload()
         return merged.requires_grad_(False).eval()
 
@@ -88,11 +93,9 @@ def save_checkpoint(
     return Checkpoint(path, config)
 
 
-def clip_quantizer(config: ModelConfig) -> ClipQuantizer:
-    """The frozen half of the encoder, from the fetched base weights."""
-    encoder = config.encoder
-    source = fetch(encoder.source).path
-    vit = vit_from_source(source, encoder.block, encoder.size, encoder.final_norm)
+def clip_quantizer(config: ModelConfig, folder: Path) -> ClipQuantizer:
+    """The frozen half of the encoder, from base weights that are fetched or in a checkpoint."""
+    vit = vit_from_source(encoder_weights(config.encoder, folder).path, config.encoder)
     return ClipQuantizer(config, vit).eval()
 
 
@@ -135,7 +138,8 @@ def start_from(path: Path, config: ModelConfig, bridge: nn.Module, llm: Any) -> 
     new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
     tables = {name: value for name, value in new.items() if _is_table(name)}
     load_bridge(bridge, {**tables, **tensors})
-    load_lora(llm, load_tensors(path / LORA))
+    if lora := load_tensors(path / LORA):
+        load_lora(llm, lora)
 
 
 def _is_table(name: str) -> bool:

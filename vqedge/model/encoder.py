@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from vqedge.config import ModelConfig
 from vqedge.model.codebook import ResidualCodebook
 from vqedge.model.comparisons import GridQuantizer, RandomQuantizer
+from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
+from vqedge.model.rows import Rows
 from vqedge.model.token_hash import TokenHash, token_hash
 from vqedge.model.vit import ViT
-from vqedge.model.vq_attention import CODE_WIDTHS, VQAttention
+from vqedge.model.vq_attention import VQAttention
 
 
 class EncodedClip(NamedTuple):
@@ -25,6 +27,7 @@ class EncodedClip(NamedTuple):
     margin: Tensor  # float32 [T, grid, grid]
     codes: Tensor | None  # float16 [K, D], zero where unused; None with a learned codebook
     ids: Tensor | None  # int32 [K, levels], UNUSED where unused; None without one
+    row_mask: Tensor | None = None  # bool [rows], True where a row is read; None: a row is a code
 
 
 class Bridged(NamedTuple):
@@ -64,7 +67,9 @@ def quantizer_from_config(
         return GridQuantizer(quantizer.codes, config.encoder.frames)
     if quantizer.kind == "random":
         return RandomQuantizer(quantizer.codes)
-    return KMeansQuantizer(quantizer.codes, quantizer.iterations, quantizer.adaptive_error)
+    return KMeansQuantizer(
+        quantizer.codes, quantizer.iterations, quantizer.adaptive_error, quantizer.unit_means
+    )
 
 
 class Bridge(nn.Module):
@@ -75,7 +80,7 @@ class Bridge(nn.Module):
         self.config = config
         self.codebook: ResidualCodebook | None = None
         if config.quantizer.kind == "codebook":
-            quantizer, width = config.quantizer, CODE_WIDTHS[config.encoder.source]
+            quantizer, width = config.quantizer, config.encoder.width
             self.codebook = ResidualCodebook(quantizer.levels, quantizer.entries, width)
         self.attention = VQAttention(config)
 
@@ -101,19 +106,17 @@ class Bridge(nn.Module):
         ids: Tensor = self.codebook(codes[None], mask).ids[0]
         return ids
 
-    def rows(self, stored: Tensor, index_map: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, stored: Tensor, index_map: Tensor) -> Rows:
         """Tokens of one clip from what a file holds: the half of the encoder that a device repeats.
 
         Args:
             stored: codes float16 `[K, D]`; ids int32 `[K, levels]` of a learned codebook.
             index_map: integer `[T, grid, grid]`.
-
-        Returns:
-            tokens float32 `[K, d_llm]`, and mask bool `[K]`.
         """
         hashed = self._hash(index_map, len(stored))
         codes = stored.float() if self.codebook is None else self.codebook.sums(stored)
-        return self.attention(codes[None], hashed.features, hashed.mask)[0], hashed.mask[0]
+        tokens = self.attention(codes[None], hashed.features, hashed.mask)[0]
+        return Rows(tokens, hashed.mask[0], None)
 
     def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
         return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
@@ -122,7 +125,7 @@ class Bridge(nn.Module):
 class VideoEncoder(nn.Module):
     """The whole encoder of one clip, as it is exported."""
 
-    def __init__(self, quantizer: ClipQuantizer, bridge: Bridge) -> None:
+    def __init__(self, quantizer: ClipQuantizer, bridge: Bridge | OfficialBridge) -> None:
         super().__init__()
         self.quantizer, self.bridge = quantizer, bridge
 
@@ -136,6 +139,11 @@ class VideoEncoder(nn.Module):
         shape = (config.frames, config.grid, config.grid)
         codes, index_map = quantized.codes.half(), quantized.indices.reshape(shape)
         ids = self.bridge.ids(codes, index_map)
-        tokens, mask = self.bridge.rows(codes if ids is None else ids, index_map)
-        margin = quantized.margin.reshape(shape)
-        return EncodedClip(tokens, index_map, mask, margin, codes if ids is None else None, ids)
+        rows = self.bridge.rows(codes if ids is None else ids, index_map)
+        margin, told = quantized.margin.reshape(shape), codes if ids is None else None
+        return EncodedClip(rows.tokens, index_map, rows.mask, margin, told, ids, rows.row_mask)
+
+
+def bridge_from_config(config: ModelConfig) -> Bridge | OfficialBridge:
+    """The bridge of a kind, with weights that are not filled in yet."""
+    return Bridge(config) if config.attention.kind == "paper" else OfficialBridge(config)

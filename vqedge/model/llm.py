@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from vqedge.config import LlmConfig
-from vqedge.prompt import prompt_parts, question_text
+from vqedge.prompt import SYSTEM, prompt_parts, question_text
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -42,14 +42,15 @@ class PromptTokenizer:
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end]
 
 
-def tokenizer_from_gguf(path: Path) -> PromptTokenizer:
+def tokenizer_from_gguf(path: Path, system: str = SYSTEM) -> PromptTokenizer:
     """Read the tokenizer and the chat template out of a GGUF file."""
     with _only_errors():
         tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)  # type: ignore[no-untyped-call]
     parts = prompt_parts(
         lambda messages: tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
-        )
+        ),
+        system,
     )
     before, after = (
         tokenizer(text, add_special_tokens=False)["input_ids"]

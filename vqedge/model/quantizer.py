@@ -46,11 +46,15 @@ class KMeansQuantizer(nn.Module):
         codes: rows K of the result, the largest budget.
         iterations: assign-and-update rounds before the last assignment.
         adaptive_error: mean cosine distance that the adaptive budget has to reach.
+        unit_means: codes are means of features of length one; the start is of the raw ones.
     """
 
-    def __init__(self, codes: int, iterations: int, adaptive_error: float) -> None:
+    def __init__(
+        self, codes: int, iterations: int, adaptive_error: float, unit_means: bool = False
+    ) -> None:
         super().__init__()
         self.slot: Tensor
+        self.unit_means = unit_means
         self.codes, self.iterations, self.adaptive_error = codes, iterations, adaptive_error
         self.register_buffer("slot", torch.arange(codes), persistent=False)
 
@@ -82,13 +86,13 @@ class KMeansQuantizer(nn.Module):
         for _ in range(self.iterations):
             found = self._assigned(unit, centroids, active)
             yield found
-            centroids = _centroids(features, self._one_hot(found.indices), centroids)
+            centroids = _centroids(self._members(features), self._one_hot(found.indices), centroids)
         yield self._assigned(unit, centroids, active)
 
     def summarised(self, features: Tensor, indices: Tensor, margin: Tensor) -> Quantized:
         """Codes of an assignment: means of the features, in order of first occurrence."""
         one_hot = self._one_hot(indices)
-        codes = _centroids(features, one_hot, features.new_zeros(()))
+        codes = _centroids(self._members(features), one_hot, features.new_zeros(()))
         order = _first_occurrence_order(one_hot)
         rank = torch.zeros_like(order).scatter(0, order, self.slot)
         mask = (one_hot.sum(dim=0) > 0)[order]
@@ -99,7 +103,7 @@ class KMeansQuantizer(nn.Module):
         start, _errors = _farthest_first(features, self.codes)
         results = []
         for budget in budgets:
-            part = KMeansQuantizer(budget, self.iterations, self.adaptive_error)
+            part = KMeansQuantizer(budget, self.iterations, self.adaptive_error, self.unit_means)
             part = part.to(features.device)
             *_, last = part.rounds_from(features, start[:budget], torch.tensor(budget))
             results.append(part.summarised(features, *last))
@@ -109,6 +113,10 @@ class KMeansQuantizer(nn.Module):
         """Nearest centroid of every row; switched-off ones are moved out of reach."""
         codes = F.normalize(centroids, dim=1, eps=_NORM_EPS)
         return Assignment(*nearest_codebook(unit, torch.where(active, codes, _FAR), "l2"))
+
+    def _members(self, features: Tensor) -> Tensor:
+        """What codes are the means of."""
+        return F.normalize(features, dim=1, eps=_NORM_EPS) if self.unit_means else features
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         return (indices[:, None] == self.slot).to(torch.float32)

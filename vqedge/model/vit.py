@@ -1,4 +1,4 @@
-"""Vision transformer of the DINOv2 family (arXiv 2304.07193), written to export cleanly.
+"""Vision transformers of the DINOv2, CLIP and SigLIP families, written to export cleanly.
 
 Parameter names are the names in the exported graph. Linear weights are `[in, out]` and applied as
 `x @ weight`, so that the exported initialisers are the source's arrays, not transposed copies.
@@ -6,6 +6,9 @@ Parameter names are the names in the exported graph. Linear weights are `[in, ou
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqedge.base.vit import BLOCKS, vit_arrays_from_onnx
-from vqedge.errors import ConfigError
-
-PATCH = 14
-WIDTH = 384
-HEADS = 6
-_EPS = 1e-6
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+from vqedge.base.backbones import BACKBONES
+from vqedge.base.tensors import Arrays
+from vqedge.config import DINOV2_S14, BackboneShape, EncoderConfig
+from vqedge.errors import CheckpointError, ConfigError
 
 
 class Linear(nn.Module):
@@ -40,14 +38,15 @@ class Linear(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over `[T, N, D]`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: BackboneShape) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.output = (Linear(WIDTH, WIDTH) for _ in range(4))
+        self.heads, width = shape.heads, shape.width
+        self.query, self.key, self.value, self.output = (Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """Same leading shape as `x`."""
         query, key, value = (
-            layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value)
@@ -55,57 +54,96 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an activation between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation: str = "gelu") -> None:
         super().__init__()
-        self.fc1, self.fc2 = Linear(WIDTH, 4 * WIDTH), Linear(4 * WIDTH, WIDTH)
+        self.fc1, self.fc2 = Linear(inputs, hidden), Linear(hidden, outputs)
+        self.activation = _ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Same leading shape as `x`."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+}
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with layer scale."""
+    """Pre-norm transformer block, with layer scale where the family has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: BackboneShape) -> None:
         super().__init__()
-        self.norm1, self.norm2 = (nn.LayerNorm(WIDTH, eps=_EPS) for _ in range(2))
-        self.attention, self.mlp = Attention(), Mlp()
-        self.scale1, self.scale2 = (nn.Parameter(torch.ones(WIDTH)) for _ in range(2))
+        self.norm1, self.norm2 = (nn.LayerNorm(shape.width, eps=shape.eps) for _ in range(2))
+        self.attention = Attention(shape)
+        self.mlp = Mlp(shape.width, shape.hidden, shape.width, shape.activation)
+        self.scaled = shape.layer_scale
+        if self.scaled:
+            self.scale1, self.scale2 = (nn.Parameter(torch.ones(shape.width)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Same leading shape as `x`."""
+        if not self.scaled:
+            x = x + self.attention(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
         x = x + self.scale1 * self.attention(self.norm1(x))
         return x + self.scale2 * self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
-    """DINOv2-S/14 up to and including block `block` (1 to 12).
+    """A vision transformer up to and including block `block`, counted from 1.
 
     Args:
         block: how many blocks to run. The blocks after it are not built.
-        size: side of the square input in pixels, a multiple of 14.
+        size: side of the square input in pixels. What no whole patch covers is left out, as SigLIP
+            does; with a class token it has to be a multiple of the patch.
         final_norm: apply the backbone's last LayerNorm to the result.
+        shape: of the backbone.
+        projected: width behind a projector of two layers; None for none.
     """
 
-    def __init__(self, block: int, size: int = 224, final_norm: bool = True) -> None:
+    def __init__(
+        self,
+        block: int,
+        size: int = 224,
+        final_norm: bool = True,
+        shape: BackboneShape = DINOV2_S14,
+        projected: int | None = None,
+    ) -> None:
         super().__init__()
-        if not 1 <= block <= BLOCKS or size % PATCH:
+        if not 1 <= block <= shape.blocks or (shape.class_token and size % shape.patch):
             raise ConfigError(
-                f"encoder: block {block} of 1..{BLOCKS}, size {size} (multiple of {PATCH})"
+                f"encoder: block {block} of 1..{shape.blocks}, "
+                f"size {size} (multiple of {shape.patch})"
             )
         self.mean: Tensor
         self.std: Tensor
-        self.grid = size // PATCH
-        self.patch = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.position = nn.Parameter(torch.zeros(1, self.grid**2 + 1, WIDTH))
-        self.blocks = nn.ModuleList(Block() for _ in range(block))
-        self.norm = nn.LayerNorm(WIDTH, eps=_EPS) if final_norm else nn.Identity()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255, persistent=False)
+        width, norm = shape.width, partial(nn.LayerNorm, shape.width, eps=shape.eps)
+        self.grid = size // shape.patch
+        self.patch = nn.Conv2d(3, width, shape.patch, stride=shape.patch, bias=shape.patch_bias)
+        self.first = int(shape.class_token)
+        if self.first:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(torch.zeros(1, self.grid**2 + self.first, width))
+        self.first_norm = norm() if shape.first_norm else None
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(block))
+        self.norm = norm() if final_norm else nn.Identity()
+        self.projector = Mlp(width, projected, projected) if projected else None
+        for name, values in (("mean", shape.mean), ("std", shape.std)):
+            pixels = torch.tensor(values).view(1, 3, 1, 1) * 255
+            self.register_buffer(name, pixels, persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Patch features of uint8 RGB frames.
@@ -114,43 +152,63 @@ class ViT(nn.Module):
             frames: uint8 `[T, size, size, 3]`.
 
         Returns:
-            float `[T, grid * grid, 384]`, row-major over the grid, without the CLS token.
+            float `[T, grid * grid, D]`, row-major over the grid, without the class token.
         """
         pixels = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        return self.features(pixels)[:, 1:]
+        x = self.features(pixels)
+        x = x[:, 1:] if self.first else x
+        return x if self.projector is None else self.projector(x)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """All tokens `[T, 1 + grid * grid, 384]` of normalised pixels `[T, 3, size, size]`."""
-        patches = self.patch(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        """All tokens `[T, N, D]` of normalised pixels `[T, 3, size, size]`, a class token first."""
+        x = self.patch(pixels).flatten(2).transpose(1, 2)
+        if self.first:
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + self.position
+        x = x if self.first_norm is None else self.first_norm(x)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
 
-def vit_from_source(path: Path, block: int, size: int = 224, final_norm: bool = True) -> ViT:
-    """Build the ViT and fill it strictly from the fetched ONNX file, frozen and in eval mode."""
-    model = ViT(block, size, final_norm)
-    arrays = vit_arrays_from_onnx(path)
-    position = _interpolated_position(
-        arrays.pop("position_cls"), arrays.pop("position_grid"), model.grid
+def vit_from_source(path: Path, encoder: EncoderConfig) -> ViT:
+    """Build the ViT and fill it strictly from its weights' file, frozen and in eval mode.
+
+    Raises:
+        CheckpointError: the file's tensors are not those of the configuration.
+    """
+    model = ViT(
+        encoder.block, encoder.size, encoder.final_norm, encoder.backbone, encoder.projected
     )
-    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    wanted = set(model.state_dict())
-    state = {name: value for name, value in state.items() if name in wanted}
-    model.load_state_dict(state | {"position": position}, strict=True)
+    arrays = BACKBONES[encoder.source].arrays(path)
+    wanted = model.state_dict().keys() - {"position"}
+    lacking = sorted(wanted - arrays.keys())
+    if lacking:
+        raise CheckpointError(f"{path}: no tensor {lacking[0]!r}; fetch or import it again")
+    state = {name: _tensor(arrays[name]) for name in wanted}
+    state["position"] = position_table(arrays, model.grid)
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
     return model.requires_grad_(False).eval()
 
 
-def _interpolated_position(
-    cls: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    grid: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    side: int,
-) -> Tensor:
-    """Position embeddings for `side x side` patches, bicubic as in the source graph."""
-    stored = int(grid.shape[1] ** 0.5)
-    image = torch.from_numpy(grid.copy()).reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
-    image = F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
-    flat = image.permute(0, 2, 3, 1).reshape(1, side * side, -1)
-    return torch.cat([torch.from_numpy(cls.copy()).reshape(1, 1, -1), flat], dim=1)
+def position_table(arrays: Arrays, side: int) -> Tensor:
+    """Position embeddings for `side x side` patches, float32 `[1, N, D]`, the class token first.
+
+    Stored ones of another grid are interpolated, bicubic as all three families do.
+    """
+    flat = _tensor(arrays["position_grid"])
+    stored = math.isqrt(flat.shape[1])
+    if stored != side:
+        image = flat.reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
+        image = F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False)
+        flat = image.permute(0, 2, 3, 1).reshape(1, side * side, -1)
+    if "position_cls" not in arrays:
+        return flat
+    return torch.cat([_tensor(arrays["position_cls"]).reshape(1, 1, -1), flat], dim=1)
+
+
+def _tensor(array: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from vqedge.config import ModelConfig
 from vqedge.model.token_hash import hash_width
 
-CODE_WIDTHS = {"dinov2-s14-focus": 384}  # of a backbone's features
 _ROW_NORM = 6.0  # at first: about the sum of four word embeddings of the language model
 _EPS = 1e-6
 _MASKED = (
@@ -63,7 +62,7 @@ class VQAttention(nn.Module):
         super().__init__()
         self.config = config.attention
         width, features = config.attention.width, hash_width(config.encoder.frames)
-        code_width = CODE_WIDTHS[config.encoder.source]
+        code_width = config.encoder.width
         self.code_norm = nn.LayerNorm(code_width)
         self.code = nn.Linear(code_width, width)
         if config.attention.hash == "occupancy":

@@ -21,12 +21,12 @@ from vqedge.bundle import EncoderRecord, TensorRecord
 from vqedge.engines import EnginePrecision
 from vqedge.errors import ExportError
 from vqedge.nearest_codebook import OP_NAME
+from vqedge_export.graph import BRIDGED
 from vqedge_export.op_function import attach_function
 from vqedge_export.tensorrt.half import halved
 
 _ROW_OPS = ("ArgMax", "ArgMin", "TopK")
 _FIRST_AXIS = "tensorrt_first_axis"
-_ROWS = "tokens"  # the output that engines do not have
 
 
 def prepared(
@@ -46,7 +46,7 @@ def prepared(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
-    copy.graph.output.extend(item for item in model.graph.output if item.name != _ROWS)
+    copy.graph.output.extend(item for item in model.graph.output if item.name not in BRIDGED)
     _cast_pixels_first(copy)
     _give_rows(copy)
     _settle_op(copy, plugin)
@@ -55,7 +55,7 @@ def prepared(
 
 def engine_outputs(encoder: EncoderRecord) -> tuple[TensorRecord, ...]:
     """The encoder's outputs that an engine has."""
-    return tuple(item for item in encoder.outputs if item.name != _ROWS)
+    return tuple(item for item in encoder.outputs if item.name not in BRIDGED)
 
 
 def _cast_pixels_first(model: onnx.ModelProto) -> None:

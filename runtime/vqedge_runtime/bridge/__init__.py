@@ -16,7 +16,7 @@ class Bridge(Protocol):
     """Turns codes into tokens."""
 
     def tokens(self, codes: Codes) -> TokenSet:
-        """The tokens of a clip, one row a code."""
+        """The tokens of a clip: one row a code, unless the bundle's bridge makes others."""
 
     def close(self) -> None:
         """Free everything; twice is fine."""

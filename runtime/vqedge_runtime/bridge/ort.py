@@ -12,6 +12,7 @@ from vqedge_runtime.encoders.ort import open_session, run_session
 from vqedge_runtime.tokens import Codes, TokenSet
 
 _INDEX_MAP, _CODES, _IDS = "index_map", "codes", "ids"
+_TOKENS, _ROW_MASK = "tokens", "row_mask"
 _PADDING = {_CODES: 0, _IDS: -1}  # what the encoder's graph has where no code is in use
 
 
@@ -33,11 +34,13 @@ class OrtBridge:
             raise BundleError(f"{path}: takes {', '.join(inputs)}; export again")
         self._session: ort.InferenceSession | None = session
         self._name = values.pop()
+        names = {item.name for item in session.get_outputs()}
+        self._outputs = [_TOKENS, _ROW_MASK] if _ROW_MASK in names else [_TOKENS]
         self._shape = tuple(inputs[self._name].shape)
         self._map_shape = tuple(inputs[_INDEX_MAP].shape)
 
     def tokens(self, codes: Codes) -> TokenSet:
-        """The tokens of a clip, one row a code.
+        """The tokens of a clip: one row a code, or the rows that the graph says are to be read.
 
         Raises:
             BackendUnavailable: the bridge was closed.
@@ -46,8 +49,8 @@ class OrtBridge:
         if self._session is None:
             raise BackendUnavailable("the bridge is closed; open the bundle again")
         feeds = {_INDEX_MAP: codes.index_map, self._name: self._padded(codes)}
-        (tokens,) = run_session(self._session, ["tokens"], feeds, "bridge.onnx")
-        return TokenSet(tokens[: codes.count], codes)
+        tokens, *read = run_session(self._session, self._outputs, feeds, "bridge.onnx")
+        return TokenSet(tokens[read[0]] if read else tokens[: codes.count], codes)
 
     def close(self) -> None:
         """Free the session; twice is fine."""

@@ -1,0 +1,183 @@
+"""`vqedge import`: a Hugging Face folder in, a checkpoint out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from vqedge.base.tensors import Array, TensorFile
+from vqedge.base.weights import Origin
+from vqedge.checkpoint import CONFIG, ENCODER_WEIGHTS, LLM_WEIGHTS, LORA, MODEL, ORIGIN
+from vqedge.config import ModelConfig
+from vqedge.errors import CheckpointError
+from vqedge.files import file_sha256
+from vqedge.model.checkpoint import BRIDGE_PREFIX, POSITION
+from vqedge.model.encoder import Bridge
+from vqedge.model.vit import position_table
+from vqedge_export.hf.folder import HfFolder
+from vqedge_export.hf.language import write_gguf
+from vqedge_export.hf.llava import MODEL_TYPES, Plan, plan_from_llava
+from vqedge_export.hf.parts import arrays_of, write_parts
+from vqedge_export.hf.towers import plan_from_tower
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FRAMES = 16
+_LONGEST_NAME = 200
+_NO_LICENCE = "not stated by the source"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint that was imported.
+
+    Attributes:
+        path: its folder.
+        config: what it holds.
+        ignored: tensors of the source that nothing here depends on.
+    """
+
+    path: Path
+    config: ModelConfig
+    ignored: tuple[str, ...]
+
+
+def checkpoint_from_folder(
+    source: Path,
+    out: Path,
+    *,
+    mode: str | None = None,
+    frames: int = DEFAULT_FRAMES,
+    block: int | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+) -> Imported:
+    """Turn a Hugging Face folder into a checkpoint, reading one tensor at a time.
+
+    Args:
+        source: the folder: LLaVA-OneVision with or without VQToken, SigLIP, CLIP or DINOv2.
+        out: the checkpoint to make; must not exist.
+        mode: how codes become rows, see `docs/bring-your-checkpoint.md`; what the source allows.
+        frames: of a clip.
+        block: of a vision model alone, the block whose features are taken.
+        name: of the source, for the records; the folder's by default.
+        revision: commit of a hub's repository.
+
+    Raises:
+        CheckpointError: the folder cannot be trusted or does not hold what its config says, or
+            `out` exists.
+        ConfigError: the source does not do that mode.
+    """
+    folder = HfFolder(source)
+    plan = _plan(folder, mode, frames, block)
+    with _new_folder(out) as work:
+        config = _write_base(work, folder, plan)
+        save_file(_trained(work, folder, plan), work / MODEL)
+        save_file({}, work / LORA)  # an adapter comes with training
+        origin = Origin(
+            source=(name or folder.path.resolve().name)[:_LONGEST_NAME],
+            revision=revision,
+            licence=_licence(folder),
+            ignored=plan.ignored,
+        )
+        _write_json(work / CONFIG, config.model_dump(mode="json"))
+        _write_json(work / ORIGIN, origin.model_dump(mode="json"))
+    return Imported(out, config, plan.ignored)
+
+
+def require_absent(out: Path) -> None:
+    """See that nothing is in the way, before any work is done.
+
+    Raises:
+        CheckpointError: something is.
+    """
+    if os.path.lexists(out):
+        raise CheckpointError(f"{out}: exists already; choose another name or remove it yourself")
+
+
+def _plan(folder: HfFolder, mode: str | None, frames: int, block: int | None) -> Plan:
+    kind = folder.config.get("model_type")
+    if kind in MODEL_TYPES:
+        return plan_from_llava(folder, mode, frames)
+    if kind == "llava_onevision":
+        raise CheckpointError(
+            f"{folder.path}: LLaVA-OneVision in transformers' own layout; import the original, "
+            "lmms-lab/llava-onevision-qwen2-0.5b-ov"
+        )
+    return plan_from_tower(folder, mode, frames, block)
+
+
+def _write_base(work: Path, folder: HfFolder, plan: Plan) -> ModelConfig:
+    """Vision and language weights; the configuration that names their sha256."""
+    logger.info("writing %s: %d tensors", ENCODER_WEIGHTS, len(plan.encoder))
+    write_parts(work / ENCODER_WEIGHTS, folder, plan.encoder)
+    encoder = plan.config.encoder.model_copy(update=_digest(work / ENCODER_WEIGHTS))
+    config = plan.config.model_copy(update={"encoder": encoder})
+    if plan.language is None:
+        return config
+    logger.info("writing %s: %d tensors", LLM_WEIGHTS, len(plan.language.parts))
+    write_gguf(work / LLM_WEIGHTS, folder, plan.language)
+    llm = config.llm.model_copy(update=_digest(work / LLM_WEIGHTS))
+    return config.model_copy(update={"llm": llm})
+
+
+def _digest(path: Path) -> dict[str, str]:
+    return {"weights_sha256": file_sha256(path)}
+
+
+def _trained(work: Path, folder: HfFolder, plan: Plan) -> dict[str, Array]:
+    """Tensors of `model.safetensors`: positions for the clip's size, and the bridge."""
+    stored = TensorFile(work / ENCODER_WEIGHTS)
+    tensors: dict[str, Array] = {POSITION: position_table(stored, plan.config.encoder.grid).numpy()}
+    if plan.config.attention.kind == "paper":
+        return tensors | _fresh_bridge(plan.config)
+    arrays = zip(plan.bridge, arrays_of(folder, plan.bridge), strict=True)
+    return tensors | {part.name: array.astype(np.float32) for part, array in arrays}
+
+
+def _fresh_bridge(config: ModelConfig) -> dict[str, Array]:
+    """VQ-Attention as training starts it: the same numbers every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        bridge = Bridge(config)
+    return {BRIDGE_PREFIX + name: value.numpy() for name, value in bridge.state_dict().items()}
+
+
+def _licence(folder: HfFolder) -> str:
+    """What the front matter of the model card says."""
+    card = folder.path / "README.md"
+    if card.is_symlink() or not card.is_file():
+        return _NO_LICENCE
+    with card.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(4096).splitlines()
+    named = [line.removeprefix("license:").strip() for line in head if line.startswith("license:")]
+    return named[0][:100] if named and named[0] else _NO_LICENCE
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it at the end; a failure leaves nothing."""
+    require_absent(out)
+    work = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        work.rename(out)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

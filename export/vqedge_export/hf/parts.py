@@ -1,0 +1,116 @@
+"""Parts: which tensor of a source becomes which of ours, checked as a whole, written one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vqedge.base.tensors import Array
+from vqedge.errors import CheckpointError
+from vqedge_export.hf.folder import HfFolder
+
+_SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of the types that are read
+Shape = tuple[int, ...]
+
+
+def _as_it_is(array: Array) -> Array:
+    return array
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of ours.
+
+    Attributes:
+        name: ours.
+        source: theirs.
+        shape: that theirs must have.
+        take: ours from theirs; moves numbers, does not change them.
+    """
+
+    name: str
+    source: str
+    shape: Shape
+    take: Callable[[Array], Array] = _as_it_is
+
+    @property
+    def taken_shape(self) -> Shape:
+        """Shape of ours, found without memory for it."""
+        return self.take(np.broadcast_to(np.float32(0), self.shape)).shape
+
+
+def transposed(array: Array) -> Array:
+    """A linear layer's weight as `[in, out]`."""
+    return array.T
+
+
+def require_fit(
+    folder: HfFolder, parts: Iterable[Part], harmless: Callable[[str], bool]
+) -> list[str]:
+    """See that the source holds exactly what is wanted.
+
+    Args:
+        folder: the source.
+        parts: all that is taken from it.
+        harmless: whether a tensor that is not taken may be there.
+
+    Returns:
+        names of the harmless tensors that are not taken.
+
+    Raises:
+        CheckpointError: names every tensor that is missing, unknown, or of another shape or type.
+    """
+    tensors, wanted = folder.tensors, {part.source: part.shape for part in parts}
+    missing = sorted(wanted.keys() - tensors.keys())
+    spare = sorted(tensors.keys() - wanted.keys())
+    unknown = [name for name in spare if not harmless(name)]
+    wrong = [_found(folder, name, shape) for name, shape in wanted.items() if name in tensors]
+    faults = {"missing": missing, "unknown": unknown, "wrong": [line for line in wrong if line]}
+    told = [f"{len(names)} {what}: {', '.join(names)}" for what, names in faults.items() if names]
+    if told:
+        raise CheckpointError(
+            f"{folder.path}: tensors do not fit its config.json; {'; '.join(told)}"
+        )
+    return spare
+
+
+def _found(folder: HfFolder, name: str, wanted: Shape) -> str | None:
+    """What is wrong with a tensor's shape or type; None if nothing is."""
+    shape, dtype = folder.tensors.shape(name), folder.tensors.dtype(name)
+    if shape == wanted and dtype in _SIZES:
+        return None
+    return f"{name} is {dtype} {list(shape)}, want {list(wanted)}"
+
+
+def write_parts(path: Path, folder: HfFolder, parts: Sequence[Part]) -> None:
+    """Write parts to a safetensors file, in the types they have, holding one at a time."""
+    header, end = {}, 0
+    for part in parts:
+        dtype, shape = folder.tensors.dtype(part.source), part.taken_shape
+        begin, end = end, end + math.prod(shape) * _SIZES[dtype]
+        header[part.name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in arrays_of(folder, parts):
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def arrays_of(folder: HfFolder, parts: Iterable[Part]) -> Iterator[Array]:
+    """The tensors of parts, one by one.
+
+    Raises:
+        CheckpointError: one holds a number that is not finite.
+    """
+    for part in parts:
+        array = part.take(folder.tensors[part.source])
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{folder.path}: {part.source} holds NaN or infinity")
+        yield array

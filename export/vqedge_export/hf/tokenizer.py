@@ -1,0 +1,120 @@
+"""A Qwen2 tokenizer as the fields of a GGUF file, from `tokenizer.json`.
+
+llama.cpp cuts text by rules it knows by name; the rules in the file have to be those of the name it
+is given, or its ids would differ from the ones the model was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+
+from vqedge.errors import CheckpointError
+from vqedge_export.hf.folder import HfFolder
+
+PRE_TOKENIZER = "qwen2"  # llama.cpp's name of the rules below
+# What the published model was trained with, whatever template its tokenizer carries.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+_CUTS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by id, their kinds, and the merges in order of rank."""
+
+    tokens: list[str]
+    kinds: list[int]
+    merges: list[str]
+
+    def write(self, writer: gguf.GGUFWriter) -> None:
+        """Add all fields about text to a GGUF file."""
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(PRE_TOKENIZER)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.kinds)
+        writer.add_token_merges(self.merges)
+        writer.add_eos_token_id(self.tokens.index(END))
+        writer.add_pad_token_id(self.tokens.index(PAD))
+        writer.add_bos_token_id(self.tokens.index(PAD))
+        writer.add_add_bos_token(False)
+        writer.add_chat_template(CHATML)
+
+
+def vocabulary_of(folder: HfFolder, rows: int) -> Vocabulary:
+    """Read the tokenizer of a folder.
+
+    Args:
+        folder: the source.
+        rows: of the embedding table; ids without a token get a name that is never spelled.
+
+    Raises:
+        CheckpointError: it is not a Qwen2 tokenizer, or has more tokens than the model rows.
+    """
+    values = folder.json(_FILE)
+    try:
+        return _vocabulary(values, rows)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder.path / _FILE}: not a tokenizer of the library ({error!r}); download it again"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder.path / _FILE}: {error}") from error
+
+
+def _vocabulary(values: Mapping[str, Any], rows: int) -> Vocabulary:
+    model, added = values["model"], values["added_tokens"]
+    _require_rules(values)
+    by_id = {int(index): str(token) for token, index in model["vocab"].items()}
+    extra = {int(item["id"]): item for item in added}
+    by_id |= {index: str(item["content"]) for index, item in extra.items()}
+    if min(by_id) < 0 or max(by_id) >= rows:
+        raise ValueError(f"ids up to {max(by_id)}, the model has rows for {rows}")
+    lacking = {START, END, PAD} - set(by_id.values())
+    if lacking:
+        raise ValueError(f"no token {min(lacking)}, which the prompt is made of")
+    tokens = [by_id.get(index, f"[PAD{index}]") for index in range(rows)]
+    if len(set(tokens)) < len(tokens):
+        raise ValueError("two ids spell the same token")
+    kinds = [_kind(index, by_id, extra) for index in range(rows)]
+    return Vocabulary(tokens, kinds, [_merge(pair) for pair in model["merges"]])
+
+
+def _kind(index: int, by_id: Mapping[int, str], extra: Mapping[int, Any]) -> int:
+    if index not in by_id:
+        return int(gguf.TokenType.UNUSED)
+    if index not in extra:
+        return int(gguf.TokenType.NORMAL)
+    return int(gguf.TokenType.CONTROL if extra[index]["special"] else gguf.TokenType.USER_DEFINED)
+
+
+def _merge(pair: str | list[str]) -> str:
+    """One merge, in the older and the newer spelling of the library."""
+    if isinstance(pair, str):
+        return pair
+    left, right = pair
+    return f"{left} {right}"
+
+
+def _require_rules(values: Mapping[str, Any]) -> None:
+    """Refuse rules that llama.cpp's `qwen2` does not follow."""
+    if values["model"]["type"] != "BPE" or values["model"].get("byte_fallback"):
+        raise ValueError("not a byte-level BPE tokenizer, as Qwen2 has")
+    cutter = values["pre_tokenizer"]
+    steps = cutter["pretokenizers"] if cutter["type"] == "Sequence" else [cutter]
+    split = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
+    spelled = [step for step in steps if step["type"] == "ByteLevel"]
+    regular = any(step.get("use_regex") for step in spelled)
+    if split != [_CUTS] or len(spelled) != 1 or regular or spelled[0].get("add_prefix_space"):
+        raise ValueError("cuts text by other rules than Qwen2, which llama.cpp would not follow")

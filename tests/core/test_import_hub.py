@@ -1,0 +1,118 @@
+"""`vqedge import OWNER/NAME`, with a stand-in for the hub: nothing leaves this machine."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from vqedge.base.hub import download_model
+from vqedge.commands import import_
+from vqedge.errors import BackendUnavailable, CheckpointError, FetchError
+
+LISTED = (
+    "README.md",
+    "config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "onnx/model.safetensors",
+    "pytorch_model.bin",
+    "tokenizer.json",
+    "training_args.bin",
+)
+TAKEN = tuple(n for n in LISTED if not n.endswith(".bin") and "/" not in n)
+
+
+class _FakeHub:
+    """Stands in for the huggingface_hub module."""
+
+    def __init__(self, listed: tuple[str, ...]) -> None:
+        self.listed = listed
+        self.calls: list[tuple[str, str, str]] = []
+
+    def HfApi(self) -> _FakeHub:
+        return self
+
+    def model_info(self, repo_id: str, revision: str) -> types.SimpleNamespace:
+        if repo_id == "owner/gone":
+            raise ConnectionError("404\nmore")
+        files = [types.SimpleNamespace(rfilename=name) for name in self.listed]
+        commit = revision if "commit" in revision else f"commit-of-{revision}"
+        return types.SimpleNamespace(sha=commit, siblings=files)
+
+    def hf_hub_download(self, repo_id: str, name: str, revision: str, local_dir: Path) -> str:
+        self.calls.append((repo_id, name, revision))
+        local_dir.mkdir(parents=True, exist_ok=True)
+        (local_dir / name).write_text(name)
+        return str(local_dir / name)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> _FakeHub:
+    fake = _FakeHub(LISTED)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    return fake
+
+
+def _ignore(what: str, done_bytes: int, total_bytes: int) -> None:
+    """No progress wanted."""
+
+
+def test_what_an_import_reads_is_downloaded_and_no_pickle(hub: _FakeHub, tmp_path: Path) -> None:
+    commit = download_model("owner/model", "v1", tmp_path / "model", _ignore)
+    assert commit == "commit-of-v1"
+    found = {path.name for path in (tmp_path / "model").iterdir()}
+    assert found == {*TAKEN, "commit.txt"}
+    assert {(repo, revision) for repo, _, revision in hub.calls} == {
+        ("owner/model", "commit-of-v1")
+    }
+
+
+def test_a_commit_is_downloaded_once(hub: _FakeHub, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert download_model("owner/model", "v1", tmp_path / "model", _ignore) == "commit-of-v1"
+    assert len(hub.calls) == len(TAKEN)
+    download_model("owner/model", "v2", tmp_path / "model", _ignore)
+    assert len(hub.calls) == 2 * len(TAKEN)
+
+
+def test_files_of_another_commit_do_not_stay(hub: _FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model-00003-of-00003.safetensors").write_text("old")
+    download_model("owner/model", "main", folder, _ignore)
+    assert not (folder / "model-00003-of-00003.safetensors").exists()
+
+
+def test_a_repository_of_pickles(hub: _FakeHub, tmp_path: Path) -> None:
+    hub.listed = ("config.json", "pytorch_model.bin")
+    with pytest.raises(FetchError, match="owner/model: has no safetensors"):
+        download_model("owner/model", "main", tmp_path / "model", _ignore)
+    assert hub.calls == []
+
+
+def test_a_repository_that_is_not_there(hub: _FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"owner/gone: cannot download .*: 404; check"):
+        download_model("owner/gone", "main", tmp_path / "model", _ignore)
+
+
+def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(BackendUnavailable, match="pip install huggingface_hub"):
+        download_model("owner/model", "main", tmp_path / "model", _ignore)
+
+
+def test_a_source_is_a_folder_or_a_repository(
+    hub: _FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    assert import_._folder_of(str(tmp_path), "main") == (tmp_path, None, None)
+    folder, name, commit = import_._folder_of("owner/model", "main")
+    assert (folder.name, name, commit) == ("owner--model", "owner/model", "commit-of-main")
+    assert (folder / "config.json").is_file()
+    for wrong in ("nowhere", "a/b/c", "../owner", "https://hub/owner/model"):
+        with pytest.raises(CheckpointError, match="no such folder, and not a repository"):
+            import_._folder_of(wrong, "main")

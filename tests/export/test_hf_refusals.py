@@ -1,0 +1,207 @@
+"""Folders from strangers: whatever is wrong with one is told in one line, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hf_maker import llava_state, tiny_tokenizer, write_json, write_llava, write_shards
+from safetensors.torch import save_file
+
+from vqedge.base.weights import encoder_weights, origin_of
+from vqedge.checkpoint import ORIGIN
+from vqedge.errors import CheckpointError, ConfigError, VqedgeError
+from vqedge.model.checkpoint import open_checkpoint
+from vqedge_export.hf.importing import checkpoint_from_folder
+
+INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
+Change = Callable[[Path], Any]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_llava(tmp_path / "source")
+
+
+def refused(source: Path, error: type[VqedgeError] = CheckpointError, **options: Any) -> str:
+    """The one line about a folder that is not imported."""
+    out = source.parent / "out"
+    with pytest.raises(error) as caught:
+        checkpoint_from_folder(source, out, **options)
+    assert not out.exists()
+    assert not list(source.parent.glob(".out*")), "nothing half-made is left"
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def edit(path: Path, **changes: Any) -> None:
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def state_of(source: Path) -> dict[str, torch.Tensor]:
+    return llava_state(tiny_tokenizer(source) + 5)
+
+
+def point_at(name: str) -> Change:
+    """An index that says a tensor is in the file `name`."""
+    return lambda source: edit(source / INDEX, weight_map={"model.norm.weight": name})
+
+
+def as_pickle(source: Path) -> None:
+    for shard in (INDEX, SHARD, SHARD.replace("1-of", "2-of")):
+        (source / shard).unlink()
+    (source / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+def link_shard(source: Path) -> None:
+    os.rename(source / SHARD, source.parent / "elsewhere.safetensors")
+    (source / SHARD).symlink_to(source.parent / "elsewhere.safetensors")
+
+
+FOLDERS: dict[str, tuple[Change, str]] = {
+    "no config": (lambda s: (s / "config.json").unlink(), "no config.json"),
+    "no JSON": (lambda s: (s / "config.json").write_text("{"), "config.json: not JSON"),
+    "a list": (lambda s: (s / "config.json").write_text("[1]"), "a JSON list, want an object"),
+    "deep": (lambda s: (s / "config.json").write_text("[" * 100_000), "not JSON"),
+    "unknown kind": (lambda s: edit(s / "config.json", model_type="bert"), "not a vision model"),
+    "hf layout": (
+        lambda s: edit(s / "config.json", model_type="llava_onevision"),
+        "import the original, lmms-lab/llava-onevision-qwen2-0.5b-ov",
+    ),
+    "pickle": (as_pickle, "pytorch_model.bin is a pickle"),
+    "escape": (point_at("../elsewhere.safetensors"), "is not the name of a file in the folder"),
+    "absolute": (point_at("/etc/hosts.safetensors"), "is not the name of a file in the folder"),
+    "pickled shard": (point_at("model.bin"), "'model.bin' is not a safetensors file"),
+    "missing shard": (point_at("gone.safetensors"), "no gone.safetensors"),
+    "no map": (lambda s: edit(s / INDEX, weight_map=[1]), "no weight_map"),
+    "numbers": (lambda s: edit(s / INDEX, weight_map={"a": 1}), "no weight_map"),
+    "link": (link_shard, "a link; copy the folder with `cp -rL`"),
+    "cut": (lambda s: (s / SHARD).write_bytes((s / SHARD).read_bytes()[:999]), "not a readable"),
+    "empty": (lambda s: (s / SHARD).write_bytes(b""), "not a readable safetensors file"),
+    "no tokenizer": (lambda s: (s / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "another tower": (
+        lambda s: edit(s / "config.json", vision_config=None),
+        "mm_vision_tower 'google/tiny-siglip' is not siglip-so400m-patch14-384",
+    ),
+    "newline per frame": (
+        lambda s: edit(s / "config.json", mm_newline_position="frame"),
+        "mm_newline_position is 'frame', want 'one_token'",
+    ),
+    "no projector": (
+        lambda s: edit(s / "config.json", mm_projector_type="linear"),
+        "mm_projector_type is 'linear', want 'mlp2x_gelu'",
+    ),
+    "odd tower": (
+        lambda s: edit(s / "config.json", vision_config={"model_type": "siglip", "hidden_size": 7}),
+        "heads 12 do not divide width 7",
+    ),
+    "no number": (
+        lambda s: edit(
+            s / "config.json", vision_config={"model_type": "siglip", "num_hidden_layers": "x"}
+        ),
+        "its vision tower: blocks",
+    ),
+    "other rows": (
+        lambda s: edit(s / "config.json", vocab_size=17),
+        "model.embed_tokens.weight is BF16 [",
+    ),
+    "odd activation": (
+        lambda s: edit(
+            s / "config.json", vision_config={"model_type": "siglip", "hidden_act": "relu"}
+        ),
+        "an MLP with relu that vqedge does not have",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_is_wrong(source: Path, name: str) -> None:
+    change, message = FOLDERS[name]
+    change(source)
+    assert message in refused(source)
+
+
+def test_a_pickle_comes_with_the_line_that_converts_it(source: Path) -> None:
+    as_pickle(source)
+    line = refused(source)
+    assert "safe_serialization=True" in line and "source" in line
+
+
+def test_every_missing_unknown_and_wrong_tensor_is_named(source: Path) -> None:
+    state = state_of(source)
+    for name in ("model.norm.weight", "model.mm_projector.2.bias"):
+        del state[name]
+    state["model.extra"] = torch.zeros(2)
+    state["model.layers.7.mlp.up_proj.weight"] = torch.zeros(2)
+    state["model.image_newline"] = torch.zeros(9)
+    state["model.layers.0.mlp.up_proj.weight"] = torch.zeros(96, 64, dtype=torch.int32)
+    write_shards(source, state)
+    line = refused(source)
+    assert "2 missing: model.mm_projector.2.bias, model.norm.weight" in line
+    assert "2 unknown: model.extra, model.layers.7.mlp.up_proj.weight" in line
+    assert "model.image_newline is F32 [9], want [64]" in line
+    assert "model.layers.0.mlp.up_proj.weight is I32 [96, 64], want [96, 64]" in line
+
+
+def test_what_is_known_to_be_harmless_is_named_not_refused(source: Path) -> None:
+    state = state_of(source)
+    inner = "model.vision_tower.vision_tower.vision_model."
+    spare = [
+        f"{inner}head.probe",
+        f"{inner}encoder.layers.2.layer_norm1.weight",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+    ]
+    write_shards(source, state | {name: torch.zeros(2) for name in spare})
+    imported = checkpoint_from_folder(source, source.parent / "out")
+    assert set(spare) <= set(imported.ignored)
+    assert origin_of(imported.path).ignored == imported.ignored
+
+
+def test_the_same_tensor_in_two_shards(source: Path) -> None:
+    save_file(state_of(source), source / SHARD)
+    assert "is in another shard, too" in refused(source)
+
+
+def test_numbers_that_are_none(source: Path) -> None:
+    state = state_of(source)
+    state["model.mm_projector.0.weight"][3, 4] = torch.nan
+    write_shards(source, state)
+    assert "model.mm_projector.0.weight holds NaN or infinity" in refused(source)
+
+
+def test_no_folder_and_one_that_is_in_the_way(source: Path, tmp_path: Path) -> None:
+    assert "no such folder" in refused(tmp_path / "nowhere")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(CheckpointError, match="taken: exists already"):
+        checkpoint_from_folder(source, tmp_path / "taken")
+
+
+@pytest.mark.parametrize("mode", ["official", "other"])
+def test_a_mode_that_the_source_does_not_have(tmp_path: Path, mode: str) -> None:
+    source = write_llava(tmp_path / "plain", attention=False)
+    assert f"--mode {mode}: " in refused(source, ConfigError, mode=mode)
+
+
+def test_weights_that_were_exchanged_after_the_import(source: Path, tmp_path: Path) -> None:
+    path = checkpoint_from_folder(source, tmp_path / "out").path
+    config = open_checkpoint(path).config.encoder
+    weights = encoder_weights(config, path)
+    assert (weights.source.name, weights.source.licence) == ("source", "apache-2.0")
+    (path / ORIGIN).write_text("{}")
+    with pytest.raises(CheckpointError, match=re.escape("origin.json: ")):
+        encoder_weights(config, path)
+    data = bytearray(weights.path.read_bytes())
+    data[-1] ^= 1
+    weights.path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="another file than"):
+        encoder_weights(config, path)
+    weights.path.unlink()
+    with pytest.raises(CheckpointError, match="was it made by `vqedge import`"):
+        encoder_weights(config, path)

@@ -1,0 +1,168 @@
+"""SigLIP, CLIP and DINOv2 of Hugging Face folders: the features that transformers has, exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import pytest
+import torch
+from hf_maker import tiny_tower, write_json, write_tower
+from safetensors.torch import save_file
+
+from vqedge.base.backbones import BACKBONES
+from vqedge.base.weights import encoder_weights
+from vqedge.budget import ADAPTIVE
+from vqedge.checkpoint import MODEL
+from vqedge.errors import CheckpointError, ExportError
+from vqedge.model.checkpoint import Checkpoint, clip_quantizer, open_checkpoint
+from vqedge.model.vit import ViT
+from vqedge_export import graph
+from vqedge_export.graph import BaseArrays, checkpoint_arrays, filled, save_model
+from vqedge_export.hf.importing import checkpoint_from_folder
+from vqedge_export.int8 import int8_encoder
+from vqedge_export.onnx_export import outputs_of, stripped_graph
+
+FAMILIES = [name for name, row in BACKBONES.items() if row.family]
+FRAMES, BLOCK = 3, 2
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def imported(family: str, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp(family)
+    source = write_tower(folder / "source", family)
+    checkpoint_from_folder(source, folder / "checkpoint", frames=FRAMES, block=BLOCK)
+    return open_checkpoint(folder / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def frames(imported: Checkpoint) -> npt.NDArray[np.uint8]:
+    size = imported.config.encoder.size
+    return np.random.default_rng(1).integers(0, 256, (FRAMES, size, size, 3), dtype=np.uint8)
+
+
+def reference(tower: Any, frames: npt.NDArray[np.uint8], mean: Any, std: Any) -> torch.Tensor:
+    """Patch features after block `BLOCK` by transformers."""
+    pixels = (frames / 255 - np.array(mean)) / np.array(std)
+    tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()
+    with torch.inference_mode():
+        hidden: torch.Tensor = tower(tensor, output_hidden_states=True).hidden_states[BLOCK]
+    return hidden
+
+
+def test_features_are_those_of_transformers(
+    imported: Checkpoint, family: str, frames: npt.NDArray[np.uint8]
+) -> None:
+    encoder, tower = imported.config.encoder, tiny_tower(family)
+    shape = encoder.backbone
+    hidden = reference(tower, frames, shape.mean, shape.std)
+    last = {"siglip": "vision_model.post_layernorm", "clip": "vision_model.post_layernorm"}
+    norm = tower.get_submodule(last.get(family, "layernorm"))
+    with torch.inference_mode():
+        wanted = norm(hidden)[:, int(shape.class_token) :]
+        found = clip_quantizer(imported.config, imported.path).vit(torch.from_numpy(frames))
+    difference = (found - wanted).abs()
+    print(f"{family}: max {difference.max():.1e}, mean {difference.mean():.1e}")
+    assert wanted.std() > 0.5, "nothing to compare"
+    assert difference.max() < 2e-5
+
+
+@pytest.mark.parametrize("budget", [ADAPTIVE, 8])
+def test_the_exported_graph_gives_the_same_ids(
+    imported: Checkpoint, frames: npt.NDArray[np.uint8], budget: int
+) -> None:
+    weights = encoder_weights(imported.config.encoder, imported.path).path
+    base = BaseArrays(imported.config.encoder.source, weights)
+    model = filled(
+        stripped_graph(imported, weights), checkpoint_arrays(imported.path / MODEL), base
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = outputs_of(imported.config)
+    feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
+    found = dict(zip(names, session.run(names, feeds), strict=True))
+    with torch.inference_mode():
+        wanted = imported.encoder()(torch.from_numpy(frames), torch.tensor(budget))
+    assert np.array_equal(found["index_map"], wanted.index_map.numpy())
+    np.testing.assert_allclose(found["codes"], wanted.codes.numpy(), atol=2e-3)
+    np.testing.assert_allclose(found["tokens"], wanted.tokens.numpy(), atol=1e-2)
+    assert [n.op_type for n in int8_encoder(model).graph.node].count("MatMulInteger") == 6 * BLOCK
+
+
+def test_an_encoder_that_no_onnx_file_can_hold(
+    imported: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = encoder_weights(imported.config.encoder, imported.path).path
+    base = BaseArrays(imported.config.encoder.source, weights)
+    model = filled(
+        stripped_graph(imported, weights), checkpoint_arrays(imported.path / MODEL), base
+    )
+    monkeypatch.setattr(graph, "LARGEST_BYTES", 10_000)
+    with pytest.raises(ExportError, match=r"more than the 2 GiB .* an earlier --block"):
+        save_model(model, tmp_path / "encoder.onnx")
+    assert not (tmp_path / "encoder.onnx").exists()
+
+
+def test_positions_of_another_size_are_interpolated_as_transformers_does(tmp_path: Path) -> None:
+    source = write_tower(tmp_path / "source", "dinov2")
+    imported = checkpoint_from_folder(source, tmp_path / "checkpoint", frames=1, block=BLOCK)
+    encoder = imported.config.encoder.model_copy(update={"size": 42})
+    config = imported.config.model_copy(update={"encoder": encoder})
+    frames = np.random.default_rng(2).integers(0, 256, (1, 42, 42, 3), dtype=np.uint8)
+    tower, shape = tiny_tower("dinov2"), encoder.backbone
+    hidden = reference(tower, frames, shape.mean, shape.std)
+    with torch.inference_mode():
+        wanted = tower.layernorm(hidden)[:, 1:]
+        found = clip_quantizer(config, imported.path).vit(torch.from_numpy(frames))
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+
+
+def test_the_preprocessor_of_the_folder_sets_mean_and_deviation(tmp_path: Path) -> None:
+    source = write_tower(tmp_path / "source", "clip")
+    values = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    write_json(source / "preprocessor_config.json", values)
+    shape = checkpoint_from_folder(source, tmp_path / "out").config.encoder.backbone
+    assert (shape.mean, shape.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    write_json(source / "preprocessor_config.json", {"image_std": [0, 1, "x"]})
+    with pytest.raises(CheckpointError, match="image_std: want three numbers"):
+        checkpoint_from_folder(source, tmp_path / "other")
+
+
+def test_a_tower_inside_a_model_of_images_and_text(tmp_path: Path) -> None:
+    """A whole CLIP: the text half is left out by name, what nobody knows is refused."""
+    tower = tiny_tower("clip")
+    state = {**tower.state_dict(), "text_model.final_layer_norm.weight": torch.ones(4)}
+    state["logit_scale"] = torch.tensor(1.0)
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    write_json(
+        folder / "config.json", {"model_type": "clip", "vision_config": tower.config.to_dict()}
+    )
+    save_file(state, folder / "model.safetensors")
+    imported = checkpoint_from_folder(folder, tmp_path / "out", block=1)
+    assert {"logit_scale", "text_model.final_layer_norm.weight"} <= set(imported.ignored)
+    assert imported.config.encoder.source == "clip"
+    save_file(state | {"mystery.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 unknown: mystery\.weight"):
+        checkpoint_from_folder(folder, tmp_path / "again", block=1)
+
+
+def test_block_9_of_12_unless_said_otherwise(tmp_path: Path) -> None:
+    source = write_tower(tmp_path / "source", "siglip")
+    assert checkpoint_from_folder(source, tmp_path / "a").config.encoder.block == 2  # of 3
+    with pytest.raises(CheckpointError, match="block 4: siglip has 3"):
+        checkpoint_from_folder(source, tmp_path / "b", block=4)
+
+
+def test_a_vit_without_a_class_token_leaves_a_rest_of_pixels_out() -> None:
+    shape = BACKBONES["siglip"].family
+    assert shape is not None
+    small = shape.shape({"hidden_size": 8, "num_attention_heads": 2, "patch_size": 7})
+    assert ViT(1, 30, shape=small).grid == 4

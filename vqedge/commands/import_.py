@@ -1,0 +1,71 @@
+"""`vqedge import`: a Hugging Face folder or repository becomes a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vqedge.commands.fetch import talk
+from vqedge.commands.output import json_result, result, say
+from vqedge.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def run_import(
+    source: str,
+    out: Path,
+    *,
+    mode: str | None = None,
+    frames: int | None = None,
+    block: int | None = None,
+    revision: str = "main",
+    as_json: bool = False,
+) -> None:
+    """Import a source and say what was taken, what was not, and what comes next."""
+    from vqedge_export.hf.importing import DEFAULT_FRAMES, checkpoint_from_folder, require_absent
+
+    require_absent(out)
+    folder, name, commit = _folder_of(source, revision)
+    say(f"importing {folder}")
+    imported = checkpoint_from_folder(
+        folder,
+        out,
+        mode=mode,
+        frames=frames or DEFAULT_FRAMES,
+        block=block,
+        name=name,
+        revision=commit,
+    )
+    if imported.ignored:
+        say(f"not needed, left out: {', '.join(imported.ignored)}")
+    sizes = {item.name: item.stat().st_size for item in sorted(out.iterdir())}
+    config = imported.config
+    if as_json:
+        kinds = {"encoder": config.encoder.source, "attention": config.attention.kind}
+        told = {"ignored": list(imported.ignored), "files": sizes, "revision": commit}
+        json_result({"checkpoint": str(out), **kinds, **told})
+        return
+    for path, size in sizes.items():
+        say(f"{size / 1e6:9.1f} MB  {path}")
+    if config.attention.kind == "paper":
+        say("its VQ-Attention is new and knows nothing: train it (docs/bring-your-checkpoint.md)")
+    say(f"next: vqedge export {out} -o {out.name}.vqedge")
+    result(str(out))
+
+
+def _folder_of(source: str, revision: str) -> tuple[Path, str | None, str | None]:
+    """The folder, and for a repository of the hub its name and the commit that was downloaded."""
+    if Path(source).exists():
+        return Path(source), None, None
+    if not _HUB_ID.fullmatch(source):
+        raise CheckpointError(
+            f"{source}: no such folder, and not a repository of the hub; give OWNER/NAME or a path"
+        )
+    from vqedge.base.fetch import cache_root
+    from vqedge.base.hub import download_model
+
+    folder = cache_root() / "imports" / source.replace("/", "--")
+    commit = download_model(source, revision, folder, talk)
+    say(f"downloaded to {folder}; you may delete it after the import")
+    return folder, source, commit
