@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from vqedge.errors import ConfigError
 from vqedge.prompt import SYSTEM
+from vqedge.reducers import checked_kind
 from vqedge.validation import first_fault
 
 MAX_BLOCKS = 128
@@ -129,11 +138,11 @@ class EncoderConfig(Config):
 class QuantizerConfig(Config):
     """How patches become codes.
 
-    `grid` and `random` are what quantising is compared with: equal blocks of the frames, and random
-    patches instead of means.
+    `kmeans`, `codebook`, or a reducer of another paper as `reducer:NAME` (docs/reducers.md); `grid`
+    and `random` are short for uniform pooling and random pruning.
     """
 
-    kind: Literal["kmeans", "codebook", "grid", "random"] = "kmeans"
+    kind: Annotated[str, AfterValidator(checked_kind)] = "kmeans"
     codes: Annotated[int, Field(ge=1, le=256)] = 64
     """Rows of the result: the largest budget."""
     default_budget: Annotated[int, Field(ge=1, le=256)] = 32

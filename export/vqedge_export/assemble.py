@@ -29,7 +29,7 @@ from vqedge.errors import CheckpointError, ConfigError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge_export.gguf import llm_facts
-from vqedge_export.graph import checkpoint_arrays, exported_kind
+from vqedge_export.graph import checkpoint_arrays
 from vqedge_export.records import bridge_record, encoder_record, quantizer_record
 from vqedge_export.report import ParityReport, report_from_file
 from vqedge_export.targets import BASE, BRIDGE, ENCODER, LLM, VARIANTS, Making
@@ -63,12 +63,10 @@ def assemble_bundle(
     Raises:
         ConfigError: no such precision.
         CheckpointError: a file is missing or does not fit the others.
-        ExportError: the checkpoint's quantizer is a comparison.
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
     config = model_config_of(checkpoint)
-    exported_kind(config)
     check_precision(precision)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:

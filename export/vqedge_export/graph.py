@@ -20,6 +20,7 @@ from vqedge.base.backbones import BACKBONES
 from vqedge.base.tensors import Array, Arrays
 from vqedge.config import BackboneSource, ModelConfig
 from vqedge.errors import CheckpointError, ExportError
+from vqedge.reducers import reducer_of
 
 BASE_PREFIX = "quantizer.vit."
 ROW_MASK = "row_mask"  # an output of graphs whose rows are not one a code
@@ -31,19 +32,31 @@ FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, 
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
 
 
-def exported_kind(config: ModelConfig) -> Literal["kmeans", "codebook"]:
-    """The quantizer's kind, if it can be exported.
+_REDUCER = "vqedge.reducer"  # metadata of a graph whose quantizer is a reducer
 
-    Raises:
-        ExportError: it is one that a quantizer is compared with.
-    """
-    kind = config.quantizer.kind
-    if kind == "grid" or kind == "random":
-        raise ExportError(
-            f"a checkpoint with quantizer.kind {kind!r} is a comparison and stays in PyTorch; "
-            "use `vqedge eval --checkpoint`, or export one of kind kmeans or codebook"
-        )
-    return kind
+
+def stored_kind(config: ModelConfig) -> Literal["kmeans", "codebook"]:
+    """How bundle and files name codes: by ids of a learned codebook, or, as `kmeans`, by value."""
+    return "codebook" if config.quantizer.kind == "codebook" else "kmeans"
+
+
+def rounds_of(config: ModelConfig) -> int:
+    """Rounds of k-means in the graph before the last assignment; a reducer has none."""
+    return 0 if reducer_of(config.quantizer.kind) else config.quantizer.iterations
+
+
+def note_quantizer(model: onnx.ModelProto, config: ModelConfig) -> None:
+    """Write into the graph which reducer it is, or what error its adaptive budget reaches."""
+    reducer = reducer_of(config.quantizer.kind)
+    if reducer is not None:
+        model.metadata_props.add(key=_REDUCER, value=reducer)
+    else:
+        note_adaptive_error(model, config.quantizer.adaptive_error)
+
+
+def noted_reducer(graph: onnx.ModelProto) -> str | None:
+    """The reducer that `note_quantizer` wrote; None for k-means and learned codebooks."""
+    return {item.key: item.value for item in graph.metadata_props}.get(_REDUCER)
 
 
 def note_adaptive_error(model: onnx.ModelProto, error: float) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+from torch import Tensor, nn
 from torch.onnx.utils import register_custom_op_symbolic
 
 from vqedge.checkpoint import GRAPH, MODEL
@@ -22,8 +24,7 @@ from vqedge_export.graph import (
     ROW_MASK,
     BaseArrays,
     checkpoint_arrays,
-    exported_kind,
-    note_adaptive_error,
+    note_quantizer,
     save_model,
     stripped,
 )
@@ -32,6 +33,7 @@ from vqedge_export.op_function import OPSET, attach_function
 INPUTS = ("frames", "budget")
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
 CODES, IDS = "codes", "ids"  # one more output: what a clip's codes are, or those of a codebook
+_QUANTIZED = ("codes", "indices", "mask", "margin")
 _FLATTENED = "/quantizer/Flatten"  # the tracer's name for the last step before the quantizer
 
 
@@ -57,13 +59,12 @@ def stripped_graph(
     """The traced encoder with every weight replaced by a reference.
 
     Raises:
-        ExportError: its quantizer is a comparison, or the tracer could not express the model.
+        ExportError: the tracer could not express the model.
     """
-    exported_kind(checkpoint.config)
     model = encoder_graph(checkpoint.encoder(), checkpoint.config)
     if not custom_node:
         attach_function(model)
-    note_adaptive_error(model, checkpoint.config.quantizer.adaptive_error)
+    note_quantizer(model, checkpoint.config)
     names = set(checkpoint_arrays(checkpoint.path / MODEL))
     return stripped(model, names, set(BaseArrays(checkpoint.config.encoder.source, base)) - names)
 
@@ -82,25 +83,55 @@ def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto
     """
     shape = (config.encoder.frames, config.encoder.size, config.encoder.size, 3)
     example = (torch.zeros(shape, dtype=torch.uint8), torch.tensor(config.quantizer.codes))
+    model = _cleaned(_traced(encoder, example, INPUTS, outputs_of(config)))
+    _name_features(model.graph)
+    return model
+
+
+def quantizer_graph(quantizer: nn.Module, patches: Tensor) -> onnx.ModelProto:
+    """Trace a quantizer alone, with the body of NearestCodebook if it has one, to measure it.
+
+    Args:
+        quantizer: from patches and a budget to `Quantized`.
+        patches: an example of what it reads.
+
+    Raises:
+        ExportError: the tracer could not express the quantizer.
+    """
+    example = (patches, torch.tensor(1))
+    model = _cleaned(_traced(quantizer, example, (FEATURES, "budget"), _QUANTIZED))
+    if any(node.domain == DOMAIN for node in model.graph.node):
+        attach_function(model)
+    return model
+
+
+def _traced(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """What the tracer makes of a module.
+
+    Raises:
+        ExportError: nothing.
+    """
     register_custom_op_symbolic(f"{DOMAIN}::nearest_codebook", _symbolic, OPSET)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = Path(folder) / "encoder.onnx"
+        path = Path(folder) / "traced.onnx"
         try:
             torch.onnx.export(
-                encoder,
+                module,
                 example,
                 path,
                 dynamo=False,
-                input_names=list(INPUTS),
-                output_names=list(outputs_of(config)),
+                input_names=list(inputs),
+                output_names=list(outputs),
                 opset_version=OPSET,
                 custom_opsets={DOMAIN: OP_VERSION},
                 do_constant_folding=False,
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise ExportError(f"the encoder cannot be traced to ONNX: {error}") from error
-        return _cleaned(onnx.load(path))
+        return onnx.load(path)
 
 
 def _symbolic(graph: Any, x: Any, codebook: Any, metric: Any) -> Any:
@@ -125,7 +156,6 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [item for item in model.graph.initializer if item.name not in unused]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    _name_features(model.graph)
     return model
 
 

@@ -30,9 +30,10 @@ from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.codebook import Choice, normalised
 from vqedge.model.encoder import EncodedClip
 from vqedge.model.llm import PromptTokenizer
-from vqedge.model.quantizer import Assignment, KMeansQuantizer
+from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
+from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.nearest_codebook import OP_NAME
-from vqedge_export.graph import ROW_MASK, adaptive_error_of
+from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
 from vqedge_export.onnx_export import outputs_of
 from vqedge_export.report import (
     CodebookParity,
@@ -73,7 +74,8 @@ class _Deployed:
     def __init__(self, path: Path, config: ModelConfig) -> None:
         model = onnx.load(str(path))
         searches = [node for node in model.graph.node if node.op_type == OP_NAME]
-        self.rounds = [node.output[0] for node in searches[: config.quantizer.iterations + 1]]
+        shown = 0 if noted_reducer(model) else rounds_of(config) + 1
+        self.rounds = [node.output[0] for node in searches[:shown]]
         self.outputs = outputs_of(config)
         for name in self.rounds:
             model.graph.output.add(name=name)
@@ -181,16 +183,14 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
     """Run PyTorch and ONNX Runtime on generated clips; the graph's budgets take turns."""
     encoder, config = checkpoint.encoder(), checkpoint.config
     quantizer, codebook = encoder.quantizer.quantizer, encoder.bridge.codebook
-    assert isinstance(quantizer, KMeansQuantizer), "no other is exported"
     deployed = _Deployed(onnx_path, config)
     patches, ids, rows = _Patches(), _Ids(), []
     for index in range(clips):
         budget = deployed.budgets[index % len(deployed.budgets)]
         frames = generated_clip(index, config)
         found = deployed.run(frames, budget)
-        features = encoder.quantizer.vit(torch.from_numpy(frames)).flatten(0, 1)
-        rounds = list(quantizer.rounds(features, torch.tensor(budget)))
-        quantized = quantizer.summarised(features, *rounds[-1])
+        features = encoder.quantizer.patches(torch.from_numpy(frames))
+        quantized, rounds = _quantized(quantizer, features, torch.tensor(budget))
         same = patches.add(found, encoder.encoded(quantized), rounds)
         if same and codebook is not None:
             used = quantized.mask
@@ -200,6 +200,16 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
         rows.append(found.outputs["tokens"][read])
     learned = None if codebook is None else ids.figures()
     return EncoderComparison(patches.figures(), learned, rows)
+
+
+def _quantized(
+    quantizer: KMeansQuantizer | ReducerQuantizer, features: torch.Tensor, budget: torch.Tensor
+) -> tuple[Quantized, list[Assignment]]:
+    """A clip in codes, and every round of k-means on the way; a reducer tells of none."""
+    if isinstance(quantizer, ReducerQuantizer):
+        return quantizer(features, budget), []
+    rounds = list(quantizer.rounds(features, budget))
+    return quantizer.summarised(features, *rounds[-1]), rounds
 
 
 def llm_parity(

@@ -16,7 +16,7 @@ from vqedge.bundle import (
     VariantRecord,
 )
 from vqedge.config import ModelConfig
-from vqedge_export.graph import TABLES, adaptive_error_of, bridge_of, exported_kind
+from vqedge_export.graph import TABLES, adaptive_error_of, bridge_of, rounds_of, stored_kind
 
 
 def encoder_record(
@@ -57,11 +57,11 @@ def quantizer_record(
     graph: onnx.ModelProto, config: ModelConfig, weights: Arrays
 ) -> QuantizerRecord:
     """The quantizer and its budgets; `weights` are the checkpoint's."""
-    quantizer, kind = config.quantizer, exported_kind(config)
+    quantizer, kind = config.quantizer, stored_kind(config)
     return QuantizerRecord(
         kind=kind,
         codes=quantizer.codes,
-        iterations=quantizer.iterations,
+        iterations=rounds_of(config),
         default_budget=quantizer.default_budget,
         adaptive_error=adaptive_error_of(graph),
         codebook=_codebook_record(config, weights) if kind == "codebook" else None,

@@ -15,6 +15,8 @@ from vqedge.data.cache import ClipCache
 from vqedge.data.features import SHARD_CLIPS, features_folder, load_features, shard_rows
 from vqedge.data.generated import GeneratedClips
 from vqedge.model.quantizer import KMeansQuantizer
+from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.reducers.registry import make_reducer
 
 ENCODER = EncoderConfig(frames=2, size=28)
 QUANTIZER = QuantizerConfig(codes=4, default_budget=4, iterations=2)
@@ -38,7 +40,12 @@ class CountingBackbone(nn.Module):
 
 @pytest.fixture
 def quantizer() -> Any:
-    return SimpleNamespace(vit=CountingBackbone(), quantizer=KMeansQuantizer(4, 2, 0.1))
+    vit = CountingBackbone()
+    return SimpleNamespace(
+        vit=vit,
+        quantizer=KMeansQuantizer(4, 2, 0.1),
+        patches=lambda frames: vit(frames).flatten(0, 1),
+    )
 
 
 def cache(root: Path, clips: int = CLIPS, **changes: Any) -> ClipCache:
@@ -97,6 +104,43 @@ def test_a_codebook_shares_the_clips_of_kmeans(tmp_path: Path) -> None:
     learned = QUANTIZER.model_copy(update={"kind": "codebook", "adaptive_error": 0.3})
     other = ClipCache(tmp_path, ENCODER, learned, GeneratedClips(1, CLIPS), BUDGETS)
     assert other.folder == cache(tmp_path).folder
+
+
+def reducing_cache(root: Path, kind: str) -> ClipCache:
+    other = QUANTIZER.model_copy(update={"kind": kind})
+    return ClipCache(root, ENCODER, other, GeneratedClips(1, 3), BUDGETS, keep_features=True)
+
+
+def test_a_reducer_has_clips_of_its_own_and_shares_features(tmp_path: Path, quantizer: Any) -> None:
+    filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
+    seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:tome")
+    assert made.folder.name.split("-")[1:3] == ["reducer", "tome"]
+    reducer = ReducerQuantizer(make_reducer("tome", 4, 2, 2), 4, 2)
+    filled(made, SimpleNamespace(vit=quantizer.vit, quantizer=reducer))
+    assert quantizer.vit.seen == seen, "the features were there"
+    features = load_features(features_folder(tmp_path, ENCODER, GeneratedClips(1, 3)), 0)
+    with torch.inference_mode():
+        wanted = reducer(features[2].float(), torch.tensor(2))
+    clips = made.load()[2]
+    assert clips.codes.shape == (3, 2, 3)
+    assert torch.equal(clips.indices[2].int(), wanted.indices)
+    assert torch.equal(clips.codes[2], wanted.codes[:2].half())
+
+
+def test_features_with_attention_are_kept_apart(tmp_path: Path, quantizer: Any) -> None:
+    filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
+    seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:prumerge")
+    reducer = ReducerQuantizer(make_reducer("prumerge", 4, 2, 2), 4, 2)
+    attended = SimpleNamespace(vit=quantizer.vit, quantizer=reducer)
+    attended.patches = lambda frames: torch.cat(
+        [quantizer.patches(frames), torch.ones(8, 1) / 4], dim=1
+    )
+    filled(made, attended)
+    assert quantizer.vit.seen == seen + 3, "three columns are not four"
+    plain = features_folder(tmp_path, ENCODER, GeneratedClips(1, 3))
+    assert load_features(plain, 0).shape[2] == 3
+    assert load_features(plain.with_name(f"{plain.name}-cls"), 0).shape[2] == 4
+    assert made.load()[2].codes.shape == (3, 2, 3)
 
 
 def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vqedge.budget import ADAPTIVE
-from vqedge.config import EncoderConfig, ModelConfig, QuantizerConfig
+from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.data.cache import QuantizedClips, reversed_clips
-from vqedge.model.comparisons import GridQuantizer, RandomQuantizer, block_of_patch
 from vqedge.model.encoder import quantizer_from_config
 from vqedge.model.quantizer import KMeansQuantizer, Quantized, _farthest_first
+from vqedge.model.reducers.blocks import BlockReducer
+from vqedge.model.reducers.pruning import RandomPruning
+from vqedge.model.reducers.quantizer import ReducerQuantizer
 
 Array = np.ndarray[Any, Any]
 SAFE = 1e-5  # a choice with less lead than this could fall either way in float32
@@ -266,67 +268,20 @@ def _cached(clips: list[Tensor], codes: int) -> QuantizedClips:
     )
 
 
-# ---- what it is compared with
-
-
-FRAMES, SIDE = 8, 16
-
-
-@pytest.mark.parametrize("budget", [8, 16, 32, 64])
-def test_a_grid_cuts_frames_into_even_blocks(budget: int) -> None:
-    features = features_of(11, FRAMES * SIDE**2)
-    found = GridQuantizer(64, FRAMES)(features, torch.tensor(budget))
-    assert found.mask.tolist() == [True] * budget + [False] * (64 - budget)
-    assert set(Counter(found.indices.tolist()).values()) == {len(features) // budget}
-    maps = found.indices.reshape(FRAMES, SIDE, SIDE)
-    for code in range(budget):
-        times, rows, columns = ((maps == code).nonzero()[:, axis].unique() for axis in range(3))
-        assert len(times) == 1, "a block lies in one frame"
-        assert len(rows) * len(columns) == len(features) // budget, "a block is a rectangle"
-        assert max(len(rows), len(columns)) <= 2 * min(len(rows), len(columns))
-        members = features[found.indices == code]
-        torch.testing.assert_close(found.codes[code], members.mean(dim=0))
-
-
-def test_a_grid_of_fewer_blocks_than_frames_joins_frames() -> None:
-    maps = block_of_patch(FRAMES * SIDE**2, FRAMES, 4).reshape(FRAMES, -1)
-    assert maps.unique().tolist() == [0, 1, 2, 3]
-    assert maps.amin(dim=1).tolist() == maps.amax(dim=1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
-@pytest.mark.parametrize("budget", [1, 8, 64])
-def test_random_codes_are_patches_and_every_patch_goes_to_the_nearest(budget: int) -> None:
-    features = features_of(12, 500)
-    found = RandomQuantizer(64)(features, torch.tensor(budget))
-    assert int(found.mask.sum()) == budget and not found.codes[budget:].any()
-    codes = found.codes[:budget]
-    assert all((features == code).all(dim=1).any() for code in codes)
-    similar = normalize(features) @ normalize(codes).T
-    assert torch.equal(similar.argmax(dim=1).int(), found.indices)
-    assert torch.equal(found.codes, RandomQuantizer(64)(features, torch.tensor(budget)).codes)
-
-
-@pytest.mark.parametrize("kind", ["grid", "random"])
-def test_they_come_at_several_budgets_too(kind: str) -> None:
-    features = features_of(13, FRAMES * SIDE**2)
-    config = ModelConfig(
-        encoder=EncoderConfig(frames=FRAMES),
-        quantizer=QuantizerConfig.model_validate({"kind": kind}),
-    )
-    quantizer = quantizer_from_config(config)
-    for budget, found in zip((8, 32), quantizer.at_budgets(features, (8, 32)), strict=True):
-        alone = quantizer(features, torch.tensor(budget))
-        assert found.codes.shape == (budget, 16)
-        assert torch.equal(found.indices, alone.indices)
-        torch.testing.assert_close(found.codes, alone.codes[:budget])
+# ---- every kind
 
 
 def test_every_kind_has_its_quantizer() -> None:
-    kinds = {"kmeans": KMeansQuantizer, "codebook": KMeansQuantizer}
-    kinds |= {"grid": GridQuantizer, "random": RandomQuantizer}
-    for kind, wanted in kinds.items():
+    for kind in ("kmeans", "codebook"):
         quantizer = QuantizerConfig.model_validate({"kind": kind, "adaptive_error": 0.125})
         made = quantizer_from_config(ModelConfig(quantizer=quantizer))
-        assert type(made) is wanted
-        if isinstance(made, KMeansQuantizer):
-            assert (made.codes, made.iterations, made.adaptive_error) == (64, 8, 0.125)
+        assert isinstance(made, KMeansQuantizer)
+        assert (made.codes, made.iterations, made.adaptive_error) == (64, 8, 0.125)
+    for kind, reducer in {"grid": BlockReducer, "random": RandomPruning}.items():
+        made = quantizer_from_config(ModelConfig(quantizer=QuantizerConfig(kind=kind)))
+        assert isinstance(made, ReducerQuantizer) and isinstance(made.reducer, reducer)
+
+
+def test_a_kind_that_does_not_exist() -> None:
+    with pytest.raises(ValidationError, match="no quantizer 'reducer:none'; choose one of kmeans"):
+        QuantizerConfig(kind="reducer:none")

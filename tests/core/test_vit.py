@@ -124,3 +124,28 @@ def test_a_missing_tensor_is_named(source: onnx.ModelProto, tmp_path: Path, miss
 def test_a_block_or_size_that_cannot_be(block: int, size: int) -> None:
     with pytest.raises(ConfigError, match=f"block {block} of 1..12, size {size}"):
         ViT(block, size)
+
+
+# ---- what CLS attends to
+
+
+def test_attention_is_that_of_the_source(
+    vit_source: Path, source: onnx.ModelProto, frame: Array
+) -> None:
+    """The source graph's own softmax of the ninth block, mean over heads."""
+    softmaxes = [n.output[0] for n in source.graph.node if n.op_type == "Softmax"]
+    name = next(name for name in softmaxes if "layer.8/" in name)
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = ((frame / 255 - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
+    wanted = session.run(None, {"input_image": pixels})[0].mean(axis=1)[:, 0]
+    vit = vit_from_source(vit_source, 9, SIZE)
+    with torch.inference_mode():
+        found = vit(torch.from_numpy(frame), True)
+        plain = vit(torch.from_numpy(frame))
+    assert torch.equal(found[..., :-1], plain), "features do not change"
+    assert np.abs(found[..., -1].numpy() - wanted[:, 1:]).max() < 1e-5
+    assert wanted[:, 1:].max() > 2 * wanted[:, 1:].mean(), "nothing to compare"

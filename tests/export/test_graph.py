@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto
-from tiny_export import LEVELS, Array, BothArrays, config_of
+from tiny_export import LEVELS, Array, BothArrays
 
 from vqedge.budget import ADAPTIVE
 from vqedge.data.render import frames_from_scene
@@ -22,7 +22,7 @@ from vqedge.errors import CheckpointError, ConfigError, ExportError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
-from vqedge_export.assemble import assemble_bundle, graph_of
+from vqedge_export.assemble import graph_of
 from vqedge_export.graph import adaptive_error_of, bridge_of, filled, save_model
 from vqedge_export.onnx_export import INPUTS, outputs_of, stripped_graph
 from vqedge_export.pipeline import export_bundle
@@ -300,19 +300,6 @@ def test_a_checkpoint_without_its_graph(tmp_path: Path) -> None:
 
 
 # ---- what is refused
-
-
-@pytest.mark.parametrize("kind", ["grid", "random"])
-def test_a_comparison_stays_in_pytorch(kind: str, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path, config_of(kind))
-    with pytest.raises(ExportError, match=f"kind '{kind}' is a comparison .*; use `vqedge eval"):
-        stripped_graph(checkpoint, tmp_path / "none.onnx")
-    (tmp_path / "config.json").write_text(checkpoint.config.model_dump_json())
-    for name in ("model.safetensors", "lora.safetensors"):
-        (tmp_path / name).touch()
-    with pytest.raises(ExportError, match=f"kind '{kind}' is a comparison"):
-        assemble_bundle(tmp_path, tmp_path / "out.vqedge")
-    assert not (tmp_path / "out.vqedge").exists()
 
 
 def _never(_path: Path) -> Any:

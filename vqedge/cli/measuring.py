@@ -25,7 +25,9 @@ def evaluate(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Most video tokens, or auto: as many as the clip needs."),
+        typer.Option(
+            help="Most video tokens, or auto: as many as the clip needs; several for --reducers."
+        ),
     ] = None,
     videos: Annotated[Path | None, typer.Option(help="Folder of a CSV suite's videos.")] = None,
     baselines: Annotated[
@@ -35,6 +37,13 @@ def evaluate(
     baselines_dir: Annotated[
         Path, typer.Option(help="Folder of the checkpoints to compare a --checkpoint with.")
     ] = Path("runs/baselines"),
+    reducers: Annotated[
+        str | None,
+        typer.Option(help="Other reducers' tokens through a --checkpoint: all, or names as tome."),
+    ] = None,
+    reducers_dir: Annotated[
+        Path, typer.Option(help="Folder of the checkpoints that were trained with a reducer.")
+    ] = Path("runs/reducers"),
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
@@ -44,6 +53,20 @@ def evaluate(
 
     Example: vqedge eval -m tiny.vqedge --suite synthetic --limit 300 --json
     """
+    if reducers is not None:
+        from vqedge.commands.reducers import run_reducers
+
+        run_reducers(
+            reducers,
+            suite,
+            checkpoint,
+            budget=budget,
+            limit=limit,
+            videos=videos,
+            trained=reducers_dir,
+            as_json=as_json,
+        )
+        return
     from vqedge.budget import budget_from_text
     from vqedge.commands.evaluate import run_eval
 

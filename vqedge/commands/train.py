@@ -31,7 +31,7 @@ def run_train(
         return  # the first process of a launcher speaks
     if checkpoint is None:
         say(f"time is up: `--resume` goes on with {settings.output}")
-    elif settings.model.quantizer.kind in ("kmeans", "codebook"):
+    else:
         write_graph(checkpoint, encoder_weights(settings.model.encoder, checkpoint.path).path)
     if as_json:
         json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})

@@ -29,6 +29,7 @@ from vqedge.data.features import (
     shard_rows,
 )
 from vqedge.files import replacing
+from vqedge.reducers import reads_attention
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
@@ -88,7 +89,8 @@ class ClipCache:
     @property
     def folder(self) -> Path:
         """Where the quantised clips are; its name changes with anything that changes them."""
-        method = "kmeans" if self.quantizer.kind == "codebook" else self.quantizer.kind
+        kind = self.quantizer.kind.replace(":", "-")
+        method = "kmeans" if kind == "codebook" else kind
         rounds = f"{method}{self.quantizer.iterations}" if method == "kmeans" else method
         budgets = "-".join(map(str, self.budgets))
         name = f"{self.encoder.fingerprint()}-{rounds}-k{budgets}-{self.source.fingerprint}"
@@ -146,15 +148,21 @@ class ClipCache:
         self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int
     ) -> Iterator[tuple[int, Tensor]]:
         """Patch features of shards, those kept on disk first, float16."""
-        folder = features_folder(self.root, self.encoder, self.source)
+        folder = self._features_folder()
         kept = [shard for shard in shards if self._holds_all(folder, shard)]
         for shard in kept:
             yield shard, load_features(folder, shard)[: len(shard_numbers(self.source, shard))]
         rest = [shard for shard in shards if shard not in kept]
-        for shard, rows in encoded_shards(rest, self.source, quantizer.vit, self.encoder, workers):
+        for shard, rows in encoded_shards(rest, self.source, quantizer, self.encoder, workers):
             if self.keep_features:
                 save_features(folder, shard, rows)
             yield shard, rows
+
+    def _features_folder(self) -> Path:
+        """Of the patch features; those with CLS attention beside them are kept apart."""
+        folder = features_folder(self.root, self.encoder, self.source)
+        attended = reads_attention(self.quantizer.kind)
+        return folder.with_name(f"{folder.name}-cls") if attended else folder
 
     def _holds_all(self, folder: Path, shard: int) -> bool:
         return shard_rows(shard_path(folder, shard)) >= len(shard_numbers(self.source, shard))

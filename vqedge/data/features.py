@@ -21,7 +21,7 @@ from vqedge.data.clips import ClipSource
 from vqedge.files import replacing
 
 if TYPE_CHECKING:
-    from vqedge.model.vit import ViT
+    from vqedge.model.encoder import ClipQuantizer
 
 SHARD_CLIPS = 64
 
@@ -67,7 +67,7 @@ def shard_rows(path: Path) -> int:
 def encoded_shards(
     shards: Sequence[int],
     source: ClipSource,
-    vit: ViT,
+    quantizer: ClipQuantizer,
     encoder: EncoderConfig,
     workers: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
@@ -76,7 +76,7 @@ def encoded_shards(
     Args:
         shards: their numbers.
         source: the clips.
-        vit: the backbone, on its device.
+        quantizer: whose patches are wanted, on its device.
         encoder: frames and size.
         workers: processes that draw clips ahead; 0 draws them here.
 
@@ -85,7 +85,7 @@ def encoded_shards(
     """
     if not shards:
         return
-    device = next(vit.parameters()).device
+    device = next(quantizer.vit.parameters()).device
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
     clips = iter(
         DataLoader(_Frames(source, numbers, encoder), batch_size=None, num_workers=workers)
@@ -94,7 +94,7 @@ def encoded_shards(
         rows = []
         for _ in shard_numbers(source, shard):
             with torch.inference_mode():
-                rows.append(vit(next(clips).to(device)).flatten(0, 1).half().cpu())
+                rows.append(quantizer.patches(next(clips).to(device)).half().cpu())
         yield shard, torch.stack(rows)
 
 

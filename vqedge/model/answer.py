@@ -18,9 +18,9 @@ from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, Reply
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
+from vqedge.reducers import reducer_of
 
 _MAX_TOKENS = 64  # as on the device
-_FIXED = ("grid", "random")  # quantizers that cannot tell how many codes a clip needs
 
 
 class CheckpointAnswerer:
@@ -179,7 +179,7 @@ def checked_budget(quantizer: QuantizerConfig, budget: Budget | None) -> int:
     if budget is None:
         return quantizer.default_budget
     if budget == "auto":
-        if quantizer.kind in _FIXED:
+        if reducer_of(quantizer.kind) is not None:  # it cannot tell how many codes a clip needs
             raise ConfigError(f"--budget auto: the quantizer {quantizer.kind!r} needs a number")
         return ADAPTIVE
     if not 1 <= budget <= quantizer.codes:

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
 from vqedge.model.codebook import ResidualCodebook
-from vqedge.model.comparisons import GridQuantizer, RandomQuantizer
 from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
+from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.reducers.registry import reducer_quantizer
 from vqedge.model.rows import Rows
 from vqedge.model.token_hash import TokenHash, token_hash
 from vqedge.model.vit import ViT
 from vqedge.model.vq_attention import VQAttention
+from vqedge.reducers import reads_attention, reducer_of
 
 
 class EncodedClip(NamedTuple):
@@ -50,7 +52,13 @@ class ClipQuantizer(nn.Module):
 
     def forward(self, frames: Tensor, budget: Tensor) -> Quantized:
         """Quantise uint8 frames `[T, size, size, 3]`."""
-        return self.quantizer(self.vit(frames).flatten(0, 1), budget)
+        return self.quantizer(self.patches(frames), budget)
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """What the quantizer reads of frames: features `[N, D]`, or with attention `[N, D + 1]`."""
+        if not reads_attention(self.config.quantizer.kind):
+            return self.vit(frames).flatten(0, 1)
+        return self.vit(frames, True).flatten(0, 1)
 
     @torch.inference_mode()
     def quantize(self, frames: Tensor) -> Quantized:
@@ -58,15 +66,11 @@ class ClipQuantizer(nn.Module):
         return self(frames, torch.tensor(self.config.quantizer.codes))
 
 
-def quantizer_from_config(
-    config: ModelConfig,
-) -> KMeansQuantizer | GridQuantizer | RandomQuantizer:
+def quantizer_from_config(config: ModelConfig) -> KMeansQuantizer | ReducerQuantizer:
     """The quantizer of a kind; a learned codebook codes what the per-clip k-means finds."""
     quantizer = config.quantizer
-    if quantizer.kind == "grid":
-        return GridQuantizer(quantizer.codes, config.encoder.frames)
-    if quantizer.kind == "random":
-        return RandomQuantizer(quantizer.codes)
+    if reducer_of(quantizer.kind) is not None:
+        return reducer_quantizer(config)
     return KMeansQuantizer(
         quantizer.codes, quantizer.iterations, quantizer.adaptive_error, quantizer.unit_means
     )

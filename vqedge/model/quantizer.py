@@ -93,7 +93,7 @@ class KMeansQuantizer(nn.Module):
         """Codes of an assignment: means of the features, in order of first occurrence."""
         one_hot = self._one_hot(indices)
         codes = _centroids(self._members(features), one_hot, features.new_zeros(()))
-        order = _first_occurrence_order(one_hot)
+        order = first_occurrence_order(one_hot)
         rank = torch.zeros_like(order).scatter(0, order, self.slot)
         mask = (one_hot.sum(dim=0) > 0)[order]
         return Quantized(codes[order], rank[indices.long()].to(torch.int32), mask, margin)
@@ -150,7 +150,7 @@ def _centroids(features: Tensor, one_hot: Tensor, empty: Tensor) -> Tensor:
     return torch.where(count > 0, mean, empty)
 
 
-def _first_occurrence_order(one_hot: Tensor) -> Tensor:
+def first_occurrence_order(one_hot: Tensor) -> Tensor:
     """Codes sorted by the patch they first occur at, unused ones last. int64 `[K]`."""
     patches, codes = one_hot.shape
     position = torch.arange(patches, device=one_hot.device, dtype=torch.float32)[:, None]

@@ -52,6 +52,13 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
+    def of_first(self, x: Tensor) -> Tensor:
+        """What the first token attends to, mean over heads: `[T, N]` of `[T, N, D]`."""
+        query = self.query(x[:, :1]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key = self.key(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        return scores.softmax(dim=-1).mean(dim=1)[:, 0]
+
 
 class Mlp(nn.Module):
     """Two linear layers with an activation between them."""
@@ -145,30 +152,55 @@ class ViT(nn.Module):
             pixels = torch.tensor(values).view(1, 3, 1, 1) * 255
             self.register_buffer(name, pixels, persistent=False)
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def forward(self, frames: Tensor, attended: bool = False) -> Tensor:
         """Patch features of uint8 RGB frames.
 
         Args:
             frames: uint8 `[T, size, size, 3]`.
+            attended: add, as a last column, what the CLS token attends to in the last block that
+                runs: the mean over heads. With what it pays to itself a frame's sum is 1.
 
         Returns:
-            float `[T, grid * grid, D]`, row-major over the grid, without the class token.
+            float `[T, grid * grid, D]`, with a column more if attended, row-major over the grid,
+            without the class token.
+
+        Raises:
+            ConfigError: attended, and the backbone has no class token.
         """
         pixels = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        x = self.features(pixels)
-        x = x[:, 1:] if self.first else x
-        return x if self.projector is None else self.projector(x)
+        if attended:
+            x, attention = self._attended(self._embedded(pixels))
+            return torch.cat([self._projected(x), attention[..., None]], dim=2)
+        return self._projected(self.features(pixels)[:, self.first :])
 
     def features(self, pixels: Tensor) -> Tensor:
         """All tokens `[T, N, D]` of normalised pixels `[T, 3, size, size]`, a class token first."""
+        x = self._embedded(pixels)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def _embedded(self, pixels: Tensor) -> Tensor:
+        """Tokens before the first block."""
         x = self.patch(pixels).flatten(2).transpose(1, 2)
         if self.first:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + self.position
-        x = x if self.first_norm is None else self.first_norm(x)
-        for block in self.blocks:
+        return x if self.first_norm is None else self.first_norm(x)
+
+    def _attended(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches after the last block, and what the class token attends to in it."""
+        if not self.first:
+            raise ConfigError("encoder: this backbone has no class token to take attention from")
+        *before, last = self.blocks
+        assert isinstance(last, Block)
+        for block in before:
             x = block(x)
-        return self.norm(x)
+        attention = last.attention.of_first(last.norm1(x))
+        return self.norm(last(x))[:, 1:], attention[:, 1:]
+
+    def _projected(self, x: Tensor) -> Tensor:
+        return x if self.projector is None else self.projector(x)
 
 
 def vit_from_source(path: Path, encoder: EncoderConfig) -> ViT:

@@ -1,0 +1,148 @@
+"""Render docs/reducers.md from docs/measured/reducers.json; `--write` updates the page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vqedge.flops import (
+    Transformer,
+    cross_attended,
+    kv_bytes,
+    mixture_of_depths,
+    prefill,
+    staged_dropping,
+)
+
+ROOT = Path(__file__).parents[1]
+FIGURES, PAGE = ROOT / "docs" / "measured" / "reducers.json", ROOT / "docs" / "reducers.md"
+TEMPLATE = ROOT / "scripts" / "reducers.template.md"
+SMOLLM2 = Transformer(layers=30, width=576, ffn=1536, kv_width=192, vocabulary=49152)
+WORDS, PATCHES = 32, 2048
+_ENOUGH = 100  # questions
+
+
+def main(arguments: list[str]) -> int:
+    """Compare the page with what the figures give, or write it.
+
+    Returns:
+        the exit status.
+    """
+    fresh = page(json.loads(FIGURES.read_text(encoding="utf-8")))
+    if "--write" in arguments:
+        PAGE.write_text(fresh, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
+        sys.stderr.write("docs/reducers.md: run scripts/_reducers.py --write\n")
+        return 1
+    return 0
+
+
+def page(document: dict[str, Any]) -> str:
+    """The whole page: the template with figures."""
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return template.format(
+        facts=_facts(document),
+        tables="\n\n".join(_tables(document["rows"])),
+        words=WORDS,
+        patches=PATCHES,
+        rows="\n".join(_not_here()),
+    )
+
+
+def _facts(document: dict[str, Any]) -> str:
+    versions = ", ".join(f"{tool} {number}" for tool, number in document["versions"].items())
+    few = " So few questions tell costs, not reducers apart." if document["n"] < _ENOUGH else ""
+    return (
+        f"{document['n']} questions about {document['clips']} clips a row ({document['suite']}), "
+        f"checkpoint `{document['checkpoint']['name']}`, {document['tokens_before']:,} patches of "
+        f"{document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % Wilson "
+        f"intervals: rows whose intervals overlap are not told apart.{few}"
+    )
+
+
+def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    drop_in = [row for row in rows if row["protocol"] == "drop-in"]
+    for budget in sorted({row["budget"] for row in drop_in}):
+        lines = [
+            f"### {budget} tokens, drop-in",
+            "",
+            "| reducer | accuracy | tokens | TokDense | error | PyTorch ms | ONNX Runtime ms "
+            "| ids | peak MB | GFLOPs | prefill |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_drop_in(row) for row in drop_in if row["budget"] == budget]
+        yield "\n".join(lines)
+    trained = [row for row in rows if row["protocol"] == "trained"]
+    if not trained:
+        yield "No checkpoint trained with a reducer was there when this was measured."
+        return
+    lines = ["### Trained", "", "| reducer | budget | steps | accuracy | tokens | TokDense |"]
+    lines += ["|---|---|---|---|---|---|", *map(_trained, trained)]
+    yield "\n".join(lines)
+
+
+def _drop_in(row: dict[str, Any]) -> str:
+    peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+    return (
+        f"| {row['reducer']} | {_share(row)} | {row['tokens_mean']:.1f} | {row['tokdense']:.2f} "
+        f"| {row['error']:.3f} | {row['torch_ms']:.0f} | {row['onnx_ms']:.0f} "
+        f"| {row['ids_differ']:.2%} | {peak} | {row['reducer_gflops']:.2f} "
+        f"| {row['prefill_gflops']:.1f} |"
+    )
+
+
+def _trained(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['reducer']} | {row['budget']} | {row['steps']} | {_share(row)} "
+        f"| {row['tokens_mean']:.1f} | {row['tokdense']:.2f} |"
+    )
+
+
+def _share(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['accuracy']:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def _not_here() -> Iterator[str]:
+    """A prompt of words and all patches, of the tokens that are left, and of methods on paper."""
+    model, words, patches = SMOLLM2, WORDS, PATCHES
+    stages = [(2, 192), (6, 128), (10, 96), (14, 64)]
+    rows = [
+        ("all patches", prefill(model, words + patches), words + patches, "nothing: the baseline"),
+        ("32 tokens", prefill(model, words + 32), words + 32, "nothing: what vqedge does"),
+        (
+            "VideoLLM-MoD ([2408.16730](https://arxiv.org/abs/2408.16730)), r = 0.2",
+            mixture_of_depths(model, words, patches),
+            None,
+            "every second layer skips tokens that a learned scorer chooses",
+        ),
+        (
+            "MustDrop's prefill and KV stages, 192 to 64 tokens in layers 2 to 14",
+            staged_dropping(model, words, patches, stages),
+            words + stages[-1][1],
+            "tokens are dropped between layers, and the cache of earlier layers with them",
+        ),
+        (
+            "CrossLMM, 9 tokens a frame, every 4 layers",
+            cross_attended(model, words, 72, patches),
+            words + 72,
+            "cross-attention to all patches inside of the decoder",
+        ),
+    ]
+    for name, flops, kept, why in rows:
+        yield f"| {name} | {flops / 1e9:.0f} | {_cache(model, kept)} | {why} |"
+
+
+def _cache(model: Transformer, tokens: int | None) -> str:
+    return (
+        "fewer in half of the layers"
+        if tokens is None
+        else f"{kv_bytes(model, tokens) / 1e6:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

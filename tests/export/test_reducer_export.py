@@ -1,0 +1,102 @@
+"""An encoder with another paper's reducer: exported, described and run like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_export import config_of
+
+from vqedge.data.render import frames_from_scene
+from vqedge.data.world import scene_from_seed
+from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
+from vqedge.model.encoder import Bridge
+from vqedge_export.graph import (
+    adaptive_error_of,
+    base_arrays,
+    bridge_of,
+    checkpoint_arrays,
+    filled,
+    noted_reducer,
+    save_model,
+)
+from vqedge_export.onnx_export import outputs_of, stripped_graph
+from vqedge_export.parity import encoder_parity
+from vqedge_export.records import encoder_record, quantizer_record
+from vqedge_runtime.bridge.ort import OrtBridge
+from vqedge_runtime.encoders.ort import OrtEncoder
+
+KINDS = {"grid": "uniform-pool", "random": "random-prune", "reducer:prumerge": "prumerge"}
+KINDS |= {"reducer:tome": "tome"}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def reducing(
+    request: pytest.FixtureRequest, vit_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Checkpoint, onnx.ModelProto]:
+    """A checkpoint with a random bridge, and its whole graph."""
+    torch.manual_seed(2)
+    config = config_of(request.param)
+    bridge = Bridge(config)
+    for parameter in bridge.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    torch.nn.init.constant_(bridge.attention.scale, 4.0)
+    llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
+    folder = tmp_path_factory.mktemp("reducing")
+    position = clip_quantizer(config).vit.position
+    checkpoint = save_checkpoint(folder, config, position, bridge, llm, {})
+    graph = stripped_graph(checkpoint, vit_source)
+    weights = checkpoint_arrays(folder / "model.safetensors"), base_arrays(vit_source)
+    return checkpoint, filled(graph, *weights)
+
+
+def test_the_graph_gives_what_pytorch_gives(
+    reducing: tuple[Checkpoint, onnx.ModelProto], tmp_path: Path
+) -> None:
+    checkpoint, graph = reducing
+    save_model(graph, tmp_path / "encoder.onnx")
+    parity = encoder_parity(checkpoint, tmp_path / "encoder.onnx", 4).encoder
+    assert (parity.clips, parity.ids_differ, parity.safe_ids_differ) == (4, 0.0, 0.0)
+    assert parity.token_cosine > 0.99999 and parity.margin_difference < 1e-3
+
+
+def test_it_is_described_as_codes_by_value_of_a_fixed_budget(
+    reducing: tuple[Checkpoint, onnx.ModelProto],
+) -> None:
+    checkpoint, graph = reducing
+    config = checkpoint.config
+    assert noted_reducer(graph) == KINDS[config.quantizer.kind]
+    assert adaptive_error_of(graph) is None
+    record = quantizer_record(graph, config, {})
+    assert (record.kind, record.iterations, record.codebook) == ("kmeans", 0, None)
+    assert record.adaptive_error is None
+    encoder = encoder_record(graph, config, "encoder.onnx")
+    assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
+
+
+@pytest.mark.parametrize("budget", [1, 9, 64])
+def test_the_runtime_reads_it_like_any_other(
+    reducing: tuple[Checkpoint, onnx.ModelProto], tmp_path: Path, budget: int
+) -> None:
+    checkpoint, graph = reducing
+    save_model(graph, tmp_path / "encoder.onnx")
+    save_model(bridge_of(graph), tmp_path / "bridge.onnx")
+    frames = frames_from_scene(scene_from_seed(7, 2), 2)
+    codes = OrtEncoder(tmp_path / "encoder.onnx", 1).encode(frames, budget)
+    found = OrtBridge(tmp_path / "bridge.onnx").tokens(codes)
+    with torch.inference_mode():
+        wanted = checkpoint.encoder()(torch.from_numpy(frames), torch.tensor(budget))
+    assert found.count == int(wanted.mask.sum()) <= budget
+    assert np.array_equal(codes.index_map, wanted.index_map.numpy())
+    assert np.abs(found.rows - wanted.tokens[wanted.mask].numpy()).max() < 1e-2
+
+
+def test_no_matrix_of_all_pairs_is_stored(reducing: tuple[Checkpoint, onnx.ModelProto]) -> None:
+    _, graph = reducing
+    assert max(node.ByteSize() for node in graph.graph.node) < 200_000
+    ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

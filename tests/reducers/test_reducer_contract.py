@@ -1,0 +1,163 @@
+"""What every reducer promises, whatever its method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from small_clip import CODES, FRAMES, GRID, PATCHES, attention_of, clip_of, reduced, still_clip
+from torch import Tensor
+
+from vqedge.config import EncoderConfig, ModelConfig, QuantizerConfig
+from vqedge.errors import ConfigError
+from vqedge.model.encoder import quantizer_from_config
+from vqedge.model.quantizer import Quantized
+from vqedge.model.reducers.measure import quantisation_error
+from vqedge.model.reducers.protocol import DROPPED, unfold
+from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.reducers.registry import REDUCERS, make_reducer
+from vqedge.reducers import ATTENTION, TRAINING_FREE, checked_kind, reducer_of
+from vqedge_export.onnx_export import quantizer_graph
+
+BUDGETS = (1, 2, 3, 4, 7, 12)
+PRUNING = {"uniform-prune", "random-prune", "tsample"}
+CLIPS = {"random": clip_of(1), "still": still_clip(2), "one value": torch.ones(FRAMES, PATCHES, 16)}
+
+
+def quantizer_of(name: str) -> ReducerQuantizer:
+    return ReducerQuantizer(make_reducer(name, CODES, FRAMES, GRID), CODES, FRAMES)
+
+
+def patches_of(name: str, clip: Tensor) -> Tensor:
+    both = torch.cat([clip, attention_of(1)[..., None]], dim=2) if name in ATTENTION else clip
+    return both.flatten(0, 1)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", REDUCERS)
+def test_tokens_assignment_and_sizes_belong_together(name: str, budget: int, clip: str) -> None:
+    features = CLIPS[clip]
+    found = reduced(name, features, budget, attention_of(1))
+    assert found.tokens.shape == (CODES, features.shape[2]) and found.assign.shape == (4, PATCHES)
+    used = set(found.assign.unique().tolist()) - {DROPPED}
+    assert 1 <= len(used) <= budget and max(used) < CODES
+    counts = torch.bincount(found.assign[found.assign != DROPPED], minlength=CODES)
+    assert found.sizes.tolist() == counts.tolist()
+    dropped = int((found.assign == DROPPED).sum())
+    assert int(found.sizes.sum()) + dropped == FRAMES * PATCHES
+    assert (dropped > 0) == (name in PRUNING)
+    assert not found.tokens.isnan().any() and not found.margin.isnan().any()
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", REDUCERS)
+def test_as_a_quantizer_it_keeps_the_encoders_contract(name: str, budget: int) -> None:
+    patches = patches_of(name, CLIPS["random"])
+    found = quantizer_of(name)(patches, torch.tensor(budget))
+    assert found.indices.dtype == torch.int32 and found.mask.dtype == torch.bool
+    used = list(dict.fromkeys(found.indices.tolist()))
+    assert used == list(range(len(used))) and len(used) <= budget, "by first occurrence"
+    assert found.mask.tolist() == [row < len(used) for row in range(CODES)]
+    assert not found.codes[~found.mask].any() and found.codes[found.mask].any(dim=1).all()
+    again = quantizer_of(name)(patches.clone(), torch.tensor(budget))
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_it_comes_at_several_budgets(name: str) -> None:
+    patches, quantizer = patches_of(name, CLIPS["random"]), quantizer_of(name)
+    for budget, found in zip((3, 8), quantizer.at_budgets(patches, (3, 8)), strict=True):
+        alone = quantizer(patches, torch.tensor(budget))
+        assert found.codes.shape == (budget, 16) and torch.equal(found.indices, alone.indices)
+        assert torch.equal(found.codes, alone.codes[:budget])
+
+
+@pytest.fixture(scope="module", params=list(REDUCERS))
+def exported(request: pytest.FixtureRequest) -> tuple[str, ort.InferenceSession]:
+    name: Any = request.param
+    model = quantizer_graph(quantizer_of(name), patches_of(name, CLIPS["random"]))
+    assert model.ByteSize() < 400_000, "something large was folded into the graph"
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return name, ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def both_of(
+    exported: tuple[str, ort.InferenceSession], clip: Tensor, budget: int
+) -> tuple[Quantized, Quantized]:
+    """The same clip in PyTorch and in ONNX Runtime."""
+    name, session = exported
+    patches = patches_of(name, clip)
+    feeds = {"features": patches.numpy(), "budget": np.array(budget, np.int64)}
+    wanted = quantizer_of(name)(patches, torch.tensor(budget))
+    return wanted, Quantized(*map(torch.from_numpy, session.run(None, feeds)))
+
+
+@pytest.mark.parametrize("seed", [1, 5, 6])
+def test_onnx_runtime_gives_the_same_ids(
+    exported: tuple[str, ort.InferenceSession], seed: int
+) -> None:
+    for budget in BUDGETS:
+        wanted, found = both_of(exported, clip_of(seed), budget)
+        differ = (found.indices != wanted.indices).float().mean()
+        print(f"{exported[0]} {budget}: {differ:.2%} ids differ")
+        assert torch.equal(found.indices, wanted.indices)
+        assert torch.equal(found.mask, wanted.mask)
+        assert (found.codes - wanted.codes).abs().max() < 1e-4
+        assert (found.margin - wanted.margin).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("clip", ["still", "one value"])
+def test_where_all_ties_the_last_bit_decides_but_not_what_it_costs(
+    exported: tuple[str, ort.InferenceSession], clip: str
+) -> None:
+    """Equal patches have equal scores but for rounding, which two runtimes do differently."""
+    patches = CLIPS[clip].flatten(0, 1)
+    for budget in BUDGETS:
+        wanted, found = both_of(exported, CLIPS[clip], budget)
+        assert 1 <= int(found.mask.sum()) <= budget
+        errors = [quantisation_error(patches, part) for part in (wanted, found)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.1, abs=1e-4)
+
+
+def test_unfolding_gives_every_patch_its_token() -> None:
+    found = reduced("tome", CLIPS["random"], 5)
+    back = unfold(found)
+    assert back.shape == CLIPS["random"].shape
+    assert torch.equal(back[2, 7], found.tokens[found.assign[2, 7]])
+    assert not unfold(reduced("random-prune", CLIPS["random"], 5)).any(dim=2).all()
+
+
+def test_dropped_patches_go_to_the_token_most_like_them() -> None:
+    clip = CLIPS["random"]
+    found, mapped = reduced("random-prune", clip, 5), quantizer_of("random-prune")
+    indices = mapped(clip.flatten(0, 1), torch.tensor(5)).indices.reshape(FRAMES, PATCHES)
+    looks = torch.nn.functional.normalize(clip, dim=2)
+    kept = [tuple(place) for place in (found.assign != DROPPED).nonzero().tolist()]
+    for frame in range(FRAMES):
+        for patch in range(PATCHES):
+            likest = max(kept, key=lambda place: float(looks[place] @ looks[frame, patch]))
+            assert indices[frame, patch] == indices[likest]
+
+
+def test_names_are_the_same_with_and_without_torch() -> None:
+    assert tuple(REDUCERS) == TRAINING_FREE
+    reading = {name for name in REDUCERS if make_reducer(name, 4, 2, 4).reads_attention}
+    assert reading == ATTENTION
+    for name in REDUCERS:
+        kind = checked_kind(f"reducer:{name}")
+        assert reducer_of(kind) == name
+        config = ModelConfig(
+            quantizer=QuantizerConfig(kind=kind), encoder=EncoderConfig(frames=4, size=56)
+        )
+        assert isinstance(quantizer_from_config(config), ReducerQuantizer)
+    with pytest.raises(ConfigError, match="no reducer 'none'; choose one of uniform-pool"):
+        make_reducer("none", 4, 2, 4)
+    with pytest.raises(ConfigError, match=r"quantizer.codes 33: a clip has 32 patches"):
+        make_reducer("tome", 33, 2, 4)

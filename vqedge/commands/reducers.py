@@ -1,0 +1,247 @@
+"""`vqedge eval --reducers`: reducers through one checkpoint's bridge, and trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqedge.checkpoint import CONFIG, model_config_of
+from vqedge.commands.baselines import opened_checkpoint, steps_of
+from vqedge.commands.frames import read_frames
+from vqedge.commands.output import json_result, result, say
+from vqedge.data.suites import Item, suite_items
+from vqedge.errors import ConfigError
+from vqedge.evaluate import Answerer, EvalReport, evaluate
+from vqedge.reducers import ATTENTION, PREFIX, TRAINING_FREE, reducer_of
+from vqedge_runtime.cores import processor_name, usable_cores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vqedge.model.answer import CheckpointAnswerer
+    from vqedge.model.reduced_answer import ReducedAnswerer, SharedPatches
+
+OWN = "vqtoken"  # the row of the checkpoint's own quantizer
+_CLIPS = 5  # that time, memory and error are measured on
+_RUNS = 5
+_KEYS = ("n", "accuracy", "interval", "tokens_mean", "tokdense", "by_kind")
+_TOOLS = ("torch", "onnxruntime", "transformers")
+
+
+def names_from_text(text: str) -> list[str]:
+    """The reducers that a user asks for: `all`, or names with commas between them.
+
+    Raises:
+        ConfigError: there is no such reducer.
+    """
+    known = (OWN, *TRAINING_FREE)
+    names = list(known) if text == "all" else text.split(",")
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--reducers {name}: choose all, or of {', '.join(known)}")
+    return names
+
+
+def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
+    """Numbers of tokens with commas between them; the checkpoint's default without any.
+
+    Raises:
+        ConfigError: one is no number, or more than the checkpoint's codes.
+    """
+    try:
+        budgets = [int(part) for part in text.split(",")] if text else [default]
+    except ValueError:
+        raise ConfigError(f"--budget {text}: reducers want numbers, as 8,16,32,64") from None
+    for budget in budgets:
+        if not 1 <= budget <= codes:
+            raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
+    return budgets
+
+
+def run_reducers(
+    names: str,
+    suite: str,
+    checkpoint: Path | None,
+    *,
+    budget: str | None = None,
+    limit: int | None = None,
+    videos: Path | None = None,
+    trained: Path,
+    as_json: bool = False,
+) -> None:
+    """Evaluate and print a row for every reducer and budget; `trained` is a folder of checkpoints.
+
+    Raises:
+        ConfigError: no checkpoint, reducer or budget.
+    """
+    if checkpoint is None:
+        raise ConfigError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
+    chosen = names_from_text(names)
+    quantizer = model_config_of(checkpoint).quantizer
+    budgets = budgets_from_text(budget, quantizer.codes, quantizer.default_budget)
+    items = suite_items(suite, limit, videos)
+    bench = _Bench(checkpoint, items)
+    rows = [*bench.drop_in(chosen, budgets), *_trained(chosen, budgets, trained, suite, items)]
+    if as_json:
+        json_result(bench.head(suite) | {"rows": rows})
+    else:
+        _print_table(rows)
+
+
+class _Bench:
+    """One checkpoint and the clips of a suite, shared by all reducers."""
+
+    def __init__(self, checkpoint: Path, items: Sequence[Item]) -> None:
+        from vqedge.model.answer import CheckpointAnswerer
+        from vqedge.model.checkpoint import open_checkpoint
+        from vqedge.model.reduced_answer import SharedPatches
+
+        self.items, self.checkpoint = items, checkpoint
+        self.answerer: CheckpointAnswerer = CheckpointAnswerer(
+            open_checkpoint(checkpoint), read_frames
+        )
+        self.patches: SharedPatches = SharedPatches(self.answerer)
+        self.clips = [next(group) for _, group in groupby(items, key=lambda item: item.clip)]
+
+    def head(self, suite: str) -> dict[str, Any]:
+        """What all rows share."""
+        answerer = self.answerer
+        return {
+            "suite": suite,
+            "n": len(self.items),
+            "clips": len(self.clips),
+            "timed_clips": min(_CLIPS, len(self.clips)),
+            "checkpoint": {"name": self.checkpoint.name, "steps": steps_of(self.checkpoint)},
+            "frames": answerer.frames,
+            "tokens_before": answerer.tokens_before,
+            "backend": answerer.backend,
+            "machine": f"{processor_name()}, {usable_cores()} cores",
+            "versions": {tool: version(tool) for tool in _TOOLS},
+        }
+
+    def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Rows of reducers whose tokens the checkpoint's bridge reads, though it never saw them."""
+        for name in names:
+            quantizer = self._quantizer(name)
+            run = _exported(quantizer, self._reduced(name, quantizer, 1).seen(self.clips[0]))
+            for budget in budgets:
+                say(f"{name}, budget {budget}")
+                reduced = self._reduced(name, quantizer, budget)
+                report = evaluate(reduced, name, self.items)
+                row = _row(name, "drop-in", budget, report)
+                yield row | self._costs(reduced, run) | {"prefill_gflops": self._prefill(report)}
+
+    def _quantizer(self, name: str) -> nn.Module:
+        from vqedge.model.reducers.quantizer import ReducerQuantizer
+        from vqedge.model.reducers.registry import make_reducer
+
+        config = self.answerer.config
+        if name == OWN:
+            return self.answerer.encoder.quantizer.quantizer
+        codes, encoder = config.quantizer.codes, config.encoder
+        reducer = make_reducer(name, codes, encoder.frames, encoder.grid)
+        return ReducerQuantizer(reducer, codes, encoder.frames).to(self.answerer.device).eval()
+
+    def _reduced(self, name: str, quantizer: nn.Module, budget: int) -> ReducedAnswerer:
+        from vqedge.model.reduced_answer import ReducedAnswerer
+
+        kind = self.answerer.config.quantizer.kind
+        attended = (reducer_of(kind) if name == OWN else name) in ATTENTION
+        return ReducedAnswerer(self.answerer, self.patches, quantizer, attended, budget)
+
+    def _costs(self, reduced: ReducedAnswerer, run: Callable[..., Any]) -> dict[str, Any]:
+        """Time, memory, error and FLOPs of the reducer alone, medians or means over a few clips."""
+        import numpy as np
+        import torch
+
+        from vqedge.model.reducers.measure import (
+            matrix_flops,
+            median_ms,
+            peak_mb,
+            quantisation_error,
+        )
+
+        budget = torch.tensor(reduced.budget, device=reduced.device)
+        seen = [reduced.seen(item) for item in self.clips[:_CLIPS]]
+        with torch.inference_mode():
+            found = [reduced.quantizer(patches, budget) for patches in seen]
+            call = lambda: reduced.quantizer(seen[0], budget)  # noqa: E731
+            deployed = [run(patches, reduced.budget) for patches in seen]
+            features = [patches[:, : found[0].codes.shape[1]] for patches in seen]
+            errors = [quantisation_error(*pair) for pair in zip(features, found, strict=True)]
+            differ = [
+                (there != here.indices.cpu().numpy()).mean()
+                for there, here in zip(deployed, found, strict=True)
+            ]
+            return {
+                "error": float(np.mean(errors)),
+                "ids_differ": float(np.mean(differ)),
+                "torch_ms": median_ms(call, _RUNS),
+                "onnx_ms": median_ms(lambda: run(seen[0], reduced.budget), _RUNS),
+                "peak_mb": peak_mb(call),
+                "reducer_gflops": matrix_flops(call) / 1e9,
+            }
+
+    def _prefill(self, report: EvalReport) -> float:
+        """Of the language model over the template and the tokens, without a question."""
+        from vqedge.flops import prefill
+        from vqedge.model.reducers.measure import decoder_of
+
+        template = len(self.answerer.tokenizer.before_video)
+        return prefill(decoder_of(self.answerer.llm), template + round(report.tokens_mean)) / 1e9
+
+
+def _exported(quantizer: nn.Module, patches: Any) -> Callable[..., Any]:
+    """The quantizer in ONNX Runtime: from patches and budget to the index map."""
+    import numpy as np
+    import onnxruntime as ort
+
+    from vqedge_export.onnx_export import quantizer_graph
+
+    model = quantizer_graph(quantizer, patches).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return lambda rows, budget: session.run(
+        ["indices"], {"features": rows.cpu().numpy(), "budget": np.array(budget, np.int64)}
+    )[0]
+
+
+def _trained(
+    names: Sequence[str], budgets: Sequence[int], folder: Path, suite: str, items: Sequence[Item]
+) -> Iterator[dict[str, Any]]:
+    """Rows of checkpoints that were trained with a reducer; says how to train those not there."""
+    found = {}
+    for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
+        name = reducer_of(model_config_of(path).quantizer.kind)
+        if name is not None and name in names:
+            found[name] = path
+    for name in (name for name in names if name not in found and name != OWN):
+        kind = f"model.quantizer.kind={PREFIX}{name}"
+        say(f"{name} was not trained: vqedge train recipes/tiny.yaml {kind} -o {folder / name}")
+    for name, path in found.items():
+        for budget in budgets:
+            say(f"{name}, trained, budget {budget}")
+            answerer: Answerer = opened_checkpoint(path, budget)
+            report = evaluate(answerer, suite, items)
+            yield _row(name, "trained", budget, report) | {"steps": steps_of(path)}
+
+
+def _row(name: str, protocol: str, budget: int, report: EvalReport) -> dict[str, Any]:
+    document = report.to_dict()
+    row = {"reducer": name, "protocol": protocol, "budget": budget}
+    return row | {key: document[key] for key in _KEYS}
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        low, high = row["interval"]
+        line = (
+            f"{row['reducer']:<14} {row['protocol']:<8} {row['budget']:>3} "
+            f"{row['accuracy']:6.1%} [{low:.1%}, {high:.1%}]  {row['tokens_mean']:5.1f} tokens"
+        )
+        if "torch_ms" in row:
+            times = f"{row['torch_ms']:.0f} / {row['onnx_ms']:.0f} ms"
+            line += f"  error {row['error']:.3f}  {times} (PyTorch / ONNX Runtime)"
+        result(line)

@@ -1,0 +1,69 @@
+"""One checkpoint's answers with other reducers in the place of its own; all else is shared."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from vqedge.data.suites import Item, frames_of
+from vqedge.model.answer import CheckpointAnswerer
+
+
+class SharedPatches:
+    """Features of clips with CLS attention beside them, encoded once for all reducers.
+
+    Args:
+        answerer: whose backbone looks.
+    """
+
+    def __init__(self, answerer: CheckpointAnswerer) -> None:
+        self.answerer = answerer
+        self._known: dict[object, Tensor] = {}
+
+    @torch.inference_mode()
+    def of(self, item: Item) -> Tensor:
+        """Float `[N, D + 1]` of an item's clip, attention last."""
+        if item.clip not in self._known:
+            answerer, size = self.answerer, self.answerer.config.encoder.size
+            frames = frames_of(item.clip, answerer.frames, size, answerer.read)
+            vit = answerer.encoder.quantizer.vit
+            both = vit(torch.from_numpy(frames).to(answerer.device), True)
+            self._known[item.clip] = both.flatten(0, 1)
+        return self._known[item.clip]
+
+
+class ReducedAnswerer(CheckpointAnswerer):
+    """A checkpoint whose bridge reads another reducer's tokens.
+
+    Args:
+        answerer: the checkpoint's own.
+        patches: of the clips.
+        quantizer: takes features, or with attention if `attended`, and a budget to codes.
+        attended: it reads the attention.
+        budget: most tokens.
+    """
+
+    def __init__(
+        self,
+        answerer: CheckpointAnswerer,
+        patches: SharedPatches,
+        quantizer: nn.Module,
+        attended: bool,
+        budget: int,
+    ) -> None:
+        self.__dict__.update(copy.copy(answerer).__dict__)
+        self._clip = None
+        self.patches, self.quantizer, self.attended = patches, quantizer, attended
+        self.budget = budget
+
+    def seen(self, item: Item) -> Tensor:
+        """What the quantizer reads of an item's clip."""
+        both = self.patches.of(item)
+        return both if self.attended else both[:, :-1].contiguous()
+
+    def _rows(self, item: Item) -> Tensor:
+        budget = torch.tensor(self.budget, device=self.device)
+        encoded = self.encoder.encoded(self.quantizer(self.seen(item), budget))
+        return encoded.tokens[encoded.mask]

@@ -1,0 +1,1 @@
+"""Reducers of other papers behind one protocol; see `registry` and docs/reducers.md."""

@@ -1,0 +1,74 @@
+"""Any reducer as the encoder's quantizer: its tokens become codes, its assignment the index map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vqedge.model.nearest_codebook import nearest_codebook
+from vqedge.model.quantizer import Quantized, first_occurrence_order
+from vqedge.model.reducers.common import flat, one_hot, unit
+from vqedge.model.reducers.protocol import DROPPED, Reduced, Reducer
+
+_FAR = 8.0  # every element of an unused row: never the nearest of unit vectors
+
+
+class ReducerQuantizer(nn.Module):
+    """A reducer behind the interface of `KMeansQuantizer`.
+
+    The index map has no word for "dropped": a patch that the reducer dropped gets the id of the
+    token most like it, which says where in the clip there is more of the same.
+
+    Args:
+        reducer: an `nn.Module` that is a `Reducer`.
+        codes: rows K of the result, the largest budget.
+        frames: T of the clip.
+    """
+
+    def __init__(self, reducer: Reducer, codes: int, frames: int) -> None:
+        super().__init__()
+        self.slot: Tensor
+        self.reducer, self.codes, self.frames = reducer, codes, frames
+        self.register_buffer("slot", torch.arange(codes), persistent=False)
+
+    def forward(self, patches: Tensor, budget: Tensor) -> Quantized:
+        """Quantise one clip.
+
+        Args:
+            patches: float `[N, D]`; `[N, D + 1]`, the CLS token's attention last, for a reducer
+                that reads it.
+            budget: int64 scalar in `1..codes`.
+        """
+        features = patches.reshape(self.frames, -1, patches.shape[1])
+        attention = None
+        if self.reducer.reads_attention:
+            features, attention = features[..., :-1], features[..., -1]
+        found = self.reducer.reduce(features, budget, attention)
+        return self.mapped(found, flat(features))
+
+    def mapped(self, found: Reduced, rows: Tensor) -> Quantized:
+        """Codes in order of first occurrence, and a map without gaps; `rows` are the patches."""
+        assign, used = found.assign.reshape(-1), found.sizes > 0
+        codes = torch.where(used[:, None], unit(found.tokens), _FAR)
+        nearest, margin = nearest_codebook(unit(rows), codes, "l2")
+        dropped = assign == DROPPED
+        assign = torch.where(dropped, nearest.long(), assign)
+        margin = torch.where(dropped, margin, found.margin.reshape(-1))
+        members = one_hot(assign, self.codes)
+        order = first_occurrence_order(members)
+        rank = torch.zeros_like(order).scatter(0, order, self.slot)
+        mask = (members.sum(dim=0) > 0)[order]
+        tokens = found.tokens[order] * mask[:, None]
+        return Quantized(tokens, rank[assign].to(torch.int32), mask, margin)
+
+    def at_budgets(self, patches: Tensor, budgets: Sequence[int]) -> list[Quantized]:
+        """Quantise one clip at several budgets; each result has as many rows as its budget."""
+        results = []
+        for budget in budgets:
+            found = self(patches, torch.tensor(budget, device=patches.device))
+            results.append(
+                Quantized(found.codes[:budget], found.indices, found.mask[:budget], found.margin)
+            )
+        return results

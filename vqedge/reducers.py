@@ -1,0 +1,72 @@
+"""The names of reducers, and what a configuration calls them. Needs no torch.
+
+`vqedge.model.reducers` makes them; docs/reducers.md describes them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PREFIX: Final = "reducer:"
+TRAINING_FREE: Final = (
+    "uniform-pool",
+    "tpool",
+    "tsample",
+    "spool",
+    "gridpool",
+    "uniform-prune",
+    "random-prune",
+    "prumerge",
+    "prumerge+",
+    "tome",
+    "vtm",
+    "vtm-centre",
+    "vtm-motion",
+    "kmedoids",
+    "dpc-spatial",
+    "scissor",
+    "window-merge",
+)
+TRAINABLE: Final = ("group-queries", "resampler", "vtm-saliency")
+"""Modules with weights of their own. Training keeps codes of frozen quantizers, so no kind yet."""
+PER_QUESTION: Final = ("query-window",)
+"""Modules whose tokens follow the question: nothing to keep for the next one."""
+ATTENTION: Final = frozenset({"prumerge", "prumerge+", "window-merge"})
+"""Those that read what the CLS token attends to."""
+_SHORT: Final = {"grid": "uniform-pool", "random": "random-prune"}  # kinds with a name of their own
+
+
+def reducer_of(kind: str) -> str | None:
+    """The reducer that a `quantizer.kind` names; None for k-means and the learned codebook."""
+    if kind.startswith(PREFIX):
+        return kind.removeprefix(PREFIX)
+    return _SHORT.get(kind)
+
+
+def reads_attention(kind: str) -> bool:
+    """Does a quantizer of this kind read the CLS token's attention beside the features?"""
+    return reducer_of(kind) in ATTENTION
+
+
+def checked_kind(kind: str) -> str:
+    """The kind, if there is such a quantizer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = reducer_of(kind)
+    if name in TRAINABLE:
+        raise ValueError(
+            f"{kind} has weights to train, and training keeps the codes of frozen quantizers; "
+            "it is a module to build on (vqedge/model/reducers), no kind of quantizer"
+        )
+    if name in PER_QUESTION:
+        raise ValueError(
+            f"{kind} makes its tokens from the question, so that a clip cannot be encoded once and "
+            "asked again; it is a module to build on (vqedge/model/reducers), no kind of quantizer"
+        )
+    known = ("kmeans", "codebook", *_SHORT)
+    if kind in known or (kind.startswith(PREFIX) and name in TRAINING_FREE):
+        return kind
+    choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in TRAINING_FREE)))
+    raise ValueError(f"no quantizer {kind!r}; choose one of {choices}")
