@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vqedge.errors import PromptError
 
 SYSTEM = "Answer the question about the video."
-_MARK = "[[vqedge-video]]"
+_MARK, _ANSWER, _NEXT = "[[vqedge-video]]", "[[vqedge-answer]]", "[[vqedge-next]]"
 
 Message = dict[str, str]
 
@@ -43,8 +43,29 @@ def prompt_parts(render: Callable[[list[Message]], str], system: str = SYSTEM) -
     return PromptParts(*pieces)
 
 
-def question_text(question: str) -> str:
-    """The user's words as they follow the video. Tokenise *without* parsing special tokens.
+def text_between_turns(render: Callable[[list[Message]], str], system: str = SYSTEM) -> str | None:
+    """Template text from the end of an answer to the next question's first word.
+
+    None where the template tells a second turn otherwise than the first. Arguments as in
+    `prompt_parts`.
+    """
+    parts = prompt_parts(render, system)
+    talk = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": _MARK},
+        {"role": "assistant", "content": _ANSWER},
+        {"role": "user", "content": _NEXT},
+    ]
+    first = f"{parts.before_video}{_MARK}{parts.after_question}{_ANSWER}"
+    text, last = render(talk), f"{_NEXT}{parts.after_question}"
+    as_expected = text.startswith(first) and text.endswith(last)
+    return text.removeprefix(first).removesuffix(last) if as_expected else None
+
+
+def question_text(question: str, *, after_video: bool = True) -> str:
+    """The user's words, after the video or in a later turn.
+
+    Tokenise *without* parsing special tokens.
 
     Raises:
         PromptError: the question is empty.
@@ -54,4 +75,4 @@ def question_text(question: str) -> str:
         raise PromptError(
             "the question is empty; ask something, as: vqedge ask clip.mp4 'What moves?'"
         )
-    return "\n" + words
+    return "\n" + words if after_video else words

@@ -27,6 +27,7 @@ from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
     ChoiceScores,
     DecodingOptions,
+    Exchange,
     Generation,
     LanguageModel,
     Prefix,
@@ -276,11 +277,24 @@ class VideoQA:
         ]
 
     def stream(
-        self, video: Video | PathLike, question: str, *, options: DecodingOptions | None = None
+        self,
+        video: Video | PathLike,
+        question: str,
+        *,
+        options: DecodingOptions | None = None,
+        history: Sequence[Exchange] = (),
     ) -> AnswerStream:
-        """Answer piece by piece; see `ask`."""
+        """Answer piece by piece; see `ask`.
+
+        Args:
+            video: see `ask`.
+            question: see `ask`.
+            options: see `ask`.
+            history: earlier turns about the same video, the oldest first, for a language model
+                that was trained on more than one.
+        """
         encoded, spent = self._encoded_and_spent(video)
-        stream = self.llm.stream(encoded.rows, question, options or DecodingOptions())
+        stream = self.llm.stream(encoded.rows, question, options or DecodingOptions(), history)
         return AnswerStream(self, encoded, stream, spent)
 
     def close(self) -> None:

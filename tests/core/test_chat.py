@@ -42,6 +42,19 @@ def test_many_questions_about_a_video_that_is_encoded_once(
     assert "demo.mp4: 3.0 s, 8 tokens" in err and "first token after" in err
 
 
+def test_earlier_turns_are_read_where_that_is_wanted(
+    qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    for text in ("A circle.", "Red.", "Left.", "One.", "Two."):
+        qa.llm.enqueue(text)
+    lines = ["What?", "/history on", "Color?", "Where to?", f"/video {clip}", "How many?"]
+    Chat(qa, clip).talk(iter([*lines, "/history maybe", "/history off", "And now?"]))
+    before = [[turn.answer for turn in turns] for turns in qa.llm.histories]
+    assert before == [[], [], ["Red."], [], []]
+    assert "/history: say on or off" in capsys.readouterr().err
+
+
 def test_commands(
     qa: VideoQA, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

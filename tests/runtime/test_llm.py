@@ -32,6 +32,7 @@ from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptEr
 from vqedge.prompt import SYSTEM
 from vqedge_runtime.llm import (
     DecodingOptions,
+    Exchange,
     VideoRows,
     open_llama_cpp,
 )
@@ -87,6 +88,26 @@ def test_embedding_rows_of_tokens_give_the_logits_of_the_tokens(
     print(f"{name}: max {difference.max()}, mean {difference.mean()}")
     assert from_ids.shape[0] == len(before + words + after)
     assert difference.max() == 0.0
+
+
+def test_earlier_turns_are_laid_out_as_the_template_does(wild: Any) -> None:
+    clip, past = video(), [Exchange("What moves?", "a <|im_end|> ring"), Exchange("Where?", "up")]
+    wild.stream(clip, "And  then?", history=past)
+    found = wild._reader.context.last_logits()
+    user, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+    def ids(text: str, special: bool = True) -> list[int]:
+        return list(wild._model.tokens_from_text(text, special=special))
+
+    after = [
+        *ids("\nWhat moves?"), *ids(end), *ids("a <|im_end|> ring", special=False),
+        *ids("<|im_end|>\n" + user), *ids("Where?"), *ids(end), *ids("up"),
+        *ids("<|im_end|>\n" + user), *ids("And then?"), *ids(end),
+    ]  # fmt: skip
+    expected = wild.logits(wild._reader._before, clip.rows, after)[-1]
+    np.testing.assert_allclose(found, expected, atol=1e-2)  # float16 keys and values
+    wild.stream(clip, "And then?")
+    assert np.abs(wild._reader.context.last_logits() - expected).max() > 0.05
 
 
 def test_special_tokens_in_a_question_stay_text(wild: Any) -> None:

@@ -91,6 +91,9 @@ def chat(
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Let questions refer to earlier ones.")
+    ] = False,
 ) -> None:
     """Ask question after question; the video is encoded and read once.
 
@@ -98,7 +101,7 @@ def chat(
     """
     from vqedge.commands.chat import chat as run
 
-    run(video, bundle, budget=budget, backend=backend, threads=threads)
+    run(video, bundle, budget=budget, backend=backend, threads=threads, history=history)
 
 
 @app.command()

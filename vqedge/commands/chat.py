@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,14 +12,18 @@ from vqedge.budget import Budget, budget_from_text
 from vqedge.commands.output import bundle_or_default, result, say
 from vqedge.errors import ConfigError, VqedgeError
 from vqedge_runtime import Video, VideoQA
+from vqedge_runtime.llm import Exchange
 
 HELP = """\
 /video PATH   talk about another video, or a .vqt
 /tokens       what the video became
 /save PATH    write it to a .vqt
+/history on   let questions refer to earlier ones about this video; off again
 /help         this
 /quit         leave, as does the end of the input
-anything else is a question; each one stands alone"""
+anything else is a question; each one stands alone, unless /history is on"""
+
+_MOST_TURNS = 8
 
 
 def chat(
@@ -28,6 +33,7 @@ def chat(
     budget: str | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    history: bool = False,
 ) -> None:
     """Answer every line of standard input; what cannot be done is said and ends nothing.
 
@@ -36,7 +42,7 @@ def chat(
     """
     with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
         say(str(qa.backend))
-        Chat(qa, video, budget_from_text(budget)).talk(_lines())
+        Chat(qa, video, budget_from_text(budget), history).talk(_lines())
 
 
 class Chat:
@@ -46,15 +52,20 @@ class Chat:
         qa: the open session.
         video: what to begin with.
         budget: most tokens of a video.
+        history: let the model read earlier turns about the video, the last eight.
     """
 
-    def __init__(self, qa: VideoQA, video: Path, budget: Budget | None = None) -> None:
-        self.qa, self.budget = qa, budget
+    def __init__(
+        self, qa: VideoQA, video: Path, budget: Budget | None = None, history: bool = False
+    ) -> None:
+        self.qa, self.budget, self.history = qa, budget, history
+        self._turns: deque[Exchange] = deque(maxlen=_MOST_TURNS)
         self.video = self._encoded(video)
         self._commands: dict[str, Callable[[str], None]] = {
             "/video": self._switch,
             "/tokens": self._show_tokens,
             "/save": self._save,
+            "/history": self._set_history,
             "/help": lambda _: say(HELP),
         }
 
@@ -79,10 +90,11 @@ class Chat:
         self._commands[name](rest.strip())
 
     def _answer(self, question: str) -> None:
-        stream = self.qa.stream(self.video, question)
+        stream = self.qa.stream(self.video, question, history=self._turns if self.history else ())
         for piece in stream:
             result(piece, end="")
         result("")
+        self._turns.append(Exchange(question, stream.answer.text))
         timings = stream.answer.timings
         say(f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms")
 
@@ -90,6 +102,13 @@ class Chat:
         if not path:
             raise ConfigError("/video: give a path, as /video clip.mp4")
         self.video = self._encoded(Path(path))
+        self._turns.clear()
+
+    def _set_history(self, choice: str) -> None:
+        if choice not in ("on", "off"):
+            raise ConfigError("/history: say on or off")
+        self.history = choice == "on"
+        self._turns.clear()
 
     def _save(self, path: str) -> None:
         if not path:

@@ -13,6 +13,7 @@ from vqedge_runtime.llm.fake import FakeLanguageModel
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
     DecodingOptions,
+    Exchange,
     Generation,
     LanguageModel,
     Prefix,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChoiceScores",
     "DecodingOptions",
+    "Exchange",
     "FakeLanguageModel",
     "Generation",
     "LanguageModel",

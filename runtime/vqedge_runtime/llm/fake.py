@@ -12,6 +12,7 @@ from vqedge.prompt import question_text
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
     DecodingOptions,
+    Exchange,
     Generation,
     Prefix,
     Prompt,
@@ -23,7 +24,7 @@ from vqedge_runtime.llm.protocol import (
 class FakeLanguageModel:
     """Answers with queued texts, one word a token; refuses what the real one refuses.
 
-    `calls` lists what was asked: (key of the video, question).
+    `calls` lists what was asked: (key of the video, question); `histories` the turns before.
     """
 
     def __init__(self, width: int = 576, name: str = "fake") -> None:
@@ -36,6 +37,7 @@ class FakeLanguageModel:
         self.width = width
         self.name = name
         self.calls: list[tuple[str, str]] = []
+        self.histories: list[tuple[Exchange, ...]] = []
         self.closed = False
         self._texts: deque[str] = deque()
         self._scores: deque[tuple[float, ...]] = deque()
@@ -82,7 +84,11 @@ class FakeLanguageModel:
         return self.name
 
     def stream(
-        self, video: VideoRows, question: str, options: DecodingOptions | None = None
+        self,
+        video: VideoRows,
+        question: str,
+        options: DecodingOptions | None = None,
+        history: Sequence[Exchange] = (),
     ) -> TextStream:
         """The next queued text, word by word.
 
@@ -95,6 +101,7 @@ class FakeLanguageModel:
         words = question_text(question).split()
         prefix = self.prefill_video(video)
         self.calls.append((video.key, question))
+        self.histories.append(tuple(history))
         if not self._texts:
             raise AssertionError(f"nothing queued for {question!r}; call enqueue(text) first")
         tokens = re.findall(r"\s*\S+", self._texts.popleft())

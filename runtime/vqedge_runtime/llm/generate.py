@@ -25,6 +25,7 @@ from vqedge_runtime.llm.native import system_info
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
     DecodingOptions,
+    Exchange,
     Generation,
     Prefix,
     Prompt,
@@ -141,17 +142,28 @@ class LlamaCpp:
         return f"{system_info()} {self._model.quantisation} {self._reader.template}"
 
     def stream(
-        self, video: VideoRows, question: str, options: DecodingOptions = _GREEDY
+        self,
+        video: VideoRows,
+        question: str,
+        options: DecodingOptions = _GREEDY,
+        history: Sequence[Exchange] = (),
     ) -> TextStream:
         """Read video and question now; answer while the result is iterated.
+
+        Args:
+            video: what is asked about.
+            question: the user's words.
+            options: how to pick tokens.
+            history: earlier turns about the same video, the oldest first; read again each time.
 
         Raises:
             BackendUnavailable: the model is closed or failed.
             BundleError: the rows are not as wide as the model's.
-            PromptError: the question is empty, or all does not fit the context.
+            PromptError: a question is empty, all does not fit the context, or the chat template
+                has no second turn.
         """
         with self._lock:
-            turn = self._begin(video, question, options.max_tokens)
+            turn = self._begin(video, question, options.max_tokens, history)
             pieces = self._pieces(turn, Sampler(self._model, options), options.max_tokens)
             return TextStream(pieces, turn.generation)
 
@@ -269,11 +281,17 @@ class LlamaCpp:
         if not sys.is_finalizing() and hasattr(self, "_reader"):
             self.close()
 
-    def _begin(self, video: VideoRows, question: str, answer_tokens: int) -> Turn:
+    def _begin(
+        self,
+        video: VideoRows,
+        question: str,
+        answer_tokens: int,
+        history: Sequence[Exchange] = (),
+    ) -> Turn:
         """Read everything before the answer; end any other turn."""
         self._turn = None
         started = time.perf_counter()
-        prefix, suffix_tokens = self._reader.read_question(video, question, answer_tokens)
+        prefix, suffix_tokens = self._reader.read_question(video, question, answer_tokens, history)
         self._turn = Turn(
             prefix=prefix,
             prompt_tokens=prefix.tokens + suffix_tokens,

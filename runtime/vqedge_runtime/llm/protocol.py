@@ -53,6 +53,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """A question that was answered before, about the same video."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class DecodingOptions:
     """How an answer is picked. Temperature 0 is greedy; the rest matters above 0 only.
 
@@ -248,7 +256,13 @@ class LanguageModel(Protocol):
     def state_identity(self) -> str:
         """Of all that such a state depends on, beside the model's file and the rows."""
 
-    def stream(self, video: VideoRows, question: str, options: DecodingOptions = ...) -> TextStream:
+    def stream(
+        self,
+        video: VideoRows,
+        question: str,
+        options: DecodingOptions = ...,
+        history: Sequence[Exchange] = ...,
+    ) -> TextStream:
         """Answer piece by piece; a newer call on the same model ends the stream."""
 
     def ask(self, video: VideoRows, question: str, options: DecodingOptions = ...) -> Generation:

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
-from vqedge.prompt import SYSTEM, prompt_parts, question_text
+from vqedge.prompt import SYSTEM, prompt_parts, question_text, text_between_turns
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import Context, Model
-from vqedge_runtime.llm.protocol import Prefix, Prompt, Rows, VideoRows
+from vqedge_runtime.llm.protocol import Exchange, Prefix, Prompt, Rows, VideoRows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Reader:
         self._context: Context | None = None
         self._held: VideoRows | None = None  # the video in sequence 0, after the template
         self._template_held = False
-        self._before, self._after = _template_ids(model, system)
+        self._before, self._after, self._between = _template_ids(model, system)
         self._context_for(len(self._before))
         self._hold_template()
 
@@ -112,9 +112,19 @@ class Reader:
         return tuple(self._before)
 
     def read_question(
-        self, video: VideoRows, question: str, answer_tokens: int
+        self,
+        video: VideoRows,
+        question: str,
+        answer_tokens: int,
+        history: Sequence[Exchange] = (),
     ) -> tuple[Prefix, int]:
         """Leave the prefix and this question in the context, and room for an answer.
+
+        Args:
+            video: what is asked about.
+            question: the user's words.
+            answer_tokens: room to leave.
+            history: earlier turns, the oldest first.
 
         Returns:
             the prefix, and how many tokens came after it.
@@ -122,10 +132,11 @@ class Reader:
         Raises:
             BackendUnavailable: closed, or llama.cpp failed.
             BundleError: the rows are not as wide as the model's.
-            PromptError: the question is empty, or all does not fit the context.
+            PromptError: a question is empty, all does not fit the context, or the chat template
+                has no second turn.
         """
         self._check_width(video.rows)
-        suffix = self._suffix(question)
+        suffix = self._suffix(question, history)
         self._make_room(len(video.rows), len(suffix), answer_tokens)
         prefix = self._hold(video)
         self.context.read(Cells.at(prefix.tokens, suffix, logits="last"))
@@ -231,10 +242,23 @@ class Reader:
     def _held_rows(self) -> int:
         return 0 if self._held is None else len(self._held.rows)
 
-    def _suffix(self, question: str) -> list[int]:
+    def _suffix(self, question: str, history: Sequence[Exchange] = ()) -> list[int]:
         """Ids after the video."""
-        words = self._model.tokens_from_text(question_text(question), special=False)
-        return words + self._after
+        if history and self._between is None:
+            raise PromptError(
+                f"the chat template of {self._model.path.name} tells a second turn otherwise; "
+                "ask without history"
+            )
+        ids: list[int] = []
+        for past in history:
+            answer = self._model.tokens_from_text(past.answer, special=False)
+            ids += [*self._turn(past.question, not ids), *answer, *(self._between or ())]
+        return ids + self._turn(question, not ids)
+
+    def _turn(self, question: str, first: bool) -> list[int]:
+        """Ids of a question, up to its answer."""
+        text = question_text(question, after_video=first)
+        return self._model.tokens_from_text(text, special=False) + self._after
 
     def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
         self._held = None
@@ -296,14 +320,19 @@ class Reader:
             )
 
 
-def _template_ids(model: Model, system: str) -> tuple[list[int], list[int]]:
-    """Ids before the video and after the question."""
+def _template_ids(model: Model, system: str) -> tuple[list[int], list[int], list[int] | None]:
+    """Ids before the video, after a question, and between an answer and the next question."""
     parts = prompt_parts(model.render_chat, system)
     before = model.tokens_from_text(parts.before_video, special=True)
     first = model.first_token
     if first is not None and before[:1] != [first]:
         before.insert(0, first)
-    return before, model.tokens_from_text(parts.after_question, special=True)
+    between = text_between_turns(model.render_chat, system)
+    return (
+        before,
+        model.tokens_from_text(parts.after_question, special=True),
+        None if between is None else model.tokens_from_text(between, special=True),
+    )
 
 
 def _shared(held: VideoRows | None, video: VideoRows) -> int:
