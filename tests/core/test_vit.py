@@ -142,7 +142,7 @@ def test_attention_is_that_of_the_source(
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     pixels = ((frame / 255 - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
     wanted = session.run(None, {"input_image": pixels})[0].mean(axis=1)[:, 0]
-    vit = vit_from_source(vit_source, 9, SIZE)
+    vit = vit_from_source(vit_source, EncoderConfig(block=9, size=SIZE))
     with torch.inference_mode():
         found = vit(torch.from_numpy(frame), True)
         plain = vit(torch.from_numpy(frame))

@@ -17,8 +17,8 @@ from vqedge.data.world import scene_from_seed
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge
 from vqedge_export.graph import (
+    BaseArrays,
     adaptive_error_of,
-    base_arrays,
     bridge_of,
     checkpoint_arrays,
     filled,
@@ -48,11 +48,11 @@ def reducing(
     torch.nn.init.constant_(bridge.attention.scale, 4.0)
     llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
     folder = tmp_path_factory.mktemp("reducing")
-    position = clip_quantizer(config).vit.position
+    position = clip_quantizer(config, Path()).vit.position
     checkpoint = save_checkpoint(folder, config, position, bridge, llm, {})
     graph = stripped_graph(checkpoint, vit_source)
-    weights = checkpoint_arrays(folder / "model.safetensors"), base_arrays(vit_source)
-    return checkpoint, filled(graph, *weights)
+    base = dict(BaseArrays("dinov2-s14-focus", vit_source))
+    return checkpoint, filled(graph, checkpoint_arrays(folder / "model.safetensors"), base)
 
 
 def test_the_graph_gives_what_pytorch_gives(
