@@ -69,10 +69,12 @@ def test_the_public_names() -> None:
     assert sorted(llm.__all__) == [
         "ChoiceScores",
         "DecodingOptions",
+        "Exchange",
         "FakeLanguageModel",
         "Generation",
         "LanguageModel",
         "Prefix",
+        "Prompt",
         "TextStream",
         "VideoRows",
         "open_llama_cpp",

@@ -40,7 +40,7 @@ def test_command_prints_one_json_document_with_the_contracted_keys(
     assert document["backend"]["llm"].startswith("llama.cpp CPU")
     assert document["video"]["frames"] == 8
     assert document["video"]["duration_s"] == pytest.approx(3.0, abs=0.2)
-    assert "encoder: onnxruntime CPU" in done.stderr
+    assert f"encoder: {document['backend']['encoder']}; llm: llama.cpp CPU" in done.stderr
 
 
 def test_streamed_answer_equals_whole_answer(qa: VideoQA, demo_clip: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 import sys
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -21,6 +20,7 @@ with atheris.instrument_imports(include=["vqedge_runtime.vqt"]):
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 
+from fuzzing import run
 from tiny_vqt import tiny_file
 
 from vqedge.errors import VqtError
@@ -52,17 +52,5 @@ def seeds() -> list[bytes]:
     return [tiny_file(learned, count) for learned in (False, True) for count in (1, 2)]
 
 
-def main() -> None:
-    """Fuzz for the given time; a finding ends the process with an error."""
-    seconds = sys.argv[1]
-    with tempfile.TemporaryDirectory() as corpus:
-        for number, data in enumerate(seeds()):
-            (Path(corpus) / str(number)).write_bytes(data)
-        flags = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", "-timeout=10"]
-        flags += ["-rss_limit_mb=1024", "-verbosity=1", "-print_final_stats=1"]
-        atheris.Setup([sys.argv[0], *flags, corpus], one_input)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    run(one_input, seeds(), MAX_BYTES)

@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fuzz_vqt"])
+@pytest.mark.parametrize("name", ["fuzz_vqt", "fuzz_manifest", "fuzz_hf"])
 def test_a_fuzzer_finds_nothing(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed; pip install 'vqedge[fuzz]'")
