@@ -435,6 +435,6 @@ def test_threads_that_wait_sleep_soon_unless_the_user_chose() -> None:
             pytest.skip("this build of llama.cpp has no OpenMP of GNU's")
         return found[0], run.stdout.strip()
 
-    assert told_openmp() == ("500", "[]")
+    assert told_openmp() == ("1000", "[]")
     assert told_openmp(GOMP_SPINCOUNT="7") == ("7", "['GOMP_SPINCOUNT']")
     assert told_openmp(OMP_WAIT_POLICY="PASSIVE") == ("0", "['OMP_WAIT_POLICY']")

@@ -25,7 +25,7 @@ from vqedge_runtime.llm.cells import Cells
 _log = logging.getLogger(__name__)
 
 _LEVEL_ERROR, _LEVEL_CONTINUED = 3, 5
-_SPINS = "500"  # iterations, some microseconds
+_SPINS = "1000"  # iterations, some microseconds
 
 
 @contextmanager
