@@ -76,38 +76,36 @@ def ask_many(
     began = time.perf_counter()
     clips = _clips_in(video) if is_many(video) else [_Clip(video, *span)]
     failed: list[str] = []
-    answers: list[tuple[_Asked, Answer]] = []
+    rows: list[dict[str, Any]] = []
     asked = _asked(qa, clips, questions, budget, failed)
     for group in _groups(asked):
         found = qa.ask_many([(item.video, item.question) for item in group], options=options)
-        answers += zip(group, found, strict=True)
-        if not as_json:
-            for item, answer in zip(group, found, strict=True):
+        for item, answer in zip(group, found, strict=True):
+            if as_json:
+                rows.append(_row(item, answer))
+            else:
                 result("\t".join((_name(item), item.question, answer.text)))
     if as_json:
-        json_result(_document(qa, answers, failed, time.perf_counter() - began))
+        spent_ms = round((time.perf_counter() - began) * 1e3, 3)
+        json_result(
+            {
+                "answers": rows,
+                "failed": failed,
+                "timings_ms": {"total": spent_ms},
+                "backend": asdict(qa.backend),
+            }
+        )
     _report(failed, len(clips))
 
 
-def _document(
-    qa: VideoQA, answers: Sequence[tuple[_Asked, Answer]], failed: Sequence[str], spent_s: float
-) -> dict[str, Any]:
-    rows = [
-        {
-            "video": str(item.clip.path),
-            "start_s": round(item.video.start_s, 6),
-            "end_s": round(item.video.end_s, 6),
-            "question": item.question,
-            "answer": answer.text,
-            "tokens": answer.tokens,
-        }
-        for item, answer in answers
-    ]
+def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
     return {
-        "answers": rows,
-        "failed": list(failed),
-        "timings_ms": {"total": round(spent_s * 1e3, 3)},
-        "backend": asdict(qa.backend),
+        "video": str(item.clip.path),
+        "start_s": round(item.video.start_s, 6),
+        "end_s": round(item.video.end_s, 6),
+        "question": item.question,
+        "answer": answer.text,
+        "tokens": answer.tokens,
     }
 
 
