@@ -19,9 +19,9 @@ import numpy.typing as npt
 from vqedge.errors import ConfigError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.llm import LanguageModel, Prompt, VideoRows
+from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.tokens import Codes
 
-_GROUP = 15  # codes left out side by side
 _HALF = 0.5  # the strongest codes hold this much of all evidence, the span this much of its peak
 
 
@@ -103,8 +103,8 @@ def find_evidence(
     whole = llm.score_choices(video.rows, question, [answer]).totals[0]
     count = video.tokens.count
     drops = np.zeros(count)
-    for first in range(0, count if count > 1 else 0, _GROUP):
-        codes = range(first, min(first + _GROUP, count))
+    for first in range(0, count if count > 1 else 0, BRANCHES):
+        codes = range(first, min(first + BRANCHES, count))
         rows = [VideoRows(np.delete(video.tokens.rows, code, axis=0)) for code in codes]
         prompts = [Prompt(each, question) for each in rows]
         drops[codes] = whole - np.array(llm.score_many(prompts, [answer] * len(prompts)))

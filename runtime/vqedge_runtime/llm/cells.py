@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from vqedge_runtime.llm.protocol import Rows
 
+BRANCHES = 15  # sequences beside the main one, read side by side
+
 Ids = npt.NDArray[np.int32]
 
 

@@ -19,8 +19,8 @@ from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge.prompt import SYSTEM
 from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.llm import many
-from vqedge_runtime.llm.cells import Cells, Ids
-from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
+from vqedge_runtime.llm.cells import BRANCHES, Cells, Ids
+from vqedge_runtime.llm.handles import Model, Sampler
 from vqedge_runtime.llm.native import system_info
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,

@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
-from vqedge_runtime.llm.cells import Cells
+from vqedge_runtime.llm.cells import BRANCHES, Cells
 from vqedge_runtime.llm.native import Owned, backend, lib, native_batch
 from vqedge_runtime.llm.protocol import DecodingOptions
 
-BRANCHES = 15  # sequences beside the main one, for answers scored in parallel
 _BATCH = 512  # cells in one native call
 _OUTPUTS = 16  # logit rows in one native call; more abort the process, a limit of 512 costs 87 MB
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
-from vqedge_runtime.llm.cells import Cells
-from vqedge_runtime.llm.handles import BRANCHES, Model, Sampler
+from vqedge_runtime.llm.cells import BRANCHES, Cells
+from vqedge_runtime.llm.handles import Model, Sampler
 from vqedge_runtime.llm.protocol import DecodingOptions, Generation, Prompt
 from vqedge_runtime.llm.reader import Placed, Reader
 from vqedge_runtime.llm.scoring import log_likelihoods
