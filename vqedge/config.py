@@ -153,6 +153,9 @@ class QuantizerConfig(Config):
     """Of a learned codebook: a code is the sum of one entry of each level."""
     entries: Annotated[int, Field(ge=2, le=65536)] = 1024
     """Of each level of a learned codebook."""
+    codebook_width: Annotated[int, Field(ge=1)] | None = unless_none
+    """Codes are compared with a learned codebook by so few features, a learned projection of them:
+    what no answer needs is left behind before entries are spent on it."""
     unit_means: bool = unless_false
     """A code is the mean of features of length one, as in the official code, not of raw ones."""
 
@@ -174,8 +177,9 @@ class AttentionConfig(Config):
     heads: PositiveInt = 6
     depth: Annotated[int, Field(ge=0)] = 2
     """Layers; 0 leaves the attention out."""
-    hash: Literal["occupancy", "none"] = "occupancy"
-    """What is told of where and when a code occurs."""
+    hash: Literal["occupancy", "none", "tokens"] = "occupancy"
+    """What is told of where and when a code occurs; `tokens`: in words of a vocabulary, as are the
+    codes, so that every row is looked up in a table (docs/video-words.md)."""
     blind: bool = False
     """Rows say nothing: what the questions alone give away."""
 
@@ -200,6 +204,15 @@ class ModelConfig(Config):
     quantizer: QuantizerConfig = QuantizerConfig()
     attention: AttentionConfig = AttentionConfig()
     llm: LlmConfig = LlmConfig()
+
+    @model_validator(mode="after")
+    def _words_fit(self) -> Self:
+        if self.attention.hash == "tokens":
+            if self.quantizer.kind != "codebook":
+                raise ValueError("attention.hash: 'tokens' needs quantizer.kind codebook")
+            if self.attention.depth or self.attention.blind:
+                raise ValueError("attention.hash: 'tokens' goes with depth 0, and not with blind")
+        return self
 
 
 class WorldConfig(Config):

@@ -31,7 +31,7 @@ from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips, joint_vocabulary
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, start_from
 from vqedge.model.codebook import fit_codebook, usage_report
-from vqedge.model.encoder import Bridge, ClipQuantizer
+from vqedge.model.encoder import ClipQuantizer, rows_per_code, trained_bridge
 from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
 from vqedge.model.naming import NamingLoss
 from vqedge.model.vlm import Scores, VideoLanguageModel
@@ -158,7 +158,7 @@ class _Run:
         gguf = llm_weights(config.model.llm, config.base).path
         self.tokenizer: PromptTokenizer = tokenizer_from_gguf(gguf, config.model.llm.system)
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
-        self.model = VideoLanguageModel(Bridge(config.model), llm).to(accelerator.device)
+        self.model = VideoLanguageModel(trained_bridge(config.model), llm).to(accelerator.device)
         self.optimizer = self._optimizer()
         self.replica, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
@@ -197,10 +197,17 @@ class _Run:
     def start(self) -> int:
         """Begin a new run: another checkpoint's weights or the naming lesson; the first save."""
         torch.manual_seed(self.config.seed)
-        self.fit_codebook()
-        if self.config.init is not None:
-            start_from(self.config.init, self.config.model, self.model.bridge, self.model.llm)
-        named = {} if self.config.init else self.name_codes()
+        codebook = self.model.bridge.codebook
+        narrows = codebook is not None and codebook.narrow is not None
+        if not narrows:
+            self.fit_codebook()
+        init, parts = self.config.init, (self.model.bridge, self.model.llm)
+        named = {}
+        if init is None or not start_from(init, self.config.model, *parts):
+            if narrows:  # its tables are of features that are learned first
+                self.name_codes(quantised=False)
+                self.fit_codebook()
+            named = self.name_codes()
         self.save(0, {"step": 0, "naming": named}, due=True)
         return 0
 
@@ -212,24 +219,35 @@ class _Run:
         kept = [clips[quantizer.default_budget].codes for clips in self.clips.quantized]
         codes = torch.cat([codes.flatten(0, 1) for codes in kept])
         drawn = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
-        rows = codes[drawn[:_CODEBOOK_ROWS]].float()  # on the CPU: the same in all processes
-        tables = fit_codebook(rows, quantizer.levels, quantizer.entries, seed=self.config.seed)
+        rows = codes[drawn[:_CODEBOOK_ROWS]].float()
+        with torch.no_grad():  # tables are made on the CPU: the same in all processes
+            seen = codebook.seen(rows.to(self.accelerator.device)).cpu()
+        tables = fit_codebook(seen, quantizer.levels, quantizer.entries, seed=self.config.seed)
         codebook.tables.data.copy_(tables)
 
-    def name_codes(self) -> dict[str, float]:
-        """The bridge's first lesson, without the language model; its accuracy by group of words."""
+    def name_codes(self, quantised: bool = True) -> dict[str, float]:
+        """The bridge's first lesson, without the language model; its accuracy by group of words.
+
+        Not quantised, it goes past the learned codebook.
+        """
         optim, vocabulary = self.config.optim, joint_vocabulary(self.clips.sources)
         if not optim.naming_steps or not vocabulary:
             return {}
         embeddings = self.model.llm.get_input_embeddings().weight.detach()
         loss = NamingLoss(embeddings, self.tokenizer, vocabulary).to(self.accelerator.device)
         lesson = NamingLesson(
-            self.model.bridge, self.clips, loss, optim, self.config.data.budgets, self.config.seed
+            self.model.bridge,
+            self.clips,
+            loss,
+            optim,
+            self.config.data.budgets,
+            self.config.seed,
+            quantised,
         )
         schedule: Callable[[int], float] = lambda step: learning_rate_factor(  # noqa: E731
             step, optim.warmup_steps, optim.naming_steps
         )
-        with progress("naming codes", optim.naming_steps) as advance:
+        with progress("naming codes" if quantised else "naming", optim.naming_steps) as advance:
             lesson.run(schedule, lambda value: advance(f"loss {value:.3f}"))
         return lesson.accuracy(self.held_out, self.config.model.quantizer.default_budget)
 
@@ -335,7 +353,7 @@ class _Run:
     ) -> _Batch:
         device = self.accelerator.device
         rows = clips.batch(picks, budget)
-        packed = pack(self.tokenizer, asked, budget)
+        packed = pack(self.tokenizer, asked, budget * rows_per_code(self.config.model))
         packed = PackedBatch(
             *(part.to(device) for part in (packed.ids, packed.segment, packed.targets))
         )

@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from vqedge.config import OptimConfig
 from vqedge.data.cache import QuantizedClips
 from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.training import PatchLabels, TrainingClips, patch_labels
-from vqedge.model.encoder import Bridge, Bridged
+from vqedge.model.encoder import TrainedBridge
 from vqedge.model.naming import NamingLoss
+from vqedge.model.rows import Bridged
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +29,22 @@ class NamingLesson:
         optim: steps, clips per step, learning rate.
         budgets: how many codes a step may have.
         seed: of the order and the budgets.
+        quantised: through the learned codebook, if there is one; else past it, so that what it is
+            to compare codes by is learned before it has entries.
     """
 
     def __init__(
         self,
-        bridge: Bridge,
+        bridge: TrainedBridge,
         clips: TrainingClips,
         loss: NamingLoss,
         optim: OptimConfig,
         budgets: Sequence[int],
         seed: int,
+        quantised: bool = True,
     ) -> None:
         self.bridge, self.clips, self.loss, self.optim = bridge, clips, loss, optim
-        self.budgets, self.seed = budgets, seed
+        self.budgets, self.seed, self.quantised = budgets, seed, quantised
         self.mixture = clips.mixture(seed + 1)
         self.device = next(bridge.parameters()).device
         self.optimizer = torch.optim.AdamW(
@@ -65,19 +70,21 @@ class NamingLesson:
         budget = drawn_budget(self.budgets, self.seed + 1, step)
         batch = self.clips.batch(picks, budget)
         names = self._labels(picks).code_names(batch.indices, budget).to(self.device)
-        bridged = self._bridged(batch)
-        loss = self.loss(bridged.tokens, names)
-        loss = loss + self.optim.commitment_weight * bridged.commitment
+        rows, commitment = self._rows(batch)
+        loss = self.loss(rows, names) + self.optim.commitment_weight * commitment
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.bridge.parameters(), self.optim.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()  # the language model's first step begins without gradients
         return float(loss.item())
 
-    def _bridged(self, batch: QuantizedClips) -> Bridged:
-        codes, indices = batch.codes.float(), batch.indices.long()
-        bridged: Bridged = self.bridge(codes.to(self.device), indices.to(self.device))
-        return bridged
+    def _rows(self, batch: QuantizedClips) -> tuple[Tensor, Tensor]:
+        """What the bridge says of each code, `[B, K, d]`, and the codebook's own loss."""
+        codes, indices = batch.codes.float().to(self.device), batch.indices.long().to(self.device)
+        if not self.quantised:
+            return self.bridge.unquantised(codes, indices), codes.new_zeros(())
+        bridged: Bridged = self.bridge(codes, indices)
+        return self.bridge.by_code(bridged.tokens), bridged.commitment
 
     def _labels(self, picks: Sequence[Pick]) -> PatchLabels:
         config = self.bridge.config.encoder
@@ -87,9 +94,17 @@ class NamingLesson:
     @torch.no_grad()
     def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
         """Share of codes of held-out clips that are named right, by group."""
-        lesson = NamingLesson(self.bridge, held_out, self.loss, self.optim, self.budgets, self.seed)
+        lesson = NamingLesson(
+            self.bridge,
+            held_out,
+            self.loss,
+            self.optim,
+            self.budgets,
+            self.seed,
+            self.quantised,
+        )
         picks = list(held_out.in_order())
         batch = held_out.batch(picks, budget)
         names = lesson._labels(picks).code_names(batch.indices, budget).to(self.device)
-        shares = self.loss.accuracy(self._bridged(batch).tokens, names)
+        shares = self.loss.accuracy(self._rows(batch)[0], names)
         return {group: round(share, 4) for group, share in shares.items()}

@@ -28,6 +28,7 @@ from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
+from vqedge.video_words import vocabulary_of
 from vqedge_export.gguf import llm_facts
 from vqedge_export.graph import checkpoint_arrays
 from vqedge_export.records import bridge_record, encoder_record, quantizer_record
@@ -96,7 +97,7 @@ def finish(
         encoder=encoder_record(graph, config, ENCODER, tuple(_variant_records(draft.folder))),
         bridge=bridge_record(graph, BRIDGE),
         quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
-        llm=_llm_record(draft.folder / LLM, report.quantization, config.llm.system),
+        llm=_llm_record(draft.folder / LLM, report.quantization, config),
         provenance=_provenance_record(checkpoint, weights),
         engines=engines,
     )
@@ -170,17 +171,18 @@ def _variant_records(folder: Path) -> Iterator[VariantRecord]:
         yield VariantRecord.model_validate({"file": file, "precision": precision})
 
 
-def _llm_record(path: Path, quant: str, system: str) -> LlmRecord:
-    llm = llm_facts(path)
+def _llm_record(path: Path, quant: str, config: ModelConfig) -> LlmRecord:
+    llm, words = llm_facts(path), vocabulary_of(config)
     return LlmRecord(
         file=LLM,
         arch=llm.arch,
         width=llm.width,
         vocab_size=llm.vocab_size,
+        video_words=len(words) if words else None,
         quantization=quant,
         context_length=llm.context_length,
         chat_template=llm.chat_template,
-        system_prompt=system,
+        system_prompt=config.llm.system,
     )
 
 

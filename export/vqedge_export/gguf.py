@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
@@ -42,6 +43,16 @@ _LAYER_NAMES = {
 }
 _LORA_PREFIX = "base_model.model.model.layers."
 _SKIPPED_FIELDS = ("GGUF.", "general.file_type", "general.architecture")
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_TOKENS, _TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
+_SCORES, _SUPPRESSED = "tokenizer.ggml.scores", "tokenizer.ggml.suppress_tokens"
+_PER_TOKEN = {
+    _TOKENS: gguf.GGUFValueType.STRING,
+    _TYPES: gguf.GGUFValueType.INT32,
+    _SCORES: gguf.GGUFValueType.FLOAT32,
+    _SUPPRESSED: gguf.GGUFValueType.INT32,
+}
+_Value = tuple[Any, *tuple[gguf.GGUFValueType, ...]]  # of a field, and its types
 
 
 @contextmanager
@@ -62,6 +73,19 @@ def _log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
 
 
 @dataclass(frozen=True)
+class AddedTokens:
+    """Tokens to put after those of a vocabulary: read, but never generated.
+
+    Attributes:
+        spellings: of each, as no other token is spelled.
+        rows: float `[n, width]`, their embeddings.
+    """
+
+    spellings: Sequence[str]
+    rows: Floats
+
+
+@dataclass(frozen=True)
 class LlmFacts:
     """What the manifest says about the language model."""
 
@@ -73,7 +97,12 @@ class LlmFacts:
 
 
 def gguf_from_lora(
-    base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path, quant: str
+    base: Path,
+    lora: Mapping[str, Floats],
+    config: LlmConfig,
+    out: Path,
+    quant: str,
+    added: AddedTokens | None = None,
 ) -> None:
     """Write `out`: base weights plus adapter, stored as `quant`.
 
@@ -83,18 +112,19 @@ def gguf_from_lora(
         config: rank and alpha.
         out: file to write.
         quant: a key of `LLM_QUANTS`.
+        added: tokens to put into the vocabulary, as control tokens.
 
     Raises:
-        CheckpointError: the adapter does not fit the base.
+        CheckpointError: the adapter or the added rows do not fit the base.
         ExportError: llama.cpp could not quantise, or the type is unknown.
     """
     if quant not in LLM_QUANTS:
         raise ExportError(f"--llm-quant {quant}: unknown, choose one of {', '.join(LLM_QUANTS)}")
     half = out.with_suffix(".f16.tmp")
-    if not lora:  # imported, and not trained since
+    if not lora and added is None:  # imported, and not trained since
         return quantize(base, out, quant)
     try:
-        _write_merged(base, lora, config, half)
+        _write_merged(base, lora, config, half, added)
         if quant == "F16":
             half.replace(out)
         else:
@@ -133,14 +163,21 @@ def llm_facts(path: Path) -> LlmFacts:
     )
 
 
-def _write_merged(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out: Path) -> None:
+def _write_merged(
+    base: Path,
+    lora: Mapping[str, Floats],
+    config: LlmConfig,
+    out: Path,
+    added: AddedTokens | None,
+) -> None:
     reader = gguf.GGUFReader(base)
     arch = str(reader.fields["general.architecture"].contents())
     deltas = _deltas(lora, config, reader, arch)
     writer = gguf.GGUFWriter(out, arch)
-    _copy_fields(reader, writer)
+    _copy_fields(reader, writer, _grown_fields(reader, arch, added) if added else {})
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, _merged(tensor, deltas))
+        weight = _merged(tensor, deltas)
+        writer.add_tensor(tensor.name, _grown(tensor.name, weight, added) if added else weight)
     if deltas:
         raise CheckpointError(
             f"lora.safetensors: {sorted(deltas)[0]!r} has no weight in {base.name}"
@@ -151,13 +188,54 @@ def _write_merged(base: Path, lora: Mapping[str, Floats], config: LlmConfig, out
     writer.close()
 
 
-def _copy_fields(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+def _copy_fields(
+    reader: gguf.GGUFReader, writer: gguf.GGUFWriter, grown: Mapping[str, _Value]
+) -> None:
+    """All fields of a file, those of a vocabulary that has grown in the place of what they were."""
     for field in reader.fields.values():
-        if field.name.startswith(_SKIPPED_FIELDS):
+        if field.name.startswith(_SKIPPED_FIELDS) or field.name in grown:
             continue
         sub_type = field.types[1] if len(field.types) > 1 else None
         writer.add_key_value(field.name, field.contents(), field.types[0], sub_type)
+    for name, (value, *kinds) in grown.items():
+        writer.add_key_value(name, value, *kinds)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+
+
+def _grown_fields(reader: gguf.GGUFReader, arch: str, added: AddedTokens) -> dict[str, _Value]:
+    """Fields of the vocabulary with the added tokens: control tokens, none to be generated."""
+    held = {name: field.contents() for name, field in reader.fields.items() if name in _PER_TOKEN}
+    tokens = held[_TOKENS]
+    if twice := set(tokens).intersection(added.spellings):
+        raise CheckpointError(f"{min(twice)!r} is in the language model's vocabulary already")
+    first, count = len(tokens), len(added.spellings)
+    new = {
+        _TOKENS: added.spellings,
+        _TYPES: [int(gguf.TokenType.CONTROL)] * count,
+        _SCORES: [0.0] * count,
+        _SUPPRESSED: range(first, first + count),
+    }
+    held.setdefault(_SUPPRESSED, [])
+    array = gguf.GGUFValueType.ARRAY
+    fields = {name: ([*held[name], *new[name]], array, _PER_TOKEN[name]) for name in held}
+    return {**fields, f"{arch}.vocab_size": (first + count, gguf.GGUFValueType.UINT32)}
+
+
+def _grown(name: str, weight: Floats, added: AddedTokens) -> Floats:
+    """A tensor with a row for every added token, if it is one of the vocabulary's.
+
+    Where output and embedding are one tensor the added rows are outputs, too; what keeps them from
+    being generated is that they are suppressed. An output of its own gets rows of zeros.
+    """
+    if name not in (_EMBEDDING, _OUTPUT):
+        return weight
+    rows = added.rows if name == _EMBEDDING else np.zeros_like(added.rows)
+    if rows.shape != (len(added.spellings), weight.shape[1]):
+        raise CheckpointError(
+            f"model.safetensors: rows of {len(added.spellings)} video words are {rows.shape}, "
+            f"the language model's are {weight.shape[1]} wide"
+        )
+    return np.concatenate([weight, rows.astype(weight.dtype)])
 
 
 def _merged(tensor: gguf.ReaderTensor, deltas: dict[str, Floats]) -> Floats:

@@ -24,9 +24,11 @@ from vqedge.reducers import reducer_of
 
 BASE_PREFIX = "quantizer.vit."
 ROW_MASK = "row_mask"  # an output of graphs whose rows are not one a code
+WORDS = "words"  # an output of graphs whose rows are words of a vocabulary
 TABLES = "bridge.codebook.tables"
+WORD_ROWS = "bridge.table"
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
-BRIDGED = ("tokens", ROW_MASK)  # outputs that the bridge makes of the others
+BRIDGED = ("tokens", ROW_MASK, WORDS)  # outputs that the bridge makes of the others
 LARGEST_BYTES = (1 << 31) - (1 << 22)  # of weights in a file that protobuf can still read
 FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, width]
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget

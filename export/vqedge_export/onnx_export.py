@@ -19,9 +19,11 @@ from vqedge.errors import ExportError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
+from vqedge.video_words import vocabulary_of
 from vqedge_export.graph import (
     FEATURES,
     ROW_MASK,
+    WORDS,
     BaseArrays,
     checkpoint_arrays,
     note_quantizer,
@@ -72,6 +74,8 @@ def stripped_graph(
 def outputs_of(config: ModelConfig) -> tuple[str, ...]:
     """Names of the graph's outputs, in order."""
     told = (*OUTPUTS, IDS if config.quantizer.kind == "codebook" else CODES)
+    if vocabulary_of(config):
+        return (*told, ROW_MASK, WORDS)
     return told if config.attention.kind == "paper" else (*told, ROW_MASK)
 
 

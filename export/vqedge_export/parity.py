@@ -27,7 +27,7 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
 from vqedge.model.checkpoint import Checkpoint
-from vqedge.model.codebook import Choice, normalised
+from vqedge.model.codebook import Choice
 from vqedge.model.encoder import EncodedClip
 from vqedge.model.llm import PromptTokenizer
 from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
@@ -194,8 +194,8 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
         same = patches.add(found, encoder.encoded(quantized), rounds)
         if same and codebook is not None:
             used = quantized.mask
-            codes = normalised(quantized.codes[used].half().float())
-            ids.add(found.outputs["ids"][used.numpy()], codebook.chosen(codes))
+            seen = codebook.seen(quantized.codes[used].half())
+            ids.add(found.outputs["ids"][used.numpy()], codebook.chosen(seen))
         read = found.outputs.get(ROW_MASK, found.outputs["mask"])
         rows.append(found.outputs["tokens"][read])
     learned = None if codebook is None else ids.figures()
@@ -238,7 +238,7 @@ def llm_parity(
                 ]
                 with torch.inference_mode():
                     wanted = model(inputs_embeds=torch.cat(pieces)[None], use_cache=False).logits[0]
-                found = deployed.logits(before, tokens, tail)
+                found = deployed.logits(before, tokens, tail)[:, : wanted.shape[1]]
                 reference = wanted[-len(answer) :].numpy()
                 agree += (reference.argmax(1) == found[-len(answer) :].argmax(1)).tolist()
                 divergences += _kl(reference, found[-len(answer) :]).tolist()

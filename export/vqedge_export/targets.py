@@ -18,8 +18,16 @@ from vqedge.checkpoint import LORA, MODEL
 from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
 from vqedge.errors import BackendUnavailable, ConfigError
-from vqedge_export.gguf import gguf_from_lora
-from vqedge_export.graph import BaseArrays, bridge_of, checkpoint_arrays, filled, save_model
+from vqedge.video_words import vocabulary_of
+from vqedge_export.gguf import AddedTokens, gguf_from_lora
+from vqedge_export.graph import (
+    WORD_ROWS,
+    BaseArrays,
+    bridge_of,
+    checkpoint_arrays,
+    filled,
+    save_model,
+)
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_export.tensorrt.options import BuildOptions
@@ -86,7 +94,27 @@ def _onnx(making: Making) -> tuple[EngineRecord, ...]:
 def _gguf(making: Making) -> tuple[EngineRecord, ...]:
     base = llm_weights(making.config.llm, making.checkpoint)
     lora = load_file(making.checkpoint / LORA)
-    gguf_from_lora(base.path, lora, making.config.llm, making.folder / LLM, making.quant)
+    out = making.folder / LLM
+    words = _video_words(making)
+    gguf_from_lora(base.path, lora, making.config.llm, out, making.quant, words)
+    return ()
+
+
+def _video_words(making: Making) -> AddedTokens | None:
+    """What a model whose videos are words adds to the language model's vocabulary."""
+    words = vocabulary_of(making.config)
+    if words is None:
+        return None
+    return AddedTokens(words.spellings(), checkpoint_arrays(making.checkpoint / MODEL)[WORD_ROWS])
+
+
+def _gguf_vocab(making: Making) -> tuple[EngineRecord, ...]:
+    """The language model of a model whose videos are words is one with these words already."""
+    if vocabulary_of(making.config) is None:
+        raise ConfigError(
+            "--target gguf-vocab: this checkpoint's rows are made for each clip, so they are no "
+            "words; train one with attention.hash tokens, as recipes/tiny-words.yaml"
+        )
     return ()
 
 
@@ -117,6 +145,7 @@ TARGETS = {
     for row in (
         Target("onnx", ".onnx", (), _onnx),
         Target("gguf", ".gguf", (), _gguf),
+        Target("gguf-vocab", ".gguf", (), _gguf_vocab),
         Target("tensorrt", ".engine", ("tensorrt",), _tensorrt),
         Target("tensorrt-rtx", ".engine", ("tensorrt_rtx",), _tensorrt_rtx),
     )

@@ -92,21 +92,22 @@ def find_evidence(
         on_code: told every code when it is done.
 
     Raises:
-        ConfigError: the bundle's rows are not one a code.
+        ConfigError: no row of the bundle's is one code's.
         PromptError: question or answer are empty, or too long.
     """
-    if video.tokens.count != video.tokens.codes.count:
+    each = video.tokens.rows_per_code
+    if each is None:
         raise ConfigError(
-            "--evidence: leaves out codes row by row, and this bundle's rows are not one a code; "
+            "--evidence: leaves out codes row by row, and no row of this bundle's is one code's; "
             "ask without it"
         )
     whole = llm.score_choices(video.rows, question, [answer]).totals[0]
-    count = video.tokens.count
+    count, told = video.tokens.codes.count, video.tokens.rows
     drops = np.zeros(count)
     for first in range(0, count if count > 1 else 0, BRANCHES):
         codes = range(first, min(first + BRANCHES, count))
-        rows = [VideoRows(np.delete(video.tokens.rows, code, axis=0)) for code in codes]
-        prompts = [Prompt(each, question) for each in rows]
+        less = (np.delete(told, np.s_[code * each : (code + 1) * each], axis=0) for code in codes)
+        prompts = [Prompt(VideoRows(rows), question) for rows in less]
         drops[codes] = whole - np.array(llm.score_many(prompts, [answer] * len(prompts)))
         for code in codes:
             on_code(code)

@@ -49,17 +49,28 @@ class TokenSet:
 
     Attributes:
         rows: float32 `[k, d_llm]`, one row a code in use, k <= budget. Of the published VQToken
-            weights `[max(T, k) + 1, d_llm]`: none of those rows is a code's.
+            weights `[max(T, k) + 1, d_llm]`: none of those rows is a code's. Of a model whose
+            videos are words `[k * words, d_llm]`, code after code.
         codes: what the rows are made from.
+        words: int32 `[rows]`, the word that each row is, as `vqedge.video_words` numbers them;
+            None where rows are made for each clip.
     """
 
     rows: npt.NDArray[np.float32]
     codes: Codes
+    words: npt.NDArray[np.int32] | None = None
 
     @property
     def count(self) -> int:
         """Tokens the language model reads."""
         return len(self.rows)
+
+    @property
+    def rows_per_code(self) -> int | None:
+        """How many rows tell of each code, code after code; None where no row is one code's."""
+        if self.words is None and self.count != self.codes.count:
+            return None
+        return self.count // self.codes.count
 
     @property
     def patches(self) -> int:

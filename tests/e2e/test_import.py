@@ -110,7 +110,7 @@ def test_asking_again_reads_the_question_alone(work: Path, exported: Path) -> No
         assert qa.llm.prefill_video(video.rows).reused
         scores = qa.ask(video, QUESTION, choices=("a circle", "a square")).choice_scores
         assert sum(scores.values()) == pytest.approx(1)
-        with pytest.raises(ConfigError, match="rows are not one a code"):
+        with pytest.raises(ConfigError, match=r"no row of this bundle.s is one code.s"):
             find_evidence(qa.llm, video, QUESTION, "a circle")
 
 

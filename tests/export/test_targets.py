@@ -25,7 +25,7 @@ def test_engines_come_on_top_in_the_tables_order() -> None:
 
 def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
     for text in ("openvino", "", "onnx,", "All"):
-        with pytest.raises(ConfigError, match=r"want onnx \(\.onnx\), gguf \(\.gguf\), tensorrt"):
+        with pytest.raises(ConfigError, match=r"gguf \(\.gguf\), gguf-vocab \(\.gguf\), tensorrt"):
             engine_targets(text)
 
 

@@ -150,6 +150,8 @@ class LlmRecord(Record):
     arch: Text
     width: Count
     vocab_size: Count
+    video_words: Annotated[Count | None, Field(exclude_if=lambda count: count is None)] = None
+    """How many tokens, the last ones, are words that videos are told in."""
     quantization: Text
     context_length: Count
     chat_template: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]  # an id

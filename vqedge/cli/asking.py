@@ -110,8 +110,21 @@ def encode(
         list[Path], typer.Argument(help="Videos, folders of them, or - for standard input.")
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="File to make, or folder for several videos.")
-    ],
+        Path | None,
+        typer.Option("-o", "--out", help="File to make, or folder for several videos."),
+    ] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="text|ids",
+            help="Print one video as words of the GGUF's vocabulary, for other runtimes.",
+        ),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="With --as ids: print the whole prompt that asks this of the video."),
+    ] = None,
     bundle: BundleOption = None,
     budget: Annotated[
         str | None, typer.Option(help="Most tokens a segment, or auto [default: the bundle's].")
@@ -133,9 +146,13 @@ def encode(
     """
     from vqedge.commands.encode import EncodeOptions
     from vqedge.commands.encode import encode as run
+    from vqedge.commands.words import tell
 
     options = EncodeOptions(budget, segment, jobs, backend, threads)
-    run(videos, out, bundle, options=options, as_json=as_json)
+    if as_ is None and question is None:
+        run(videos, out, bundle, options=options, as_json=as_json)
+    else:
+        tell(videos, as_, question, out, bundle, options=options, as_json=as_json)
 
 
 @app.command()

@@ -45,7 +45,7 @@ class EncodeOptions:
 
 def encode(
     videos: Sequence[Path],
-    out: Path,
+    out: Path | None,
     bundle: Path | None = None,
     *,
     options: EncodeOptions | None = None,
@@ -57,6 +57,8 @@ def encode(
         VqtError: some videos could not be encoded. All others were.
         ConfigError: a flag holds what cannot work.
     """
+    if out is None:
+        raise ConfigError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
     settings = options or EncodeOptions()
     opened = open_bundle(bundle_or_default(bundle))
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)

@@ -23,7 +23,7 @@ from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
-from vqedge.model.encoder import ClipQuantizer, VideoEncoder, bridge_from_config
+from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
 from vqedge.model.llm import llm_from_gguf, with_lora
 from vqedge.model.vit import vit_from_source
 
@@ -70,7 +70,7 @@ def save_checkpoint(
     path: Path,
     config: ModelConfig,
     position: Tensor,
-    bridge: nn.Module,
+    bridge: TrainedBridge,
     llm: Any,
     metrics: Mapping[str, Any],
 ) -> Checkpoint:
@@ -79,6 +79,7 @@ def save_checkpoint(
     Trained weights are rounded to float16, the position embedding is kept as it is.
     """
     path.mkdir(parents=True, exist_ok=True)
+    bridge.finish()
     tensors = {
         f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()
     }
@@ -121,25 +122,34 @@ def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
     set_peft_model_state_dict(llm, {name: value.float() for name, value in tensors.items()})
 
 
-def start_from(path: Path, config: ModelConfig, bridge: nn.Module, llm: Any) -> None:
+def start_from(path: Path, config: ModelConfig, bridge: TrainedBridge, llm: Any) -> bool:
     """Fill bridge and adapter from another checkpoint, to train on from there.
 
-    A learned codebook may be new to it: its tables then stay as they are.
+    A learned codebook may be new to it: its tables then stay as they are. So may be a vocabulary
+    of video words, which no part of another bridge fits: then the adapter alone is taken.
+
+    Returns:
+        Whether the bridge was filled.
 
     Raises:
         CheckpointError: it is another model, or not a readable checkpoint.
     """
     other = open_checkpoint(path)
-    same = {name: getattr(config, name) for name in ("encoder", "attention", "llm")}
+    words = config.attention.hash == "tokens" and other.config.attention.hash != "tokens"
+    alike = ("encoder", "llm") if words else ("encoder", "attention", "llm")
+    same = {name: getattr(config, name) for name in alike}
     differs = [name for name, part in same.items() if getattr(other.config, name) != part]
     if differs:
         raise CheckpointError(f"{path}: cannot start from it, its {differs[0]} differs")
+    if lora := load_tensors(path / LORA):
+        load_lora(llm, lora)
+    if words:
+        return False
     tensors = load_tensors(path / MODEL)
     new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
     tables = {name: value for name, value in new.items() if _is_table(name)}
     load_bridge(bridge, {**tables, **tensors})
-    if lora := load_tensors(path / LORA):
-        load_lora(llm, lora)
+    return True
 
 
 def _is_table(name: str) -> bool:

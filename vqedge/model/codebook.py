@@ -2,7 +2,9 @@
 
 Clustering stays that of the clip; its centroids are then coded by residual tables, so that an id
 means the same in every video. VQ-Attention normalises every code before it reads it, so length and
-mean of a code say nothing: rows are normalised first, and no entry is spent on them.
+mean of a code say nothing: rows are normalised first, and no entry is spent on them. Nor on most of
+what else a backbone sees, if a projection to a few features was learned first (the factorised codes
+of ViT-VQGAN, arXiv 2110.04627; docs/experiments.md has what that is worth here).
 
 Training steps run in vector-quantize-pytorch, on the tables that are kept here; everything else
 runs the plain twin, in which a level is one NearestCodebook.
@@ -17,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vqedge.config import ModelConfig
 from vqedge.model.nearest_codebook import nearest_codebook
 
 UNUSED = -1  # the ids of a row without a code
@@ -29,7 +32,7 @@ _CHUNK = 8192  # rows compared with a table at a time
 class Coded(NamedTuple):
     """A batch of codes in terms of the codebook."""
 
-    codes: Tensor  # float32 [B, K, D], sums of entries, zero where unused
+    codes: Tensor  # float32 [B, K, width], sums of entries, zero where unused
     ids: Tensor  # int32 [B, K, levels], UNUSED where unused
     commitment: Tensor  # float32 scalar, mean squared distance of entries to what they stand for
 
@@ -50,14 +53,17 @@ class ResidualCodebook(nn.Module):
         levels: entries in a sum.
         entries: of each level.
         width: D of the codes.
+        narrow: features that are compared, if fewer.
     """
 
-    def __init__(self, levels: int, entries: int, width: int) -> None:
+    def __init__(self, levels: int, entries: int, width: int, narrow: int | None = None) -> None:
         super().__init__()
         self.usage: Tensor
-        self.tables = nn.Parameter(torch.randn(levels, entries, width) * _INIT_STD)
+        self.narrow = nn.Linear(width, narrow, bias=False) if narrow else None
+        self.width = narrow or width
+        self.tables = nn.Parameter(torch.randn(levels, entries, self.width) * _INIT_STD)
         self.register_buffer("usage", torch.ones(levels, entries), persistent=False)
-        self.learner = _learner(levels, entries, width)
+        self.learner = _learner(levels, entries, self.width)
 
     def forward(self, codes: Tensor, mask: Tensor) -> Coded:
         """Code a batch; rows outside of the mask influence nothing.
@@ -70,10 +76,16 @@ class ResidualCodebook(nn.Module):
             mask: bool `[B, K]`.
         """
         with torch.autocast(codes.device.type, enabled=False):
-            rows = normalised(codes.float())
+            rows = self.seen(codes).detach()
             if self.training and torch.is_grad_enabled():
                 return self._learned(rows, mask)
             return self._plain(rows, mask)
+
+    def seen(self, codes: Tensor) -> Tensor:
+        """What is compared with the tables: codes `[..., D]` to rows `[..., width]`, normalised."""
+        with torch.autocast(codes.device.type, enabled=False):
+            rows = normalised(codes.float())
+            return rows if self.narrow is None else normalised(self.narrow(rows))
 
     def chosen(self, rows: Tensor) -> Choice:
         """The plain twin on normalised rows `[N, D]`: what is exported."""
@@ -90,7 +102,7 @@ class ResidualCodebook(nn.Module):
         return Choice(sums, *(torch.stack(part, dim=-1) for part in (ids, margins, errors)))
 
     def sums(self, ids: Tensor) -> Tensor:
-        """Codes of ids int `[K, levels]`, float32 `[K, D]`, zero where they are `UNUSED`."""
+        """Codes of ids int `[K, levels]`, float32 `[K, width]`, zero where they are `UNUSED`."""
         columns = ids.clamp(min=0).long().unbind(dim=1)
         entries = [F.embedding(*pair) for pair in zip(columns, self.tables.unbind(), strict=True)]
         return torch.stack(entries).sum(dim=0) * (ids[:, :1] != UNUSED)
@@ -113,6 +125,14 @@ class ResidualCodebook(nn.Module):
             state[f"layers.{level}._codebook.cluster_size"] = self.usage[ours]
         codes, ids, losses = functional_call(self.learner, state, (rows,), {"mask": mask})
         return Coded(codes, ids.to(torch.int32), losses.mean())
+
+
+def codebook_from_config(config: ModelConfig) -> ResidualCodebook:
+    """The codebook of a model, with tables that are not filled in yet."""
+    quantizer = config.quantizer
+    return ResidualCodebook(
+        quantizer.levels, quantizer.entries, config.encoder.width, quantizer.codebook_width
+    )
 
 
 def normalised(codes: Tensor) -> Tensor:

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
-from vqedge.model.codebook import ResidualCodebook
+from vqedge.model.codebook import ResidualCodebook, codebook_from_config
 from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import reducer_quantizer
-from vqedge.model.rows import Rows
+from vqedge.model.rows import Bridged, Rows
 from vqedge.model.token_hash import TokenHash, token_hash
 from vqedge.model.vit import ViT
 from vqedge.model.vq_attention import VQAttention
+from vqedge.model.word_bridge import WordBridge
 from vqedge.reducers import reads_attention, reducer_of
+from vqedge.video_words import vocabulary_of
 
 
 class EncodedClip(NamedTuple):
@@ -30,15 +32,7 @@ class EncodedClip(NamedTuple):
     codes: Tensor | None  # float16 [K, D], zero where unused; None with a learned codebook
     ids: Tensor | None  # int32 [K, levels], UNUSED where unused; None without one
     row_mask: Tensor | None = None  # bool [rows], True where a row is read; None: a row is a code
-
-
-class Bridged(NamedTuple):
-    """A batch of clips as the language model reads them."""
-
-    tokens: Tensor  # float [B, K, d_llm], zero where unused
-    mask: Tensor  # bool [B, K]
-    ids: Tensor | None  # int32 [B, K, levels] of a learned codebook
-    commitment: Tensor  # float32 scalar: the codebook's own loss, 0 without one
+    words: Tensor | None = None  # int32 [rows], each row's word; None where rows are no words
 
 
 class ClipQuantizer(nn.Module):
@@ -84,9 +78,9 @@ class Bridge(nn.Module):
         self.config = config
         self.codebook: ResidualCodebook | None = None
         if config.quantizer.kind == "codebook":
-            quantizer, width = config.quantizer, config.encoder.width
-            self.codebook = ResidualCodebook(quantizer.levels, quantizer.entries, width)
-        self.attention = VQAttention(config)
+            self.codebook = codebook_from_config(config)
+        width = self.codebook.width if self.codebook else config.encoder.width
+        self.attention = VQAttention(config, width)
 
     def forward(self, codes: Tensor, indices: Tensor) -> Bridged:
         """Tokens of a batch of quantised clips.
@@ -101,6 +95,20 @@ class Bridge(nn.Module):
             codes, ids, commitment = self.codebook(codes, hashed.mask)
         tokens = self.attention(codes, hashed.features, hashed.mask)
         return Bridged(tokens, hashed.mask, ids, commitment)
+
+    def unquantised(self, codes: Tensor, indices: Tensor) -> Tensor:
+        """`by_code` of the tokens that codes would give if the codebook had an entry for each."""
+        hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
+        seen = codes if self.codebook is None else self.codebook.seen(codes)
+        tokens: Tensor = self.attention(seen, hashed.features, hashed.mask)
+        return tokens
+
+    def by_code(self, rows: Tensor) -> Tensor:
+        """Rows of a batch, one a code: as they are."""
+        return rows
+
+    def finish(self) -> None:
+        """Nothing is left to do before the weights are written."""
 
     def ids(self, codes: Tensor, index_map: Tensor) -> Tensor | None:
         """What a learned codebook makes of one clip's codes `[K, D]`, int32 `[K, levels]`."""
@@ -126,10 +134,14 @@ class Bridge(nn.Module):
         return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
 
 
+TrainedBridge = Bridge | WordBridge
+AnyBridge = Bridge | WordBridge | OfficialBridge
+
+
 class VideoEncoder(nn.Module):
     """The whole encoder of one clip, as it is exported."""
 
-    def __init__(self, quantizer: ClipQuantizer, bridge: Bridge | OfficialBridge) -> None:
+    def __init__(self, quantizer: ClipQuantizer, bridge: AnyBridge) -> None:
         super().__init__()
         self.quantizer, self.bridge = quantizer, bridge
 
@@ -145,9 +157,20 @@ class VideoEncoder(nn.Module):
         ids = self.bridge.ids(codes, index_map)
         rows = self.bridge.rows(codes if ids is None else ids, index_map)
         margin, told = quantized.margin.reshape(shape), codes if ids is None else None
-        return EncodedClip(rows.tokens, index_map, rows.mask, margin, told, ids, rows.row_mask)
+        return EncodedClip(rows.tokens, index_map, rows.mask, margin, told, ids, *rows[2:])
 
 
-def bridge_from_config(config: ModelConfig) -> Bridge | OfficialBridge:
+def bridge_from_config(config: ModelConfig) -> AnyBridge:
     """The bridge of a kind, with weights that are not filled in yet."""
-    return Bridge(config) if config.attention.kind == "paper" else OfficialBridge(config)
+    return trained_bridge(config) if config.attention.kind == "paper" else OfficialBridge(config)
+
+
+def trained_bridge(config: ModelConfig) -> TrainedBridge:
+    """The bridge of a model that is trained here."""
+    return WordBridge(config) if config.attention.hash == "tokens" else Bridge(config)
+
+
+def rows_per_code(config: ModelConfig) -> int:
+    """Rows that the language model reads of a code, in a model that is trained here."""
+    words = vocabulary_of(config)
+    return words.per_code if words else 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
-from vqedge.model.encoder import Bridge
+from vqedge.model.encoder import TrainedBridge
 from vqedge.model.llm import hidden_states
 
 IGNORED = -100
@@ -28,7 +28,7 @@ class Scores:
 class VideoLanguageModel(nn.Module):
     """The trained parts around the frozen ones: bridge and LoRA."""
 
-    def __init__(self, bridge: Bridge, llm: Any) -> None:
+    def __init__(self, bridge: TrainedBridge, llm: Any) -> None:
         super().__init__()
         self.bridge, self.llm = bridge, llm
 

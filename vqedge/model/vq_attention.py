@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vqedge.config import ModelConfig
 from vqedge.model.token_hash import hash_width
 
-_ROW_NORM = 6.0  # at first: about the sum of four word embeddings of the language model
+ROW_NORM = 6.0  # at first: about the sum of four word embeddings of the language model
 _EPS = 1e-6
 _MASKED = (
     -1e4
@@ -56,13 +56,17 @@ class Block(nn.Module):
 
 
 class VQAttention(nn.Module):
-    """Codes `[B, K, D]` and hash features to tokens `[B, K, d_llm]`."""
+    """Codes `[B, K, D]` and hash features to tokens `[B, K, d_llm]`.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: of the model.
+        code_width: D.
+    """
+
+    def __init__(self, config: ModelConfig, code_width: int) -> None:
         super().__init__()
         self.config = config.attention
         width, features = config.attention.width, hash_width(config.encoder.frames)
-        code_width = config.encoder.width
         self.code_norm = nn.LayerNorm(code_width)
         self.code = nn.Linear(code_width, width)
         if config.attention.hash == "occupancy":
@@ -71,7 +75,7 @@ class VQAttention(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(config.attention.depth))
         self.norm = nn.LayerNorm(width)
         self.projector = nn.Linear(width, config.llm.width)
-        self.scale = nn.Parameter(torch.tensor(_ROW_NORM))
+        self.scale = nn.Parameter(torch.tensor(ROW_NORM))
 
     def forward(self, codes: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Tokens for the language model.

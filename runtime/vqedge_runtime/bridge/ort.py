@@ -12,7 +12,7 @@ from vqedge_runtime.encoders.ort import open_session, run_session
 from vqedge_runtime.tokens import Codes, TokenSet
 
 _INDEX_MAP, _CODES, _IDS = "index_map", "codes", "ids"
-_TOKENS, _ROW_MASK = "tokens", "row_mask"
+_TOKENS, _ROW_MASK, _WORDS = "tokens", "row_mask", "words"
 _PADDING = {_CODES: 0, _IDS: -1}  # what the encoder's graph has where no code is in use
 
 
@@ -35,7 +35,7 @@ class OrtBridge:
         self._session: ort.InferenceSession | None = session
         self._name = values.pop()
         names = {item.name for item in session.get_outputs()}
-        self._outputs = [_TOKENS, _ROW_MASK] if _ROW_MASK in names else [_TOKENS]
+        self._outputs = [name for name in (_TOKENS, _ROW_MASK, _WORDS) if name in names]
         self._shape = tuple(inputs[self._name].shape)
         self._map_shape = tuple(inputs[_INDEX_MAP].shape)
 
@@ -49,8 +49,11 @@ class OrtBridge:
         if self._session is None:
             raise BackendUnavailable("the bridge is closed; open the bundle again")
         feeds = {_INDEX_MAP: codes.index_map, self._name: self._padded(codes)}
-        tokens, *read = run_session(self._session, self._outputs, feeds, "bridge.onnx")
-        return TokenSet(tokens[read[0]] if read else tokens[: codes.count], codes)
+        values = run_session(self._session, self._outputs, feeds, "bridge.onnx")
+        found = dict(zip(self._outputs, values, strict=True))
+        read = found.get(_ROW_MASK, slice(codes.count))
+        words = found[_WORDS][read] if _WORDS in found else None
+        return TokenSet(found[_TOKENS][read], codes, words)
 
     def close(self) -> None:
         """Free the session; twice is fine."""

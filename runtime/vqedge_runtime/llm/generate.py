@@ -104,6 +104,15 @@ class LlamaCpp:
         with self._lock:
             return self._model.tokens_from_text(text, special=False)
 
+    def prompt_ids(self, question: str) -> tuple[list[int], list[int]]:
+        """Ids before and after the video, as `ask` reads them.
+
+        Raises:
+            PromptError: the question is empty.
+        """
+        with self._lock:
+            return list(self._reader.template), self._reader.question_ids(question)
+
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Read the video ahead of its first question.
 

@@ -7,6 +7,7 @@ here knows about prompts or videos, and nothing is thread safe: the owner lets o
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ class Model(Owned):
         """The id that ends a text."""
         return int(lib.llama_vocab_eos(self.vocab))
 
-    @property
+    @functools.cached_property
     def suppressed_tokens(self) -> list[int]:
         """Ids the file says are never to be generated."""
         count = ctypes.c_int32(0)
@@ -264,11 +265,13 @@ class Context(Owned):
         return self.logits_at(-1)
 
     def logits_at(self, place: int) -> npt.NDArray[np.float32]:
-        """Logits at a place that `wanted` gave, float32 `[vocab]`."""
+        """Logits at a place that `wanted` gave, float32 `[vocab]`; suppressed ids never come."""
         row = lib.llama_get_logits_ith(self.pointer, place)
         if not row:
             raise BackendUnavailable("llama.cpp has no logits to give; ask again")
-        return np.ctypeslib.as_array(row, (self._model.vocab_size,)).copy()
+        logits = np.ctypeslib.as_array(row, (self._model.vocab_size,)).copy()
+        logits[self._model.suppressed_tokens] = -np.inf
+        return logits
 
     def _decode(self, cells: Cells) -> None:
         backend().errors.clear()

@@ -60,7 +60,7 @@ def _groups(reader: Reader, prompts: Sequence[Prompt], room: Sequence[int]) -> I
     first, used = 0, 0
     videos: set[str] = set()
     for place, (prompt, answer) in enumerate(zip(prompts, room, strict=True)):
-        asked, rows = reader.question_tokens(prompt) + answer, len(prompt.video.rows)
+        asked, rows = len(reader.question_ids(prompt.question)) + answer, len(prompt.video.rows)
         new = 0 if prompt.video.key in videos else rows
         full = place - first == BRANCHES or used + asked + new > reader.room_aside
         if full and place > first:

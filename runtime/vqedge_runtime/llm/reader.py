@@ -176,13 +176,13 @@ class Reader:
                 for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True), 1)
             ]
 
-    def question_tokens(self, prompt: Prompt) -> int:
-        """Positions after a prompt's video.
+    def question_ids(self, question: str) -> list[int]:
+        """Ids after the video.
 
         Raises:
-            PromptError: its question is empty.
+            PromptError: the question is empty.
         """
-        return len(self._suffix(prompt.question))
+        return self._suffix(question)
 
     @property
     def room_aside(self) -> int:

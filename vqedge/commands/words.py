@@ -1,0 +1,100 @@
+"""`vqedge encode --as`: a video as the piece of a prompt that any runtime of the GGUF reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from vqedge.budget import budget_from_text
+from vqedge.bundle import Bundle, open_bundle
+from vqedge.commands.encode import EncodeOptions
+from vqedge.commands.encoded import encoded_clip
+from vqedge.commands.output import bundle_or_default, json_result, result
+from vqedge.errors import ConfigError
+from vqedge_runtime.bridge import open_bridge
+from vqedge_runtime.budget import codes_from_budget
+from vqedge_runtime.stored import read_stored
+from vqedge_runtime.tokens import Codes
+from vqedge_runtime.video_words import prompt_piece, vocabulary_of_bundle
+from vqedge_runtime.vqt import is_vqt
+
+TEXT, IDS = "text", "ids"
+
+
+def tell(
+    videos: Sequence[Path],
+    form: str | None,
+    question: str | None = None,
+    out: Path | None = None,
+    bundle: Path | None = None,
+    *,
+    options: EncodeOptions | None = None,
+    as_json: bool = False,
+) -> None:
+    """Print a video's words.
+
+    Args:
+        videos: one, or a `.vqt` of one segment.
+        form: `text` or `ids`.
+        question: print the ids of the whole prompt that asks this; it is never read as words of a
+            video, whatever it spells.
+        out: None: words are printed.
+        bundle: whose videos are words.
+        options: how the video is encoded.
+        as_json: print both forms in one document.
+
+    Raises:
+        ConfigError: flags that do not go together, or the bundle's videos are no words.
+    """
+    settings = options or EncodeOptions()
+    _check_flags(videos, form, question, out, settings)
+    opened = open_bundle(bundle_or_default(bundle))
+    vocabulary_of_bundle(opened.manifest)
+    codes = _codes(videos[0], opened, settings)
+    with closing(open_bridge(opened.path_of("bridge"))) as bridge:
+        piece = prompt_piece(opened.manifest, bridge.tokens(codes))
+    ids = list(piece.ids) if question is None else _prompt(opened, piece.ids, question)
+    if as_json:
+        json_result({"text": piece.text, "ids": ids, "codes": codes.count})
+    else:
+        result(piece.text if form == TEXT else " ".join(map(str, ids)))
+
+
+def _check_flags(
+    videos: Sequence[Path],
+    form: str | None,
+    question: str | None,
+    out: Path | None,
+    options: EncodeOptions,
+) -> None:
+    if form not in (TEXT, IDS):
+        raise ConfigError(
+            f"--as {form}: give {TEXT} or {IDS}" if form else f"--question: give --as {IDS} too"
+        )
+    if question is not None and form == TEXT:
+        raise ConfigError(
+            f"--question: in text it could spell words of a video or end its turn; use --as {IDS}"
+        )
+    if len(videos) > 1 or out is not None or options.segment_s is not None:
+        flag = "-o" if out else "--segment" if options.segment_s else f"{len(videos)} videos"
+        raise ConfigError(f"--as {form}: prints one video, whole; {flag} does not go with it")
+
+
+def _codes(video: Path, bundle: Bundle, options: EncodeOptions) -> Codes:
+    if is_vqt(video):
+        if options.budget is not None:
+            raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
+        return read_stored(video, bundle.manifest, None, None)[1].codes
+    most = codes_from_budget(budget_from_text(options.budget), bundle.manifest.quantizer)
+    return encoded_clip(video, (None, None), bundle, most, options.backend, options.threads)[1]
+
+
+def _prompt(bundle: Bundle, video: tuple[int, ...], question: str) -> list[int]:
+    """Ids of template, video and question."""
+    from vqedge_runtime.llm import open_llama_cpp
+
+    system = bundle.manifest.llm.system_prompt
+    with closing(open_llama_cpp(bundle.path_of("llm"), context=1, system=system)) as llm:
+        before, after = llm.prompt_ids(question)
+    return [*before, *video, *after]

@@ -1,0 +1,114 @@
+"""A video as words of a vocabulary: which there are, how they are numbered and spelled.
+
+A code is told by a group of words: over which frames it occurs, where, which way it moves, how
+large it is and how that changes, and then the entries of a learned codebook that it is the sum of,
+the coarsest last. A word means the same in every video, so that a language model can hold a row
+for each (`docs/video-words.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vqedge.config import ModelConfig
+
+HASH_WORDS = 4  # of a code: span, place, motion, size; the codebook's entries follow
+MOTION_STEPS = 4  # either way, in x and in y
+SIZES = 8
+GROWTH_STEPS = 2  # either way
+UNUSED_WORD = -1  # in rows of codes that are not in use
+
+
+class Kind(NamedTuple):
+    """Words of one kind: numbered from `first`, `size` of them."""
+
+    first: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """One past the last."""
+        return self.first + self.size
+
+
+@dataclass(frozen=True)
+class VideoVocabulary:
+    """All words of a model.
+
+    Args:
+        levels: entries in the sum that a code is.
+        entries: of each level.
+        frames: T.
+        grid: patches per side.
+    """
+
+    levels: int
+    entries: int
+    frames: int
+    grid: int
+
+    @property
+    def per_code(self) -> int:
+        """Words of one code."""
+        return HASH_WORDS + self.levels
+
+    @property
+    def code(self) -> Kind:
+        """Entries, level by level."""
+        return Kind(0, self.levels * self.entries)
+
+    @property
+    def span(self) -> Kind:
+        """First and last frame: those that begin with frame 0 first."""
+        return Kind(self.code.end, self.frames * (self.frames + 1) // 2)
+
+    @property
+    def place(self) -> Kind:
+        """Patch that the middle lies in, row-major."""
+        return Kind(self.span.end, self.grid * self.grid)
+
+    @property
+    def motion(self) -> Kind:
+        """Steps in y, then in x, each from most negative to most positive."""
+        return Kind(self.place.end, (2 * MOTION_STEPS + 1) ** 2)
+
+    @property
+    def size(self) -> Kind:
+        """Sizes, smallest first, each with its steps of growth from shrinking to growing."""
+        return Kind(self.motion.end, SIZES * (2 * GROWTH_STEPS + 1))
+
+    def __len__(self) -> int:
+        return self.size.end
+
+    def spans(self) -> list[tuple[int, int]]:
+        """First and last frame of every span, in the order of their words."""
+        frames = range(self.frames)
+        return [(first, last) for first in frames for last in frames[first:]]
+
+    def spellings(self) -> list[str]:
+        """How every word is written in a prompt, by its number."""
+        steps = range(-MOTION_STEPS, MOTION_STEPS + 1)
+        growth = range(-GROWTH_STEPS, GROWTH_STEPS + 1)
+        sides = range(self.grid)
+        return [
+            *(f"<|v{number}|>" for number in range(self.code.size)),
+            *(f"<|t{first}-{last}|>" for first, last in self.spans()),
+            *(f"<|x{x}y{y}|>" for y in sides for x in sides),
+            *(f"<|dx{x}dy{y}|>" for y in steps for x in steps),
+            *(f"<|s{size}g{step}|>" for size in range(SIZES) for step in growth),
+        ]
+
+    def text(self, words: Iterable[int]) -> str:
+        """The words of a video as the piece of a prompt that stands for it."""
+        spellings = self.spellings()
+        return "".join(spellings[word] for word in words)
+
+
+def vocabulary_of(config: ModelConfig) -> VideoVocabulary | None:
+    """The words that a model's videos are told in; None where rows are made for each clip."""
+    if config.attention.hash != "tokens":
+        return None
+    quantizer, encoder = config.quantizer, config.encoder
+    return VideoVocabulary(quantizer.levels, quantizer.entries, encoder.frames, encoder.grid)
