@@ -28,7 +28,15 @@ from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.parity import OpenLlm, encoder_parity, generated_clip, llm_parity, require
 from vqedge_export.report import TOLERANCES, MeasuredVariant, ParityReport
-from vqedge_export.targets import BASE, ENCODER, LLM, Making, Target, require_installed
+from vqedge_export.targets import (
+    BASE,
+    ENCODER,
+    LLM,
+    Making,
+    Target,
+    require_installed,
+    require_words,
+)
 from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
@@ -65,15 +73,15 @@ def export_bundle(
         plugin_node: leave the body of NearestCodebook out (TensorRT 10.3); ONNX Runtime cannot run
             it.
         overwrite: replace `out` if it is a bundle.
-        targets: engines to add to encoder and language model.
+        targets: what to add to encoder and language model.
         options: how to build them.
         plugin: library with the NearestCodebook plugin, for TensorRT.
 
     Raises:
         BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
-        ConfigError: no such precision, or `record` without a check, or of a graph that `assemble`
-            cannot use.
+        ConfigError: no such precision, a target that does not fit the model, or `record` without
+            a check, or of a graph that `assemble` cannot use.
         ExportError: the encoder cannot be traced or the language model not quantised.
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
@@ -86,6 +94,7 @@ def export_bundle(
     check_precision(precision)
     require_installed(targets)
     opened = open_checkpoint(checkpoint)
+    require_words(targets, opened.config)
     base = encoder_weights(opened.config.encoder, checkpoint).path
     graph = stripped_graph(opened, base, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:

@@ -35,6 +35,7 @@ from vqedge_export.tensorrt.options import BuildOptions
 logger = logging.getLogger(__name__)
 
 ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
+ALL, VOCAB = "all", "gguf-vocab"
 VARIANTS = {"int8": ("encoder.int8.onnx", int8_encoder)}  # by precision: file, how it is made
 
 
@@ -108,13 +109,8 @@ def _video_words(making: Making) -> AddedTokens | None:
     return AddedTokens(words.spellings(), checkpoint_arrays(making.checkpoint / MODEL)[WORD_ROWS])
 
 
-def _gguf_vocab(making: Making) -> tuple[EngineRecord, ...]:
-    """The language model of a model whose videos are words is one with these words already."""
-    if vocabulary_of(making.config) is None:
-        raise ConfigError(
-            "--target gguf-vocab: this checkpoint's rows are made for each clip, so they are no "
-            "words; train one with attention.hash tokens, as recipes/tiny-words.yaml"
-        )
+def _made_already(_making: Making) -> tuple[EngineRecord, ...]:
+    """The GGUF of a model whose videos are words holds these words."""
     return ()
 
 
@@ -145,17 +141,16 @@ TARGETS = {
     for row in (
         Target("onnx", ".onnx", (), _onnx),
         Target("gguf", ".gguf", (), _gguf),
-        Target("gguf-vocab", ".gguf", (), _gguf_vocab),
+        Target(VOCAB, ".gguf", (), _made_already),
         Target("tensorrt", ".engine", ("tensorrt",), _tensorrt),
         Target("tensorrt-rtx", ".engine", ("tensorrt_rtx",), _tensorrt_rtx),
     )
 }
 BASE = (TARGETS["onnx"], TARGETS["gguf"])  # that every bundle holds
-ALL = "all"
 
 
 def engine_targets(text: str | None) -> tuple[Target, ...]:
-    """The rows of `--target` that a bundle holds on top of encoder and language model.
+    """The rows of `--target` beside those that every bundle is made of.
 
     Args:
         text: names with commas between them; "all" for what this machine can make; None for none.
@@ -168,7 +163,7 @@ def engine_targets(text: str | None) -> tuple[Target, ...]:
     if unknown:
         known = ", ".join(f"{row.name} ({row.suffix})" for row in TARGETS.values())
         raise ConfigError(f"--target {unknown[0]}: want {known} or {ALL}")
-    asked = [row for row in TARGETS.values() if row.name in names and row.name in FLAVOURS]
+    asked = [row for row in TARGETS.values() if row.name in names and row not in BASE]
     return _possible() if ALL in names else tuple(asked)
 
 
@@ -184,6 +179,19 @@ def require_installed(targets: Sequence[Target]) -> None:
                 f"--target {row.name}: {', '.join(row.missing)} is not installed; Jetson brings it "
                 f"with JetPack, elsewhere: pip install 'vqedge[{row.name}]'"
             )
+
+
+def require_words(targets: Sequence[Target], config: ModelConfig) -> None:
+    """Say that a model has no words before any work is done.
+
+    Raises:
+        ConfigError: `gguf-vocab` is asked of a model whose rows are made for each clip.
+    """
+    if vocabulary_of(config) is None and any(row.name == VOCAB for row in targets):
+        raise ConfigError(
+            f"--target {VOCAB}: this checkpoint's rows are made for each clip, so they are no "
+            "words; train one with attention.hash tokens, as recipes/tiny-words.yaml"
+        )
 
 
 def _possible() -> tuple[Target, ...]:

@@ -67,7 +67,7 @@ class Video:
     @property
     def rows(self) -> VideoRows:
         """The rows as the language model takes them."""
-        return VideoRows(self.tokens.rows, self.tokens.key())
+        return VideoRows(self.tokens.rows, self.tokens.key(), self.tokens.token_ids)
 
 
 @dataclass(frozen=True)

@@ -102,16 +102,22 @@ def find_evidence(
             "ask without it"
         )
     whole = llm.score_choices(video.rows, question, [answer]).totals[0]
-    count, told = video.tokens.codes.count, video.tokens.rows
+    count = video.tokens.codes.count
     drops = np.zeros(count)
     for first in range(0, count if count > 1 else 0, BRANCHES):
         codes = range(first, min(first + BRANCHES, count))
-        less = (np.delete(told, np.s_[code * each : (code + 1) * each], axis=0) for code in codes)
-        prompts = [Prompt(VideoRows(rows), question) for rows in less]
+        parts = (slice(code * each, (code + 1) * each) for code in codes)
+        prompts = [Prompt(_without(video.rows, part), question) for part in parts]
         drops[codes] = whole - np.array(llm.score_many(prompts, [answer] * len(prompts)))
         for code in codes:
             on_code(code)
     return evidence_from_drops(video, answer, whole, drops)
+
+
+def _without(whole: VideoRows, part: slice) -> VideoRows:
+    """A video less some of its rows."""
+    ids = None if whole.ids is None else np.delete(whole.ids, part)
+    return VideoRows(np.delete(whole.rows, part, axis=0), ids=ids)
 
 
 def evidence_from_drops(

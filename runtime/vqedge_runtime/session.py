@@ -118,7 +118,7 @@ class VideoQA:
         with ExitStack() as stack:
             engine = open_encoder(encoder, opened, threads)
             stack.callback(engine.close)
-            bridge = open_bridge(opened.path_of("bridge"))
+            bridge = open_bridge(opened.path_of("bridge"), manifest.llm.first_video_word)
             stack.callback(bridge.close)
             llm = open_llama_cpp(
                 opened.path_of("llm"),

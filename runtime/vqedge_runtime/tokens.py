@@ -54,11 +54,13 @@ class TokenSet:
         codes: what the rows are made from.
         words: int32 `[rows]`, the word that each row is, as `vqedge.video_words` numbers them;
             None where rows are made for each clip.
+        token_ids: int32 `[rows]`, the same words as ids of the bundle's GGUF.
     """
 
     rows: npt.NDArray[np.float32]
     codes: Codes
     words: npt.NDArray[np.int32] | None = None
+    token_ids: npt.NDArray[np.int32] | None = None
 
     @property
     def count(self) -> int:

@@ -34,11 +34,9 @@ def prompt_piece(manifest: Manifest, tokens: TokenSet) -> PromptPiece:
         BundleError: its GGUF holds other words than its encoder tells.
     """
     words = vocabulary_of_bundle(manifest)
-    if tokens.words is None:
+    if tokens.words is None or tokens.token_ids is None:
         raise BundleError("bridge.onnx tells no words, though the GGUF holds some; export again")
-    first = manifest.llm.vocab_size - len(words)
-    told = tokens.words.tolist()
-    return PromptPiece(words.text(told), tuple(first + word for word in told))
+    return PromptPiece(words.text(tokens.words.tolist()), tuple(tokens.token_ids.tolist()))
 
 
 def vocabulary_of_bundle(manifest: Manifest) -> VideoVocabulary:

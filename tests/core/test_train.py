@@ -33,7 +33,7 @@ from vqedge.model.checkpoint import (
     open_checkpoint,
     start_from,
 )
-from vqedge.model.encoder import Bridge
+from vqedge.model.encoder import Bridge, trained_bridge
 from vqedge.run_folder import LOG, STATE
 from vqedge.train import learning_rate_factor
 
@@ -215,6 +215,35 @@ def test_a_codebook_is_fitted_trained_reported_and_resumed(
 def test_a_codebook_may_start_from_a_checkpoint_without_one(tmp_path: Path, whole: Path) -> None:
     run(config_for(tmp_path / "on", steps=1, model=LEARNED, init=whole))
     assert open_checkpoint(tmp_path / "on").config == LEARNED
+
+
+IN_WORDS = CONFIG.model_copy(
+    update={
+        "quantizer": LEARNED.quantizer.model_copy(update={"codebook_width": 7}),
+        "attention": CONFIG.attention.model_copy(update={"hash": "tokens", "depth": 0}),
+    }
+)
+
+
+def test_words_take_the_adapter_of_another_model_and_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path
+) -> None:
+    run(config_for(tmp_path / "words", model=IN_WORDS, init=whole))
+    first, *_, last = log_of(tmp_path / "words")
+    assert "naming" in first and last["codebook"]["rows"]
+    tensors = load_file(tmp_path / "words" / MODEL)
+    assert tensors["bridge.codebook.tables"].shape == (2, 6, 7)
+    bridge = trained_bridge(IN_WORDS)
+    load_bridge(bridge, tensors)
+    kept = bridge.table.clone()
+    bridge.finish()
+    torch.testing.assert_close(bridge.table, kept, atol=0.02, rtol=0.01)  # weights were rounded
+    kill_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_for(tmp_path / "killed", model=IN_WORDS, init=whole))
+    run(config_for(tmp_path / "killed", model=IN_WORDS, init=whole), resume=True)
+    expected, found = (load_file(tmp_path / name / STATE) for name in ("words", "killed"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:

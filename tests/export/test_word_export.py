@@ -26,7 +26,7 @@ from vqedge_export.assemble import graph_of
 from vqedge_export.gguf import AddedTokens, gguf_from_lora, llm_facts
 from vqedge_export.graph import WORD_ROWS, BaseArrays, bridge_of, checkpoint_arrays, filled
 from vqedge_export.onnx_export import outputs_of, write_graph
-from vqedge_export.targets import TARGETS, Making
+from vqedge_export.targets import engine_targets, require_words
 from vqedge_runtime.llm import VideoRows, open_llama_cpp
 
 CONFIG = config_of("words")
@@ -96,10 +96,13 @@ def test_rows_are_those_of_the_table_that_goes_into_the_gguf(
     assert not found["tokens"][~used].any()
 
 
-def test_a_checkpoint_without_words_has_none_to_export(tmp_path: Path) -> None:
-    making = Making(tmp_path, tmp_path, config_of("codebook"), onnx.ModelProto(), "F16", "fp32")
+def test_a_checkpoint_without_words_has_none_to_export() -> None:
+    asked = engine_targets("gguf-vocab")
+    assert [row.name for row in asked] == ["gguf-vocab"]
+    require_words(asked, CONFIG)
+    require_words(engine_targets("tensorrt"), config_of("codebook"))
     with pytest.raises(ConfigError, match=r"gguf-vocab.*recipes/tiny-words"):
-        TARGETS["gguf-vocab"].export(making)
+        require_words(asked, config_of("codebook"))
 
 
 # ---- the language model

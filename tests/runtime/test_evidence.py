@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ def test_a_drop_is_what_the_answer_loses_without_the_code() -> None:
     assert [(item.start_s, item.end_s) for item in found.codes] == [(8, 10), (2, 6), (2, 10)]
     assert done == [0, 1, 2]
     assert len({key for key, _ in llm.calls}) == 4, "one prompt with all codes, one without each"
+
+
+def test_a_code_told_in_words_is_left_out_with_all_of_them() -> None:
+    plain = video()
+    rows = np.repeat(plain.tokens.rows, 3, axis=0) / 3
+    words = np.arange(len(rows), dtype=np.int32)
+    told = replace(plain, tokens=TokenSet(rows, plain.tokens.codes, words))
+    assert told.tokens.rows_per_code == 3
+    found = find_evidence(Additive(width=4), told, "What?", "red")
+    assert [item.code for item in found.codes] == [2, 1, 0]
+    assert [item.drop_nats for item in found.codes] == pytest.approx([3.0, 2.0, 1.0])
 
 
 def test_the_strongest_hold_half_of_the_evidence() -> None:

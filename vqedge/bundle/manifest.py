@@ -157,6 +157,11 @@ class LlmRecord(Record):
     chat_template: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]  # an id
     system_prompt: Annotated[str, Field(max_length=8192)]
 
+    @property
+    def first_video_word(self) -> int | None:
+        """The id of the first of them; None if there are none."""
+        return self.vocab_size - self.video_words if self.video_words else None
+
 
 class BaseWeightsRecord(Record):
     """Weights this bundle was built from."""

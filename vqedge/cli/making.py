@@ -88,7 +88,8 @@ def export(
     target: Annotated[
         str | None,
         typer.Option(
-            help="onnx and gguf, which are always made; tensorrt, tensorrt-rtx: engines; or all."
+            help="onnx and gguf, which are always made; gguf-vocab: the GGUF reads videos as "
+            "words; tensorrt, tensorrt-rtx: engines; all: every engine."
         ),
     ] = None,
     precision: PrecisionOption = None,

@@ -9,6 +9,7 @@ from vqedge.bundle import Bundle, open_bundle
 from vqedge.checkpoint import PARITY, model_config_of
 from vqedge.commands.build import build_options, plugin_library_for
 from vqedge.commands.output import json_result, result, say
+from vqedge.engines import FLAVOURS
 from vqedge.errors import ConfigError
 
 
@@ -34,7 +35,7 @@ def export(
     from vqedge_runtime.llm import open_llama_cpp
 
     targets = engine_targets(target)
-    if not targets and (sm or precision == "fp16"):
+    if not any(row.name in FLAVOURS for row in targets) and (sm or precision == "fp16"):
         flag = "--sm" if sm else "--precision fp16"
         raise ConfigError(f"{flag} is about engines; add --target tensorrt or tensorrt-rtx")
     options = build_options(None if precision in VARIANTS else precision, sm)

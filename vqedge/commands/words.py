@@ -52,7 +52,8 @@ def tell(
     opened = open_bundle(bundle_or_default(bundle))
     vocabulary_of_bundle(opened.manifest)
     codes = _codes(videos[0], opened, settings)
-    with closing(open_bridge(opened.path_of("bridge"))) as bridge:
+    first_word = opened.manifest.llm.first_video_word
+    with closing(open_bridge(opened.path_of("bridge"), first_word)) as bridge:
         piece = prompt_piece(opened.manifest, bridge.tokens(codes))
     ids = list(piece.ids) if question is None else _prompt(opened, piece.ids, question)
     if as_json:

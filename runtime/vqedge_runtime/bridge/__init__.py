@@ -22,12 +22,12 @@ class Bridge(Protocol):
         """Free everything; twice is fine."""
 
 
-def open_bridge(path: Path) -> Bridge:
-    """Open `bridge.onnx` of a verified bundle.
+def open_bridge(path: Path, first_word: int | None = None) -> Bridge:
+    """Open `bridge.onnx` of a verified bundle; see `vqedge_runtime.bridge.ort.OrtBridge`.
 
     Raises:
         BundleError: the file cannot be run.
     """
     from vqedge_runtime.bridge.ort import OrtBridge
 
-    return OrtBridge(path)
+    return OrtBridge(path, first_word)

@@ -21,13 +21,15 @@ class OrtBridge:
 
     Args:
         path: the ONNX file of a verified bundle.
+        first_word: id in the bundle's GGUF of the first word of videos, if it has some.
 
     Raises:
         BundleError: ONNX Runtime refuses the file, or it takes other inputs.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first_word: int | None = None) -> None:
         session = open_session(path, threads=1)
+        self._first_word = first_word
         inputs = {item.name: item for item in session.get_inputs()}
         values = (inputs.keys() - {_INDEX_MAP}) & _PADDING.keys()
         if _INDEX_MAP not in inputs or len(inputs) != 2 or len(values) != 1:
@@ -53,7 +55,8 @@ class OrtBridge:
         found = dict(zip(self._outputs, values, strict=True))
         read = found.get(_ROW_MASK, slice(codes.count))
         words = found[_WORDS][read] if _WORDS in found else None
-        return TokenSet(found[_TOKENS][read], codes, words)
+        ids = None if words is None or self._first_word is None else words + self._first_word
+        return TokenSet(found[_TOKENS][read], codes, words, ids)
 
     def close(self) -> None:
         """Free the session; twice is fine."""

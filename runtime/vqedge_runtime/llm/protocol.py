@@ -22,10 +22,13 @@ class VideoRows:
     Attributes:
         rows: float32 `[K, width]`, K >= 1, one embedding a token; other float types are converted.
         key: names the content: equal keys mean equal rows. Left empty, it is the rows' sha256.
+        ids: int32 `[K]`, if the rows are of the model's own vocabulary: it reads these instead, as
+            any other runtime would.
     """
 
     rows: Rows
     key: str = ""
+    ids: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         """Check the rows and fill in the key.
@@ -42,6 +45,11 @@ class VideoRows:
         if not self.key:
             name = hashlib.sha256(repr(rows.shape).encode() + rows.tobytes()).hexdigest()
             object.__setattr__(self, "key", name)
+
+    @property
+    def inputs(self) -> Rows | npt.NDArray[np.int32]:
+        """What the model reads: ids where there are some, else rows."""
+        return self.rows if self.ids is None else self.ids
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ class Reader:
         for number, video in enumerate(videos, 1):
             start = len(self._before) + _shared(self._held, video)
             first = firsts.setdefault(video.key, number)
-            rest = video.rows[start - len(self._before) :]
+            rest = video.inputs[start - len(self._before) :]
             reused.append(first != number or not len(rest))
             if first == number:
                 self.context.fork(0, number, start)
@@ -276,7 +276,7 @@ class Reader:
         reused = self._holds(video) and context.truncate(length)
         if not reused:
             self._hold_template()
-            context.read(Cells.at(len(self._before), video.rows))
+            context.read(Cells.at(len(self._before), video.inputs))
             self._held = video
         return Prefix(length, (time.perf_counter() - started) * 1e3, reused)
 
