@@ -47,7 +47,7 @@ def page() -> str:
         _export(),
         _encoders(),
         _photos(),
-        _codebook(),
+        _words(),
         _grounding(),
         _ids(),
     ]
@@ -181,18 +181,55 @@ def _photos() -> str:
     return "\n".join(lines)
 
 
-def _codebook() -> str:
-    document = _load("codebook")
-    if not document:
+def _words() -> str:
+    """Videos as words beside videos as rows, and the codebook that the words are of."""
+    words, other = _load("words"), _load("words_other")
+    if not words or not other:
         return ""
-    return "\n".join(
-        [
-            "## The learned codebook",
-            "",
-            f"`recipes/tiny-codebook.yaml`, {document['ids']} ids a clip that mean the same in "
-            f"every video: {_share(document)} of {document['n']}.",
-        ]
-    )
+    rows, names = _load("budget_16"), {"words_8": "words, `--budget 8`", "words": "words"}
+    assert rows
+    told = [("rows of VQ-Attention, `--budget 16`", rows)]
+    told += [(name, d) for file, name in names.items() if (d := _load(file))]
+    lines = [
+        "## Videos as words",
+        "",
+        "`models/tiny-words` tells a video in [words of the GGUF's vocabulary](video-words.md), "
+        "ids of a codebook that mean the same in every video; `models/tiny` in rows that its "
+        "attention makes for each clip. The same questions:",
+        "",
+        "| form | tokens | accuracy | points from rows |",
+        "|---|---|---|---|",
+    ]
+    for name, d in told:
+        points = 100 * (d["accuracy"] - rows["accuracy"])
+        lines.append(f"| {name} | {d['tokens_mean']:.1f} | {_share(d)} | {points:+.1f} |")
+    kinds = ", ".join(f"{k} {row['accuracy']:.0%}" for k, row in words["by_kind"].items())
+    lines += ["", f"By kind: {kinds}.", "", *_elsewhere(other), "", *_usage()]
+    return "\n".join(lines)
+
+
+def _elsewhere(other: dict[str, Any]) -> list[str]:
+    return [
+        f"`tests/bench/other_runtime.py`, {other['questions']} open questions: vqedge "
+        f"({other['backend']['llm']}) {_share(other['ours'])}, {other['other']} from the same ids "
+        f"{_share(other['theirs'])}; the same text in {other['same_text']:.1%}."
+    ]
+
+
+def _usage() -> list[str]:
+    """How evenly held-out clips use the entries."""
+    used = json.loads((ROOT / "models/tiny-words/metrics.json").read_text())["codebook"]
+    levels = zip(used["usage"], used["dead"], used["perplexity"], strict=True)
+    return [
+        f"The codebook on {used['rows']:,} held-out codes:",
+        "",
+        "| level | entries used | not met | perplexity |",
+        "|---|---|---|---|",
+        *(
+            f"| {number} | {usage:.1%} | {dead:,} | {perplexity:,} |"
+            for number, (usage, dead, perplexity) in enumerate(levels, 1)
+        ),
+    ]
 
 
 def _grounding() -> str:
