@@ -1,9 +1,9 @@
 """A video as words of a vocabulary: which there are, how they are numbered and spelled.
 
-A code is told by a group of words: over which frames it occurs, where, which way it moves, how
-large it is and how that changes, and then the entries of a learned codebook that it is the sum of,
-the coarsest last. A word means the same in every video, so that a language model can hold a row
-for each (`docs/video-words.md`).
+A code is told by a group of words: where it is, how large and how that changes, over which frames
+it occurs, the finer entries of the learned codebook that it is the sum of, which way it moves, and
+the coarsest entry, which names it. A word means the same in every video, so that a language model
+can hold a row for each (`docs/video-words.md`).
 """
 
 from __future__ import annotations

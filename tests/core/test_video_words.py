@@ -88,12 +88,8 @@ def by_hand(index_map: Array, code: int) -> list[str]:
     dy, dx = (step(slope(middles[:, axis]), MOTION_STEPS) for axis in (0, 1))
     size = int(min(sizes.mean() / 4 * SIZES, SIZES - 1))
     growth = step(slope(sizes), GROWTH_STEPS)
-    return [
-        f"<|t{seen[0]}-{seen[-1]}|>",
-        f"<|x{x}y{y}|>",
-        f"<|dx{dx}dy{dy}|>",
-        f"<|s{size}g{growth}|>",
-    ]
+    span, motion = f"<|t{seen[0]}-{seen[-1]}|>", f"<|dx{dx}dy{dy}|>"
+    return [f"<|x{x}y{y}|>", f"<|s{size}g{growth}|>", span, motion]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -111,8 +107,8 @@ def test_words_of_a_code_are_what_its_patches_say(bridge: WordBridge, seed: int)
             continue
         told = [spellings[word] for word in group]
         entries = [f"<|v{level * ENTRIES + int(ids[code, level])}|>" for level in range(LEVELS)]
-        assert told[4:] == entries[::-1], "the coarsest entry comes last"
-        assert told[:4] == by_hand(index_map.numpy(), code)
+        place, size, span, motion = by_hand(index_map.numpy(), code)
+        assert told == [place, size, span, *entries[:0:-1], motion, entries[0]]
 
 
 def test_rows_are_looked_up_and_the_same_as_in_training(bridge: WordBridge) -> None:

@@ -77,7 +77,7 @@ class WordBridge(nn.Module):
     def unquantised(self, codes: Tensor, indices: Tensor) -> Tensor:
         """`by_code` of the rows if every code had an entry of its own in the first level."""
         hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
-        words = self._hash_words(hashed) - self.words.code.end
+        words = torch.stack(self._hash_words(hashed), dim=-1) - self.words.code.end
         told = F.embedding(words, self._rows_of(self._hash_hidden())).sum(dim=2)
         rows = told + self._rows_of(self._entry_hidden(self.codebook.seen(codes), self.level[0]))
         return rows * hashed.mask[..., None]
@@ -111,8 +111,9 @@ class WordBridge(nn.Module):
         """
         quantizer = self.config.quantizer
         first_of_level = torch.arange(quantizer.levels, device=ids.device) * quantizer.entries
-        entries = (ids.long().clamp(min=0) + first_of_level).flip(-1)
-        words = torch.cat([self._hash_words(hashed), entries], dim=-1)
+        coarse, *fine = (ids.long().clamp(min=0) + first_of_level).unbind(-1)
+        *places, motion = self._hash_words(hashed)
+        words = torch.stack([*places, *reversed(fine), motion, coarse], dim=-1)
         return torch.where(hashed.mask[..., None], words, UNUSED_WORD)
 
     def made_table(self) -> Tensor:
@@ -139,8 +140,8 @@ class WordBridge(nn.Module):
         x = hidden + F.gelu(self.hidden(F.gelu(hidden)))
         return F.normalize(self.projector(x).float(), dim=-1, eps=_EPS) * self.scale
 
-    def _hash_words(self, hashed: TokenHash) -> Tensor:
-        """Span, place, motion and size of every code, int64 `[B, K, 4]`."""
+    def _hash_words(self, hashed: TokenHash) -> list[Tensor]:
+        """Place, size, span and motion of every code, each int64 `[B, K]`."""
         words, frames = self.words, self.config.encoder.frames
         batch, codes, _width = hashed.features.shape
         table = hashed.features[..., :-MOTION_FEATURES]
@@ -154,9 +155,9 @@ class WordBridge(nn.Module):
         width = 2 * MOTION_STEPS + 1
         motion = _step(dy, MOTION_STEPS) * width + _step(dx, MOTION_STEPS)
         size = _bin(mass / _LARGEST, SIZES) * (2 * GROWTH_STEPS + 1) + _step(growth, GROWTH_STEPS)
-        firsts = (words.span.first, words.place.first, words.motion.first, words.size.first)
-        parts = zip((span, place, motion, size), firsts, strict=True)
-        return torch.stack([part.long() + first for part, first in parts], dim=-1)
+        kinds = (words.place, words.size, words.span, words.motion)
+        parts = zip((place, size, span, motion), kinds, strict=True)
+        return [part.long() + kind.first for part, kind in parts]
 
     def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
         return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
