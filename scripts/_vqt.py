@@ -3,7 +3,8 @@
     python scripts/_vqt.py BUNDLE [--clips 300] [--videos FOLDER] [--threads N] [--write]
 
 Clips are held out (the synthetic suite's). One process encodes them, asks one question each and
-saves files; another one, which never sees a frame, reads the files and asks the same. Sizes with a
+saves files; another one, which never sees a frame, reads the files and asks the same. The first
+also saves files with fewer bits a number and asks those. Sizes with a
 learned codebook are those of the same maps with ids in place of codes: ids are not packed by
 content, so their values have no say. --write puts the result into docs/measured/vqt.json.
 """
@@ -34,9 +35,12 @@ from vqedge_runtime.tokens import Codes
 from vqedge_runtime.vqt import Header, Segment, open_vqt, vqt_bytes
 from vqedge_runtime.vqt.header import HEADER_BYTES
 
+Rounded = dict[int, list[tuple[int, bool]]]  # by bits
+
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs/measured/vqt.json"
 LEVELS, ENTRIES = 4, 1024  # of recipes/tiny-codebook.yaml
+BITS = (8, 6, 4, 3, 2)
 FALLBACK = "What is in the video?"
 
 
@@ -62,15 +66,24 @@ def encoded(qa: VideoQA, count: int, folder: Path) -> Iterator[tuple[str, Video]
 
 
 def save_and_ask(
-    bundle: Path, count: int, folder: Path, out: Path, threads: int | None
+    bundle: Path, count: int, folder: Path, out: Path, threads: int | None, rounded: Rounded
 ) -> dict[str, Any]:
-    """The way of the video: key of the rows and answer, by name; files go to `out`."""
+    """The way of the video: key of the rows and answer, by name; files go to `out`.
+
+    Of files with fewer bits, size and whether the answer is the same go to `rounded`.
+    """
     asked, found = questions(count), {}
     with VideoQA.open(bundle, threads=threads) as qa:
         for number, (name, video) in enumerate(encoded(qa, count, folder)):
             qa.save(video, out / f"{name}.vqt")
             question = asked[number] if number < count else FALLBACK
-            found[name] = [video.tokens.key(), question, qa.ask(video, question).text]
+            answer = qa.ask(video, question).text
+            found[name] = [video.tokens.key(), question, answer]
+            for bits in BITS if video.tokens.ids is None else ():
+                path = out / f"{name}.{bits}bits.vqt"
+                qa.save(video, path, bits)
+                same = qa.ask(path, question).text == answer
+                rounded.setdefault(bits, []).append((path.stat().st_size, same))
             print(f"\r{number + 1} encoded", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return found
@@ -157,7 +170,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = save_and_ask(options.bundle, options.clips, options.videos, folder, options.threads)
+        rounded: Rounded = {}
+        ways = (options.bundle, options.clips, options.videos, folder, options.threads)
+        found = save_and_ask(*ways, rounded)
         same = compared(options.bundle, folder, found, options.threads)
         names = list(found)
         groups = {"held_out": names[: options.clips], "real": names[options.clips :]}
@@ -171,6 +186,14 @@ def main() -> None:
             for kind, group in groups.items()
             if group
         }
+    document["bits"] = {
+        bits: {
+            "files": len(rows),
+            "bytes_mean": round(statistics.mean(size for size, _ in rows), 1),
+            "same_answers": sum(same for _, same in rows),
+        }
+        for bits, rows in rounded.items()
+    }
     document["budget"] = open_bundle(options.bundle).manifest.quantizer.default_budget
     document["versions"] = {
         tool: version(tool) for tool in ("vqedge", "onnxruntime", "llama-cpp-python")

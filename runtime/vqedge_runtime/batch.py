@@ -80,6 +80,7 @@ class BatchEncoder:
         budget: as the encoder takes it.
         window_s: length of a segment; None for the whole video.
         workers: threads that decode ahead, with a span each in memory.
+        bits: of each number of a code in the files, 0 for float16.
         on_progress: told a job and which share of it is done.
     """
 
@@ -88,6 +89,7 @@ class BatchEncoder:
     budget: int
     window_s: float | None = None
     workers: int = 2
+    bits: int = 0
     on_progress: Callable[[Job, float], None] = lambda *_: None
     _given_up: set[Job] = field(default_factory=set, init=False)
 
@@ -125,7 +127,8 @@ class BatchEncoder:
 
     def _windows_of(self, job: Job) -> Iterator[_Window]:
         window_us = round((self.window_s or 0.0) * 1e6)
-        header = header_for(self.manifest, self.budget, origin_from_path(job.video), window_us)
+        origin = origin_from_path(job.video)
+        header = header_for(self.manifest, self.budget, origin, window_us, self.bits)
         if is_current(job.out, header):
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
             return

@@ -169,20 +169,23 @@ class VideoQA:
         clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s)
         return replace(self._encoded(clip, codes), source=path)
 
-    def save(self, video: Video, path: PathLike) -> None:
+    def save(self, video: Video, path: PathLike, bits: int = 0) -> None:
         """Write an encoded video to a `.vqt`, which this bundle can be asked about instead.
 
         Args:
             video: what `encode` gave. Its file is read once more, for its sha256.
             path: of the file to write.
+            bits: 2 to 8 for a smaller file with each number of a code in so many, for about the
+                same answers; 0 for float16 and the very same.
 
         Raises:
+            ConfigError: the bundle's codes are ids, or bits are out of range.
             VideoError: the video's file is gone.
             VqtError: the file cannot be written.
         """
         source = video.source
         origin = origin_from_path(source) if isinstance(source, Path) else source
-        header = header_for(self.manifest, video.budget, origin)
+        header = header_for(self.manifest, video.budget, origin, bits=bits)
         codes = video.tokens.codes
         segment = segment_from_codes(codes, video.start_s, video.duration_s, video.times_s)
         write_stored(Path(path), header, segment)

@@ -209,6 +209,18 @@ def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEnc
     assert encoder.calls == 6 + 3 + 9
 
 
+def test_fewer_bits_make_a_smaller_file_that_is_another(
+    run: Any, clip: Path, encoder: FakeEncoder
+) -> None:
+    sizes = []
+    for bits in ((), ("--bits", "8"), ("--bits", "2")):
+        assert run("encode", clip, "-o", "out.vqt", *bits).code == 0
+        sizes.append(Path("out.vqt").stat().st_size)
+    assert encoder.calls == 3, "none is up to date for another number of bits"
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    assert open_vqt(Path("out.vqt")).header.bits == 2
+
+
 def test_as_json(run: Any, clip: Path) -> None:
     videos = folder_of(clip, "a.mp4", "bad.mp4")
     found = run("encode", videos, videos / "a.mp4", "-o", "out", "--json")

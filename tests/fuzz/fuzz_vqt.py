@@ -49,7 +49,8 @@ def one_input(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     """Whole files of both kinds."""
-    return [tiny_file(learned, count) for learned in (False, True) for count in (1, 2)]
+    kinds = ((False, 0), (True, 0), (False, 3))
+    return [tiny_file(learned, count, bits) for learned, bits in kinds for count in (1, 2)]
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from vqedge_runtime.vqt import (
     vqt_from_bytes,
 )
 from vqedge_runtime.vqt import file as files
+from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS, levels
 from vqedge_runtime.vqt.header import HEADER_BYTES
 
 FIRST_SEGMENT = HEADER_BYTES + 4
@@ -117,6 +118,44 @@ def test_a_file_is_read_as_it_was_written(written: tuple[Header, list[Segment]])
         assert_equal(*pair)
 
 
+@given(_files(), st.integers(MIN_BITS, MAX_BITS))
+@settings(deadline=None, max_examples=60)
+def test_codes_in_levels_are_read_as_what_the_levels_stand_for(
+    written: tuple[Header, list[Segment]], bits: int
+) -> None:
+    head, segments = written
+    if head.kind == "codebook":
+        with pytest.raises(VqtError, match="bits"):
+            vqt_bytes(replace(head, bits=bits), segments)
+        return
+    found_header, found = read_whole(vqt_bytes(replace(head, bits=bits), segments))
+    assert found_header == replace(head, bits=bits)
+    for read, wrote in zip(found, segments, strict=True):
+        wanted = wrote.codes.values.astype(np.float32)
+        got = read.codes.values.astype(np.float32)
+        assert np.array_equal(read.codes.index_map, wrote.codes.index_map)
+        assert len(np.unique(got, axis=0)) <= len(wanted)
+        mean, spread = wanted.mean(0), np.maximum(wanted.std(0), 2.0**-14)
+        inside = np.abs(wanted - mean) < 2.4 * spread
+        level = levels(bits)
+        widest = max(np.diff(level).max() / 2, 2.4 - level.max())  # inside and outside of them
+        slack = 1e-2 * (np.abs(mean) + spread)  # mean and spread were rounded to float16
+        assert (np.abs(got - wanted) <= widest * spread + slack)[inside].all()
+
+
+def test_eight_bits_are_half_the_codes_and_two_an_eighth() -> None:
+    rng = np.random.default_rng(0)
+    head = header(width=512, codes=40)
+    index_map = np.arange(40, dtype=np.int32)
+    head = replace(head, frames=1, grid_height=1, grid_width=40)
+    codes = Codes(index_map.reshape(1, 1, 40), rng.normal(size=(40, 512)).astype(np.float16))
+    whole = Segment(0, 1, (0,), codes)
+    sizes = {b: len(vqt_bytes(replace(head, bits=b), [whole])) for b in (0, 8, 2)}
+    statistics_bytes = 2 * 2 * 512
+    assert sizes[0] - sizes[8] == 40 * 512 - statistics_bytes
+    assert sizes[0] - sizes[2] == 40 * 512 * 2 * 7 // 8 - statistics_bytes
+
+
 def test_a_file_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "a.vqt"
     path.write_bytes(tiny_file(segments=3))
@@ -139,10 +178,13 @@ def test_what_counts_as_one(tmp_path: Path) -> None:
 # ---- damage
 
 
-@given(st.data(), st.booleans())
-@settings(deadline=None, max_examples=400)
-def test_any_damage_is_a_vqt_error(data: st.DataObject, learned: bool) -> None:
-    intact = tiny_file(learned, segments=2)
+KINDS = st.sampled_from([(False, 0), (True, 0), (False, 3)])  # learned, bits
+
+
+@given(st.data(), KINDS)
+@settings(deadline=None, max_examples=500)
+def test_any_damage_is_a_vqt_error(data: st.DataObject, kind: tuple[bool, int]) -> None:
+    intact = tiny_file(kind[0], segments=2, bits=kind[1])
     at = data.draw(st.integers(0, len(intact) - 1))
     how = data.draw(st.sampled_from(["flip", "flip", "cut", "insert"]))
     if how == "flip":
@@ -166,13 +208,13 @@ def test_every_single_bit(learned: bool) -> None:
             vqt_from_bytes(bytes(damaged))
 
 
-@given(st.data(), st.booleans())
-@settings(deadline=None, max_examples=400)
+@given(st.data(), KINDS)
+@settings(deadline=None, max_examples=500)
 def test_damage_under_a_fitting_checksum_is_read_or_refused(
-    data: st.DataObject, learned: bool
+    data: st.DataObject, kind: tuple[bool, int]
 ) -> None:
     """Past the checksum the parser itself is met: it gives a whole file or a `VqtError`."""
-    damaged = bytearray(tiny_file(learned, segments=2))
+    damaged = bytearray(tiny_file(kind[0], segments=2, bits=kind[1]))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(10, len(damaged) - 5))
         damaged[at] = data.draw(st.integers(0, 255))
@@ -195,8 +237,8 @@ def test_random_bytes(data: bytes) -> None:
 # ---- what cannot be, under a fitting checksum
 
 
-def changed(at: int, form: str, *values: Any, learned: bool = False) -> bytes:
-    data = bytearray(tiny_file(learned))
+def changed(at: int, form: str, *values: Any, learned: bool = False, bits: int = 0) -> bytes:
+    data = bytearray(tiny_file(learned, bits=bits))
     struct.pack_into("<" + form, data, at, *values)
     return sealed(bytes(data))
 
@@ -209,7 +251,10 @@ def _with_map(index_map: Any, learned: bool = False) -> Callable[[], bytes]:
 
 REFUSED: dict[str, Callable[[], bytes]] = {
     "not a .vqt file, or damaged by a copy as text": lambda: tiny_file().replace(b"\r\n", b"\n"),
-    "version 2; this vqedge reads version 1: upgrade": lambda: changed(8, "H", 2),
+    "version 3; this vqedge reads versions 1 and 2: upgrade": lambda: changed(8, "H", 3),
+    "version 2 is for codes in levels only": lambda: changed(8, "H", 2),
+    "bits 9 is not within 2 and 8": lambda: changed(11, "B", 9, bits=4),
+    "bits 1 is not within 2 and 8": lambda: changed(11, "B", 1, bits=4),
     "version 0; this": lambda: changed(8, "H", 0),
     "ends within its header": lambda: tiny_file()[:9],
     "ends too early; copy it again": lambda: tiny_file()[:100],

@@ -44,7 +44,7 @@ def segment(start_us: int = 0, learned: bool = False) -> Segment:
     return Segment(start_us, 500_000, times, Codes(index_map, ids if learned else codes))
 
 
-def tiny_file(learned: bool = False, segments: int = 1) -> bytes:
+def tiny_file(learned: bool = False, segments: int = 1, bits: int = 0) -> bytes:
     """A whole file."""
-    head = header(**(LEARNED if learned else {}))
+    head = header(**(LEARNED if learned else {}), bits=bits)
     return vqt_bytes(head, [segment(n * 500_000, learned) for n in range(segments)])

@@ -133,6 +133,12 @@ def encode(
         float | None,
         typer.Option(min=0.1, help="Seconds of video in a segment [default: all in one]."),
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=8, help="Smaller files: so many bits a number of a code [default: 16]."
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -148,7 +154,7 @@ def encode(
     from vqedge.commands.encode import encode as run
     from vqedge.commands.words import tell
 
-    options = EncodeOptions(budget, segment, jobs, backend, threads)
+    options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0)
     if as_ is None and question is None:
         run(videos, out, bundle, options=options, as_json=as_json)
     else:

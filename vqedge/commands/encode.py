@@ -21,6 +21,7 @@ from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import AUTO, open_encoder
+from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
 STDIN = Path("-")
@@ -41,6 +42,7 @@ class EncodeOptions:
     jobs: int = 2
     backend: str = AUTO
     threads: int | None = None
+    bits: int = 0
 
 
 def encode(
@@ -61,6 +63,7 @@ def encode(
         raise ConfigError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
     settings = options or EncodeOptions()
     opened = open_bundle(bundle_or_default(bundle))
+    header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
@@ -68,7 +71,12 @@ def encode(
         stack.callback(encoder.close)
         say(f"encoder: {encoder.name}")
         batch = BatchEncoder(
-            encoder, opened.manifest, budget, settings.segment_s, workers=settings.jobs
+            encoder,
+            opened.manifest,
+            budget,
+            settings.segment_s,
+            workers=settings.jobs,
+            bits=settings.bits,
         )
         outcomes = _run(batch, jobs, quiet=as_json)
     if as_json:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from vqedge.bundle import Manifest
-from vqedge.errors import VqtError
+from vqedge.errors import ConfigError, VqtError
+from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS
 from vqedge_runtime.vqt.header import Header, Origin
 
 _AGAIN = "encode the video again with this bundle, or give the bundle it was made with"
 
 
 def header_for(
-    manifest: Manifest, budget: int, origin: Origin | None = None, window_us: int = 0
+    manifest: Manifest,
+    budget: int,
+    origin: Origin | None = None,
+    window_us: int = 0,
+    bits: int = 0,
 ) -> Header:
     """The header of a file made with a bundle.
 
@@ -19,7 +24,15 @@ def header_for(
         budget: as the encoder takes it.
         origin: the video.
         window_us: length of a segment, 0 for the whole video.
+        bits: of each number of a code, 0 for float16.
+
+    Raises:
+        ConfigError: bits where codes are ids, or not 2 to 8.
     """
+    if bits and manifest.quantizer.codebook:
+        raise ConfigError("--bits: this bundle's codes are ids of a codebook already; leave it out")
+    if bits and not MIN_BITS <= bits <= MAX_BITS:
+        raise ConfigError(f"--bits {bits}: want {MIN_BITS} to {MAX_BITS}")
     codebook, encoder = manifest.quantizer.codebook, manifest.encoder
     values = next(item for item in manifest.bridge.inputs if item.name != "index_map")
     hashes = {file.role: file.sha256 for file in manifest.files}
@@ -37,6 +50,7 @@ def header_for(
         budget=budget,
         window_us=window_us,
         origin=origin or Origin(),
+        bits=bits,
     )
 
 

@@ -3,9 +3,6 @@
 A dimension is brought to mean 0 and variance 1, cut at three standard deviations, and becomes the
 number of its nearest level; levels are the means of equally likely pieces of a normal distribution.
 The paper's constants fit the latents of its own autoencoder; codes of a clip bring theirs.
-
-No `.vqt` holds codes like this: kinds of version 1 are float16 codes and ids, and a reader refuses
-any other. It is here to be measured.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import numpy.typing as npt
 
 MIN_BITS, MAX_BITS = 2, 8
 _CUT = 3.0  # standard deviations
-_LEAST = 1e-6  # spread of a dimension that does not vary
+_LEAST = 2.0**-14  # spread of a dimension that does not vary: the least normal float16
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.uint8]

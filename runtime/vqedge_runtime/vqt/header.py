@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from vqedge.errors import VqtError
+from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS
 
 MAGIC: Final = b"\x89VQT\r\n\x1a\n"  # damaged by whatever takes the file for text
 VERSION: Final = 1
+LEVELS_VERSION: Final = 2  # of files whose codes are in levels of some bits, and of no others
 MAX_PATCHES = 1 << 16  # of one segment
 MAX_CODES = 4096
 MAX_WIDTH = 1 << 16
@@ -42,6 +44,7 @@ class Header:
     Attributes:
         kind: how the quantizer names codes: by value, or by ids of a learned codebook.
         levels: ids a code; 0 for `kmeans`.
+        bits: of each number of a code, 2 to 8; 0 for float16 and for ids.
         width: numbers in a code; entries of a level for `codebook`.
         frames, grid_height, grid_width: of a segment's index map.
         codes: most codes of a segment.
@@ -66,6 +69,7 @@ class Header:
     budget: int = 0
     window_us: int = 0
     origin: Origin = field(default_factory=Origin)
+    bits: int = 0
 
     @property
     def map_shape(self) -> tuple[int, int, int]:
@@ -88,9 +92,9 @@ class Header:
         )
         return _LAYOUT.pack(
             MAGIC,
-            VERSION,
+            LEVELS_VERSION if self.bits else VERSION,
             _KINDS.index(self.kind),
-            self.levels,
+            self.bits or self.levels,
             *sizes,
             self.budget,
             self.window_us,
@@ -108,15 +112,19 @@ def header_from_bytes(data: bytes) -> Header:
     check_lead(data)
     if len(data) < HEADER_BYTES:
         raise VqtError("ends within its header; copy it again")
-    _magic, _version, kind, levels, t, h, w, codes, width, budget, window, size, *hashes = (
+    _magic, version, kind, levels, t, h, w, codes, width, budget, window, size, *hashes = (
         _LAYOUT.unpack_from(data)
     )
     if kind >= len(_KINDS):
         raise VqtError(f"quantizer kind {kind} is unknown; encode the video again")
     source, encoder, bridge, codebook = (part.hex() for part in hashes)
+    in_levels = version == LEVELS_VERSION
+    if in_levels and not (_KINDS[kind] == "kmeans" and levels):
+        raise VqtError(f"version {version} is for codes in levels only; encode the video again")
     header = Header(
         kind=_KINDS[kind],
-        levels=levels,
+        levels=0 if in_levels else levels,
+        bits=levels if in_levels else 0,
         width=width,
         frames=t,
         grid_height=h,
@@ -144,9 +152,9 @@ def check_lead(data: bytes) -> None:
     if len(data) < _LEAD.size:
         raise VqtError("ends within its header; copy it again")
     _magic, version = _LEAD.unpack_from(data)
-    if version != VERSION:
+    if version not in (VERSION, LEVELS_VERSION):
         raise VqtError(
-            f"version {version}; this vqedge reads version {VERSION}: "
+            f"version {version}; this vqedge reads versions {VERSION} and {LEVELS_VERSION}: "
             "upgrade vqedge, or encode the video again"
         )
 
@@ -159,6 +167,7 @@ def _check(header: Header) -> None:
         "frames x grid": (patches, 1, MAX_PATCHES),
         "codes": (header.codes, 1, MAX_CODES),
         "levels": (header.levels, *((1, MAX_LEVELS) if learned else (0, 0))),
+        "bits": (header.bits, *((0, 0) if learned or not header.bits else (MIN_BITS, MAX_BITS))),
         "width": (header.width, 2 if learned else 1, MAX_WIDTH),
         "budget": (header.budget, 0, header.codes),
     }

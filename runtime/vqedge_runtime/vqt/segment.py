@@ -1,4 +1,8 @@
-"""One span of a video: its times, the index map packed by LZMA, and the codes or their ids."""
+"""One span of a video: its times, the index map packed by LZMA, and the codes or their ids.
+
+Codes are float16, or, to save space, levels of some bits in every dimension; then mean and spread
+of each dimension over the segment's codes come first.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ import numpy.typing as npt
 
 from vqedge.errors import VqtError
 from vqedge_runtime.tokens import Codes, Values
+from vqedge_runtime.vqt.gaussian import GaussianCodec, fitted, packed, unpacked
 from vqedge_runtime.vqt.header import Header
 
 _SPAN = struct.Struct("<QQ")
 _COUNTS = struct.Struct("<HI")
+_LARGEST = float(np.finfo(np.float16).max)
 _DAMAGED = "encode the video again"
 # Raw LZMA2: no container around it, and so small a dictionary that no stream can ask for memory.
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 17, "lc": 0, "lp": 0, "pb": 0}]
@@ -136,6 +142,8 @@ def _symbol(header: Header) -> np.dtype[np.unsignedinteger]:
 
 def _size_of(count: int, header: Header) -> int:
     """Bytes of a segment's codes or ids."""
+    if header.bits:
+        return 2 * 2 * header.width + -(-count * header.width * header.bits // 8)
     if header.kind == "kmeans":
         return count * header.width * 2
     return -(-count * header.levels * _bits(header) // 8)
@@ -146,6 +154,8 @@ def _bits(header: Header) -> int:
 
 
 def _packed_values(values: Values, header: Header) -> bytes:
+    if header.bits:
+        return _packed_levels(values.astype(np.float32), header.bits)
     if header.kind == "kmeans":
         return values.astype("<f2").tobytes()
     bits = values.reshape(-1, 1).astype(np.int64) >> np.arange(_bits(header)) & 1
@@ -153,6 +163,8 @@ def _packed_values(values: Values, header: Header) -> bytes:
 
 
 def _unpacked_values(data: memoryview, count: int, header: Header) -> Values:
+    if header.bits:
+        return _unpacked_levels(data, count, header)
     if header.kind == "kmeans":
         codes = np.frombuffer(data, "<f2").astype(np.float16)
         return codes.reshape(count, header.width)
@@ -163,3 +175,24 @@ def _unpacked_values(data: memoryview, count: int, header: Header) -> Values:
     places = np.left_shift(1, np.arange(width), dtype=np.int32)
     ids: npt.NDArray[np.int32] = (bits[:used].reshape(-1, width) * places).sum(1, dtype=np.int32)
     return ids.reshape(count, header.levels)
+
+
+def _packed_levels(codes: npt.NDArray[np.float32], bits: int) -> bytes:
+    """Mean and spread of each dimension, then the levels of all codes."""
+    codec = fitted(codes, bits)
+    mean, spread = codec.mean.astype("<f2"), codec.spread.astype("<f2")
+    stored = GaussianCodec(bits, mean.astype(np.float32), spread.astype(np.float32))
+    return mean.tobytes() + spread.tobytes() + packed(stored.encode(codes), bits)
+
+
+def _unpacked_levels(data: memoryview, count: int, header: Header) -> Values:
+    shape, statistics = (count, header.width), np.dtype("<f2").itemsize * 2 * header.width
+    mean, spread = np.frombuffer(data[:statistics], "<f2").astype(np.float32).reshape(2, -1)
+    if not (np.isfinite(mean).all() and np.isfinite(spread).all() and (spread > 0).all()):
+        raise VqtError(f"mean or spread of a dimension cannot be; {_DAMAGED}")
+    try:
+        levels = unpacked(bytes(data[statistics:]), shape, header.bits)
+    except ValueError as error:
+        raise VqtError(f"{error}; {_DAMAGED}") from error
+    codes = GaussianCodec(header.bits, mean, spread).decode(levels)
+    return np.clip(codes, -_LARGEST, _LARGEST).astype(np.float16)
