@@ -63,6 +63,8 @@ class RunFolder:
                     tensors[f"{moment}.{name}"] = state[moment].cpu()
             if "step" in state:
                 tensors[f"step.{name}"] = torch.as_tensor(state["step"]).reshape(1).cpu()
+        for name, buffer in _fitted(model).items():
+            tensors[f"buffer.{name}"] = buffer.cpu()
         if model.bridge.codebook is not None:
             tensors[_USAGE] = model.bridge.codebook.usage.cpu()
         with replacing(self.path / STATE) as path:
@@ -94,6 +96,8 @@ class RunFolder:
             if f"step.{name}" in tensors:  # none yet right after the naming steps
                 moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _ADAM_MOMENTS}
                 optimizer.state[parameter] = {"step": tensors[f"step.{name}"][0], **moments}
+        for name, buffer in _fitted(model).items():
+            buffer.copy_(tensors[f"buffer.{name}"])
         if model.bridge.codebook is not None:
             model.bridge.codebook.usage.copy_(tensors[_USAGE])
         self._forget_after(int(info["step"]))
@@ -136,6 +140,12 @@ class RunFolder:
 
 def _trained(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _fitted(model: VideoLanguageModel) -> dict[str, Tensor]:
+    """Buffers of the bridge that a checkpoint holds: what was fitted, not trained."""
+    kept = model.bridge.state_dict().keys()
+    return {name: buffer for name, buffer in model.bridge.named_buffers() if name in kept}
 
 
 def _logged_step(line: str) -> float:

@@ -35,6 +35,7 @@ from vqedge.model.encoder import ClipQuantizer, rows_per_code, trained_bridge
 from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
 from vqedge.model.naming import NamingLoss
 from vqedge.model.vlm import Scores, VideoLanguageModel
+from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock, progress
 from vqedge.run_folder import RunFolder
 from vqedge.warmup import NamingLesson
@@ -224,6 +225,8 @@ class _Run:
             seen = codebook.seen(rows.to(self.accelerator.device)).cpu()
         tables = fit_codebook(seen, quantizer.levels, quantizer.entries, seed=self.config.seed)
         codebook.tables.data.copy_(tables)
+        if isinstance(self.model.bridge, WordBridge):
+            self.model.bridge.name_entries()
 
     def name_codes(self, quantised: bool = True) -> dict[str, float]:
         """The bridge's first lesson, without the language model; its accuracy by group of words.

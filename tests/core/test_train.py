@@ -243,7 +243,8 @@ def test_words_take_the_adapter_of_another_model_and_are_named(
         run(config_for(tmp_path / "killed", model=IN_WORDS, init=whole))
     run(config_for(tmp_path / "killed", model=IN_WORDS, init=whole), resume=True)
     expected, found = (load_file(tmp_path / name / STATE) for name in ("words", "killed"))
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    differing = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert not differing
 
 
 def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:

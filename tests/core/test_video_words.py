@@ -11,7 +11,14 @@ from pydantic import ValidationError
 
 from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.model.word_bridge import WordBridge
-from vqedge.video_words import GROWTH_STEPS, MOTION_STEPS, SIZES, VideoVocabulary, vocabulary_of
+from vqedge.video_words import (
+    GROWTH_STEPS,
+    MOTION_STEPS,
+    PLACES,
+    SIZES,
+    VideoVocabulary,
+    vocabulary_of,
+)
 
 Array = np.ndarray[Any, Any]
 FRAMES, GRID, CODES, LEVELS, ENTRIES, WIDTH = 4, 8, 6, 2, 10, 32
@@ -37,6 +44,7 @@ WORDS = VideoVocabulary(LEVELS, ENTRIES, FRAMES, GRID)
 def bridge() -> WordBridge:
     torch.manual_seed(0)
     made = WordBridge(CONFIG).eval()
+    made.name_entries()
     made.finish()
     return made
 
@@ -59,11 +67,13 @@ def clip(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_word_is_spelled_in_one_way() -> None:
     spellings = WORDS.spellings()
     assert len(spellings) == len(set(spellings)) == len(WORDS)
-    kinds = (WORDS.code, WORDS.span, WORDS.place, WORDS.motion, WORDS.size)
+    kinds = (WORDS.code, WORDS.place, WORDS.size, WORDS.span, WORDS.motion)
     assert [kind.first for kind in kinds[1:]] == [kind.end for kind in kinds[:-1]]
-    assert spellings[WORDS.span.first] == "<|t0-0|>" and spellings[WORDS.span.end - 1] == "<|t3-3|>"
-    assert spellings[WORDS.place.first + GRID] == "<|x0y1|>"
-    assert WORDS.text([0, len(WORDS) - 1]) == "<|v0|><|s7g2|>"
+    assert WORDS.names == ENTRIES, "no more names than coarse entries"
+    assert spellings[WORDS.span.first] == "<|n0t0-0|>"
+    assert spellings[WORDS.span.end - 1] == "<|n9t3-3|>"
+    assert spellings[WORDS.place.first + PLACES] == "<|n0x0y1|>"
+    assert WORDS.text([0, len(WORDS) - 1]) == "<|v0|><|n9dx3dy3|>"
     assert vocabulary_of(CONFIG) == WORDS
     assert vocabulary_of(ModelConfig()) is None
 
@@ -84,12 +94,12 @@ def by_hand(index_map: Array, code: int) -> list[str]:
     def step(value: float, most: int) -> int:
         return int(np.clip(np.round(np.sign(value) * abs(value) ** 0.75 * most), -most, most))
 
-    y, x = (int(min((value + 1) / 2 * GRID, GRID - 1)) for value in middles.mean(0))
+    y, x = (int(min((value + 1) / 2 * PLACES, PLACES - 1)) for value in middles.mean(0))
     dy, dx = (step(slope(middles[:, axis]), MOTION_STEPS) for axis in (0, 1))
     size = int(min(sizes.mean() / 4 * SIZES, SIZES - 1))
     growth = step(slope(sizes), GROWTH_STEPS)
-    span, motion = f"<|t{seen[0]}-{seen[-1]}|>", f"<|dx{dx}dy{dy}|>"
-    return [f"<|x{x}y{y}|>", f"<|s{size}g{growth}|>", span, motion]
+    span, motion = f"t{seen[0]}-{seen[-1]}", f"dx{dx}dy{dy}"
+    return [f"x{x}y{y}", f"s{size}g{growth}", span, motion]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -107,7 +117,9 @@ def test_words_of_a_code_are_what_its_patches_say(bridge: WordBridge, seed: int)
             continue
         told = [spellings[word] for word in group]
         entries = [f"<|v{level * ENTRIES + int(ids[code, level])}|>" for level in range(LEVELS)]
-        place, size, span, motion = by_hand(index_map.numpy(), code)
+        name = int(bridge.names[ids[code, 0]])
+        told_of = (f"<|n{name}{word}|>" for word in by_hand(index_map.numpy(), code))
+        place, size, span, motion = told_of
         assert told == [place, size, span, *entries[:0:-1], motion, entries[0]]
 
 

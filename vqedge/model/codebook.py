@@ -195,6 +195,27 @@ def fit_codebook(
     return torch.stack(tables)
 
 
+@torch.no_grad()
+def grouped(entries: Tensor, groups: int, rounds: int = 20) -> Tensor:
+    """Number of the group of each entry: k-means from the farthest-first start.
+
+    Args:
+        entries: float `[E, D]`.
+        groups: how many, at most E.
+        rounds: of k-means.
+
+    Returns:
+        int64 `[E]`.
+    """
+    rows = normalised(entries.float())
+    first = rows.square().sum(dim=1).argmax()
+    chosen, distance = [first], (rows - rows[first]).square().sum(dim=1)
+    for _ in range(groups - 1):
+        chosen.append(distance.argmax())
+        distance = distance.minimum((rows - rows[chosen[-1]]).square().sum(dim=1))
+    return _nearest(rows, _kmeans(rows, rows[torch.stack(chosen)], rounds))
+
+
 def usage_report(ids: Tensor, entries: int) -> dict[str, Any]:
     """How evenly a codebook is used, for `metrics.json`.
 

@@ -1,10 +1,10 @@
 """Codes as words of a vocabulary: every row of the language model is looked up, none is computed.
 
 What VQ-Attention does for rows of one's own, the language model's first blocks do here: a code is a
-group of words, its entries of the learned codebook and its token hash in coarse steps
-(`vqedge.video_words`). A word's row comes from what it stands for, so that words which are hardly
-ever seen in training have a good one, too; the rows of all words make a table, which is all that is
-exported.
+group of words, its entries of the learned codebook and its token hash in coarse steps, each with
+the name of what it is about (`vqedge.video_words`). A word's row comes from what it stands for, so
+that words which are hardly ever seen in training have a good one, too; the rows of all words make a
+table, which is all that is exported.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
-from vqedge.model.codebook import codebook_from_config, normalised
+from vqedge.model.codebook import codebook_from_config, grouped, normalised
 from vqedge.model.rows import Bridged, Rows
 from vqedge.model.token_hash import FEATURES_PER_FRAME, MOTION_FEATURES, TokenHash, token_hash
 from vqedge.model.vq_attention import ROW_NORM
 from vqedge.video_words import (
     GROWTH_STEPS,
     MOTION_STEPS,
+    PLACES,
     SIZES,
     UNUSED_WORD,
     VideoVocabulary,
@@ -43,6 +44,7 @@ class WordBridge(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.table: Tensor
+        self.names: Tensor
         self.config = config
         words = vocabulary_of(config)
         assert words is not None, "the caller looks at attention.hash"
@@ -58,7 +60,9 @@ class WordBridge(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.projector = nn.Linear(width, config.llm.width)
         self.scale = nn.Parameter(torch.tensor(ROW_NORM))
+        self.about = nn.Parameter(torch.zeros(width))  # a name that is told of, not an entry
         self.register_buffer("table", torch.zeros(len(self.words), config.llm.width))
+        self.register_buffer("names", torch.zeros(config.quantizer.entries))  # of coarse entries
 
     def forward(self, codes: Tensor, indices: Tensor) -> Bridged:
         """Rows of a batch of quantised clips, each word's row made anew.
@@ -69,18 +73,24 @@ class WordBridge(nn.Module):
         """
         hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
         _sums, ids, commitment = self.codebook(codes, hashed.mask)
-        words = self.words_of(ids, hashed)
-        rows = F.embedding(words.clamp(min=0), self.made_table()).flatten(1, 2)
+        words = self.words_of(ids, hashed).clamp(min=0)
+        used, places = torch.unique(words, return_inverse=True)
+        made = self._rows_of(F.embedding(used, self._hidden()))
+        rows = F.embedding(places, made).flatten(1, 2)  # indexing has gradients in any order
         mask = hashed.mask.repeat_interleave(self.words.per_code, dim=1)
         return Bridged(rows * mask[..., None], mask, ids, commitment)
 
     def unquantised(self, codes: Tensor, indices: Tensor) -> Tensor:
-        """`by_code` of the rows if every code had an entry of its own in the first level."""
+        """`by_code` of the rows if every code had an entry and a name of its own."""
         hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
-        words = torch.stack(self._hash_words(hashed), dim=-1) - self.words.code.end
-        told = F.embedding(words, self._rows_of(self._hash_hidden())).sum(dim=2)
-        rows = told + self._rows_of(self._entry_hidden(self.codebook.seen(codes), self.level[0]))
-        return rows * hashed.mask[..., None]
+        entry = self.entry(self.codebook.seen(codes))
+        hidden = [entry + self.level[0]]
+        for layer, part, value in zip(
+            self.hashes, _coordinates(self.words), self._hash_values(hashed), strict=True
+        ):
+            told = F.embedding(value, layer(_waves(part.to(value.device))))
+            hidden.append(entry + self.about + told)
+        return self._rows_of(torch.stack(hidden, dim=2)).sum(dim=2) * hashed.mask[..., None]
 
     def by_code(self, rows: Tensor) -> Tensor:
         """Rows `[B, K * words, d]` to what those of each code say together, `[B, K, d]`."""
@@ -112,37 +122,47 @@ class WordBridge(nn.Module):
         quantizer = self.config.quantizer
         first_of_level = torch.arange(quantizer.levels, device=ids.device) * quantizer.entries
         coarse, *fine = (ids.long().clamp(min=0) + first_of_level).unbind(-1)
-        *places, motion = self._hash_words(hashed)
+        name = F.embedding(coarse, self.names[:, None])[..., 0].long()
+        kinds = (self.words.place, self.words.size, self.words.span, self.words.motion)
+        *places, motion = (
+            kind.first + name * (kind.size // self.words.names) + value
+            for kind, value in zip(kinds, self._hash_values(hashed), strict=True)
+        )
         words = torch.stack([*places, *reversed(fine), motion, coarse], dim=-1)
         return torch.where(hashed.mask[..., None], words, UNUSED_WORD)
 
-    def made_table(self) -> Tensor:
-        """The row of every word, float32 `[words, d_llm]`."""
-        entries = self._entry_hidden(self.codebook.tables, self.level[:, None]).flatten(0, 1)
-        return self._rows_of(torch.cat([entries, self._hash_hidden()]))
+    def name_entries(self) -> None:
+        """Group the coarse entries as they are now: to be done once, before words are learned."""
+        self.names.copy_(grouped(self.codebook.tables.detach()[0], self.words.names))
 
     def finish(self) -> None:
         """Keep the rows as they are now in the table that is exported."""
         with torch.no_grad():
-            self.table.copy_(self.made_table())
+            self.table.copy_(self._rows_of(self._hidden()))
 
-    def _entry_hidden(self, entries: Tensor, level: Tensor) -> Tensor:
-        hidden: Tensor = self.entry(normalised(entries.float())) + level
-        return hidden
+    def _hidden(self) -> Tensor:
+        """What each word stands for, before its row is made of it, float32 `[words, width]`."""
+        entries = normalised(self.codebook.tables.float())
+        told = self.entry(self._group_means(entries[0])) + self.about
+        hidden = [(self.entry(entries) + self.level[:, None]).flatten(0, 1)]
+        for layer, part in zip(self.hashes, _coordinates(self.words), strict=True):
+            values = layer(_waves(part.to(told.device)))
+            hidden.append((told[:, None] + values).flatten(0, 1))
+        return torch.cat(hidden)
 
-    def _hash_hidden(self) -> Tensor:
-        """Of all words but the codes', in their order."""
-        device = self.level.device
-        parts = zip(self.hashes, _coordinates(self.words), strict=True)
-        return torch.cat([layer(_waves(part.to(device))) for layer, part in parts])
+    def _group_means(self, entries: Tensor) -> Tensor:
+        """The mean of the entries of each name, normalised, `[names, D]`."""
+        group = self.names.long()
+        sums = entries.new_zeros(self.words.names, entries.shape[1]).index_add(0, group, entries)
+        return normalised(sums)
 
     def _rows_of(self, hidden: Tensor) -> Tensor:
         x = hidden + F.gelu(self.hidden(F.gelu(hidden)))
         return F.normalize(self.projector(x).float(), dim=-1, eps=_EPS) * self.scale
 
-    def _hash_words(self, hashed: TokenHash) -> list[Tensor]:
-        """Place, size, span and motion of every code, each int64 `[B, K]`."""
-        words, frames = self.words, self.config.encoder.frames
+    def _hash_values(self, hashed: TokenHash) -> list[Tensor]:
+        """Place, size, span and motion of every code, each int64 `[B, K]` from 0."""
+        frames = self.config.encoder.frames
         batch, codes, _width = hashed.features.shape
         table = hashed.features[..., :-MOTION_FEATURES]
         table = table.reshape(batch, codes, frames, FEATURES_PER_FRAME)
@@ -150,14 +170,11 @@ class WordBridge(nn.Module):
         share = 1.0 / present.sum(dim=-1).clamp(min=1.0)
         mass, x, y = (table[..., part].sum(dim=-1) * share for part in (1, 2, 3))
         dx, dy, growth = hashed.features[..., -MOTION_FEATURES:].unbind(-1)
-        span = _span(present, frames)
-        place = _bin((y + 1) / 2, words.grid) * words.grid + _bin((x + 1) / 2, words.grid)
+        place = _bin((y + 1) / 2, PLACES) * PLACES + _bin((x + 1) / 2, PLACES)
+        size = _bin(mass / _LARGEST, SIZES) * (2 * GROWTH_STEPS + 1) + _step(growth, GROWTH_STEPS)
         width = 2 * MOTION_STEPS + 1
         motion = _step(dy, MOTION_STEPS) * width + _step(dx, MOTION_STEPS)
-        size = _bin(mass / _LARGEST, SIZES) * (2 * GROWTH_STEPS + 1) + _step(growth, GROWTH_STEPS)
-        kinds = (words.place, words.size, words.span, words.motion)
-        parts = zip((place, size, span, motion), kinds, strict=True)
-        return [part.long() + kind.first for part, kind in parts]
+        return [value.long() for value in (place, size, _span(present, frames), motion)]
 
     def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
         return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
@@ -183,15 +200,17 @@ def _step(slope: Tensor, steps: int) -> Tensor:
 
 
 def _coordinates(words: VideoVocabulary) -> list[Tensor]:
-    """What the words of each kind but the codes stand for, as numbers from -1 to 1."""
+    """What places, sizes, spans and motions stand for, as numbers from -1 to 1."""
     spans = torch.tensor(words.spans(), dtype=torch.float32)
     span = torch.cat([spans, spans[:, 1:] - spans[:, :1]], dim=1) * (2 / words.frames) - 1
-    side = (torch.arange(words.grid) + 0.5) * (2 / words.grid) - 1
-    motion = torch.arange(-MOTION_STEPS, MOTION_STEPS + 1) / MOTION_STEPS
+    side = (torch.arange(PLACES) + 0.5) * (2 / PLACES) - 1
     size = (torch.arange(SIZES) + 0.5) * (2 / SIZES) - 1
     growth = torch.arange(-GROWTH_STEPS, GROWTH_STEPS + 1) / GROWTH_STEPS
-    pairs = ((side, side), (motion, motion), (size, growth))
-    return [span, *(torch.cartesian_prod(*pair) for pair in pairs)]
+    motion = torch.arange(-MOTION_STEPS, MOTION_STEPS + 1) / MOTION_STEPS
+    place, sizes, motions = (
+        torch.cartesian_prod(*pair) for pair in ((side, side), (size, growth), (motion, motion))
+    )
+    return [place, sizes, span, motions]
 
 
 def _waves(coordinates: Tensor) -> Tensor:
