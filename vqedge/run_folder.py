@@ -54,6 +54,7 @@ class RunFolder:
     ) -> None:
         """Write weights, optimiser moments, the deployable checkpoint and the curves."""
         self.path.mkdir(parents=True, exist_ok=True)
+        model.bridge.finish()
         tensors: dict[str, Tensor] = {}
         for name, parameter in _trained(model).items():
             tensors[f"weight.{name}"] = parameter.detach().cpu()

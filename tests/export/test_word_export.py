@@ -38,6 +38,8 @@ def word_checkpoint(vit_source: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Random words behind the real backbone's first block."""
     torch.manual_seed(4)
     bridge = trained_bridge(CONFIG)
+    bridge.name_entries()
+    bridge.finish()
     llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
     position = clip_quantizer(CONFIG, Path()).vit.position
     folder = tmp_path_factory.mktemp("words")

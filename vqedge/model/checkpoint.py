@@ -79,7 +79,6 @@ def save_checkpoint(
     Trained weights are rounded to float16, the position embedding is kept as it is.
     """
     path.mkdir(parents=True, exist_ok=True)
-    bridge.finish()
     tensors = {
         f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()
     }
