@@ -70,7 +70,8 @@ def serve(gguf: str, slots: str) -> None:
     params.n_ctx, params.n_parallel = CONTEXT, 1
     params.warmup, params.endpoint_slots = False, True
     params.no_extra_bufts = True  # AMX kernels crash in some builds: ggml-org/llama.cpp#20824
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    # one thread: others that wait for each other take seconds a token on a busy machine
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
