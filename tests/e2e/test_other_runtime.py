@@ -7,11 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from other_runtime import Server, served
 
+from vqedge.commands.encode import EncodeOptions, encode
+from vqedge.commands.words import tell
+from vqedge.errors import ConfigError
 from vqedge_export.assemble import assemble_bundle
 from vqedge_runtime import VideoQA
 from vqedge_runtime.answers import Video
@@ -112,28 +116,30 @@ def test_encode_prints_what_the_library_says(
     assert document["text"] == piece.text
 
 
-REFUSED = {
-    ("--as", "tokens"): "give text or ids",
-    ("--question", "a?"): "give --as ids too",
-    ("--as", "text", "--question", "a?"): "use --as ids",
-    ("--as", "ids", "-o", "x.vqt"): "-o does not go with it",
-    ("--as", "ids", "--segment", "5"): "--segment does not go with it",
-    (): "-o FILE.vqt or -o FOLDER",
+REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "give text or ids": (("tokens",), {}),
+    "give --as ids too": ((None, "a?"), {}),
+    "use --as ids": (("text", "a?"), {}),
+    "-o does not go with it": (("ids", None, Path("x.vqt")), {}),
+    "--segment does not go with it": (("ids",), {"options": EncodeOptions(segment_s=5.0)}),
 }
 
 
-@pytest.mark.parametrize("flags", REFUSED)
-def test_flags_that_do_not_go_together(
-    flags: tuple[str, ...], words_bundle: Path, demo_clip: Path
-) -> None:
-    done = run("encode", demo_clip, "-m", words_bundle, *flags)
-    assert done.returncode == 1
-    assert REFUSED[flags] in done.stderr
+@pytest.mark.parametrize("problem", REFUSED)
+def test_flags_that_do_not_go_together(problem: str, words_bundle: Path, demo_clip: Path) -> None:
+    arguments, options = REFUSED[problem]
+    with pytest.raises(ConfigError, match=problem):
+        tell([demo_clip], *arguments, bundle=words_bundle, **options)
 
 
 def test_a_bundle_without_words_says_so(bundle: Path, demo_clip: Path) -> None:
-    done = run("encode", demo_clip, "--as", "text", "-m", bundle)
-    assert done.returncode == 1 and "recipes/tiny-words.yaml" in done.stderr
+    with pytest.raises(ConfigError, match=r"recipes/tiny-words\.yaml"):
+        tell([demo_clip], "text", bundle=bundle)
+
+
+def test_a_file_to_write_is_needed_where_no_words_are_printed(demo_clip: Path) -> None:
+    with pytest.raises(ConfigError, match="-o FOLDER; or --as text"):
+        encode([demo_clip], None)
 
 
 # ---- there

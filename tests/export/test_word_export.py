@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,14 @@ def grown(base_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@functools.cache
+def _parsed(path: Path) -> gguf.GGUFReader:
+    """Parsed once: it takes seconds."""
+    return gguf.GGUFReader(path)
+
+
 def _embedding(path: Path, token: int) -> Array:
-    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
+    tensor = next(t for t in _parsed(path).tensors if t.name == "token_embd.weight")
     row: Array = gguf.quants.dequantize(tensor.data[token : token + 1], tensor.tensor_type)[0]
     return row
 
@@ -132,7 +139,7 @@ def test_words_are_control_tokens_after_all_others(grown: Path, base_gguf: Path)
     first = base.vocab_size
     assert facts.vocab_size == first + len(WORDS)
     assert (facts.arch, facts.width, facts.chat_template) == (base.arch, base.width, "chatml")
-    fields = gguf.GGUFReader(grown).fields
+    fields = _parsed(grown).fields
     assert fields["tokenizer.ggml.tokens"].contents()[first:] == list(WORDS)
     assert fields["tokenizer.ggml.token_type"].contents()[first:] == [3] * len(WORDS)
     assert fields["tokenizer.ggml.suppress_tokens"].contents() == [first, first + 1, first + 2]

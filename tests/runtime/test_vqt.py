@@ -182,7 +182,7 @@ KINDS = st.sampled_from([(False, 0), (True, 0), (False, 3)])  # learned, bits
 
 
 @given(st.data(), KINDS)
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=400)
 def test_any_damage_is_a_vqt_error(data: st.DataObject, kind: tuple[bool, int]) -> None:
     intact = tiny_file(kind[0], segments=2, bits=kind[1])
     at = data.draw(st.integers(0, len(intact) - 1))
@@ -209,7 +209,7 @@ def test_every_single_bit(learned: bool) -> None:
 
 
 @given(st.data(), KINDS)
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=400)
 def test_damage_under_a_fitting_checksum_is_read_or_refused(
     data: st.DataObject, kind: tuple[bool, int]
 ) -> None:
