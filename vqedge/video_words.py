@@ -44,13 +44,11 @@ class VideoVocabulary:
         levels: entries in the sum that a code is.
         entries: of each level.
         frames: T.
-        grid: patches per side.
     """
 
     levels: int
     entries: int
     frames: int
-    grid: int
 
     @property
     def per_code(self) -> int:
@@ -125,5 +123,5 @@ def vocabulary_of(config: ModelConfig) -> VideoVocabulary | None:
     """The words that a model's videos are told in; None where rows are made for each clip."""
     if config.attention.hash != "tokens":
         return None
-    quantizer, encoder = config.quantizer, config.encoder
-    return VideoVocabulary(quantizer.levels, quantizer.entries, encoder.frames, encoder.grid)
+    quantizer = config.quantizer
+    return VideoVocabulary(quantizer.levels, quantizer.entries, config.encoder.frames)

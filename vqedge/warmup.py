@@ -69,7 +69,7 @@ class NamingLesson:
         picks = self.mixture.picks(step * count, (step + 1) * count)
         budget = drawn_budget(self.budgets, self.seed + 1, step)
         batch = self.clips.batch(picks, budget)
-        names = self._labels(picks).code_names(batch.indices, budget).to(self.device)
+        names = self._labels(self.clips, picks).code_names(batch.indices, budget).to(self.device)
         rows, commitment = self._rows(batch)
         loss = self.loss(rows, names) + self.optim.commitment_weight * commitment
         loss.backward()
@@ -86,25 +86,16 @@ class NamingLesson:
         bridged: Bridged = self.bridge(codes, indices)
         return self.bridge.by_code(bridged.tokens), bridged.commitment
 
-    def _labels(self, picks: Sequence[Pick]) -> PatchLabels:
+    def _labels(self, clips: TrainingClips, picks: Sequence[Pick]) -> PatchLabels:
         config = self.bridge.config.encoder
-        labelled = [self.clips.clip(pick) for pick in picks]
+        labelled = [clips.clip(pick) for pick in picks]
         return patch_labels(labelled, config.frames, config.grid, self.loss.vocabulary)
 
     @torch.no_grad()
     def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
         """Share of codes of held-out clips that are named right, by group."""
-        lesson = NamingLesson(
-            self.bridge,
-            held_out,
-            self.loss,
-            self.optim,
-            self.budgets,
-            self.seed,
-            self.quantised,
-        )
         picks = list(held_out.in_order())
         batch = held_out.batch(picks, budget)
-        names = lesson._labels(picks).code_names(batch.indices, budget).to(self.device)
+        names = self._labels(held_out, picks).code_names(batch.indices, budget).to(self.device)
         shares = self.loss.accuracy(self._rows(batch)[0], names)
         return {group: round(share, 4) for group, share in shares.items()}

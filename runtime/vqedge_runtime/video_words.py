@@ -41,13 +41,13 @@ def prompt_piece(manifest: Manifest, tokens: TokenSet) -> PromptPiece:
 
 def vocabulary_of_bundle(manifest: Manifest) -> VideoVocabulary:
     """The words that a bundle's videos are told in; raises as `prompt_piece`."""
-    codebook, spec = manifest.quantizer.codebook, manifest.encoder
+    codebook = manifest.quantizer.codebook
     if manifest.llm.video_words is None or codebook is None:
         raise ConfigError(
             "this bundle's videos are rows, not words of its GGUF's vocabulary; export a "
             "checkpoint trained with attention.hash tokens: recipes/tiny-words.yaml"
         )
-    words = VideoVocabulary(codebook.levels, codebook.entries, spec.frames, spec.grid)
+    words = VideoVocabulary(codebook.levels, codebook.entries, manifest.encoder.frames)
     if len(words) != manifest.llm.video_words:
         raise BundleError(
             f"the GGUF holds {manifest.llm.video_words} video words, the encoder tells "

@@ -15,7 +15,7 @@ from vqedge.budget import ADAPTIVE
 from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.data.cache import QuantizedClips, reversed_clips
 from vqedge.model.encoder import quantizer_from_config
-from vqedge.model.quantizer import KMeansQuantizer, Quantized, _farthest_first
+from vqedge.model.quantizer import KMeansQuantizer, Quantized, farthest_first
 from vqedge.model.reducers.blocks import BlockReducer
 from vqedge.model.reducers.pruning import RandomPruning
 from vqedge.model.reducers.quantizer import ReducerQuantizer
@@ -166,16 +166,16 @@ def test_a_switched_off_code_is_far_from_every_patch() -> None:
 
 def test_a_prefix_of_the_start_is_the_start_of_a_smaller_codebook() -> None:
     features = features_of(7)
-    whole, errors = _farthest_first(features, 16)
+    whole, errors = farthest_first(features, 16)
     assert len(whole.unique(dim=0)) == 16 and errors.shape == (16,)
     for count in (1, 2, 7):
-        rows, beginning = _farthest_first(features, count)
+        rows, beginning = farthest_first(features, count)
         assert torch.equal(rows, whole[:count]) and torch.equal(beginning, errors[:count])
 
 
 def prefix_errors(features: Tensor, codes: int) -> Array:
     """Mean cosine distance to the nearest row of every prefix of the start, in float64."""
-    rows, _errors = _farthest_first(features, codes)
+    rows, _errors = farthest_first(features, codes)
     unit, start = (normalize(part.double()).numpy() for part in (features, rows))
     similar = np.maximum.accumulate(unit @ start.T, axis=1)
     return np.asarray(1 - similar.mean(axis=0))
@@ -184,7 +184,7 @@ def prefix_errors(features: Tensor, codes: int) -> Array:
 @pytest.mark.parametrize("seed", range(3))
 def test_errors_of_the_prefixes_fall_and_are_right(seed: int) -> None:
     features = features_of(seed, 300)
-    _rows, errors = _farthest_first(features, 32)
+    _rows, errors = farthest_first(features, 32)
     assert (errors.diff() < 0).all() and errors[-1] < 0.6 * errors[0]
     assert np.abs(errors.numpy() - prefix_errors(features, 32)).max() < 1e-5
 

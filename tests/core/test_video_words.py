@@ -37,7 +37,7 @@ CONFIG = ModelConfig(
     attention=WORDS_CONFIG,
     llm=LlmConfig(width=WIDTH),
 )
-WORDS = VideoVocabulary(LEVELS, ENTRIES, FRAMES, GRID)
+WORDS = VideoVocabulary(LEVELS, ENTRIES, FRAMES)
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqedge_runtime.vqt.bits import packed, unpacked
 from vqedge_runtime.vqt.gaussian import (
     MAX_BITS,
     MIN_BITS,
     GaussianCodec,
     fitted,
     levels,
-    packed,
-    unpacked,
 )
 
 BITS = range(MIN_BITS, MAX_BITS + 1)

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from vqedge.config import ModelConfig
 from vqedge.model.nearest_codebook import nearest_codebook
+from vqedge.model.quantizer import farthest_first
 
 UNUSED = -1  # the ids of a row without a code
 _USAGE_DECAY = 0.99
@@ -208,12 +209,8 @@ def grouped(entries: Tensor, groups: int, rounds: int = 20) -> Tensor:
         int64 `[E]`.
     """
     rows = normalised(entries.float())
-    first = rows.square().sum(dim=1).argmax()
-    chosen, distance = [first], (rows - rows[first]).square().sum(dim=1)
-    for _ in range(groups - 1):
-        chosen.append(distance.argmax())
-        distance = distance.minimum((rows - rows[chosen[-1]]).square().sum(dim=1))
-    return _nearest(rows, _kmeans(rows, rows[torch.stack(chosen)], rounds))
+    start, _errors = farthest_first(rows, groups)
+    return _nearest(rows, _kmeans(rows, start, rounds))
 
 
 def usage_report(ids: Tensor, entries: int) -> dict[str, Any]:

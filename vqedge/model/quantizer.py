@@ -70,7 +70,7 @@ class KMeansQuantizer(nn.Module):
 
     def rounds(self, features: Tensor, budget: Tensor) -> Iterator[Assignment]:
         """Every assignment of `forward`, the last one last; budgets as there."""
-        start, errors = _farthest_first(features, self.codes)
+        start, errors = farthest_first(features, self.codes)
         return self.rounds_from(features, start, self.settled(budget, errors))
 
     def settled(self, budget: Tensor, errors: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class KMeansQuantizer(nn.Module):
 
     def at_budgets(self, features: Tensor, budgets: Sequence[int]) -> list[Quantized]:
         """Quantise one clip at several budgets; each result has as many rows as its budget."""
-        start, _errors = _farthest_first(features, self.codes)
+        start, _errors = farthest_first(features, self.codes)
         results = []
         for budget in budgets:
             part = KMeansQuantizer(budget, self.iterations, self.adaptive_error, self.unit_means)
@@ -122,7 +122,7 @@ class KMeansQuantizer(nn.Module):
         return (indices[:, None] == self.slot).to(torch.float32)
 
 
-def _farthest_first(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+def farthest_first(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     """KKZ start: the row of largest norm, then always the row farthest from those chosen.
 
     Returns:

@@ -14,7 +14,7 @@ from torch import Tensor
 FEATURES_PER_FRAME = 5  # presence, mass, centroid x, centroid y, spread
 MOTION_FEATURES = 3  # velocity in x and y, rate of growth
 _SHORTEST_SPAN = 1e-3  # squared time; a code of one frame has no slope
-_MASS_SCALE = 4.0  # sqrt(mass) of a small object is about 0.1 to 0.3; brought near one
+MASS_SCALE = 4.0  # sqrt(mass) of a small object is about 0.1 to 0.3; brought near one
 
 
 class TokenHash(NamedTuple):
@@ -50,7 +50,7 @@ def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
     center_y = (occupancy * y).sum(dim=2) * share
     squares = (occupancy * (x * x + y * y)).sum(dim=2) * share
     spread = (squares - center_x.square() - center_y.square()).clamp(min=0.0).sqrt()
-    mass = (count / (grid * grid)).sqrt() * _MASS_SCALE
+    mass = (count / (grid * grid)).sqrt() * MASS_SCALE
     table = torch.stack([present, mass, center_x, center_y, spread], dim=-1)  # [B, T, K, 5]
     motion = _slopes(torch.stack([center_x, center_y, mass], dim=-1), present)
     features = torch.cat([table.permute(0, 2, 1, 3).flatten(2), motion], dim=2)

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from vqedge.config import ModelConfig
 from vqedge.model.codebook import codebook_from_config, grouped, normalised
 from vqedge.model.rows import Bridged, Rows
-from vqedge.model.token_hash import FEATURES_PER_FRAME, MOTION_FEATURES, TokenHash, token_hash
+from vqedge.model.token_hash import (
+    FEATURES_PER_FRAME,
+    MASS_SCALE,
+    MOTION_FEATURES,
+    TokenHash,
+    token_hash,
+)
 from vqedge.model.vq_attention import ROW_NORM
 from vqedge.video_words import (
     GROWTH_STEPS,
@@ -31,7 +37,6 @@ from vqedge.video_words import (
 _EPS = 1e-6
 _WAVES = 4  # sines and cosines of each coordinate, the longest two units long
 _EVENING = 0.75  # slow motion is more frequent, and as telling
-_LARGEST = 4.0  # what `token_hash` calls the mass of a code that fills its frames
 
 
 class WordBridge(nn.Module):
@@ -85,11 +90,8 @@ class WordBridge(nn.Module):
         hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
         entry = self.entry(self.codebook.seen(codes))
         hidden = [entry + self.level[0]]
-        for layer, part, value in zip(
-            self.hashes, _coordinates(self.words), self._hash_values(hashed), strict=True
-        ):
-            told = F.embedding(value, layer(_waves(part.to(value.device))))
-            hidden.append(entry + self.about + told)
+        for kind, value in zip(self._hash_hidden(), self._hash_values(hashed), strict=True):
+            hidden.append(entry + self.about + F.embedding(value, kind))
         return self._rows_of(torch.stack(hidden, dim=2)).sum(dim=2) * hashed.mask[..., None]
 
     def by_code(self, rows: Tensor) -> Tensor:
@@ -145,10 +147,13 @@ class WordBridge(nn.Module):
         entries = normalised(self.codebook.tables.float())
         told = self.entry(self._group_means(entries[0])) + self.about
         hidden = [(self.entry(entries) + self.level[:, None]).flatten(0, 1)]
-        for layer, part in zip(self.hashes, _coordinates(self.words), strict=True):
-            values = layer(_waves(part.to(told.device)))
-            hidden.append((told[:, None] + values).flatten(0, 1))
+        hidden += [(told[:, None] + kind).flatten(0, 1) for kind in self._hash_hidden()]
         return torch.cat(hidden)
+
+    def _hash_hidden(self) -> list[Tensor]:
+        """What places, sizes, spans and motions say of whatever it is, `[n, width]` each."""
+        parts = zip(self.hashes, _coordinates(self.words), strict=True)
+        return [layer(_waves(part.to(self.about.device))) for layer, part in parts]
 
     def _group_means(self, entries: Tensor) -> Tensor:
         """The mean of the entries of each name, normalised, `[names, D]`."""
@@ -171,7 +176,7 @@ class WordBridge(nn.Module):
         mass, x, y = (table[..., part].sum(dim=-1) * share for part in (1, 2, 3))
         dx, dy, growth = hashed.features[..., -MOTION_FEATURES:].unbind(-1)
         place = _bin((y + 1) / 2, PLACES) * PLACES + _bin((x + 1) / 2, PLACES)
-        size = _bin(mass / _LARGEST, SIZES) * (2 * GROWTH_STEPS + 1) + _step(growth, GROWTH_STEPS)
+        size = _bin(mass / MASS_SCALE, SIZES) * (2 * GROWTH_STEPS + 1) + _step(growth, GROWTH_STEPS)
         width = 2 * MOTION_STEPS + 1
         motion = _step(dy, MOTION_STEPS) * width + _step(dx, MOTION_STEPS)
         return [value.long() for value in (place, size, _span(present, frames), motion)]

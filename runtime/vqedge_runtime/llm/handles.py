@@ -82,11 +82,17 @@ class Model(Owned):
         return int(lib.llama_vocab_eos(self.vocab))
 
     @functools.cached_property
-    def suppressed_tokens(self) -> list[int]:
-        """Ids the file says are never to be generated."""
+    def suppressed_tokens(self) -> npt.NDArray[np.int64]:
+        """Ids the file says are never to be generated: thousands where videos are words."""
         count = ctypes.c_int32(0)
         ids = lib.llama_vocab_get_suppress_tokens(self.vocab, ctypes.byref(count))
-        return [int(ids[i]) for i in range(count.value)]
+        return np.array([ids[i] for i in range(count.value)], np.int64)
+
+    @functools.cached_property
+    def suppression(self) -> Any:
+        """The same for a sampler, as native biases."""
+        banned = self.suppressed_tokens.tolist()
+        return (lib.llama_logit_bias * len(banned))(*((token, -np.inf) for token in banned))
 
     def is_end(self, token: int) -> bool:
         """Whether an id ends the model's turn."""
@@ -292,9 +298,9 @@ class Sampler(Owned):
     def __init__(self, model: Model, options: DecodingOptions) -> None:
         """Chain the steps: suppressed ids, then greedy or top-k, top-p, temperature, draw."""
         self._pointer = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if banned := model.suppressed_tokens:
-            biases = (lib.llama_logit_bias * len(banned))(*((i, -np.inf) for i in banned))
-            self._add(lib.llama_sampler_init_logit_bias(model.vocab_size, len(banned), biases))
+        if count := len(model.suppressed_tokens):
+            biases = model.suppression
+            self._add(lib.llama_sampler_init_logit_bias(model.vocab_size, count, biases))
         if options.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return

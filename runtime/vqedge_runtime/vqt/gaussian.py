@@ -18,7 +18,7 @@ _CUT = 3.0  # standard deviations
 _LEAST = 2.0**-14  # spread of a dimension that does not vary: the least normal float16
 
 Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,3 @@ def levels(bits: int) -> npt.NDArray[np.float64]:
     below = np.array([normal.cdf(bound) for bound in bounds])
     pieces: npt.NDArray[np.float64] = -np.diff(density) / np.diff(below)
     return pieces
-
-
-def packed(indices: Indices, bits: int) -> bytes:
-    """Levels as a stream of bits, the lowest of each first; the last byte is filled with zeros."""
-    each = indices.reshape(-1, 1) >> np.arange(bits, dtype=np.uint8) & 1
-    return np.packbits(each.astype(np.uint8), bitorder="little").tobytes()
-
-
-def unpacked(data: bytes, shape: tuple[int, int], bits: int) -> Indices:
-    """What `packed` packed.
-
-    Raises:
-        ValueError: the length does not fit, or bits after the last level are set.
-    """
-    used = shape[0] * shape[1] * bits
-    stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    if len(data) != -(-used // 8) or stream[used:].any():
-        raise ValueError(f"{len(data)} bytes do not hold {shape} levels of {bits} bits")
-    places = np.left_shift(1, np.arange(bits), dtype=np.int32)
-    indices: Indices = (stream[:used].reshape(*shape, bits) * places).sum(2).astype(np.uint8)
-    return indices

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from vqedge.errors import VqtError
 from vqedge_runtime.tokens import Codes, Values
-from vqedge_runtime.vqt.gaussian import GaussianCodec, fitted, packed, unpacked
+from vqedge_runtime.vqt.bits import packed, unpacked
+from vqedge_runtime.vqt.gaussian import GaussianCodec, fitted
 from vqedge_runtime.vqt.header import Header
 
 _SPAN = struct.Struct("<QQ")
@@ -158,8 +159,7 @@ def _packed_values(values: Values, header: Header) -> bytes:
         return _packed_levels(values.astype(np.float32), header.bits)
     if header.kind == "kmeans":
         return values.astype("<f2").tobytes()
-    bits = values.reshape(-1, 1).astype(np.int64) >> np.arange(_bits(header)) & 1
-    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+    return packed(values.astype(np.int32), _bits(header))
 
 
 def _unpacked_values(data: memoryview, count: int, header: Header) -> Values:
@@ -168,13 +168,10 @@ def _unpacked_values(data: memoryview, count: int, header: Header) -> Values:
     if header.kind == "kmeans":
         codes = np.frombuffer(data, "<f2").astype(np.float16)
         return codes.reshape(count, header.width)
-    width, used = _bits(header), count * header.levels * _bits(header)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    if bits[used:].any():
-        raise VqtError(f"the bits after the last id are not zero; {_DAMAGED}")
-    places = np.left_shift(1, np.arange(width), dtype=np.int32)
-    ids: npt.NDArray[np.int32] = (bits[:used].reshape(-1, width) * places).sum(1, dtype=np.int32)
-    return ids.reshape(count, header.levels)
+    try:
+        return unpacked(data, (count, header.levels), _bits(header))
+    except ValueError:
+        raise VqtError(f"the bits after the last id are not zero; {_DAMAGED}") from None
 
 
 def _packed_levels(codes: npt.NDArray[np.float32], bits: int) -> bytes:
@@ -191,7 +188,7 @@ def _unpacked_levels(data: memoryview, count: int, header: Header) -> Values:
     if not (np.isfinite(mean).all() and np.isfinite(spread).all() and (spread > 0).all()):
         raise VqtError(f"mean or spread of a dimension cannot be; {_DAMAGED}")
     try:
-        levels = unpacked(bytes(data[statistics:]), shape, header.bits)
+        levels = unpacked(data[statistics:], shape, header.bits)
     except ValueError as error:
         raise VqtError(f"{error}; {_DAMAGED}") from error
     codes = GaussianCodec(header.bits, mean, spread).decode(levels)
