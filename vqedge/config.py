@@ -259,7 +259,8 @@ class DataConfig(Config):
     budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32, 64)
     """Clips are quantised at each of these, and every step draws one of them."""
     keep_features: bool = False
-    """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers."""
+    """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers; those of a
+    reducer with weights are always kept."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that draw and decode clips while others are encoded."""
 

@@ -28,7 +28,7 @@ TRAINING_FREE: Final = (
     "window-merge",
 )
 TRAINABLE: Final = ("group-queries", "resampler", "vtm-saliency")
-"""Modules with weights of their own. Training keeps codes of frozen quantizers, so no kind yet."""
+"""Those with weights of their own, which are trained with the bridge."""
 PER_QUESTION: Final = ("query-window",)
 """Modules whose tokens follow the question: nothing to keep for the next one."""
 ATTENTION: Final = frozenset({"prumerge", "prumerge+", "window-merge"})
@@ -48,6 +48,11 @@ def reads_attention(kind: str) -> bool:
     return reducer_of(kind) in ATTENTION
 
 
+def has_weights(kind: str) -> bool:
+    """Is a quantizer of this kind trained, so that no codes of it can be kept for training?"""
+    return reducer_of(kind) in TRAINABLE
+
+
 def checked_kind(kind: str) -> str:
     """The kind, if there is such a quantizer.
 
@@ -55,18 +60,14 @@ def checked_kind(kind: str) -> str:
         ValueError: there is none.
     """
     name = reducer_of(kind)
-    if name in TRAINABLE:
-        raise ValueError(
-            f"{kind} has weights to train, and training keeps the codes of frozen quantizers; "
-            "it is a module to build on (vqedge/model/reducers), no kind of quantizer"
-        )
     if name in PER_QUESTION:
         raise ValueError(
             f"{kind} makes its tokens from the question, so that a clip cannot be encoded once and "
             "asked again; it is a module to build on (vqedge/model/reducers), no kind of quantizer"
         )
     known = ("kmeans", "codebook", *_SHORT)
-    if kind in known or (kind.startswith(PREFIX) and name in TRAINING_FREE):
+    reducers = (*TRAINING_FREE, *TRAINABLE)
+    if kind in known or (kind.startswith(PREFIX) and name in reducers):
         return kind
-    choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in TRAINING_FREE)))
+    choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in reducers)))
     raise ValueError(f"no quantizer {kind!r}; choose one of {choices}")

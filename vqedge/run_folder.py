@@ -116,7 +116,13 @@ class RunFolder:
         told = self.config.model_dump(mode="json", exclude={"model", "output", "init"})
         told["init"] = self.config.init and self.config.init.name  # not whose folder it was in
         save_checkpoint(
-            path, self.config.model, position, model.bridge, model.llm, {**record, "train": told}
+            path,
+            self.config.model,
+            position,
+            model.bridge,
+            model.llm,
+            {**record, "train": told},
+            model.reducer,
         )
         carry_weights(self.config.model, self.config.base, path)
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vqedge.config import OptimConfig
-from vqedge.data.cache import QuantizedClips
 from vqedge.data.mixture import Pick, drawn_budget
-from vqedge.data.training import PatchLabels, TrainingClips, patch_labels
+from vqedge.data.training import ClipBatch, PatchLabels, TrainingClips, patch_labels
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.naming import NamingLoss
+from vqedge.model.reducers.training import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class NamingLesson:
         seed: of the order and the budgets.
         quantised: through the learned codebook, if there is one; else past it, so that what it is
             to compare codes by is learned before it has entries.
+        reducer: learns too, where codes are not kept.
     """
 
     def __init__(
@@ -42,13 +43,16 @@ class NamingLesson:
         budgets: Sequence[int],
         seed: int,
         quantised: bool = True,
+        reducer: TrainedReducer | None = None,
     ) -> None:
         self.bridge, self.clips, self.loss, self.optim = bridge, clips, loss, optim
         self.budgets, self.seed, self.quantised = budgets, seed, quantised
+        self.reducer = reducer
         self.mixture = clips.mixture(seed + 1)
         self.device = next(bridge.parameters()).device
+        self.trained = [*bridge.parameters(), *(reducer.parameters() if reducer else ())]
         self.optimizer = torch.optim.AdamW(
-            bridge.parameters(), betas=(0.9, 0.98), weight_decay=optim.naming_weight_decay
+            self.trained, betas=(0.9, 0.98), weight_decay=optim.naming_weight_decay
         )
 
     def run(
@@ -68,34 +72,45 @@ class NamingLesson:
         count = self.optim.naming_clips_per_step
         picks = self.mixture.picks(step * count, (step + 1) * count)
         budget = drawn_budget(self.budgets, self.seed + 1, step)
-        batch = self.clips.batch(picks, budget)
-        names = self._labels(self.clips, picks).code_names(batch.indices, budget).to(self.device)
-        rows, commitment = self._rows(batch)
+        clips = self._quantized(self.clips.batch(picks, budget))
+        names = self._names(self.clips, picks, clips)
+        rows, commitment = self._rows(clips)
         loss = self.loss(rows, names) + self.optim.commitment_weight * commitment
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.bridge.parameters(), self.optim.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.trained, self.optim.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()  # the language model's first step begins without gradients
         return float(loss.item())
 
-    def _rows(self, batch: QuantizedClips) -> tuple[Tensor, Tensor]:
+    def _quantized(self, batch: ClipBatch) -> QuantizedBatch:
+        return quantized(batch.to(self.device), self.reducer)
+
+    def _rows(self, clips: QuantizedBatch) -> tuple[Tensor, Tensor]:
         """What the bridge says of each code, `[B, K, d]`, and the codebook's own loss."""
-        codes, indices = batch.codes.float().to(self.device), batch.indices.long().to(self.device)
         if not self.quantised:
-            return self.bridge.unquantised(codes, indices), codes.new_zeros(())
-        bridged: Bridged = self.bridge(codes, indices)
+            return self.bridge.unquantised(*clips), clips.codes.new_zeros(())
+        bridged: Bridged = self.bridge(*clips)
         return self.bridge.by_code(bridged.tokens), bridged.commitment
 
-    def _labels(self, clips: TrainingClips, picks: Sequence[Pick]) -> PatchLabels:
+    def _names(self, clips: TrainingClips, picks: Sequence[Pick], coded: QuantizedBatch) -> Tensor:
+        """What every code shows, int64 `[B, K, groups]`."""
         config = self.bridge.config.encoder
         labelled = [clips.clip(pick) for pick in picks]
-        return patch_labels(labelled, config.frames, config.grid, self.loss.vocabulary)
+        labels: PatchLabels = patch_labels(
+            labelled, config.frames, config.grid, self.loss.vocabulary
+        )
+        names = labels.code_names(coded.indices.cpu(), coded.codes.shape[1])
+        return names.to(self.device)
 
     @torch.no_grad()
     def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
         """Share of codes of held-out clips that are named right, by group."""
         picks = list(held_out.in_order())
-        batch = held_out.batch(picks, budget)
-        names = self._labels(held_out, picks).code_names(batch.indices, budget).to(self.device)
-        shares = self.loss.accuracy(self._rows(batch)[0], names)
+        if self.reducer is not None:
+            self.reducer.eval()
+        clips = self._quantized(held_out.batch(picks, budget))
+        names = self._names(held_out, picks, clips)
+        shares = self.loss.accuracy(self._rows(clips)[0], names)
+        if self.reducer is not None:
+            self.reducer.train()
         return {group: round(share, 4) for group, share in shares.items()}

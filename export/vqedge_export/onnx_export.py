@@ -104,8 +104,7 @@ def quantizer_graph(quantizer: nn.Module, patches: Tensor) -> onnx.ModelProto:
     """
     example = (patches, torch.tensor(1))
     model = _cleaned(_traced(quantizer, example, (FEATURES, "budget"), _QUANTIZED))
-    if any(node.domain == DOMAIN for node in model.graph.node):
-        attach_function(model)
+    attach_function(model)
     return model
 
 

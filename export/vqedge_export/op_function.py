@@ -40,13 +40,15 @@ def nearest_codebook_function(metric: str) -> onnx.FunctionProto:
 
 
 def attach_function(model: onnx.ModelProto) -> None:
-    """Give the model the body of its NearestCodebook nodes.
+    """Give the model the body of its NearestCodebook nodes, if it has any.
 
     Raises:
         ExportError: the nodes ask for different metrics; a model holds one body.
     """
     metrics = {_metric_of(node) for node in model.graph.node if node.op_type == OP_NAME}
-    if len(metrics) != 1:
+    if not metrics:
+        return
+    if len(metrics) > 1:
         raise ExportError(
             f"the graph's NearestCodebook nodes use the metrics {sorted(metrics)}, want one"
         )

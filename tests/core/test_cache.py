@@ -12,8 +12,16 @@ from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.cache import ClipCache
-from vqedge.data.features import SHARD_CLIPS, features_folder, load_features, shard_rows
+from vqedge.data.features import (
+    SHARD_CLIPS,
+    FeatureCache,
+    features_folder,
+    load_features,
+    shard_rows,
+)
 from vqedge.data.generated import GeneratedClips
+from vqedge.data.mixture import Pick
+from vqedge.data.training import TrainingClips
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import make_reducer
@@ -52,7 +60,7 @@ def cache(root: Path, clips: int = CLIPS, **changes: Any) -> ClipCache:
     return ClipCache(root, ENCODER, QUANTIZER, GeneratedClips(1, clips), BUDGETS, **changes)
 
 
-def filled(made: ClipCache, quantizer: Any, workers: int = 0) -> ClipCache:
+def filled(made: Any, quantizer: Any, workers: int = 0) -> Any:
     for _shard in made.fill(made.missing(), quantizer, workers):
         pass
     return made
@@ -115,7 +123,7 @@ def test_a_reducer_has_clips_of_its_own_and_shares_features(tmp_path: Path, quan
     filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
     seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:tome")
     assert made.folder.name.split("-")[1:3] == ["reducer", "tome"]
-    reducer = ReducerQuantizer(make_reducer("tome", 4, 2, 2), 4, 2)
+    reducer = ReducerQuantizer(make_reducer("tome", 4, 2, 2, 3), 4, 2)
     filled(made, SimpleNamespace(vit=quantizer.vit, quantizer=reducer))
     assert quantizer.vit.seen == seen, "the features were there"
     features = load_features(features_folder(tmp_path, ENCODER, GeneratedClips(1, 3)), 0)
@@ -130,7 +138,7 @@ def test_a_reducer_has_clips_of_its_own_and_shares_features(tmp_path: Path, quan
 def test_features_with_attention_are_kept_apart(tmp_path: Path, quantizer: Any) -> None:
     filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
     seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:prumerge")
-    reducer = ReducerQuantizer(make_reducer("prumerge", 4, 2, 2), 4, 2)
+    reducer = ReducerQuantizer(make_reducer("prumerge", 4, 2, 2, 3), 4, 2)
     attended = SimpleNamespace(vit=quantizer.vit, quantizer=reducer)
     attended.patches = lambda frames: torch.cat(
         [quantizer.patches(frames), torch.ones(8, 1) / 4], dim=1
@@ -141,6 +149,28 @@ def test_features_with_attention_are_kept_apart(tmp_path: Path, quantizer: Any) 
     assert load_features(plain, 0).shape[2] == 3
     assert load_features(plain.with_name(f"{plain.name}-cls"), 0).shape[2] == 4
     assert made.load()[2].codes.shape == (3, 2, 3)
+
+
+def test_features_alone_are_read_clip_by_clip(tmp_path: Path, quantizer: Any) -> None:
+    """What a reducer with weights is trained on; played backwards, frames turn and nothing else."""
+    source = GeneratedClips(1, CLIPS)
+    made = FeatureCache(tmp_path, ENCODER, source)
+    assert made.missing() == [0, 1]
+    for _shard in made.fill([1], quantizer):
+        pass
+    assert made.missing() == [0] and quantizer.vit.seen == 3
+    filled(made, quantizer)
+    number = SHARD_CLIPS + 2
+    features = made.load()[number]
+    frames = torch.from_numpy(source[number].frames(2, 28))
+    with torch.inference_mode():
+        assert torch.equal(features, quantizer.patches(frames).half())
+        turned = quantizer.patches(frames.flip(0)).half()
+    clips = TrainingClips((source,), (made.load(),), (1.0,), 2, True)
+    picks = [Pick(0, number, False), Pick(0, number, True)]
+    batch = clips.batch(picks, 3)
+    assert batch.indices is None and batch.budget == 3
+    assert torch.equal(batch.rows, torch.stack([features, turned]))
 
 
 def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any) -> None:

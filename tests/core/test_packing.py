@@ -13,8 +13,10 @@ from torch import Tensor
 
 from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of, pack
 from vqedge.data.questions import QuestionAnswer
+from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import Bridge
 from vqedge.model.llm import hidden_states, with_lora
+from vqedge.model.reducers.training import quantized
 from vqedge.model.vlm import IGNORED, Scores, VideoLanguageModel, _whole_answers
 
 TOKENIZER = tiny_tokenizer()
@@ -38,10 +40,10 @@ def model() -> VideoLanguageModel:
 
 
 @pytest.fixture(scope="module")
-def clips() -> tuple[Tensor, Tensor]:
+def clips() -> ClipBatch:
     """Codes and maps; the clips use 5, 2 and 3 codes of 5."""
     maps = torch.cat([random_maps(1, seed, used) for seed, used in ((0, 5), (1, 2), (2, 3))])
-    return random_codes(3), maps
+    return ClipBatch(random_codes(3), maps, CODES)
 
 
 @pytest.fixture
@@ -54,9 +56,9 @@ def read_logits(model: VideoLanguageModel) -> Iterator[list[Tensor]]:
     handle.remove()
 
 
-def one_at_a_time(model: VideoLanguageModel, clips: tuple[Tensor, Tensor]) -> list[Tensor]:
+def one_at_a_time(model: VideoLanguageModel, clips: ClipBatch) -> list[Tensor]:
     """Logits at the answer's tokens, each question alone after the video rows that are in use."""
-    tokens, mask, *_ = model.bridge(*clips)
+    tokens, mask, *_ = model.bridge(*quantized(clips, None))
     embed = model.llm.get_input_embeddings()
     found = []
     for clip, item in SEPARATE:
@@ -74,9 +76,9 @@ def one_at_a_time(model: VideoLanguageModel, clips: tuple[Tensor, Tensor]) -> li
 
 
 def test_packed_logits_are_those_of_asking_one_at_a_time(
-    model: VideoLanguageModel, clips: tuple[Tensor, Tensor], read_logits: list[Tensor]
+    model: VideoLanguageModel, clips: ClipBatch, read_logits: list[Tensor]
 ) -> None:
-    scores = model(*clips, pack(TOKENIZER, ASKED, CODES))
+    scores = model(clips, pack(TOKENIZER, ASKED, CODES))
     (packed,) = read_logits
     alone = torch.cat(one_at_a_time(model, clips))
     difference = (packed - alone).abs()
@@ -89,21 +91,21 @@ def test_packed_logits_are_those_of_asking_one_at_a_time(
 
 
 def test_a_question_does_not_see_the_others(
-    model: VideoLanguageModel, clips: tuple[Tensor, Tensor], read_logits: list[Tensor]
+    model: VideoLanguageModel, clips: ClipBatch, read_logits: list[Tensor]
 ) -> None:
-    first = clips[0][:1], clips[1][:1]
-    model(*first, pack(TOKENIZER, ASKED[:1], CODES))
+    first = ClipBatch(clips.rows[:1], clips.indices[:1], CODES)
+    model(first, pack(TOKENIZER, ASKED[:1], CODES))
     others = [QuestionAnswer("shape", "Quite another one?", "square"), ASKED[0][1]]
-    model(*first, pack(TOKENIZER, [others], CODES))
+    model(first, pack(TOKENIZER, [others], CODES))
     answer = len(TOKENIZER.answer("2"))
     torch.testing.assert_close(read_logits[0][-answer:], read_logits[1][-answer:])
 
 
 def test_padding_does_not_matter(
-    model: VideoLanguageModel, clips: tuple[Tensor, Tensor], read_logits: list[Tensor]
+    model: VideoLanguageModel, clips: ClipBatch, read_logits: list[Tensor]
 ) -> None:
-    model(*clips, pack(TOKENIZER, ASKED, CODES))
-    model(clips[0][1:2], clips[1][1:2], pack(TOKENIZER, ASKED[1:2], CODES))
+    model(clips, pack(TOKENIZER, ASKED, CODES))
+    model(ClipBatch(clips.rows[1:2], clips.indices[1:2], CODES), pack(TOKENIZER, ASKED[1:2], CODES))
     before = sum(len(TOKENIZER.answer(item.answer)) for item in ASKED[0])
     count = len(TOKENIZER.answer("red"))
     torch.testing.assert_close(read_logits[0][before : before + count], read_logits[1])
@@ -181,17 +183,17 @@ def test_an_answer_counts_only_if_all_its_tokens_are_right() -> None:
 
 
 def test_scores_are_those_of_the_answers(
-    model: VideoLanguageModel, clips: tuple[Tensor, Tensor], read_logits: list[Tensor]
+    model: VideoLanguageModel, clips: ClipBatch, read_logits: list[Tensor]
 ) -> None:
     """Asked for what the model says anyway, every answer is right; with one wrong token, not."""
     batch = pack(TOKENIZER, ASKED, CODES)
-    model(*clips, batch)
+    model(clips, batch)
     said = batch.targets.clone()
     answered = said != IGNORED
     said[answered] = read_logits[0].argmax(dim=-1)
-    scores: Scores = model(*clips, PackedBatch(batch.ids, batch.segment, said))
+    scores: Scores = model(clips, PackedBatch(batch.ids, batch.segment, said))
     assert scores.correct.tolist() == [True] * len(SEPARATE)
     last_of_clip_1 = answered[1].nonzero()[-1]
     said[1, last_of_clip_1] = (said[1, last_of_clip_1] + 1) % 64
-    scores = model(*clips, PackedBatch(batch.ids, batch.segment, said))
+    scores = model(clips, PackedBatch(batch.ids, batch.segment, said))
     assert scores.correct.tolist() == [True, True, False, True, True, True]

@@ -17,7 +17,7 @@ from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.measure import median_ms, peak_mb, quantisation_error
-from vqedge.reducers import TRAINING_FREE
+from vqedge.reducers import TRAINABLE, TRAINING_FREE
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "_reducers.py"), run_name="reducers_page")
@@ -55,7 +55,7 @@ DOCUMENT = {
 
 
 def test_all_are_the_checkpoints_own_and_every_reducer() -> None:
-    assert names_from_text("all") == [OWN, *TRAINING_FREE]
+    assert names_from_text("all") == [OWN, *TRAINING_FREE, *TRAINABLE]
     assert names_from_text(f"tome,{OWN}") == ["tome", OWN]
     with pytest.raises(ConfigError, match="--reducers none: choose all, or of vqtoken, uniform"):
         names_from_text("tome,none")

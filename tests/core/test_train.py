@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import CODE_WIDTH, CONFIG
-from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, run
+from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
+from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, fill_features, run
 from typer.testing import CliRunner
 
 import vqedge.train as training
@@ -28,12 +28,16 @@ from vqedge.model.checkpoint import (
     METRICS,
     MODEL,
     POSITION,
+    REDUCER_PREFIX,
     load_bridge,
+    load_reducer,
     load_tensors,
     open_checkpoint,
     start_from,
 )
-from vqedge.model.encoder import Bridge, trained_bridge
+from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
+from vqedge.model.llm import with_lora
+from vqedge.model.reducers.training import trained_reducer
 from vqedge.run_folder import LOG, STATE
 from vqedge.train import learning_rate_factor
 
@@ -49,6 +53,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cache = tmp_path_factory.mktemp("cache")
     for config, seed in itertools.product((CONFIG, OTHER), (1, 2)):
         fill_cache(cache, config, seed)
+    for seed in (1, 2):
+        fill_features(cache, CONFIG, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VQEDGE_CACHE", str(cache))
         for name, part in TINY_PARTS.items():
@@ -245,6 +251,51 @@ def test_words_take_the_adapter_of_another_model_and_are_named(
     expected, found = (load_file(tmp_path / name / STATE) for name in ("words", "killed"))
     differing = [name for name, value in expected.items() if not torch.equal(found[name], value)]
     assert not differing
+
+
+GROUPED = CONFIG.model_copy(
+    update={
+        "quantizer": CONFIG.quantizer.model_copy(update={"kind": "reducer:group-queries"}),
+    }
+)
+
+
+def test_a_reducer_with_weights_is_trained_kept_and_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(config_for(tmp_path / "grouped", model=GROUPED))
+    first, *_, last = log_of(tmp_path / "grouped")
+    assert "naming" in first and "exact_match" in last["validation"]
+    run(config_for(tmp_path / "short", model=GROUPED, steps=1))
+    weights, early = (
+        {name: value for name, value in load_tensors(path / MODEL).items() if "reducer" in name}
+        for path in (tmp_path / "grouped", tmp_path / "short")
+    )
+    assert len(weights) == 5 and all(name.startswith(REDUCER_PREFIX) for name in weights)
+    assert not any(torch.equal(early[name], value) for name, value in weights.items())
+    quantizer = quantizer_from_config(GROUPED)
+    load_reducer(quantizer, weights)
+    kept = weights[f"{REDUCER_PREFIX}queries"].float()
+    assert torch.equal(quantizer.get_parameter("reducer.queries"), kept)
+    kill_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_for(tmp_path / "killed", model=GROUPED))
+    torch.manual_seed(99)  # the choice among groups is drawn
+    run(config_for(tmp_path / "killed", model=GROUPED), resume=True)
+    expected, found = (load_file(tmp_path / name / STATE) for name in ("grouped", "killed"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_reducer_may_start_from_a_checkpoint_with_or_without_it(
+    tmp_path: Path, whole: Path
+) -> None:
+    run(config_for(tmp_path / "grouped", steps=1, model=GROUPED, init=whole))
+    name = f"{REDUCER_PREFIX}queries"
+    llm, reducer = with_lora(tiny_llm(), GROUPED.llm), trained_reducer(GROUPED)
+    assert reducer is not None
+    assert start_from(tmp_path / "grouped", GROUPED, trained_bridge(GROUPED), llm, reducer)
+    kept = load_tensors(tmp_path / "grouped" / MODEL)[name].float()
+    assert torch.equal(reducer.quantizer.get_parameter("reducer.queries"), kept)
 
 
 def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:

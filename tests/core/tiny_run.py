@@ -12,11 +12,22 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tiny_model import CODES, CONFIG, random_codes, random_maps, tiny_llm, tiny_tokenizer
+from tiny_model import (
+    CODE_WIDTH,
+    CODES,
+    CONFIG,
+    FRAMES,
+    GRID,
+    random_codes,
+    random_maps,
+    tiny_llm,
+    tiny_tokenizer,
+)
 
 import vqedge.train as training
 from vqedge.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.data.cache import ClipCache
+from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
 
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
@@ -48,6 +59,14 @@ def fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
         tensors[f"codes{budget}"] = random_codes(CLIPS, seed)[:, :budget].half().contiguous()
         tensors[f"indices{budget}"] = random_maps(CLIPS, seed, used=budget).to(torch.uint8)
     save_file(tensors, folder / "clips-00000.safetensors")
+
+
+def fill_features(root: Path, config: ModelConfig, seed: int) -> None:
+    """Random features of the clips of a world seed."""
+    made = FeatureCache(root, config.encoder, GeneratedClips(seed, CLIPS))
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(CLIPS, FRAMES * GRID**2, CODE_WIDTH, generator=generator)
+    save_features(made.folder, 0, rows.half())
 
 
 def no_files(*_: object) -> Any:

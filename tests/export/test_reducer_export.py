@@ -16,6 +16,7 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge
+from vqedge.model.reducers.training import trained_reducer
 from vqedge_export.graph import (
     BaseArrays,
     adaptive_error_of,
@@ -32,7 +33,7 @@ from vqedge_runtime.bridge.ort import OrtBridge
 from vqedge_runtime.encoders.ort import OrtEncoder
 
 KINDS = {"grid": "uniform-pool", "random": "random-prune", "reducer:prumerge": "prumerge"}
-KINDS |= {"reducer:tome": "tome"}
+KINDS |= {f"reducer:{name}": name for name in ("tome", "group-queries", "resampler")}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -46,10 +47,14 @@ def reducing(
     for parameter in bridge.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     torch.nn.init.constant_(bridge.attention.scale, 4.0)
+    reducer = trained_reducer(config)
+    if reducer is not None:
+        for parameter in reducer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
     llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
     folder = tmp_path_factory.mktemp("reducing")
     position = clip_quantizer(config, Path()).vit.position
-    checkpoint = save_checkpoint(folder, config, position, bridge, llm, {})
+    checkpoint = save_checkpoint(folder, config, position, bridge, llm, {}, reducer)
     graph = stripped_graph(checkpoint, vit_source)
     base = dict(BaseArrays("dinov2-s14-focus", vit_source))
     return checkpoint, filled(graph, checkpoint_arrays(folder / "model.safetensors"), base)

@@ -39,9 +39,8 @@ def attention_of(seed: int) -> Tensor:
 def reduced(name: str, clip: Tensor, budget: int, attention: Tensor | None = None) -> Reduced:
     """A clip through a reducer of the registry."""
     side = int(clip.shape[1] ** 0.5)
-    found: Reduced = make_reducer(name, CODES, len(clip), side).reduce(
-        clip, torch.tensor(budget), attention
-    )
+    reducer = make_reducer(name, CODES, len(clip), side, clip.shape[2])
+    found: Reduced = reducer.reduce(clip, torch.tensor(budget), attention)
     return found
 
 

@@ -99,7 +99,7 @@ def test_pytorch_counts_the_same_for_a_real_decoder() -> None:
 
 
 def test_a_reducers_nearest_codebook_is_counted() -> None:
-    quantizer = ReducerQuantizer(make_reducer("random-prune", 4, 2, 4), 4, 2)
+    quantizer = ReducerQuantizer(make_reducer("random-prune", 4, 2, 4, 8), 4, 2)
     rows = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
     found = matrix_flops(lambda: quantizer(rows, torch.tensor(4)))
     gathered, compared = 2 * 32 * 4 * 8, nearest_codebook(32, 4, 8)

@@ -18,8 +18,15 @@ from vqedge.model.quantizer import Quantized
 from vqedge.model.reducers.measure import quantisation_error
 from vqedge.model.reducers.protocol import DROPPED, unfold
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import REDUCERS, make_reducer
-from vqedge.reducers import ATTENTION, TRAINING_FREE, checked_kind, reducer_of
+from vqedge.model.reducers.registry import REDUCERS, TRAINABLE_REDUCERS, make_reducer
+from vqedge.reducers import (
+    ATTENTION,
+    TRAINABLE,
+    TRAINING_FREE,
+    checked_kind,
+    has_weights,
+    reducer_of,
+)
 from vqedge_export.onnx_export import quantizer_graph
 
 BUDGETS = (1, 2, 3, 4, 7, 12)
@@ -28,7 +35,7 @@ CLIPS = {"random": clip_of(1), "still": still_clip(2), "one value": torch.ones(F
 
 
 def quantizer_of(name: str) -> ReducerQuantizer:
-    return ReducerQuantizer(make_reducer(name, CODES, FRAMES, GRID), CODES, FRAMES)
+    return ReducerQuantizer(make_reducer(name, CODES, FRAMES, GRID, 16), CODES, FRAMES)
 
 
 def patches_of(name: str, clip: Tensor) -> Tensor:
@@ -147,17 +154,19 @@ def test_dropped_patches_go_to_the_token_most_like_them() -> None:
 
 
 def test_names_are_the_same_with_and_without_torch() -> None:
-    assert tuple(REDUCERS) == TRAINING_FREE
-    reading = {name for name in REDUCERS if make_reducer(name, 4, 2, 4).reads_attention}
+    assert tuple(REDUCERS) == TRAINING_FREE and tuple(TRAINABLE_REDUCERS) == TRAINABLE
+    reading = {name for name in REDUCERS if make_reducer(name, 4, 2, 4, 8).reads_attention}
     assert reading == ATTENTION
-    for name in REDUCERS:
+    for name in (*REDUCERS, *TRAINABLE_REDUCERS):
         kind = checked_kind(f"reducer:{name}")
-        assert reducer_of(kind) == name
+        assert reducer_of(kind) == name and has_weights(kind) == (name in TRAINABLE)
         config = ModelConfig(
             quantizer=QuantizerConfig(kind=kind), encoder=EncoderConfig(frames=4, size=56)
         )
-        assert isinstance(quantizer_from_config(config), ReducerQuantizer)
+        quantizer = quantizer_from_config(config)
+        assert isinstance(quantizer, ReducerQuantizer)
+        assert any(True for _ in quantizer.parameters()) == (name in TRAINABLE)
     with pytest.raises(ConfigError, match="no reducer 'none'; choose one of uniform-pool"):
-        make_reducer("none", 4, 2, 4)
+        make_reducer("none", 4, 2, 4, 8)
     with pytest.raises(ConfigError, match=r"quantizer.codes 33: a clip has 32 patches"):
-        make_reducer("tome", 33, 2, 4)
+        make_reducer("tome", 33, 2, 4, 8)

@@ -15,7 +15,7 @@ from vqedge.commands.output import json_result, result, say
 from vqedge.data.suites import Item, suite_items
 from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, EvalReport, evaluate
-from vqedge.reducers import ATTENTION, PREFIX, TRAINING_FREE, reducer_of
+from vqedge.reducers import ATTENTION, PREFIX, TRAINABLE, TRAINING_FREE, reducer_of
 from vqedge_runtime.cores import processor_name, usable_cores
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def names_from_text(text: str) -> list[str]:
     Raises:
         ConfigError: there is no such reducer.
     """
-    known = (OWN, *TRAINING_FREE)
+    known = (OWN, *TRAINING_FREE, *TRAINABLE)
     names = list(known) if text == "all" else text.split(",")
     for name in names:
         if name not in known:
@@ -124,7 +124,7 @@ class _Bench:
 
     def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Rows of reducers whose tokens the checkpoint's bridge reads, though it never saw them."""
-        for name in names:
+        for name in (name for name in names if name not in TRAINABLE):
             quantizer = self._quantizer(name)
             run = _exported(quantizer, self._reduced(name, quantizer, 1).seen(self.clips[0]))
             for budget in budgets:
@@ -142,7 +142,7 @@ class _Bench:
         if name == OWN:
             return self.answerer.encoder.quantizer.quantizer
         codes, encoder = config.quantizer.codes, config.encoder
-        reducer = make_reducer(name, codes, encoder.frames, encoder.grid)
+        reducer = make_reducer(name, codes, encoder.frames, encoder.grid, encoder.width)
         return ReducerQuantizer(reducer, codes, encoder.frames).to(self.answerer.device).eval()
 
     def _reduced(self, name: str, quantizer: nn.Module, budget: int) -> ReducedAnswerer:

@@ -18,16 +18,7 @@ from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import (
-    SHARD_CLIPS,
-    encoded_shards,
-    features_folder,
-    load_features,
-    save_features,
-    shard_numbers,
-    shard_path,
-    shard_rows,
-)
+from vqedge.data.features import FeatureCache, all_shards, missing_shards, shard_path
 from vqedge.files import replacing
 from vqedge.reducers import reads_attention
 
@@ -98,7 +89,7 @@ class ClipCache:
 
     def missing(self) -> list[int]:
         """Numbers of the shards that still have to be quantised."""
-        return [shard for shard in self._shards() if not self._holds_all(self.folder, shard)]
+        return missing_shards(self.folder, self.source)
 
     def fill(
         self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
@@ -110,13 +101,17 @@ class ClipCache:
             quantizer: on its device.
             workers: processes that draw clips ahead.
         """
-        for shard, rows in self._features(shards, quantizer, workers):
+        attended = reads_attention(self.quantizer.kind)
+        features = FeatureCache(
+            self.root, self.encoder, self.source, attended, keep=self.keep_features
+        )
+        for shard, rows in features.fill(shards, quantizer, workers):
             self._write(shard, rows, quantizer)
             yield shard
 
     def load(self) -> dict[int, QuantizedClips]:
         """All clips in memory, by budget."""
-        shards = [load_file(shard_path(self.folder, shard)) for shard in self._shards()]
+        shards = [load_file(shard_path(self.folder, shard)) for shard in all_shards(self.source)]
         return {
             budget: QuantizedClips(
                 torch.cat([shard[f"codes{budget}"] for shard in shards])[: len(self.source)],
@@ -124,9 +119,6 @@ class ClipCache:
             )
             for budget in self.budgets
         }
-
-    def _shards(self) -> range:
-        return range(-(-len(self.source) // SHARD_CLIPS))
 
     @torch.inference_mode()
     def _write(self, shard: int, rows: Tensor, quantizer: ClipQuantizer) -> None:
@@ -143,26 +135,3 @@ class ClipCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(shard_path(self.folder, shard)) as path:
             save_file(tensors, path)
-
-    def _features(
-        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Patch features of shards, those kept on disk first, float16."""
-        folder = self._features_folder()
-        kept = [shard for shard in shards if self._holds_all(folder, shard)]
-        for shard in kept:
-            yield shard, load_features(folder, shard)[: len(shard_numbers(self.source, shard))]
-        rest = [shard for shard in shards if shard not in kept]
-        for shard, rows in encoded_shards(rest, self.source, quantizer, self.encoder, workers):
-            if self.keep_features:
-                save_features(folder, shard, rows)
-            yield shard, rows
-
-    def _features_folder(self) -> Path:
-        """Of the patch features; those with CLS attention beside them are kept apart."""
-        folder = features_folder(self.root, self.encoder, self.source)
-        attended = reads_attention(self.quantizer.kind)
-        return folder.with_name(f"{folder.name}-cls") if attended else folder
-
-    def _holds_all(self, folder: Path, shard: int) -> bool:
-        return shard_rows(shard_path(folder, shard)) >= len(shard_numbers(self.source, shard))

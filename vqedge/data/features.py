@@ -7,6 +7,7 @@ killed run resumes at the next shard and several processes may fill the same fol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,83 @@ if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
 
 SHARD_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class FeatureClips:
+    """The clips of a source as features, read from disk one by one: they need not fit in memory.
+
+    Args:
+        folder: of the shards.
+        count: clips that there are.
+    """
+
+    folder: Path
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Features of one clip, float16 `[T * grid * grid, D]`."""
+        shard, place = divmod(number, SHARD_CLIPS)
+        with safe_open(shard_path(self.folder, shard), framework="pt") as file:
+            features: Tensor = file.get_slice("features")[place]
+        return features
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The patch features of one source under one encoder.
+
+    Args:
+        root: the cache of this user.
+        encoder: what encodes.
+        source: what is encoded.
+        attended: with what the CLS token attends to as the last column; kept apart from those
+            without.
+        keep: write features that are not there yet.
+    """
+
+    root: Path
+    encoder: EncoderConfig
+    source: ClipSource
+    attended: bool = False
+    keep: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Where the features are."""
+        plain = features_folder(self.root, self.encoder, self.source)
+        return plain.with_name(f"{plain.name}-cls") if self.attended else plain
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not on disk."""
+        return missing_shards(self.folder, self.source)
+
+    def fill(
+        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Number and features of every shard, those on disk first; float16 `[clips, N, D]`.
+
+        Args:
+            shards: their numbers.
+            quantizer: whose patches are wanted, on its device.
+            workers: processes that draw clips ahead.
+        """
+        missing = self.missing()
+        for shard in (shard for shard in shards if shard not in missing):
+            count = len(shard_numbers(self.source, shard))
+            yield shard, load_features(self.folder, shard)[:count]
+        rest = [shard for shard in shards if shard in missing]
+        for shard, rows in encoded_shards(rest, self.source, quantizer, self.encoder, workers):
+            if self.keep:
+                save_features(self.folder, shard, rows)
+            yield shard, rows
+
+    def load(self) -> FeatureClips:
+        """All clips, left on disk."""
+        return FeatureClips(self.folder, len(self.source))
 
 
 class _Frames(Dataset[Tensor]):
@@ -62,6 +140,20 @@ def shard_rows(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
         name = next(iter(file.keys()))
         return int(file.get_slice(name).get_shape()[0])
+
+
+def all_shards(source: ClipSource) -> range:
+    """Numbers of a source's shards."""
+    return range(-(-len(source) // SHARD_CLIPS))
+
+
+def missing_shards(folder: Path, source: ClipSource) -> list[int]:
+    """Numbers of the shards whose file does not hold all their clips."""
+    return [
+        shard
+        for shard in all_shards(source)
+        if shard_rows(shard_path(folder, shard)) < len(shard_numbers(source, shard))
+    ]
 
 
 def encoded_shards(

@@ -1,9 +1,10 @@
-"""Everything that training reads, in memory: quantised clips by budget, questions, patch labels."""
+"""Everything that training reads: clips, quantised or as features, questions, patch labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,26 +12,40 @@ from torch import Tensor
 
 from vqedge.data.cache import QuantizedClips, reversed_clips
 from vqedge.data.clips import UNNAMED, Clip, ClipSource, Vocabulary
+from vqedge.data.features import FeatureClips
 from vqedge.data.mixture import Mixture, Pick
 from vqedge.data.naming import word_table
 
 _MOST_THINGS = 8  # in one clip, for the table of labels
 
 
+class ClipBatch(NamedTuple):
+    """Clips of a step. B clips, K codes, N patches, D features."""
+
+    rows: Tensor  # float16 codes [B, K, D]; features [B, N, D] where quantising is trained
+    indices: Tensor | None  # uint8 [B, N]; None where quantising is trained
+    budget: int  # most codes of a clip
+
+    def to(self, device: torch.device) -> ClipBatch:
+        """The same clips on a device."""
+        indices = None if self.indices is None else self.indices.to(device)
+        return ClipBatch(self.rows.to(device), indices, self.budget)
+
+
 @dataclass(frozen=True)
 class TrainingClips:
-    """Several sources with their quantised clips.
+    """Several sources with their clips.
 
     Args:
         sources: the clips.
-        quantized: of each source, by budget.
+        stored: of each source, quantised clips by budget; or features, to be quantised in training.
         weights: how often each source is drawn.
         frames: T.
         time_reversal: play clips backwards too.
     """
 
     sources: tuple[ClipSource, ...]
-    quantized: tuple[Mapping[int, QuantizedClips], ...]
+    stored: tuple[Mapping[int, QuantizedClips] | FeatureClips, ...]
     weights: tuple[float, ...]
     frames: int
     time_reversal: bool
@@ -49,21 +64,36 @@ class TrainingClips:
         assert turned is not None
         return turned
 
-    def batch(self, picks: Sequence[Pick], budget: int) -> QuantizedClips:
-        """Codes and index maps of the picks, stacked."""
+    def batch(self, picks: Sequence[Pick], budget: int) -> ClipBatch:
+        """The picks, stacked."""
         rows = [self._row(pick, budget) for pick in picks]
-        return QuantizedClips(
-            torch.cat([row.codes for row in rows]), torch.cat([row.indices for row in rows])
+        maps = [row.indices for row in rows if row.indices is not None]
+        return ClipBatch(
+            torch.cat([row.rows for row in rows]), torch.cat(maps) if maps else None, budget
         )
+
+    def codes(self, budget: int) -> Tensor:
+        """Codes of all quantised clips at a budget, one after another, float16 `[M, D]`."""
+        parts = [clips for clips in self.stored if not isinstance(clips, FeatureClips)]
+        return torch.cat([clips[budget].codes.flatten(0, 1) for clips in parts])
 
     def in_order(self) -> Iterator[Pick]:
         """Every clip once, forwards."""
         for place, source in enumerate(self.sources):
             yield from (Pick(place, number, False) for number in range(len(source)))
 
-    def _row(self, pick: Pick, budget: int) -> QuantizedClips:
-        row = self.quantized[pick.source][budget][[pick.number]]
-        return reversed_clips(row, self.frames) if pick.backwards else row
+    def _row(self, pick: Pick, budget: int) -> ClipBatch:
+        """A pick as a batch of one."""
+        stored = self.stored[pick.source]
+        if isinstance(stored, FeatureClips):
+            features = stored[pick.number]
+            if pick.backwards:  # the backbone sees one frame at a time
+                frames = features.reshape(self.frames, -1, features.shape[1])
+                features = frames.flip(0).flatten(0, 1)
+            return ClipBatch(features[None], None, budget)
+        found = stored[budget][[pick.number]]
+        found = reversed_clips(found, self.frames) if pick.backwards else found
+        return ClipBatch(found.codes, found.indices, budget)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,12 @@ from vqedge.errors import CheckpointError
 from vqedge.files import replacing
 from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
 from vqedge.model.llm import llm_from_gguf, with_lora
+from vqedge.model.reducers.training import TrainedReducer
 from vqedge.model.vit import vit_from_source
+from vqedge.reducers import has_weights
 
 BRIDGE_PREFIX = "bridge."
+REDUCER_PREFIX = "quantizer.quantizer.reducer."
 POSITION = "quantizer.vit.position"
 
 
@@ -42,7 +45,10 @@ class Checkpoint:
         """The whole encoder, frozen, in eval mode."""
         quantizer = clip_quantizer(self.config, self.path)
         bridge = bridge_from_config(self.config)
-        load_bridge(bridge, load_tensors(self.path / MODEL))
+        tensors = load_tensors(self.path / MODEL)
+        load_bridge(bridge, tensors)
+        if has_weights(self.config.quantizer.kind):
+            load_reducer(quantizer.quantizer, tensors)
         return VideoEncoder(quantizer, bridge).requires_grad_(False).eval()
 
     def llm(self) -> Any:
@@ -73,6 +79,7 @@ def save_checkpoint(
     bridge: TrainedBridge,
     llm: Any,
     metrics: Mapping[str, Any],
+    reducer: TrainedReducer | None = None,
 ) -> Checkpoint:
     """Write a checkpoint.
 
@@ -82,6 +89,9 @@ def save_checkpoint(
     tensors = {
         f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()
     }
+    if reducer is not None:
+        weights = reducer.quantizer.get_submodule("reducer").state_dict()
+        tensors |= {f"{REDUCER_PREFIX}{name}": _half(value) for name, value in weights.items()}
     tensors[POSITION] = position.detach().float().contiguous().cpu()
     with replacing(path / MODEL) as file:
         save_file(tensors, file)
@@ -101,15 +111,12 @@ def clip_quantizer(config: ModelConfig, folder: Path) -> ClipQuantizer:
 
 def load_bridge(bridge: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Fill the bridge strictly from a checkpoint's tensors."""
-    state = {
-        name.removeprefix(BRIDGE_PREFIX): value.float()
-        for name, value in tensors.items()
-        if name.startswith(BRIDGE_PREFIX)
-    }
-    try:
-        bridge.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{MODEL}: {' '.join(str(error).split())}") from error
+    _load(bridge, tensors, BRIDGE_PREFIX)
+
+
+def load_reducer(quantizer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the weights of a `ReducerQuantizer` strictly from a checkpoint's tensors."""
+    _load(quantizer.get_submodule("reducer"), tensors, REDUCER_PREFIX)
 
 
 def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -121,11 +128,18 @@ def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
     set_peft_model_state_dict(llm, {name: value.float() for name, value in tensors.items()})
 
 
-def start_from(path: Path, config: ModelConfig, bridge: TrainedBridge, llm: Any) -> bool:
-    """Fill bridge and adapter from another checkpoint, to train on from there.
+def start_from(
+    path: Path,
+    config: ModelConfig,
+    bridge: TrainedBridge,
+    llm: Any,
+    reducer: TrainedReducer | None = None,
+) -> bool:
+    """Fill bridge, adapter and reducer from another checkpoint, to train on from there.
 
-    A learned codebook may be new to it: its tables then stay as they are. So may be a vocabulary
-    of video words, which no part of another bridge fits: then the adapter alone is taken.
+    A learned codebook may be new to it: its tables then stay as they are, as do the weights of a
+    reducer that it does not have. So may be a vocabulary of video words, which no part of another
+    bridge fits: then the adapter alone is taken.
 
     Returns:
         Whether the bridge was filled.
@@ -148,7 +162,26 @@ def start_from(path: Path, config: ModelConfig, bridge: TrainedBridge, llm: Any)
     new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
     tables = {name: value for name, value in new.items() if _is_table(name)}
     load_bridge(bridge, {**tables, **tensors})
+    if reducer is not None and other.config.quantizer.kind == config.quantizer.kind:
+        load_reducer(reducer.quantizer, tensors)
     return True
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Fill a module strictly from the tensors whose names begin with a prefix.
+
+    Raises:
+        CheckpointError: one is missing, unknown or of another shape.
+    """
+    state = {
+        name.removeprefix(prefix): value.float()
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{MODEL}: {' '.join(str(error).split())}") from error
 
 
 def _is_table(name: str) -> bool:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
+from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.llm import hidden_states
+from vqedge.model.reducers.training import TrainedReducer, quantized
 
 IGNORED = -100
 
@@ -26,21 +28,22 @@ class Scores:
 
 
 class VideoLanguageModel(nn.Module):
-    """The trained parts around the frozen ones: bridge and LoRA."""
+    """The trained parts around the frozen ones: bridge, LoRA, and a reducer that has weights."""
 
-    def __init__(self, bridge: TrainedBridge, llm: Any) -> None:
+    def __init__(
+        self, bridge: TrainedBridge, llm: Any, reducer: TrainedReducer | None = None
+    ) -> None:
         super().__init__()
-        self.bridge, self.llm = bridge, llm
+        self.bridge, self.llm, self.reducer = bridge, llm, reducer
 
-    def forward(self, codes: Tensor, indices: Tensor, batch: PackedBatch) -> Scores:
-        """Score packed questions about quantised clips.
+    def forward(self, clips: ClipBatch, batch: PackedBatch) -> Scores:
+        """Score packed questions about clips.
 
         Args:
-            codes: float `[B, K, D]`.
-            indices: integer `[B, T * grid * grid]`.
+            clips: B of them.
             batch: the questions, B rows.
         """
-        bridged = self.bridge(codes, indices)
+        bridged = self.bridge(*quantized(clips, self.reducer))
         embeddings = self.llm.get_input_embeddings()(batch.ids.clamp(min=0))
         is_video = (batch.ids == VIDEO_ID)[..., None]
         embeddings = embeddings.masked_scatter(is_video, bridged.tokens.to(embeddings.dtype))

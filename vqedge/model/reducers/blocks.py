@@ -80,6 +80,7 @@ class BlockReducer(nn.Module):
         self.blocks: Tensor
         self.codes, self.frames, self.grid = codes, frames, grid
         self.pool, self.sample, self.windows = pool, sample, windows
+        self.drops = sample > 1
         self.moments = -(-frames // (pool * sample))
         cuts = [cut(max(budget, 1), self.moments, grid) for budget in range(codes + 1)]
         self.register_buffer("blocks", torch.tensor(cuts), persistent=False)

@@ -40,6 +40,7 @@ class SpatialDensityPeaks(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class GroupQueries(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(self, codes: int, width: int, temperature: float = 1.0) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class SegmentMedoids(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(self, codes: int, frames: int, grid: int, rounds: int = ROUNDS) -> None:
         super().__init__()

@@ -27,6 +27,9 @@ class Reducer(Protocol):
     reads_attention: bool
     """It asks for `cls_attn`; without it, it takes a substitute computed from the features."""
 
+    drops: bool
+    """It may leave patches without a token."""
+
     def reduce(
         self,
         features: Tensor,

@@ -40,6 +40,7 @@ class PruMerge(nn.Module):
     """
 
     reads_attention = True
+    drops = False
 
     def __init__(
         self,

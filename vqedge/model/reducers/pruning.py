@@ -21,6 +21,7 @@ class UniformPruning(nn.Module):
     """
 
     reads_attention = False
+    drops = True
 
     def __init__(self, codes: int, frames: int, grid: int) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class RandomPruning(nn.Module):
     """Patches drawn blindly, always the same places."""
 
     reads_attention = False
+    drops = True
 
     def __init__(self, codes: int, frames: int, grid: int) -> None:
         super().__init__()

@@ -50,12 +50,13 @@ class ReducerQuantizer(nn.Module):
 
     def mapped(self, found: Reduced, rows: Tensor) -> Quantized:
         """Codes in order of first occurrence, and a map without gaps; `rows` are the patches."""
-        assign, used = found.assign.reshape(-1), found.sizes > 0
-        codes = torch.where(used[:, None], unit(found.tokens), _FAR)
-        nearest, margin = nearest_codebook(unit(rows), codes, "l2")
-        dropped = assign == DROPPED
-        assign = torch.where(dropped, nearest.long(), assign)
-        margin = torch.where(dropped, margin, found.margin.reshape(-1))
+        assign, margin = found.assign.reshape(-1), found.margin.reshape(-1)
+        if self.reducer.drops:
+            codes = torch.where((found.sizes > 0)[:, None], unit(found.tokens), _FAR)
+            nearest, gap = nearest_codebook(unit(rows), codes, "l2")
+            dropped = assign == DROPPED
+            assign = torch.where(dropped, nearest.long(), assign)
+            margin = torch.where(dropped, gap, margin)
         members = one_hot(assign, self.codes)
         order = first_occurrence_order(members)
         rank = torch.zeros_like(order).scatter(0, order, self.slot)

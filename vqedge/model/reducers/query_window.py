@@ -29,6 +29,7 @@ class QueryWindows(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(
         self, frames: int, grid: int, stride: int, width: int, text_width: int, heads: int = 8

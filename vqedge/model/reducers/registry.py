@@ -10,10 +10,13 @@ from vqedge.config import ModelConfig
 from vqedge.errors import ConfigError
 from vqedge.model.reducers.blocks import BlockReducer, near_square, square, square_windows
 from vqedge.model.reducers.density import SpatialDensityPeaks
+from vqedge.model.reducers.group_queries import GroupQueries
 from vqedge.model.reducers.kmedoids import SegmentMedoids
 from vqedge.model.reducers.prumerge import PruMerge
 from vqedge.model.reducers.pruning import RandomPruning, UniformPruning
 from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.reducers.resampler import Resampler
+from vqedge.model.reducers.saliency import SalientMerging
 from vqedge.model.reducers.scissor import Scissor
 from vqedge.model.reducers.tome import BipartiteMerging
 from vqedge.model.reducers.vtm import CentreMerging, MotionMerging, VideoTokenMerging
@@ -43,17 +46,36 @@ REDUCERS: dict[str, Make] = {
     "window-merge": WindowMerging,
 }
 
+MakeTrainable = Callable[[int, int, int, int], Any]
+"""The same, with the width of the features last."""
 
-def make_reducer(name: str, codes: int, frames: int, grid: int) -> Any:
-    """A reducer with its paper's defaults.
+TRAINABLE_REDUCERS: dict[str, MakeTrainable] = {
+    "group-queries": lambda codes, _frames, _grid, width: GroupQueries(codes, width),
+    "resampler": Resampler,
+    "vtm-saliency": SalientMerging,
+}
+
+
+def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> Any:
+    """A reducer with its paper's defaults; one with weights has random ones.
+
+    Args:
+        name: see `vqedge.reducers`.
+        codes: rows K of its result.
+        frames: T of a clip.
+        grid: patches per side of a frame.
+        width: D of the features.
 
     Raises:
         ConfigError: no reducer has this name, or there are fewer patches than codes.
     """
-    if name not in REDUCERS:
-        raise ConfigError(f"no reducer {name!r}; choose one of {', '.join(REDUCERS)}")
     if codes > frames * grid**2:
         raise ConfigError(f"quantizer.codes {codes}: a clip has {frames * grid**2} patches")
+    if name in TRAINABLE_REDUCERS:
+        return TRAINABLE_REDUCERS[name](codes, frames, grid, width)
+    if name not in REDUCERS:
+        choices = ", ".join((*REDUCERS, *TRAINABLE_REDUCERS))
+        raise ConfigError(f"no reducer {name!r}; choose one of {choices}")
     return REDUCERS[name](codes, frames, grid)
 
 
@@ -62,6 +84,5 @@ def reducer_quantizer(config: ModelConfig) -> ReducerQuantizer:
     codes, encoder = config.quantizer.codes, config.encoder
     name = reducer_of(config.quantizer.kind)
     assert name is not None, "a kind of its own"
-    return ReducerQuantizer(
-        make_reducer(name, codes, encoder.frames, encoder.grid), codes, encoder.frames
-    )
+    reducer = make_reducer(name, codes, encoder.frames, encoder.grid, encoder.width)
+    return ReducerQuantizer(reducer, codes, encoder.frames)

@@ -27,6 +27,7 @@ class Resampler(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(self, codes: int, frames: int, grid: int, width: int, heads: int = 6) -> None:
         super().__init__()

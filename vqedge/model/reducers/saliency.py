@@ -1,7 +1,8 @@
 """Video token merging with a learned saliency (arXiv 2410.23782): which patches lead is trained.
 
 Taking the most salient has no gradient. As in the paper, saliency is trained through a path of its
-own, attention to which it is added, that nothing needs afterwards.
+own, attention to which it is added, that nothing needs afterwards: in training mode tokens are the
+means of what that attention gives, in eval mode those of the patches.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqedge.model.reducers.common import flat
+from vqedge.model.reducers.common import flat, means, one_hot
+from vqedge.model.reducers.protocol import Reduced
 from vqedge.model.reducers.vtm import ROUNDS, MotionMerging
 
 
@@ -29,6 +31,22 @@ class SalientMerging(MotionMerging):
     ) -> None:
         super().__init__(codes, frames, grid, rounds)
         self.direction = nn.Parameter(torch.randn(width) * width**-0.5)
+
+    def reduce(
+        self,
+        features: Tensor,
+        budget: Tensor,
+        cls_attn: Tensor | None = None,
+        keys: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> Reduced:
+        """See `Reducer.reduce`."""
+        if not self.training:
+            return super().reduce(features, budget)
+        with torch.no_grad():
+            found = super().reduce(features, budget)
+        members = one_hot(found.assign.reshape(-1), self.codes)
+        return found._replace(tokens=means(flat(self.attended(features)), members))
 
     def wish(self, features: Tensor) -> Tensor:
         """Saliency of every patch in -1 to 1, float32 `[N]`."""

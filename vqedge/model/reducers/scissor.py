@@ -44,6 +44,7 @@ class Scissor(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(self, codes: int, frames: int, grid: int, tau: float | None = None) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ class BipartiteMerging(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(self, codes: int, frames: int, grid: int) -> None:
         super().__init__()

@@ -48,6 +48,7 @@ class VideoTokenMerging(nn.Module):
     """
 
     reads_attention = False
+    drops = False
 
     def __init__(self, codes: int, frames: int, grid: int, rounds: int = ROUNDS) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class WindowMerging(nn.Module):
     """
 
     reads_attention = True
+    drops = False
 
     def __init__(self, codes: int, frames: int, grid: int) -> None:
         super().__init__()
