@@ -24,6 +24,8 @@ from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES
 from vqedge_export.report import VariantParity
 
+PARITY_SEED = 90_001  # of the generated clips that exports are checked on
+_ERRORS_ONLY = 3
 UNSAFE_SHARE = 0.05  # of a clip's ids, those of least margin
 
 Frames = npt.NDArray[np.uint8]
@@ -39,28 +41,37 @@ class Reading(NamedTuple):
 
 
 class OnnxReader:
-    """An encoder file in ONNX Runtime on the CPU that tells its features, too.
+    """An encoder in ONNX Runtime on the CPU that tells its features, too.
 
     Args:
-        path: the file.
+        source: a file, or what is in one.
 
     Raises:
         ExportError: it has no tensor of that name: another exporter wrote it.
     """
 
-    def __init__(self, path: Path) -> None:
-        model = onnx.load(str(path))
-        if not any(FEATURES in node.output for node in model.graph.node):
-            raise ExportError(f"{path}: no tensor {FEATURES!r} in the graph; export it again")
-        model.graph.output.add(name=FEATURES)
-        providers = ["CPUExecutionProvider"]
-        self.session = ort.InferenceSession(model.SerializeToString(), providers=providers)
+    def __init__(self, source: Path | onnx.ModelProto) -> None:
+        shown = onnx.ModelProto()
+        shown.CopyFrom(onnx.load(str(source)) if isinstance(source, Path) else source)
+        if not any(FEATURES in node.output for node in shown.graph.node):
+            name = source if isinstance(source, Path) else "encoder.onnx"
+            raise ExportError(f"{name}: no tensor {FEATURES!r} in the graph; export it again")
+        shown.graph.output.add(name=FEATURES)
+        self.session = quiet_session(shown)
 
     def __call__(self, frames: Frames, budget: int) -> Reading:
         """Encode one clip."""
         feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
         features, ids = self.session.run([FEATURES, "index_map"], feeds)
         return Reading(features, ids.reshape(-1))
+
+
+def quiet_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A model in ONNX Runtime on the CPU, without its remarks on what it could not fold."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    providers = ["CPUExecutionProvider"]
+    return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
 def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:

@@ -4,10 +4,9 @@ Weights are quantised by column, symmetrically, when the file is made; activatio
 it runs (DynamicQuantizeLinear), so that nothing has to be calibrated and equal graphs give equal
 bytes. Standard ops only. Layers that read the same tensor share its quantisation.
 
-One scale for a whole tensor serves its widest channel. Behind a LayerNormalization the spread of
-the channels is known without data, it is that of the normalisation's weights; most of it is moved
-into the rows of the matrices that read it, which are quantised by column anyway: the idea of
-SmoothQuant (arXiv 2211.10438) with the norm's weights in place of calibration.
+One scale for a whole tensor serves its widest channel (see `layers`). Behind a LayerNormalization
+the spread of the channels is known without data, it is that of the normalisation's weights; most of
+it is moved into the rows of the matrices that read it.
 """
 
 from __future__ import annotations
@@ -20,10 +19,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vqedge.errors import ExportError
+from vqedge_export.layers import (
+    VIT,
+    channel_factors,
+    column_scales,
+    linear_layers,
+    quantised_columns,
+)
 
-VIT = "/quantizer/vit/"  # what the exporter calls the ViT's nodes
-_LEVELS = 127
-_MOVED = 0.8  # of the spread of a normalised tensor's channels; 0 moves nothing, 1 all of it
 _WIDE = 4.0  # a normalised value lies within so many standard deviations, nearly always
 
 
@@ -37,7 +40,7 @@ def int8_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     copy.CopyFrom(model)
     graph = copy.graph
     weights = {item.name: item for item in graph.initializer}
-    layers = {n.name: n for n in graph.node if _is_layer(n, weights)}
+    layers = {node.name: node for node in linear_layers(graph)}
     if not layers:
         raise ExportError(
             f"the encoder's graph has no linear layer below {VIT}; export the checkpoint again"
@@ -57,10 +60,6 @@ def int8_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _is_layer(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
-    return node.op_type == "MatMul" and node.name.startswith(VIT) and node.input[1] in weights
-
-
 def _even_out_channels(
     graph: onnx.GraphProto, layers: list[onnx.NodeProto], weights: dict[str, TensorProto]
 ) -> None:
@@ -75,34 +74,12 @@ def _even_out_channels(
             continue
         scale, shift = (numpy_helper.to_array(weights[name]) for name in norm.input[1:3])
         matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in ours]
-        factor = _channel_factors(_WIDE * np.abs(scale) + np.abs(shift), matrices)
+        factor = channel_factors(_WIDE * np.abs(scale) + np.abs(shift), matrices)
         changed = {norm.input[1]: scale / factor, norm.input[2]: shift / factor}
         for node, matrix in zip(ours, matrices, strict=True):
             changed[node.input[1]] = matrix * factor[:, None]
         for name, values in changed.items():
             weights[name].CopyFrom(numpy_helper.from_array(values, name))
-
-
-def _channel_factors(
-    width: npt.NDArray[np.float32], matrices: list[npt.NDArray[np.float32]]
-) -> npt.NDArray[np.float32]:
-    """How much narrower each channel becomes, 1 in the geometric mean.
-
-    Args:
-        width: largest value to expect in a channel, `[in]`.
-        matrices: what multiplies it, `[in, out]` each.
-    """
-    rows = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-    exponent = _MOVED * _log(width) - (1 - _MOVED) * _log(rows)
-    factor: npt.NDArray[np.float32] = np.exp(exponent - exponent.mean()).astype(np.float32)
-    return factor
-
-
-def _log(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Logarithms; what is next to nothing beside the largest counts as a thousandth of it."""
-    largest = float(values.max()) or 1.0
-    found: npt.NDArray[np.float64] = np.log(np.maximum(values.astype(np.float64) / largest, 1e-3))
-    return found
 
 
 def _activation_nodes(source: str) -> list[onnx.NodeProto]:
@@ -137,20 +114,11 @@ def _replace(
 
 
 def _weight_tensors(weight: TensorProto) -> list[TensorProto]:
-    values, scale = quantised_columns(numpy_helper.to_array(weight))
+    values = numpy_helper.to_array(weight)
+    scales = column_scales(values)
     parts: dict[str, npt.NDArray[Any]] = {
-        "int8": values,
-        "scale": scale,
-        "zero": np.zeros(len(scale), np.int8),
+        "int8": quantised_columns(values, scales),
+        "scale": scales,
+        "zero": np.zeros(len(scales), np.int8),
     }
     return [numpy_helper.from_array(part, f"{weight.name}/{name}") for name, part in parts.items()]
-
-
-def quantised_columns(
-    weight: npt.NDArray[np.floating],
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Integers `[in, out]` and scale `[out]` with `integers * scale` near to the weight."""
-    largest = np.abs(weight).max(axis=0).astype(np.float32)
-    scale = (np.where(largest > 0, largest, 1) / _LEVELS).astype(np.float32)
-    values = np.rint(weight / scale).clip(-_LEVELS, _LEVELS).astype(np.int8)
-    return values, scale

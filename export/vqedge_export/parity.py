@@ -33,6 +33,7 @@ from vqedge.model.llm import PromptTokenizer
 from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.nearest_codebook import OP_NAME
+from vqedge_export.flips import PARITY_SEED
 from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
 from vqedge_export.onnx_export import outputs_of
 from vqedge_export.report import (
@@ -43,7 +44,6 @@ from vqedge_export.report import (
     Tolerance,
 )
 
-PARITY_SEED = 90_001
 SAFE_MARGIN = 1e-3
 
 Rows = npt.NDArray[np.float32]

@@ -25,7 +25,8 @@ from transformers import AutoConfig, Dinov2Config
 
 from vqedge.config import EncoderConfig, ModelConfig
 from vqedge_export.flips import OnnxReader, compared
-from vqedge_export.int8 import VIT, int8_encoder
+from vqedge_export.int8 import int8_encoder
+from vqedge_export.layers import VIT
 from vqedge_export.parity import generated_clip
 
 ENCODER = "encoder.onnx"

@@ -30,6 +30,20 @@ def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
         build_options(None, None, device="npu")
 
 
+def test_only_int8_is_calibrated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs no calibration"):
+        run_build(tmp_path, "tensorrt", calibrate=tmp_path)
+
+
+def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "t.vqedge").root
+    empty = tmp_path / "empty"
+    for found in ("no such folder", "no file in it is a video"):
+        with pytest.raises(ConfigError, match=f"{found}; give a folder of videos"):
+            run_build(bundle, "tensorrt", precision="int8", calibrate=empty)
+        empty.mkdir(exist_ok=True)
+
+
 def test_what_is_not_given_keeps_its_default() -> None:
     options = build_options(None, "86,89", optimization_level=5)
     assert options.precision == "fp16" and options.capabilities == ("8.6", "8.9")

@@ -11,6 +11,7 @@ from fake_tensorrt import FakeTensorRT
 from vqedge.bundle import open_bundle
 from vqedge.errors import ExportError
 from vqedge_export.tensorrt.build import ENGINES, offer_of, run_job
+from vqedge_export.tensorrt.calibration import generated_clips
 from vqedge_export.tensorrt.into_bundle import build_into_bundle
 from vqedge_export.tensorrt.job import Job
 from vqedge_export.tensorrt.options import BuildOptions
@@ -44,6 +45,18 @@ def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path
     sizes = {file.path: file.size_bytes for file in manifest.files}
     assert sizes[record.file] == (made.root / record.file).stat().st_size
     assert sizes[record.file] > 0.4 * sizes["encoder.onnx"], "its weights are in it, in float16"
+
+
+def test_the_tiny_encoder_is_built_in_int8(bundle_copy: Path) -> None:
+    options = BuildOptions(precision="int8", capabilities=("8.6",))
+    spec = open_bundle(bundle_copy).manifest.encoder
+    clips = generated_clips(spec, seed=3, count=2)
+    made, record = build_into_bundle(bundle_copy, "tensorrt-rtx", options, calibration=clips)
+    manifest = open_bundle(made.root).manifest
+    assert manifest.engines == (record,) and record.precision == "int8"
+    assert record.outputs == engine_outputs(manifest.encoder)
+    sizes = {file.path: file.size_bytes for file in manifest.files}
+    assert sizes[record.file] < 0.6 * sizes["encoder.onnx"], "weights of its layers are int8"
 
 
 def test_it_offers_the_gpus_it_knows() -> None:

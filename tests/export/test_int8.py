@@ -18,7 +18,8 @@ from vqedge.errors import ConfigError, ExportError
 from vqedge_export.assemble import check_precision
 from vqedge_export.flips import OnnxReader, Reading, compared, matched_share
 from vqedge_export.graph import filled
-from vqedge_export.int8 import int8_encoder, quantised_columns
+from vqedge_export.int8 import int8_encoder
+from vqedge_export.layers import column_scales, linear_layers, quantised_columns
 from vqedge_runtime.encoders.ort import OrtEncoder
 
 LAYERS = 6  # of the one block: query, key, value, output, fc1, fc2
@@ -78,13 +79,13 @@ def test_evening_out_channels_changes_the_integers_not_the_product(
 
     model = filled(graph, *arrays)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_channel_factors", lambda width, _: np.ones_like(width))
+        patched.setattr(module, "channel_factors", lambda width, _: np.ones_like(width))
         plain = module.int8_encoder(model)
     (both / "plain.onnx").write_bytes(plain.SerializeToString())
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     weights = {item.name: item for item in copy.graph.initializer}
-    layers = [node for node in copy.graph.node if module._is_layer(node, weights)]
+    layers = linear_layers(copy.graph)
     module._even_out_channels(copy.graph, layers, weights)
     (both / "even.onnx").write_bytes(copy.SerializeToString())
     clip = frames_from_scene(scene_from_seed(11, 0), 2)
@@ -112,7 +113,8 @@ def test_a_precision_that_there_is_not_is_refused() -> None:
     )
 )
 def test_integers_are_half_a_step_off_at_most(weight: np.ndarray) -> None:
-    values, scale = quantised_columns(weight)
+    scale = column_scales(weight)
+    values = quantised_columns(weight, scale)
     assert np.abs(values * scale - weight).max() <= scale.max() * 0.501
     assert values.dtype == np.int8 and np.abs(values.astype(int)).max(initial=0) <= 127
 

@@ -12,8 +12,9 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError
 from vqedge.nearest_codebook import OP_NAME
+from vqedge_export.layers import VIT
 from vqedge_export.tensorrt.prepare import prepared
-from vqedge_export.tensorrt.region import VIT, vit_region
+from vqedge_export.tensorrt.region import vit_region
 
 Outputs = dict[str, np.ndarray]
 

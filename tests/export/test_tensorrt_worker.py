@@ -107,12 +107,15 @@ def test_the_dla_is_refused_everywhere(tmp_path: Path, flavour: Flavour, version
 
 
 @pytest.mark.parametrize(("flavour", "version"), VERSIONS)
-def test_int8_is_refused_until_the_graph_says_where(
+def test_int8_is_told_by_the_graph_and_by_no_flag(
     tmp_path: Path, flavour: Flavour, version: str
 ) -> None:
-    wanted = job(tmp_path, flavour, options=BuildOptions(precision="int8"))
-    with pytest.raises(ExportError, match="they need explicit quantize/dequantize nodes"):
-        outcome_of(wanted, library(flavour, version))
+    found = library(flavour, version)
+    outcome_of(job(tmp_path, flavour, options=BuildOptions(precision="int8")), found)
+    assert found.trt.config.flags == [] and found.trt.network.flags != 0
+    weak = job(tmp_path, flavour, options=BuildOptions(precision="int8", typing="weak"))
+    with pytest.raises(ExportError, match=r"int8 is told by the graph.*leave out --typing weak"):
+        outcome_of(weak, library(flavour, version))
 
 
 def test_rtx_says_everything_it_cannot_do_at_once(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def _vqedge(*words: str) -> dict[str, dict[str, dict[str, float]]]:
 
 
 @pytest.mark.parametrize("flavour", MODULES)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_two_new_processes_find_the_same_ids(
     request: pytest.FixtureRequest, flavour: str, precision: str
 ) -> None:

@@ -182,6 +182,12 @@ def build(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="For all GPUs from SM 8.0 on.")
     ] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of videos that int8 is calibrated on [default: generated clips]."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="gpu; dla is refused, with the reason.")] = "gpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -202,6 +208,7 @@ def build(
         workspace_mb=workspace_mb,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
+        calibrate=calibrate,
         device=device,
         as_json=as_json,
     )

@@ -34,7 +34,7 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(
         help="Of the ViT: int8, fp16 or fp32 [default: int8 beside fp32 in ONNX, fp32 of what was "
-        "imported; fp16 in engines]."
+        "imported; fp16 in engines]. ONNX always holds fp32 as well."
     ),
 ]
 CapabilitiesOption = Annotated[

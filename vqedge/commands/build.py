@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from vqedge.bundle import open_bundle
+from vqedge.commands.frames import Frames, frames_in_folder
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS, EnginePrecision, Flavour
 from vqedge.errors import ConfigError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from vqedge_export.tensorrt.options import BuildOptions
 
 _TAKES_PLUGIN: Flavour = "tensorrt"
+_MOST_CLIPS = 64  # of a folder to calibrate on; more change little
 
 
 def run_build(
@@ -23,6 +26,7 @@ def run_build(
     precision: str | None = None,
     sm: str | None = None,
     plugin: str | None = None,
+    calibrate: Path | None = None,
     as_json: bool = False,
     **more: Any,
 ) -> None:
@@ -31,8 +35,9 @@ def run_build(
 
     flavour = _flavour(target)
     options = build_options(precision, sm, **more)
+    clips = _calibration(bundle, options, calibrate) if calibrate else ()
     library = plugin_library_for((flavour,), options, plugin)
-    made, record = build_into_bundle(bundle, flavour, options, library)
+    made, record = build_into_bundle(bundle, flavour, options, library, clips)
     size_bytes = (made.root / record.file).stat().st_size
     if as_json:
         engine = record.model_dump(mode="json") | {"size_bytes": size_bytes}
@@ -80,6 +85,15 @@ def plugin_library_for(
         return None
     sms = [int(capability.replace(".", "")) for capability in options.capabilities]
     return plugin_from_text(plugin or AUTO_PLUGIN, sms)
+
+
+def _calibration(bundle: Path, options: BuildOptions, folder: Path) -> list[Frames]:
+    if options.precision != "int8":
+        raise ConfigError(f"--calibrate {folder}: {options.precision} needs no calibration")
+    spec = open_bundle(bundle).manifest.encoder
+    clips = list(frames_in_folder(folder, spec.frames, spec.size, _MOST_CLIPS))
+    say(f"calibrating on {len(clips)} videos of {folder}")
+    return clips
 
 
 def _flavour(target: str) -> Flavour:

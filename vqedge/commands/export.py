@@ -31,14 +31,14 @@ def export(
     """Export a checkpoint and print the parity table."""
     from vqedge_export.assemble import DEFAULT_QUANT, default_precision
     from vqedge_export.pipeline import export_bundle
-    from vqedge_export.targets import VARIANTS, engine_targets
+    from vqedge_export.targets import engine_targets
     from vqedge_runtime.llm import open_llama_cpp
 
     targets = engine_targets(target)
     if not any(row.name in FLAVOURS for row in targets) and (sm or precision == "fp16"):
         flag = "--sm" if sm else "--precision fp16"
         raise ConfigError(f"{flag} is about engines; add --target tensorrt or tensorrt-rtx")
-    options = build_options(None if precision in VARIANTS else precision, sm)
+    options = build_options(precision, sm)
     bundle, report = export_bundle(
         checkpoint,
         out,

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from vqedge.bundle import Bundle
-from vqedge.commands.frames import read_frames
+from vqedge.commands.frames import Frames, frames_in_folder
 from vqedge.commands.output import say
-from vqedge.errors import ConfigError, VideoError
+from vqedge.errors import ConfigError
 from vqedge_export.flips import OnnxReader, Reading, compared
 from vqedge_export.report import VariantParity
 from vqedge_runtime.encoders import ENCODERS, encoder_path
 
-Frames = npt.NDArray[np.uint8]
 Reader = Callable[[Frames, int], Reading]
 
 
@@ -38,9 +34,8 @@ def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str
             f"{bundle.root}: no lighter encoder to compare; assemble it with --precision int8, "
             "or pip install 'vqedge[openvino]'"
         )
-    clips = list(_clips(bundle, folder, limit))
-    if not clips:
-        raise ConfigError(f"{folder}: no file in it is a video; give a folder of videos")
+    spec = bundle.manifest.encoder
+    clips = list(frames_in_folder(folder, spec.frames, spec.size, limit))
     say(f"comparing {', '.join(readers)} with onnxruntime on {len(clips)} clips")
     reference = OnnxReader(bundle.path_of("encoder"))
     wanted = [reference(clip, budget) for clip in clips]
@@ -68,15 +63,3 @@ def _openvino_reader(bundle: Bundle) -> Reader:
 
     encoder = OpenVinoEncoder(bundle.path_of("encoder"))
     return read
-
-
-def _clips(bundle: Bundle, folder: Path, limit: int | None) -> Iterator[Frames]:
-    spec, found = bundle.manifest.encoder, 0
-    for path in sorted(folder.iterdir()):
-        if found == limit:
-            return
-        try:
-            yield read_frames(path, spec.frames, spec.size)
-        except VideoError:
-            continue
-        found += 1

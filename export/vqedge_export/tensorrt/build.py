@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,24 +26,48 @@ from vqedge.engines import (
 )
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256
+from vqedge_export.flips import PARITY_SEED
 from vqedge_export.graph import save_model
+from vqedge_export.tensorrt.calibration import (
+    CALIBRATION_CLIPS,
+    CALIBRATION_SEED,
+    CHECK_CLIPS,
+    Frames,
+    digest_of,
+    generated_clips,
+    measured_channels,
+    require_ids_kept,
+)
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer, require_possible, targets_of
 from vqedge_export.tensorrt.prepare import engine_outputs, prepared
 
 logger = logging.getLogger(__name__)
 
-ENGINES = "engines"
+ENGINES, PREPARED = "engines", "prepared.onnx"
 _LAST_LINES = 3
 
 
 @dataclass(frozen=True)
 class Source:
-    """The encoder an engine is made from."""
+    """What an engine is made from.
+
+    Attributes:
+        onnx: the bundle's encoder, float32.
+        encoder: what the manifest says of it.
+        quantizer: what the manifest says of the quantizer.
+        calibration: clips for int8, uint8 `[T, size, size, 3]` each; generated ones if empty.
+    """
 
     onnx: Path
     encoder: EncoderRecord
     quantizer: QuantizerRecord
+    calibration: tuple[Frames, ...] = ()
+
+    def calibration_clips(self) -> Sequence[Frames]:
+        """The clips that int8 is calibrated on."""
+        usual = CALIBRATION_SEED, CALIBRATION_CLIPS
+        return self.calibration or generated_clips(self.encoder, *usual)
 
 
 def engine_from_onnx(
@@ -51,7 +76,7 @@ def engine_from_onnx(
     """Build an engine, or take the same one from the cache.
 
     Args:
-        source: the bundle's encoder.
+        source: the bundle's encoder, and what to calibrate on.
         flavour: which TensorRT.
         options: precision, GPUs, and what the builder is told.
         plugin: library with the NearestCodebook plugin; the graph's own function without.
@@ -62,10 +87,13 @@ def engine_from_onnx(
     Raises:
         BackendUnavailable: TensorRT is not installed.
         ExportError: it cannot do what is asked, or failed.
+        ParityError: int8 does not keep the ids.
     """
     offer = offer_of(flavour)
     require_possible(options, offer, plugin is not None)
     capabilities = targets_of(options, offer)
+    clips = source.calibration_clips() if options.precision == "int8" else ()
+    calibration = digest_of(clips) if clips else None
     identity = EngineIdentity(
         flavour=flavour,
         version=offer.version,
@@ -73,12 +101,14 @@ def engine_from_onnx(
         precision=options.precision,
         onnx_sha256=file_sha256(source.onnx),
         plugin_sha256=file_sha256(plugin) if plugin else None,
-        options=options.spelled(),
+        options=options.spelled(calibration),
     )
     if (cached := cached_engine(identity.key)) is not None:
         logger.info("engine %s is in the cache", identity.key)
         return cached
     with tempfile.TemporaryDirectory() as folder:
+        graph = _graph(source, options, clips, plugin is not None)
+        save_model(graph, Path(folder) / PREPARED)
         job = _job(source, offer, options, capabilities, _kept(plugin), Path(folder))
         outcome = run_job(job)
         record = _record(identity, options, outcome, job.profiles)
@@ -130,6 +160,25 @@ def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
     return f"the building process {cause}; {hint}; last words: {words}"
 
 
+def _graph(
+    source: Source, options: BuildOptions, clips: Sequence[Frames], plugin: bool
+) -> onnx.ModelProto:
+    """The graph to build; in int8, only if it keeps the ids."""
+    full = onnx.load(str(source.onnx))
+    weak = options.typing == "weak"
+    if not clips:
+        return prepared(full, options.precision, plugin=plugin, weak=weak)
+    logger.info("calibrating int8 on %d clips", len(clips))
+    channels = measured_channels(full, clips)
+    with_body = prepared(full, options.precision, plugin=False, channels=channels)
+    unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
+    figures = require_ids_kept(full, with_body, unseen, source.quantizer.default_budget)
+    logger.info("int8 turns %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)
+    if not plugin:
+        return with_body
+    return prepared(full, options.precision, plugin=True, channels=channels)
+
+
 def _job(
     source: Source,
     offer: Offer,
@@ -138,13 +187,6 @@ def _job(
     plugin: Path | None,
     folder: Path,
 ) -> Job:
-    graph = prepared(
-        onnx.load(str(source.onnx)),
-        options.precision,
-        plugin=plugin is not None,
-        weak=options.typing == "weak",
-    )
-    save_model(graph, folder / "prepared.onnx")
     quantizer = source.quantizer
     least = 1 if quantizer.adaptive_error is None else 0
     host = EngineHost(offer.flavour, offer.version, offer.compute_capability or "")
@@ -152,7 +194,7 @@ def _job(
         flavour=offer.flavour,
         options=options,
         capabilities=capabilities,
-        onnx=folder / "prepared.onnx",
+        onnx=folder / PREPARED,
         engine=folder / "built.engine",
         inputs=source.encoder.inputs,
         outputs=engine_outputs(source.encoder),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vqedge.bundle import Bundle, EngineRecord, open_bundle, rewritten
 from vqedge.engines import Flavour
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
+from vqedge_export.tensorrt.calibration import Frames
 from vqedge_export.tensorrt.options import BuildOptions
 
 
 def build_into_bundle(
-    path: Path, flavour: Flavour, options: BuildOptions, plugin: Path | None = None
+    path: Path,
+    flavour: Flavour,
+    options: BuildOptions,
+    plugin: Path | None = None,
+    calibration: Sequence[Frames] = (),
 ) -> tuple[Bundle, EngineRecord]:
     """Build an engine on this machine and put it into the bundle.
 
@@ -24,15 +30,18 @@ def build_into_bundle(
         flavour: which TensorRT.
         options: precision, GPUs, and what the builder is told.
         plugin: library with the NearestCodebook plugin.
+        calibration: clips for int8; generated ones if empty.
 
     Raises:
         BundleError: the bundle is not intact, or cannot be written.
         BackendUnavailable: TensorRT is not installed.
         ExportError: it cannot do what is asked, or failed.
+        ParityError: int8 does not keep the ids.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    source = Source(bundle.path_of("encoder"), manifest.encoder, manifest.quantizer)
+    encoder = bundle.path_of("encoder")
+    source = Source(encoder, manifest.encoder, manifest.quantizer, tuple(calibration))
     engine, record = engine_from_onnx(source, flavour, options, plugin)
     kept = tuple(old for old in manifest.engines if not _supersedes(record, old))
     return rewritten(bundle, {record.file: engine}, (record, *kept)), record

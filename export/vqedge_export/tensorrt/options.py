@@ -18,7 +18,8 @@ class BuildOptions:
     """How to build an engine.
 
     Attributes:
-        precision: of the ViT; the quantizer and all behind it stay float32.
+        precision: of the ViT; int8 multiplies in int8 and does the rest in float16. The quantizer
+            and all behind it stay float32.
         capabilities: GPUs to build for, as ("8.6", "8.9"); empty for the usual ones of the flavour.
         typing: "strong", the graph says the type of every tensor; "weak", TensorRT 10 chooses
             types by its builder flags and the quantizer is pinned to float32.
@@ -44,9 +45,13 @@ class BuildOptions:
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise ConfigError(f"--workspace-mb {self.workspace_mb}: want at least 1")
 
-    def spelled(self) -> str:
-        """The options that shape an engine, beside precision and GPUs, in one spelling."""
-        rest = asdict(self)
+    def spelled(self, calibration: str | None = None) -> str:
+        """The options that shape an engine, beside precision and GPUs, in one spelling.
+
+        Args:
+            calibration: tells the clips that int8 was calibrated on from others.
+        """
+        rest = asdict(self) | ({"calibration": calibration} if calibration else {})
         del rest["precision"], rest["capabilities"]
         return json.dumps(rest, sort_keys=True)
 
@@ -114,9 +119,8 @@ def _refusals(options: BuildOptions, offer: Offer, plugin: bool) -> list[tuple[b
     return [
         (too_old, "want 10.3 or later; upgrade TensorRT, or JetPack to 6.2"),
         (
-            options.precision == "int8",
-            "int8 engines are not built by this vqedge: they need explicit quantize/dequantize "
-            "nodes, and calibrators are gone from TensorRT 11; use --precision fp16",
+            options.precision == "int8" and options.typing == "weak",
+            "int8 is told by the graph, which types everything; leave out --typing weak",
         ),
         (
             options.typing == "weak" and not offer.weak_typing,

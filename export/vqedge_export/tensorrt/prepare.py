@@ -1,4 +1,4 @@
-"""The graph as TensorRT takes it, from the bundle's `encoder.onnx`. Values do not change.
+"""The graph as TensorRT takes it, from the bundle's `encoder.onnx`. In fp32 values do not change.
 
 Found with TensorRT-RTX 1.7, see docs/tensorrt.md:
 
@@ -12,7 +12,7 @@ encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
 from onnx import TensorProto, helper
@@ -24,21 +24,28 @@ from vqedge.nearest_codebook import OP_NAME
 from vqedge_export.graph import BRIDGED
 from vqedge_export.op_function import attach_function
 from vqedge_export.tensorrt.half import halved
+from vqedge_export.tensorrt.qdq import Channels, quantised
 
 _ROW_OPS = ("ArgMax", "ArgMin", "TopK")
 _FIRST_AXIS = "tensorrt_first_axis"
 
 
 def prepared(
-    model: onnx.ModelProto, precision: EnginePrecision, *, plugin: bool, weak: bool = False
+    model: onnx.ModelProto,
+    precision: EnginePrecision,
+    *,
+    plugin: bool,
+    weak: bool = False,
+    channels: Mapping[str, Channels] | None = None,
 ) -> onnx.ModelProto:
     """A copy of the encoder for TensorRT.
 
     Args:
         model: the bundle's encoder, float32.
-        precision: of the ViT.
+        precision: of the ViT; int8 multiplies in int8 and does the rest in float16.
         plugin: leave NearestCodebook to a plugin.
         weak: TensorRT lowers the precision itself; leave the graph's types alone.
+        channels: what int8 was calibrated to, see `calibration.measured_channels`.
 
     Raises:
         ExportError: the graph is not one that vqedge writes.
@@ -50,7 +57,10 @@ def prepared(
     _cast_pixels_first(copy)
     _give_rows(copy)
     _settle_op(copy, plugin)
-    return halved(copy) if precision == "fp16" and not weak else copy
+    if precision == "int8":
+        assert channels is not None, "int8 is calibrated"
+        quantised(copy, channels)
+    return copy if precision == "fp32" or weak else halved(copy)
 
 
 def engine_outputs(encoder: EncoderRecord) -> tuple[TensorRecord, ...]:

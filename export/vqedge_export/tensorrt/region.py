@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from vqedge.errors import ExportError
-
-VIT = "/quantizer/vit/"
+from vqedge_export.layers import VIT
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from vqedge.bundle import ProfileRecord, TensorRecord
 from vqedge.errors import BackendUnavailable, ExportError, VqedgeError
 from vqedge.files import replacing
 from vqedge.tensorrt import new_log, one_line, tensorrt_module
+from vqedge_export.layers import VIT
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.library import Library
 from vqedge_export.tensorrt.options import require_possible
-from vqedge_export.tensorrt.region import VIT
 
 _DTYPES = {
     "FLOAT": "float32",
