@@ -44,9 +44,11 @@ def page() -> str:
         _budgets(),
         _kinds(),
         _baselines(),
+        _trained_alike(),
         _export(),
         _encoders(),
         _photos(),
+        _speed(),
         _words(),
         _grounding(),
         _ids(),
@@ -108,8 +110,8 @@ def _baselines() -> str:
     lines = [
         "## What the tokens are worth",
         "",
-        "The same questions in PyTorch: the model shown less (shuffled frames, no video at all), "
-        "and models trained as many steps with one part replaced.",
+        "The same questions in PyTorch: the model as it is, and shown less (shuffled frames, no "
+        "video at all).",
         "",
         f"| | steps | tokens | all | {' | '.join(kinds)} |",
         "|---|---|---|---|" + "---|" * len(kinds),
@@ -118,6 +120,36 @@ def _baselines() -> str:
         by_kind = " | ".join(f"{d['by_kind'][kind]['accuracy']:.1%}" for kind in kinds)
         steps, tokens = d.get("steps", ""), d["tokens_mean"]
         lines.append(f"| {name} | {steps} | {tokens:.1f} | {_share(d)} | {by_kind} |")
+    return "\n".join(lines)
+
+
+def _trained_alike() -> str:
+    """One short training for the whole reducer, and again with one part replaced."""
+    document = _load("compare")
+    if not document:
+        return ""
+    others = {name: d for name, d in document["baselines"].items() if "steps" in d}
+    kinds = list(document["by_kind"])
+    lines = [
+        "## What each part is worth",
+        "",
+        f"`scripts/compare`: recipes/compare.yaml, {document['steps']} steps from an untrained "
+        "bridge and adapter, and again with one part replaced: the same clips, the same steps, at "
+        f"most 32 tokens a clip. {document['n']} held-out questions in PyTorch. These trainings "
+        "are short: the differences say more than the levels.",
+        "",
+        "| | tokens | all | points from VQ |",
+        "|---|---|---|---|",
+        f"| VQ | {document['tokens_mean']:.1f} | {_share(document)} | |",
+    ]
+    for name, d in others.items():
+        points = 100 * (d["accuracy"] - document["accuracy"])
+        lines.append(f"| {name} | {d['tokens_mean']:.1f} | {_share(d)} | {points:+.1f} |")
+    lines += ["", f"| | {' | '.join(['VQ', *others])} | n |", "|---|" + "---|" * (len(others) + 2)]
+    for kind in kinds:
+        rows = [d["by_kind"][kind] for d in (document, *others.values())]
+        shares = " | ".join(f"{row['accuracy']:.0%}" for row in rows)
+        lines.append(f"| {kind} | {shares} | {rows[0]['n']} |")
     return "\n".join(lines)
 
 
@@ -178,6 +210,33 @@ def _photos() -> str:
     ]
     lines += [f"| {k} | {_share(row)} | {row['n']} |" for k, row in document["by_kind"].items()]
     lines.append(f"| **all** | **{_share(document)}** | {document['n']} |")
+    return "\n".join(lines)
+
+
+def _speed() -> str:
+    """One clip through every encoder that ran, a row a machine."""
+    benches = [json.loads(path.read_text()) for path in sorted(MEASURED.glob("bench*.json"))]
+    encoders = list(dict.fromkeys(name for bench in benches for name in bench["encoders"]))
+    lines = [
+        "## Speed",
+        "",
+        "`vqedge bench --json`, the demo clip of three seconds, milliseconds, a document of "
+        "docs/measured for every machine: encoding with each backend; `cold`, from the file to the "
+        "first token with the backend that `auto` takes there; `again`, a second question; and how "
+        "many times as long the language model alone takes to its first token with every patch.",
+        "",
+        f"| machine | {' | '.join(encoders)} | cold | again | unreduced |",
+        "|---|" + "---|" * (len(encoders) + 3),
+    ]
+    for bench in benches:
+        spent = [f"{bench['encoders'][name]['encode_ms']:.0f}" for name in encoders]
+        firsts = [f"{bench[f'{when}_first_token_ms']:.0f}" for when in ("cold", "reask")]
+        unreduced = f"{bench['unreduced_over_llm']:.0f} x"
+        told = bench["machine"]
+        own = "".join(f", {name}" for name in told.get("instructions", ()))
+        machine = f"{told['processor']}, {told['usable_cores']} cores{own}"
+        cells = " | ".join([machine, *spent, *firsts, unreduced])
+        lines.append(f"| {cells} |")
     return "\n".join(lines)
 
 

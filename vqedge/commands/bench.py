@@ -16,8 +16,11 @@ from vqedge.data.demo import write_demo
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bench import run, side_by_side
 from vqedge_runtime.cores import processor_name, usable_cores
+from vqedge_runtime.llm.build_flags import cpu_flags
 
 _PACKAGES = ("vqedge", "onnxruntime", "onnxruntime-gpu", "openvino", "llama-cpp-python", "av")
+# of x86: what encoders in int8 and bfloat16 are fast by
+_LOW_PRECISION = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 
 
 def run_bench(
@@ -52,6 +55,7 @@ def _machine() -> dict[str, Any]:
     return {
         "processor": processor_name(),
         "usable_cores": usable_cores(),
+        "instructions": sorted(_LOW_PRECISION & cpu_flags()),
         "versions": dict(_versions()),
     }
 
