@@ -19,7 +19,7 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
 from vqedge_export.flips import OnnxReader, compared, quiet_session
-from vqedge_export.report import Tolerance, VariantParity
+from vqedge_export.report import MOST_SAFE_IDS, VariantParity
 from vqedge_export.tensorrt.qdq import Channels, inputs_of_layers
 
 CALIBRATION_SEED, CALIBRATION_CLIPS = 90_003, 8
@@ -84,12 +84,11 @@ def require_ids_kept(
     figures = compared(
         (reference(clip, budget) for clip in clips), (other(clip, budget) for clip in clips)
     )
-    most = Tolerance.model_fields["variant_safe_ids_differ"].default
-    if not figures.safe_ids_differ <= most:
+    if not figures.safe_ids_differ <= MOST_SAFE_IDS:
         raise ParityError(
-            f"int8 turns {figures.safe_ids_differ:.2%} of the safe ids, at most {most:.0%} is "
-            "allowed; calibrate on clips like those it is for (vqedge build --calibrate FOLDER), "
-            "or use --precision fp16"
+            f"int8 turns {figures.safe_ids_differ:.2%} of the safe ids, at most "
+            f"{MOST_SAFE_IDS:.0%} is allowed; calibrate on clips like those it is for "
+            "(vqedge build --calibrate FOLDER), or use --precision fp16"
         )
     return figures
 
