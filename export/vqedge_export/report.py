@@ -14,7 +14,6 @@ from vqedge.engines import encoder_sha256
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
 
-
 # share of patches that a lighter encoder may give another id at margins above the 5th percentile
 MOST_SAFE_IDS = 0.01
 
