@@ -72,10 +72,16 @@ def _accuracy() -> str:
     thing = {**photos["by_kind"]["thing"], "tokens_mean": photos["tokens_mean"]}
     lines.append(_row(f"photos: name the thing (n={thing['n']})", thing))
     low, high = checkpoint["interval"]
+    alike = _load("compare")
+    grid = alike["baselines"]["uniform grid"]
     lines += [
         "",
         f"The PyTorch checkpoint at the default budget: {checkpoint['accuracy']:.1%} "
         f"[{low:.1%}, {high:.1%}]. TokDense is percent of accuracy per token.",
+        "",
+        f"Two models trained alike, {alike['steps']} steps: {alike['accuracy']:.1%} with codes of "
+        f"patches that are alike, {grid['accuracy']:.1%} with as many means over a uniform grid "
+        f"(n={alike['n']}, [more of these](docs/results.md#what-each-part-is-worth)).",
     ]
     return "\n".join(lines)
 
