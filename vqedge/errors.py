@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """The text with everything escaped that could move a terminal's cursor or hide a part of it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class VqedgeError(Exception):
-    """A problem the user can fix. The command line prints it as one line and exits with 1."""
+    """A problem the user can fix. The command line prints it as one line and exits with 1.
+
+    A message may name what stands in a stranger's file, a key or a tensor: `str()` is one line and
+    `printable`.
+    """
+
+    def __str__(self) -> str:
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 class ConfigError(VqedgeError):

@@ -10,6 +10,7 @@ from fake_tensorrt import FakeTensorRT
 
 from vqedge.bundle import open_bundle
 from vqedge.errors import ExportError
+from vqedge_export.tensorrt import build
 from vqedge_export.tensorrt.build import ENGINES, offer_of, run_job
 from vqedge_export.tensorrt.calibration import generated_clips
 from vqedge_export.tensorrt.into_bundle import build_into_bundle
@@ -47,7 +48,10 @@ def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path
     assert sizes[record.file] > 0.4 * sizes["encoder.onnx"], "its weights are in it, in float16"
 
 
-def test_the_tiny_encoder_is_built_in_int8(bundle_copy: Path) -> None:
+def test_the_tiny_encoder_is_built_in_int8(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "CHECK_CLIPS", 1)
     options = BuildOptions(precision="int8", capabilities=("8.6",))
     spec = open_bundle(bundle_copy).manifest.encoder
     clips = generated_clips(spec, seed=3, count=2)

@@ -27,7 +27,7 @@ def main() -> None:
         words = [word for word in arguments if word != _DEBUG]
         app(args=[_DEBUG, *words] if debug else words, prog_name="vqedge")
     except VqedgeError as error:
-        _fail(error, USER_ERROR, f"vqedge: {' '.join(str(error).split())}")
+        _fail(error, USER_ERROR, f"vqedge: {error}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
