@@ -184,9 +184,7 @@ def build(
     ] = False,
     calibrate: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of videos that int8 is calibrated on [default: generated clips]."
-        ),
+        typer.Option(help="Folder of videos to calibrate int8 on, beside generated clips."),
     ] = None,
     device: Annotated[str, typer.Option(help="gpu; dla is refused, with the reason.")] = "gpu",
     as_json: JsonOption = False,

@@ -1,7 +1,7 @@
 """What int8 has to know beforehand: how large the inputs of the ViT's layers become.
 
-Measured by the float32 encoder in ONNX Runtime on clips, generated ones if there are no others;
-and measured again, on clips that were not among them, whether the ids are kept.
+Measured by the float32 encoder in ONNX Runtime on generated clips and on those of the user; and
+measured again, on clips that were not among them, whether the ids are kept.
 """
 
 from __future__ import annotations

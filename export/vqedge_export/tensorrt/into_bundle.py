@@ -30,7 +30,7 @@ def build_into_bundle(
         flavour: which TensorRT.
         options: precision, GPUs, and what the builder is told.
         plugin: library with the NearestCodebook plugin.
-        calibration: clips for int8; generated ones if empty.
+        calibration: clips for int8 beside the generated ones.
 
     Raises:
         BundleError: the bundle is not intact, or cannot be written.
