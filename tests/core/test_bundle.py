@@ -25,7 +25,7 @@ from vqedge.bundle import (
     verify,
 )
 from vqedge.bundle.manifest import manifest_bytes, manifest_from_bytes
-from vqedge.errors import BundleError
+from vqedge.errors import BundleError, printable
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "tests/golden/manifest.schema.json"
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 def _refused(root: Path, match: str) -> None:
     with pytest.raises(BundleError, match=match) as caught:
         open_bundle(root)
-    assert str(caught.value).startswith(f"{root}: ")
+    assert str(caught.value).startswith(f"{printable(str(root))}: ")
     assert "\n" not in str(caught.value)
     assert ";" in str(caught.value), "names no next step"
 
