@@ -51,10 +51,12 @@ class OnnxReader:
     """
 
     def __init__(self, source: Path | onnx.ModelProto) -> None:
-        shown = onnx.ModelProto()
-        shown.CopyFrom(onnx.load(str(source)) if isinstance(source, Path) else source)
+        if isinstance(source, Path):
+            name, shown = str(source), onnx.load(str(source))
+        else:
+            name, shown = "encoder.onnx", onnx.ModelProto()
+            shown.CopyFrom(source)
         if not any(FEATURES in node.output for node in shown.graph.node):
-            name = source if isinstance(source, Path) else "encoder.onnx"
             raise ExportError(f"{name}: no tensor {FEATURES!r} in the graph; export it again")
         shown.graph.output.add(name=FEATURES)
         self.session = quiet_session(shown)

@@ -18,13 +18,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vqedge.errors import ExportError
 from vqedge_export.layers import (
-    VIT,
     channel_factors,
     column_scales,
     linear_layers,
     quantised_columns,
+    replace_nodes,
 )
 
 _WIDE = 4.0  # a normalised value lies within so many standard deviations, nearly always
@@ -41,10 +40,6 @@ def int8_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = copy.graph
     weights = {item.name: item for item in graph.initializer}
     layers = {node.name: node for node in linear_layers(graph)}
-    if not layers:
-        raise ExportError(
-            f"the encoder's graph has no linear layer below {VIT}; export the checkpoint again"
-        )
     _even_out_channels(graph, list(layers.values()), weights)
     nodes: list[onnx.NodeProto] = []
     read: set[str] = set()
@@ -56,7 +51,9 @@ def int8_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes += _activation_nodes(source) if source not in read else []
         nodes += _layer_nodes(node)
         read.add(source)
-    _replace(graph, nodes, [weights[node.input[1]] for node in layers.values()])
+    read_by_layers = (weights[node.input[1]] for node in layers.values())
+    lighter = [part for weight in read_by_layers for part in _weight_tensors(weight)]
+    replace_nodes(graph, nodes, lighter)
     return copy
 
 
@@ -99,18 +96,6 @@ def _layer_nodes(layer: onnx.NodeProto) -> list[onnx.NodeProto]:
         helper.make_node("Mul", scales, [scale], name=f"{layer.name}/scale"),
         helper.make_node("Mul", [floats, scale], [product], name=layer.name),
     ]
-
-
-def _replace(
-    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], weights: list[TensorProto]
-) -> None:
-    """Put in the new nodes, and integers for the weights that nobody else reads."""
-    kept = {name for node in nodes for name in node.input}
-    lighter = [part for weight in weights for part in _weight_tensors(weight)]
-    others = [item for item in graph.initializer if item.name in kept]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*others, *lighter])
 
 
 def _weight_tensors(weight: TensorProto) -> list[TensorProto]:

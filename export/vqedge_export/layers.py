@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto
+
+from vqedge.errors import ExportError
 
 VIT = "/quantizer/vit/"  # what the exporter calls the ViT's nodes
 LEVELS = 127
@@ -22,13 +25,34 @@ Floats = npt.NDArray[np.float32]
 
 
 def linear_layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The products of the ViT with a stored matrix, in the graph's order."""
+    """The products of the ViT with a stored matrix, in the graph's order.
+
+    Raises:
+        ExportError: there are none: another exporter wrote the graph.
+    """
     stored = {item.name for item in graph.initializer}
-    return [
+    layers = [
         node
         for node in graph.node
         if node.op_type == "MatMul" and node.name.startswith(VIT) and node.input[1] in stored
     ]
+    if not layers:
+        raise ExportError(
+            f"the encoder's graph has no linear layer below {VIT}; export the checkpoint again"
+        )
+    return layers
+
+
+def replace_nodes(
+    graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], tensors: Sequence[TensorProto] = ()
+) -> None:
+    """Put `nodes` in place of the graph's, add `tensors`, leave out tensors that nobody reads."""
+    read = {name for node in nodes for name in node.input}
+    kept = [item for item in (*graph.initializer, *tensors) if item.name in read]
+    for field, items in ((graph.node, nodes), (graph.initializer, kept)):
+        copies = [type(item).FromString(item.SerializeToString()) for item in items]
+        del field[:]
+        field.extend(copies)
 
 
 def channel_factors(width: Floats, matrices: Sequence[Floats]) -> Floats:

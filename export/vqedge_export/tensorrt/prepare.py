@@ -12,7 +12,7 @@ encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import onnx
 from onnx import TensorProto, helper
@@ -22,6 +22,7 @@ from vqedge.engines import EnginePrecision
 from vqedge.errors import ExportError
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_export.graph import BRIDGED
+from vqedge_export.layers import replace_nodes
 from vqedge_export.op_function import attach_function
 from vqedge_export.tensorrt.half import halved
 from vqedge_export.tensorrt.qdq import Channels, quantised
@@ -101,7 +102,7 @@ def _give_rows(model: onnx.ModelProto) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         nodes += _with_row(node) if node.op_type in _ROW_OPS else [node]
-    _replace_nodes(model, nodes)
+    replace_nodes(model.graph, nodes)
 
 
 def _with_row(node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -139,13 +140,3 @@ def _settle_op(model: onnx.ModelProto, plugin: bool) -> None:
 def _uint8_inputs(model: onnx.ModelProto) -> set[str]:
     kinds = {item.name: item.type.tensor_type.elem_type for item in model.graph.input}
     return {name for name, kind in kinds.items() if kind == TensorProto.UINT8}
-
-
-def _replace_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    copies = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del model.graph.node[:]
-    model.graph.node.extend(copies)

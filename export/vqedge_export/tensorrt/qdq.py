@@ -30,6 +30,7 @@ from vqedge_export.layers import (
     column_scales,
     linear_layers,
     quantised_columns,
+    replace_nodes,
 )
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def quantised(model: onnx.ModelProto, channels: Mapping[str, Channels]) -> onnx.
             seen.add(source)
             nodes += _input_nodes(graph, source, told[source])
         nodes += _layer_nodes(graph, node, weights[weight] * layers[node.name].factors[:, None])
-    _replace(graph, nodes)
+    replace_nodes(graph, nodes)
     _raise_opset(model)
     return model
 
@@ -109,10 +110,6 @@ def inputs_of_layers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in linear_layers(graph):
         readers.setdefault(node.input[0], []).append(node)
-    if not readers:
-        raise ExportError(
-            f"the encoder's graph has no linear layer below {VIT}; export the checkpoint again"
-        )
     return readers
 
 
@@ -174,16 +171,6 @@ def _store(graph: onnx.GraphProto, owner: str, parts: Mapping[str, npt.NDArray[A
     graph.initializer.extend(
         numpy_helper.from_array(part, f"{owner}/{name}") for name, part in parts.items()
     )
-
-
-def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put in the new nodes, and leave out the weights that nobody reads any more."""
-    kept = {name for node in nodes for name in node.input}
-    stored = [item for item in graph.initializer if item.name in kept]
-    for field, items in ((graph.node, nodes), (graph.initializer, stored)):
-        copies = [type(item).FromString(item.SerializeToString()) for item in items]
-        del field[:]
-        field.extend(copies)
 
 
 def _raise_opset(model: onnx.ModelProto) -> None:
