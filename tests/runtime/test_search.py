@@ -6,7 +6,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +308,20 @@ def test_somebody_else_is_writing(folder: Path, monkeypatch: pytest.MonkeyPatch)
     other.execute("ROLLBACK")
     other.close()
     assert ask_folder(folder, lambda _: None)[0].read == CLIPS
+
+
+def test_the_first_to_open_an_index_wait_for_each_other(tmp_path: Path) -> None:
+    """SQLite does not wait for the lock of the first use."""
+    barrier = threading.Barrier(4, timeout=10)
+
+    def open_all() -> None:
+        for number in range(20):
+            barrier.wait()
+            connect(tmp_path / f"{number}.sqlite").close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(open_all) for _ in range(4)]:
+            done.result(timeout=60)
 
 
 def test_two_writers_at_once(folder: Path, made: bench.Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Final
 NAME: Final = ".vqedge-index.sqlite"
 VERSION: Final = 1
 BUSY_S: Final = 60.0
+_RETRY_S: Final = 0.01
+_PRIMARY_CODE: Final = 0xFF  # of SQLite's extended error codes
 
 _TABLES = """
 CREATE TABLE files (
@@ -56,7 +59,7 @@ def connect(path: Path | str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _log_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         _make_tables(connection)
     except BaseException:
@@ -85,6 +88,24 @@ def reading(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.execute("ROLLBACK")
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Turn on write-ahead logging.
+
+    A file that several open for the first time is locked for a moment by one of them; SQLite does
+    not wait for this lock as it does for others, however long its timeout.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            busy = error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
