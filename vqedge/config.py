@@ -284,6 +284,9 @@ class OptimConfig(Config):
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
     """Of a learned codebook's own loss, beside that of the language model."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    compile: bool | None = None
+    """Compile the language model's blocks, after which a step takes half as long; by default where
+    a compiler is at hand and the steps are enough to be worth the minute."""
 
 
 class TrainConfig(Config):

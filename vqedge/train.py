@@ -31,10 +31,18 @@ from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.packing import PackedBatch, pack
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import ClipBatch, TrainingClips, joint_vocabulary
+from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, start_from
 from vqedge.model.codebook import fit_codebook, usage_report
 from vqedge.model.encoder import ClipQuantizer, rows_per_code, trained_bridge
-from vqedge.model.llm import PromptTokenizer, llm_from_gguf, tokenizer_from_gguf, with_lora
+from vqedge.model.llm import (
+    PromptTokenizer,
+    can_compile,
+    compile_blocks,
+    llm_from_gguf,
+    tokenizer_from_gguf,
+    with_lora,
+)
 from vqedge.model.naming import NamingLoss
 from vqedge.model.reducers.training import quantized, trained_reducer
 from vqedge.model.vlm import Scores, VideoLanguageModel
@@ -48,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 _FINAL_LEARNING_RATE = 0.05  # share of the peak that the cosine schedule ends at
 _VALIDATION_BATCH = 16  # clips
+_WORTH_COMPILING = 100  # steps
 _CODEBOOK_ROWS = 100_000  # that a learned codebook starts from
 
 
@@ -142,6 +151,20 @@ def learning_rate_factor(step: int, warmup: int, total: int) -> float:
     return _FINAL_LEARNING_RATE + (1 - _FINAL_LEARNING_RATE) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def _compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Shall blocks be compiled? Raises ConfigError where that is asked for and cannot be done."""
+    wanted = config.optim.compile
+    if wanted is None:
+        wanted = config.optim.steps >= _WORTH_COMPILING
+    if not wanted or can_compile(device):
+        return wanted
+    told = "torch.compile finds no C++ compiler (CXX names one), or no Triton for the GPU"
+    if config.optim.compile:
+        raise ConfigError(f"optim.compile: {told}; install one or leave it out")
+    logger.warning("%s: steps take twice as long as with one", told)
+    return False
+
+
 @dataclass(frozen=True)
 class _Batch:
     clips: ClipBatch
@@ -169,6 +192,8 @@ class _Run:
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
         if accelerator.device.type == "cpu":  # steps take a sixth less than with fused attention
             llm.get_base_model().set_attn_implementation("eager")
+        if _compiles(config, accelerator.device):
+            compile_blocks(llm)
         bridge, reducer = trained_bridge(config.model), trained_reducer(config.model)
         self.model = VideoLanguageModel(bridge, llm, reducer).to(accelerator.device)
         self.optimizer = self._optimizer()

@@ -36,7 +36,7 @@ from vqedge.model.checkpoint import (
     start_from,
 )
 from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
-from vqedge.model.llm import with_lora
+from vqedge.model.llm import compile_blocks, hidden_states, with_lora
 from vqedge.model.reducers.training import trained_reducer
 from vqedge.run_folder import LOG, STATE
 from vqedge.train import learning_rate_factor
@@ -109,6 +109,49 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
             assert torch.equal(found[tensor], value), f"{name}: {tensor}"
     assert log_of(killed)[-1]["loss"] == log_of(whole)[-1]["loss"]
     assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_blocks_have_the_same_gradients() -> None:
+    rows, positions = torch.randn(2, 7, CONFIG.llm.width), torch.arange(7).expand(2, 7)
+    allowed = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 7, 7)
+    grads = []
+    for prepare in (lambda _llm: None, compile_blocks):
+        torch.manual_seed(4)
+        llm = with_lora(tiny_llm(), CONFIG.llm)
+        trained = {name: weight for name, weight in llm.named_parameters() if weight.requires_grad}
+        for weight in trained.values():  # half of them start at zero
+            torch.nn.init.normal_(weight, std=0.3)
+        prepare(llm)
+        hidden_states(llm, rows, allowed, positions).square().sum().backward()
+        grads.append({name: weight.grad for name, weight in trained.items()})
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-3)
+    assert all(grad.abs().max() > 1e-3 for grad in grads[0].values())
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+@pytest.mark.parametrize("steps", [99, 100])
+@pytest.mark.parametrize("compiler", ["sh", "no-such-compiler"])
+def test_blocks_are_compiled_where_it_is_worth_it_and_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    wanted: bool | None,
+    steps: int,
+    compiler: str,
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    config = config_for(tmp_path, optim=OptimConfig(steps=steps, compile=wanted))
+    there = compiler == "sh"
+    if wanted and not there:
+        with pytest.raises(ConfigError, match=r"optim\.compile: .* finds no C\+\+ compiler"):
+            training._compiles(config, torch.device("cpu"))
+        return
+    compiled = training._compiles(config, torch.device("cpu"))
+    asked = steps == 100 if wanted is None else wanted
+    assert compiled == (asked and there)
+    assert ("twice as long" in caplog.text) == (asked and not there)
 
 
 def test_a_log_line_cut_off_by_a_kill_is_dropped(whole: Path) -> None:

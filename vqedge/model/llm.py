@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,24 @@ def with_lora(llm: nn.Module, config: LlmConfig) -> Any:
 def decoder_of(llm: Any) -> Any:
     """The stack of blocks inside a causal model, with or without adapter."""
     return llm.get_base_model().model if hasattr(llm, "get_base_model") else llm.model
+
+
+def can_compile(device: torch.device) -> bool:
+    """Is there what `torch.compile` needs: a C++ compiler, and Triton on a GPU?"""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(os.environ.get("CXX", usual)) is None:
+        return False
+    return device.type != "cuda" or find_spec("triton") is not None
+
+
+def compile_blocks(llm: Any) -> None:
+    """Let `torch.compile` fuse what a block does between its matrix products.
+
+    All blocks run the same code, so that it is compiled once, at the first call; once more where no
+    gradients are wanted. Numbers differ in rounding.
+    """
+    for block in decoder_of(llm).layers:
+        block.compile(dynamic=True)
 
 
 def hidden_states(llm: Any, embeddings: Tensor, allowed: Tensor, positions: Tensor) -> Tensor:
