@@ -258,7 +258,7 @@ def test_a_library_that_is_not_installed(
 @pytest.fixture
 def broken(bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch) -> FakeBundle:
     def fail(*_: Any) -> None:
-        raise RuntimeError("a fault of ours\nin two lines")
+        raise RuntimeError("a fault of ours\nin two lines, one of them \x1b[31mred")
 
     monkeypatch.setattr(bundle.encoder, "encode", fail)
     return bundle
@@ -267,7 +267,10 @@ def broken(bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch) -> FakeBundle:
 def test_an_internal_error(run: Any, clip: Path, broken: FakeBundle) -> None:
     found = run("ask", clip, "What?", "-m", broken.path)
     assert_one_line(
-        found, "internal error: RuntimeError: a fault of ours", "please report it", code=3
+        found,
+        "internal error: RuntimeError: a fault of ours in two lines, one of them \\x1b[31mred",
+        "please report it",
+        code=3,
     )
 
 

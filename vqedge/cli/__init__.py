@@ -12,7 +12,7 @@ import traceback
 
 from vqedge.cli import asking, making, measuring  # they add their commands, in this order
 from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, app
-from vqedge.errors import VqedgeError
+from vqedge.errors import VqedgeError, printable
 
 __all__ = ["app", "asking", "main", "making", "measuring"]
 
@@ -37,7 +37,7 @@ def main() -> None:
         line = f"vqedge: {error.name} is not installed; {_install_line(error.name)}"
         _fail(error, USER_ERROR, line)
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         line = f"vqedge: internal error: {what}; please report it (--debug for more)"
         _fail(error, INTERNAL_ERROR, line)
 
