@@ -1,7 +1,8 @@
 """Many videos to `.vqt` files: decoded ahead in threads, encoded one after another, resumable.
 
 Memory grows neither with the number nor with the length of the videos: a few spans are decoded
-ahead, and every segment is written as it comes.
+ahead, and every segment is written as it comes. A video is walked through once, whatever the number
+of its windows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
@@ -19,7 +20,7 @@ from vqedge.errors import VideoError, VqedgeError
 from vqedge.files import replacing
 from vqedge_runtime.encoders import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
-from vqedge_runtime.video import Clip, clip_from_path, duration_from_path
+from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
 from vqedge_runtime.vqt import Header, VqtWriter, header_for
 from vqedge_runtime.vqt.file import vqt_errors
 
@@ -55,6 +56,24 @@ class Outcome:
     error: str = ""
 
 
+class _Walk:
+    """The clips of one video's windows, decoded one after another in whichever thread is free."""
+
+    def __init__(self, clips: Iterator[Clip]) -> None:
+        self._clips = clips
+        self._last: Future[Clip] | None = None
+
+    def decode_next(self, pool: ThreadPoolExecutor) -> Future[Clip]:
+        """The clip of the next window."""
+        self._last = pool.submit(self._after, self._last)
+        return self._last
+
+    def _after(self, before: Future[Clip] | None) -> Clip:
+        if before is not None:
+            wait([before])
+        return next(self._clips)
+
+
 @dataclass(frozen=True)
 class _Window:
     """A span of a job's video to decode, the whole without times; or why there is none."""
@@ -65,6 +84,7 @@ class _Window:
     start_s: float | None = None
     end_s: float | None = None
     outcome: Outcome | None = None
+    walk: _Walk | None = None
 
 
 _Ahead = tuple[_Window, Future[Clip] | None]
@@ -111,7 +131,7 @@ class BatchEncoder:
         """All windows of all jobs in order, `workers` of them under way."""
         waiting: deque[_Ahead] = deque()
         for window in self._windows(jobs):
-            clip = pool.submit(self._decoded, window) if window.header else None
+            clip = window.walk.decode_next(pool) if window.walk else None
             waiting.append((window, clip))
             if len(waiting) > self.workers:
                 yield waiting.popleft()
@@ -132,21 +152,24 @@ class BatchEncoder:
         if is_current(job.out, header):
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
             return
-        duration_s = duration_from_path(job.video) if self.window_s else 0.0
-        count = _window_count(duration_s, self.window_s)
-        if count == 1:
-            yield _Window(job, header)
-            return
-        for number in range(count):
+        spans = self._spans_of(job.video)
+        spec = self.manifest.encoder
+        walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans))
+        for number, span in enumerate(spans, start=1):
             if job in self._given_up:
                 return
-            start_s = number * (self.window_s or 0.0)
-            end_s = duration_s if number == count - 1 else start_s + (self.window_s or 0.0)
-            yield _Window(job, header, (number + 1) / count, start_s, end_s)
+            yield _Window(job, header, number / len(spans), *span, walk=walk)
 
-    def _decoded(self, window: _Window) -> Clip:
-        spec, span = self.manifest.encoder, (window.start_s, window.end_s)
-        return clip_from_path(window.job.video, spec.frames, spec.size, *span)
+    def _spans_of(self, video: Path) -> list[Span]:
+        """The windows of a video; one without times if it has no more than one."""
+        if self.window_s is None:
+            return [(None, None)]
+        duration_s = duration_from_path(video)
+        count = _window_count(duration_s, self.window_s)
+        if count == 1:
+            return [(None, None)]
+        starts_s = [number * self.window_s for number in range(count)]
+        return list(zip(starts_s, [*starts_s[1:], duration_s], strict=True))
 
     def _outcome(self, job: Job, clips: Iterator[_Ahead]) -> Outcome:
         """Write a job's file, whole or not at all."""
@@ -188,8 +211,6 @@ class BatchEncoder:
         return note
 
 
-def _window_count(duration_s: float, window_s: float | None) -> int:
+def _window_count(duration_s: float, window_s: float) -> int:
     """Windows of a video; a rest that is hardly one is left to the last of them."""
-    if window_s is None:
-        return 1
     return max(1, math.ceil((duration_s - min(_SHORTEST_S, window_s / 2)) / window_s))

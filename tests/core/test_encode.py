@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -17,10 +18,12 @@ from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.cli
 import vqedge.commands.encode as command
+import vqedge_runtime.video.clip as clip_module
 from vqedge.bundle import Bundle
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime import VideoQA
+from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
@@ -271,6 +274,25 @@ def test_a_short_rest_is_no_segment(run: Any, clip: Path, segment_s: float, coun
     assert len(spans) == count
 
 
+@pytest.mark.parametrize("workers", [1, 5])
+def test_segments_of_files_that_cannot_seek(bundle: Bundle, tmp_path: Path, workers: int) -> None:
+    """In their order, whichever thread decodes them, and no file opened again for each."""
+    jobs = []
+    for number in range(2):
+        path = tmp_path / f"{number}.mpg"
+        write_slides(path, 200, "mpeg2video", rate=25)
+        jobs.append(Job(path, tmp_path / f"{number}.vqt"))
+    batch = BatchEncoder(FakeEncoder(32, 576), bundle.manifest, 32, 0.25, workers)
+    with patch.object(clip_module, "opened", wraps=clip_module.opened) as opened:
+        outcomes = list(batch.run(jobs))
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert opened.call_count <= 6  # for the length, and to find that it does not seek
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        spans = open_vqt(job.out).spans_us
+        assert outcome.segments == len(spans) >= 25
+        assert spans == tuple(sorted(spans))
+
+
 @pytest.mark.parametrize("share", [0.45, 0.5, 0.55])
 def test_a_video_that_ends_early(run: Any, share: float) -> None:
     """The header says a minute, about half of the frames is there."""
@@ -315,13 +337,13 @@ print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmH
     assert peaks_mb[1] - peaks_mb[0] < 32
 
 
-def write_slides(path: Path, seconds: int) -> None:
-    """One small frame a second."""
+def write_slides(path: Path, count: int, codec: str = "mpeg4", rate: int = 1) -> None:
+    """Small frames, `rate` a second."""
     with av.open(str(path), "w") as output:
-        stream = output.add_stream("mpeg4", rate=1)
+        stream = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 10
         pixels = np.zeros((48, 64, 3), np.uint8)
-        for number in range(seconds):
+        for number in range(count):
             pixels[:, number % 64] = number % 251
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         output.mux(stream.encode(None))

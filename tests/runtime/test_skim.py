@@ -29,7 +29,7 @@ class Stamped:
 
 
 def wanted_in(packets: Sequence[Stamped | None], instants: Sequence[int]) -> list[bool]:
-    return [wanted for _, wanted in skimmed(cast(Any, packets), instants)]
+    return [wanted for _, wanted in skimmed(cast(Any, packets), instants, round)]
 
 
 @given(
@@ -71,7 +71,7 @@ def test_skipping_shows_the_frames_of_full_decoding(
     skipping, decoded = clip_from_path(path, 4, 32), _count_decoded(monkeypatch)
     again = clip_from_path(path, 4, 32)
     fewer = len(decoded)
-    monkeypatch.setattr(source, "skimmed", lambda packets, _: ((p, True) for p in packets))
+    monkeypatch.setattr(source, "skimmed", lambda packets, *_: ((p, True) for p in packets))
     whole = clip_from_path(path, 4, 32)
     assert numbers_in(skipping.frames_thwc) == numbers_in(whole.frames_thwc)
     np.testing.assert_array_equal(skipping.frames_thwc, whole.frames_thwc)

@@ -4,6 +4,13 @@
 instant, `canvas.py` turns it upright and shrinks it, `faults.py` words every error.
 """
 
-from vqedge_runtime.video.clip import Clip, clip_from_path, duration_from_path, images_in
+from vqedge_runtime.video.clip import (
+    Clip,
+    Span,
+    clip_from_path,
+    clips_from_path,
+    duration_from_path,
+    images_in,
+)
 
-__all__ = ["Clip", "clip_from_path", "duration_from_path", "images_in"]
+__all__ = ["Clip", "Span", "clip_from_path", "clips_from_path", "duration_from_path", "images_in"]

@@ -1,13 +1,14 @@
-"""The way from a path to T small RGB frames, evenly spaced in time."""
+"""The way from a path to T small RGB frames, evenly spaced in time, of each span asked for."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
 from vqedge_runtime.video.source import Source, opened
+
+Span: TypeAlias = tuple[float | None, float | None]
+"""Start and end in seconds; None for those of the video."""
 
 END_SLACK_S = 0.5  # players round: an end this far behind the last frame means the end
 
@@ -58,8 +62,7 @@ class _Request:
     path: Path
     frames: int
     size: int
-    start_s: float | None
-    end_s: float | None
+    spans: Sequence[Span]
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,40 @@ def clip_from_path(
         VideoError: one line that says what is wrong with the file or the span, and the next step.
         ValueError: `frames` or `size` is below 1.
     """
+    [clip] = clips_from_path(path, frames, size, [(start_s, end_s)])
+    return clip
+
+
+def clips_from_path(path: Path, frames: int, size: int, spans: Sequence[Span]) -> Iterator[Clip]:
+    """Samples several spans of a video in one walk from its start to its end.
+
+    What cannot seek, or has hardly a key frame, is decoded once and not again for every span.
+
+    Args:
+        path: the file or folder.
+        frames: T of each clip, at least 1.
+        size: side of the square frames in pixels, at least 1.
+        spans: start and end of each in seconds, None as there; none starts before another ends.
+
+    Yields:
+        a clip a span, each when it is asked for.
+
+    Raises:
+        VideoError: as `clip_from_path`; that a span lies outside the video, when it is its turn.
+        ValueError: `frames` or `size` is below 1.
+    """
     if frames < 1 or size < 1:
         raise ValueError(f"frames and size must be at least 1, got {frames} and {size}")
-    request = _Request(Path(path), frames, size, start_s, end_s)
-    _check_span(request)
+    request = _Request(Path(path), frames, size, spans)
+    for span in spans:
+        _check_span(request.path, span)
     with video_faults(request.path):
-        if request.path.is_dir():
-            return _clip_from_folder(request)
-        return _clip_from_file(request)
+        route = _clips_from_folder if request.path.is_dir() else _clips_from_file
+        began = time.perf_counter()
+        for clip in route(request):
+            spent_ms = 1000 * (time.perf_counter() - began)
+            yield replace(clip, decode_ms=spent_ms - clip.preprocess_ms)
+            began = time.perf_counter()
 
 
 def duration_from_path(path: Path) -> float:
@@ -115,10 +144,9 @@ def duration_from_path(path: Path) -> float:
             return source.measured_duration_s() if declared_s is None else declared_s
 
 
-def _clip_from_file(request: _Request) -> Clip:
-    began = time.perf_counter()
-    plan = _Plan()
-    while True:  # every round corrects one belief, so there are four at most
+def _clips_from_file(request: _Request) -> Iterator[Clip]:
+    plan, left = _Plan(), request
+    while left.spans:  # every round but the last corrects one belief
         with opened(request.path) as source:
             if plan.duration_s is None:
                 plan = replace(plan, duration_s=source.declared_duration_s())
@@ -126,24 +154,36 @@ def _clip_from_file(request: _Request) -> Clip:
                 plan = replace(plan, duration_s=source.measured_duration_s())
                 continue  # reading every packet used the source up
             try:
-                return _clip_from_source(source, request, plan, began)
+                for clip in _clips_from_source(source, left, plan):
+                    left = replace(left, spans=left.spans[1:])
+                    yield clip
             except CannotSeek:
                 plan = replace(plan, can_seek=False)
             except EndsEarly as early:
                 plan = replace(plan, duration_s=early.end_s, ends_early=True)
 
 
-def _clip_from_source(source: Source, request: _Request, plan: _Plan, began: float) -> Clip:
-    span = _span(request, plan.duration_s or 0.0, clamp=plan.ends_early, still=source.is_still)
-    instants_s = _instants_s(span, request.frames)
+def _clips_from_source(source: Source, request: _Request, plan: _Plan) -> Iterator[Clip]:
+    spans, fault = [], None
+    for wanted in request.spans:
+        try:
+            duration_s = plan.duration_s or 0.0
+            span = _span(request.path, wanted, duration_s, plan.ends_early, source.is_still)
+        except VideoError as error:  # told when those before it are done
+            fault = error
+            break
+        spans.append(span)
+    instants_s = [instant_s for span in spans for instant_s in _instants_s(span, request.frames)]
     cursor = Cursor(source, plan.can_seek, instants_s)
-    return _clip_from_shots(request, span, began, lambda t: cursor.shot_at(t, plan.ends_early))
+    for span in spans:
+        cursor.begin_span()
+        yield _clip_from_shots(request, span, lambda t: cursor.shot_at(t, plan.ends_early))
+    if fault is not None:
+        raise fault
 
 
-def _clip_from_folder(request: _Request) -> Clip:
-    began = time.perf_counter()
+def _clips_from_folder(request: _Request) -> Iterator[Clip]:
     images = images_in(request.path)
-    span = _span(request, float(len(images)), clamp=False, still=False)
     held: list[Shot] = []
 
     def shot_at(instant_s: float) -> Shot:
@@ -152,16 +192,18 @@ def _clip_from_folder(request: _Request) -> Clip:
             held[:] = [replace(_shot_from_image(images[index]), time_s=float(index))]
         return held[0]
 
-    return _clip_from_shots(request, span, began, shot_at)
+    for wanted in request.spans:
+        span = _span(request.path, wanted, float(len(images)), clamp=False, still=False)
+        yield _clip_from_shots(request, span, shot_at)
 
 
 def _clip_from_shots(
-    request: _Request, span: tuple[float, float], began: float, shot_at: Callable[[float], Shot]
+    request: _Request, span: tuple[float, float], shot_at: Callable[[float], Shot]
 ) -> Clip:
+    """A clip, without the time that decoding took."""
     canvas = Canvas(request.frames, request.size)
     for instant_s in _instants_s(span, request.frames):
         canvas.add(shot_at(instant_s))
-    total_s = time.perf_counter() - began
     return Clip(
         frames_thwc=canvas.frames_thwc,
         times_s=tuple(canvas.times_s),
@@ -170,7 +212,7 @@ def _clip_from_shots(
         width=canvas.width,
         height=canvas.height,
         distinct_frames=canvas.distinct,
-        decode_ms=1000 * (total_s - canvas.busy_s),
+        decode_ms=0.0,
         preprocess_ms=1000 * canvas.busy_s,
     )
 
@@ -207,29 +249,30 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
     return [int(p) if p.isdecimal() else p for p in parts], path.name
 
 
-def _check_span(request: _Request) -> None:
-    for flag, value in (("--start", request.start_s), ("--end", request.end_s)):
+def _check_span(path: Path, span: Span) -> None:
+    start_s, end_s = span
+    for flag, value in (("--start", start_s), ("--end", end_s)):
         if value is not None and not (math.isfinite(value) and value >= 0):
-            what = f"{flag} {value} is not a time"
-            raise video_fault(request.path, what, "give seconds from 0 up")
-    if request.end_s is not None and (request.start_s or 0.0) >= request.end_s:
-        what = f"--start {request.start_s or 0.0:g} is not before --end {request.end_s:g}"
-        raise video_fault(request.path, what, "give a start below the end, in seconds")
+            raise video_fault(path, f"{flag} {value} is not a time", "give seconds from 0 up")
+    if end_s is not None and (start_s or 0.0) >= end_s:
+        what = f"--start {start_s or 0.0:g} is not before --end {end_s:g}"
+        raise video_fault(path, what, "give a start below the end, in seconds")
 
 
-def _span(request: _Request, duration_s: float, clamp: bool, still: bool) -> tuple[float, float]:
-    if still and (request.start_s or request.end_s is not None):
-        what = "is a still image, without times"
-        raise video_fault(request.path, what, "leave out --start and --end")
-    start_s = request.start_s or 0.0
-    end_s = duration_s if request.end_s is None else request.end_s
+def _span(
+    path: Path, wanted: Span, duration_s: float, clamp: bool, still: bool
+) -> tuple[float, float]:
+    if still and (wanted[0] or wanted[1] is not None):
+        raise video_fault(path, "is a still image, without times", "leave out --start and --end")
+    start_s = wanted[0] or 0.0
+    end_s = duration_s if wanted[1] is None else wanted[1]
     if start_s and start_s >= duration_s:
-        raise _outside(request, f"--start {start_s:g}", duration_s)
+        raise _outside(path, f"--start {start_s:g}", duration_s)
     if end_s > duration_s + END_SLACK_S and not clamp:
-        raise _outside(request, f"--end {end_s:g}", duration_s)
+        raise _outside(path, f"--end {end_s:g}", duration_s)
     return start_s, min(end_s, duration_s)
 
 
-def _outside(request: _Request, flag: str, duration_s: float) -> VideoError:
+def _outside(path: Path, flag: str, duration_s: float) -> VideoError:
     what = f"{flag} is outside the video, which lasts {duration_s:.3f} s"
-    return video_fault(request.path, what, "give a time inside it")
+    return video_fault(path, what, "give a time inside it")

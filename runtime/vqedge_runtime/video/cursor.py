@@ -100,12 +100,17 @@ class Cursor:
             instants_s: all instants that will be asked for, in their order.
         """
         self._source = source
-        self._seeking = seeking and source.can_seek
+        self._may_seek = self._seeking = seeking and source.can_seek
         self._instants_s = instants_s if self._seeking else None
         frames = source.frames(instants_s=self._instants_s)
         self._shots = shots_from(source, frames, strict=self._seeking)
         self._here: Shot | None = None
         self._next: Shot | None = None
+
+    def begin_span(self) -> None:
+        """Gives the next instants the decoding time of a span, and another chance of seeking."""
+        self._seeking = self._may_seek
+        self._source.restart_clock()
 
     def shot_at(self, instant_s: float, hold_last: bool) -> Shot:
         """The last frame shown at or before an instant, or the first frame when there is none.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from av.packet import Packet
@@ -23,13 +23,16 @@ VideoPacket: TypeAlias = "Packet[VideoStream]"
 
 
 def skimmed(
-    packets: Iterable[VideoPacket | None], instants: Sequence[int]
+    packets: Iterable[VideoPacket | None],
+    instants_s: Sequence[float],
+    ticks: Callable[[float], int],
 ) -> Iterator[tuple[VideoPacket | None, bool]]:
     """Every packet, with whether its frame is wanted: shown at an instant, or the next one after.
 
     Args:
         packets: in decoding order, from a key frame on.
-        instants: time stamps in growing order, in the stream's ticks.
+        instants_s: seconds in growing order, for a whole walk.
+        ticks: makes time stamps of them.
     """
     held: deque[VideoPacket] = deque()
     times: list[int] = []
@@ -44,7 +47,7 @@ def skimmed(
         held.append(packet)
         while held and _is_settled(held[0], times, known_to):
             settled = held.popleft()
-            yield settled, _is_wanted(settled.pts or 0, times, instants)
+            yield settled, _is_wanted(settled.pts or 0, times, instants_s, ticks)
         if len(held) > _MOST_HELD:
             yield held.popleft(), True
         del times[:-_MOST_TIMES]
@@ -61,10 +64,12 @@ def _is_settled(packet: VideoPacket, times: list[int], known_to: int | None) -> 
     return known_to is not None and after < len(times) and times[after] <= known_to
 
 
-def _is_wanted(pts: int, times: list[int], instants: Sequence[int]) -> bool:
+def _is_wanted(
+    pts: int, times: list[int], instants_s: Sequence[float], ticks: Callable[[float], int]
+) -> bool:
     """Whether an instant lies between the frames before and after this one."""
     before, after = bisect_left(times, pts) - 1, bisect_right(times, pts)
     if before < 0 or after >= len(times):
         return True
-    first = bisect_left(instants, times[before] - _ROUNDING)
-    return first < len(instants) and instants[first] <= times[after] + _ROUNDING
+    first = bisect_left(instants_s, times[before] - _ROUNDING, key=ticks)
+    return first < len(instants_s) and ticks(instants_s[first]) <= times[after] + _ROUNDING

@@ -60,6 +60,10 @@ class Source:
         self._container = container
         self._stream = stream
         self._base = stream.time_base or Fraction(1, _MICROSECONDS)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Allow `MAX_DECODE_S` of decoding from now on."""
         self._deadline = time.monotonic() + MAX_DECODE_S
 
     @property
@@ -162,7 +166,7 @@ class Source:
     ) -> Iterator[tuple[VideoPacket | None, bool]]:
         if instants_s is None:
             return ((packet, True) for packet in packets)
-        return skimmed(packets, [self._pts(instant_s) for instant_s in instants_s])
+        return skimmed(packets, instants_s, self._pts)
 
     def _frames_from(
         self, packets: Iterable[tuple[VideoPacket | None, bool]]
