@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vqedge.run_folder import LOG
+from vqedge.training.folder import LOG
 
 VQEDGE = Path(sys.executable).with_name("vqedge")
 SETTLED = 4  # the first steps compile, and meet shapes for the first time

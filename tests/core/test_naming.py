@@ -19,7 +19,7 @@ from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
 from vqedge.model.naming import NamingLoss
-from vqedge.warmup import NamingLesson
+from vqedge.training.naming_lesson import NamingLesson
 
 RED = MovingObject("red", "star", STILL, 0.24, (0.25, 0.25), 0.0)
 BLUE = MovingObject("blue", "circle", STILL, 0.24, (0.25, 0.75), 0.0, 0.5, texture="spotted")

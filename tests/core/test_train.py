@@ -19,7 +19,6 @@ from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, fill_features, run
 from typer.testing import CliRunner
 
-import vqedge.train as training
 from vqedge.cli import app
 from vqedge.config import OptimConfig, train_config_from_yaml
 from vqedge.errors import CheckpointError, ConfigError
@@ -38,8 +37,8 @@ from vqedge.model.checkpoint import (
 from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
 from vqedge.model.llm import compile_blocks, hidden_states, with_lora
 from vqedge.model.reducers.training import trained_reducer
-from vqedge.run_folder import LOG, STATE
-from vqedge.train import learning_rate_factor
+from vqedge.training.folder import LOG, STATE
+from vqedge.training.run import Run, compiles, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
 OTHER = CONFIG.model_copy(
@@ -58,7 +57,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VQEDGE_CACHE", str(cache))
         for name, part in TINY_PARTS.items():
-            patch.setattr(training, name, part)
+            patch.setattr(name, part)
         yield cache
 
 
@@ -68,15 +67,15 @@ def log_of(output: Path) -> list[dict[str, Any]]:
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
     """The next run dies before this step, once."""
-    step = training._Run.step
+    step = Run.step
 
-    def dying(self: training._Run, number: int) -> dict[str, Any]:
+    def dying(self: Run, number: int) -> dict[str, Any]:
         if number == fatal:
-            monkeypatch.setattr(training._Run, "step", step)
+            monkeypatch.setattr(Run, "step", step)
             raise KeyboardInterrupt
         return step(self, number)
 
-    monkeypatch.setattr(training._Run, "step", dying)
+    monkeypatch.setattr(Run, "step", dying)
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +145,9 @@ def test_blocks_are_compiled_where_it_is_worth_it_and_can_be(
     there = compiler == "sh"
     if wanted and not there:
         with pytest.raises(ConfigError, match=r"optim\.compile: .* finds no C\+\+ compiler"):
-            training._compiles(config, torch.device("cpu"))
+            compiles(config, torch.device("cpu"))
         return
-    compiled = training._compiles(config, torch.device("cpu"))
+    compiled = compiles(config, torch.device("cpu"))
     asked = steps == 100 if wanted is None else wanted
     assert compiled == (asked and there)
     assert ("twice as long" in caplog.text) == (asked and not there)

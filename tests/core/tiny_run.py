@@ -6,6 +6,7 @@ As a script it is one of several processes of a launcher: `torchrun tiny_run.py 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +25,11 @@ from tiny_model import (
     tiny_tokenizer,
 )
 
-import vqedge.train as training
-from vqedge.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
+from vqedge.config import DataConfig, LlmConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.data.cache import ClipCache
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
+from vqedge.train import train
 
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
 
@@ -40,13 +41,19 @@ def _no_backbone(_config: ModelConfig, _folder: Path) -> Any:
     return quantizer
 
 
+def _llm_file(config: LlmConfig, _folder: Path) -> Any:
+    return SimpleNamespace(path=Path(config.source))
+
+
 TINY_PARTS: dict[str, Any] = {
-    "clip_quantizer": _no_backbone,
-    "llm_weights": lambda config, _folder: SimpleNamespace(path=Path(config.source)),
-    "tokenizer_from_gguf": lambda _path, _system: tiny_tokenizer(),
-    "llm_from_gguf": lambda _path: tiny_llm(),
+    "vqedge.train.clip_quantizer": _no_backbone,
+    "vqedge.training.run.llm_weights": lambda config, _folder: SimpleNamespace(
+        path=Path(config.source)
+    ),
+    "vqedge.training.run.tokenizer_from_gguf": lambda _path, _system: tiny_tokenizer(),
+    "vqedge.training.run.llm_from_gguf": lambda _path: tiny_llm(),
 }
-"""What takes the place of the real parts in `vqedge.train`."""
+"""What takes the place of the real parts of training."""
 
 
 def fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
@@ -74,7 +81,7 @@ def no_files(*_: object) -> Any:
 
 
 def run(config: TrainConfig, resume: bool = False, minutes: float | None = None) -> Any:
-    return training.train(config, no_files, resume, minutes)
+    return train(config, no_files, resume, minutes)
 
 
 def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:
@@ -94,5 +101,6 @@ def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:
 
 if __name__ == "__main__":
     for name, part in TINY_PARTS.items():
-        setattr(training, name, part)
+        module, _, attribute = name.rpartition(".")
+        setattr(import_module(module), attribute, part)
     run(config_for(Path(sys.argv[1])))

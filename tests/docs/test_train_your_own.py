@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import vqedge.model.answer as answer
 import vqedge.model.checkpoint as checkpoint
 import vqedge.train as training
+import vqedge.training.run as run
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
 from vqedge.config import JsonlConfig, ModelConfig, TrainConfig, train_config_from_yaml
@@ -95,12 +96,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("VQEDGE_CACHE", str(root / "cache"))
-        for module in (training, checkpoint, answer):
+        for module in (run, checkpoint, answer):
             patch.setattr(module, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
         for module in (training, checkpoint):
             patch.setattr(module, "clip_quantizer", small_quantizer)
+        for module in (run, checkpoint):
             patch.setattr(module, "llm_from_gguf", lambda _path: tiny_llm())
-        for module in (training, answer):
+        for module in (run, answer):
             patch.setattr(module, "tokenizer_from_gguf", tiny_letters)
         yield root
 
@@ -185,7 +187,7 @@ def test_without_labels_there_is_no_naming_lesson(
         def __init__(self, *_: Any) -> None:
             raise AssertionError("a lesson")
 
-    monkeypatch.setattr(training, "NamingLesson", Lesson)
+    monkeypatch.setattr(run, "NamingLesson", Lesson)
     with pytest.raises(AssertionError, match="a lesson"):
         training.train(small_config("output=runs/mixed"), read_frames)
     alone = f"data.sources=[{{kind: jsonl, path: {TRAIN}}}]"

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vqedge.base.weights import carry_weights
 from vqedge.config import TrainConfig
-from vqedge.curves import CURVES, draw_curves
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
+from vqedge.training.curves import CURVES, draw_curves
 
 STATE, LOG = "training.safetensors", "metrics.jsonl"
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -1,0 +1,61 @@
+"""The clips of a run, encoded once and kept in the user's cache."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from vqedge.base.fetch import cache_root
+from vqedge.config import SourceConfig, TrainConfig
+from vqedge.data.cache import ClipCache
+from vqedge.data.clips import ClipSource
+from vqedge.data.features import FeatureCache
+from vqedge.data.sources import FrameReader, source_from_config
+from vqedge.data.training import TrainingClips
+from vqedge.model.encoder import ClipQuantizer
+from vqedge.progress import Clock, progress
+from vqedge.reducers import has_weights
+
+
+def training_clips(
+    config: TrainConfig,
+    entries: tuple[SourceConfig, ...],
+    quantizer: ClipQuantizer,
+    read: FrameReader,
+    accelerator: Accelerator,
+    clock: Clock,
+) -> TrainingClips | None:
+    """Clips of the sources, encoding those that the cache does not hold yet.
+
+    None if time ran out on the way.
+    """
+    model, data = config.model, config.data
+    sources = tuple(source_from_config(entry, read) for entry in entries)
+    caches = [_cache_of(config, source) for source in sources]
+    for cache in caches:
+        missing = cache.missing()
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        with progress(f"encoding {cache.source.fingerprint}", len(mine)) as advance:
+            for _shard in cache.fill(mine, quantizer, data.workers):
+                advance("")
+                if clock.is_up():
+                    break
+    accelerator.wait_for_everyone()
+    if any(cache.missing() for cache in caches):
+        return None
+    return TrainingClips(
+        sources,
+        tuple(cache.load() for cache in caches),
+        tuple(entry.weight for entry in entries),
+        model.encoder.frames,
+        data.time_reversal,
+    )
+
+
+def _cache_of(config: TrainConfig, source: ClipSource) -> ClipCache | FeatureCache:
+    """What is kept of a source's clips: codes, or features if a reducer is to learn from them."""
+    model, data = config.model, config.data
+    if has_weights(model.quantizer.kind):
+        return FeatureCache(cache_root(), model.encoder, source)
+    return ClipCache(
+        cache_root(), model.encoder, model.quantizer, source, data.budgets, data.keep_features
+    )
