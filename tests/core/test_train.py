@@ -8,15 +8,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
+import torch._inductor.config
 from safetensors.torch import load_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, fill_features, run
+from torch._inductor.exc import InductorError
 from typer.testing import CliRunner
 
 from vqedge.cli import app
@@ -40,6 +42,7 @@ from vqedge.model.reducers.training import trained_reducer
 from vqedge.training.folder import LOG, STATE
 from vqedge.training.run import Run, compiles, learning_rate_factor
 
+F = TypeVar("F", bound=Callable[..., None])
 ROOT = Path(__file__).parents[2]
 OTHER = CONFIG.model_copy(
     update={"quantizer": CONFIG.quantizer.model_copy(update={"iterations": 3})}
@@ -59,6 +62,16 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, part in TINY_PARTS.items():
             patch.setattr(name, part)
         yield cache
+
+
+def compiling(test: F) -> F:
+    """Of a test that compiles: PyTorch's own warnings."""
+    for warning in (
+        "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    ):
+        test = pytest.mark.filterwarnings(warning)(test)
+    return test
 
 
 def log_of(output: Path) -> list[dict[str, Any]]:
@@ -110,8 +123,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@compiling
 def test_compiled_blocks_have_the_same_gradients() -> None:
     rows, positions = torch.randn(2, 7, CONFIG.llm.width), torch.arange(7).expand(2, 7)
     allowed = torch.ones(7, 7, dtype=torch.bool).tril().expand(2, 7, 7)
@@ -127,6 +139,23 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
         grads.append({name: weight.grad for name, weight in trained.items()})
     torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-3)
     assert all(grad.abs().max() > 1e-3 for grad in grads[0].values())
+
+
+@compiling
+def test_a_compiler_that_does_not_work_is_done_without() -> None:
+    """Unless compiling was asked for."""
+    rows, positions = torch.randn(1, 7, CONFIG.llm.width), torch.arange(7)[None]
+    allowed = torch.ones(1, 7, 7, dtype=torch.bool)
+    plain = hidden_states(tiny_llm(), rows, allowed, positions)
+    torch.compiler.reset()
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        llm = tiny_llm()
+        compile_blocks(llm, fall_back=True)
+        assert torch.equal(hidden_states(llm, rows, allowed, positions), plain)
+        torch.compiler.reset()
+        compile_blocks(llm)
+        with pytest.raises(InductorError, match=r"No working C\+\+ compiler"):
+            hidden_states(llm, rows, allowed, positions)
 
 
 @pytest.mark.parametrize("wanted", [None, True, False])

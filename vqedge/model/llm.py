@@ -106,12 +106,17 @@ def can_compile(device: torch.device) -> bool:
     return device.type != "cuda" or find_spec("triton") is not None
 
 
-def compile_blocks(llm: Any) -> None:
+def compile_blocks(llm: Any, fall_back: bool = False) -> None:
     """Let `torch.compile` fuse what a block does between its matrix products.
 
     All blocks run the same code, so that it is compiled once, at the first call; once more where no
     gradients are wanted. Numbers differ in rounding.
+
+    Args:
+        llm: a causal model, with or without adapter.
+        fall_back: run as before, after a warning of PyTorch's, should compiling fail.
     """
+    torch._dynamo.config.suppress_errors = fall_back
     for block in decoder_of(llm).layers:
         block.compile(dynamic=True)
 

@@ -98,7 +98,7 @@ class Run:
         if accelerator.device.type == "cpu":  # steps take a sixth less than with fused attention
             llm.get_base_model().set_attn_implementation("eager")
         if compiles(config, accelerator.device):
-            compile_blocks(llm)
+            compile_blocks(llm, fall_back=config.optim.compile is None)
         bridge, reducer = trained_bridge(config.model), trained_reducer(config.model)
         self.model = VideoLanguageModel(bridge, llm, reducer).to(accelerator.device)
         self.optimizer = self._optimizer()
