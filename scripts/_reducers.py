@@ -57,8 +57,9 @@ def _facts(document: dict[str, Any]) -> str:
     few = " So few questions tell costs, not reducers apart." if document["n"] < _ENOUGH else ""
     return (
         f"{document['n']} questions about {document['clips']} clips a row ({document['suite']}), "
-        f"checkpoint `{document['checkpoint']['name']}`, {document['tokens_before']:,} patches of "
-        f"{document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % Wilson "
+        f"checkpoint `{document['checkpoint']['name']}` as its training of "
+        f"{document['checkpoint']['steps']} steps left it, {document['tokens_before']:,} patches "
+        f"of {document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % Wilson "
         f"intervals: rows whose intervals overlap are not told apart.{few}"
     )
 
