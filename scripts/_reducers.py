@@ -59,8 +59,8 @@ def _facts(document: dict[str, Any]) -> str:
         f"{document['n']} questions about {document['clips']} clips a row ({document['suite']}), "
         f"checkpoint `{document['checkpoint']['name']}` as its training of "
         f"{document['checkpoint']['steps']} steps left it, {document['tokens_before']:,} patches "
-        f"of {document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % Wilson "
-        f"intervals: rows whose intervals overlap are not told apart.{few}"
+        f"of {document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % "
+        f"Wilson intervals: rows whose intervals overlap are not told apart.{few}"
     )
 
 
