@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vqedge.training.folder import LOG
+from vqedge_runtime.cores import processor_name, usable_cores
 
 VQEDGE = Path(sys.executable).with_name("vqedge")
 SETTLED = 4  # the first steps compile, and meet shapes for the first time
@@ -61,7 +61,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "machine": platform.processor() or platform.machine(),
+                "machine": f"{processor_name()}, {usable_cores()} cores",
                 "torch": version("torch"),
                 "overrides": arguments.overrides,
                 "plain": plain,

@@ -164,20 +164,19 @@ def _clips_from_file(request: _Request) -> Iterator[Clip]:
 
 
 def _clips_from_source(source: Source, request: _Request, plan: _Plan) -> Iterator[Clip]:
+    duration_s, clamp, still = plan.duration_s or 0.0, plan.ends_early, source.is_still
     spans, fault = [], None
     for wanted in request.spans:
         try:
-            duration_s = plan.duration_s or 0.0
-            span = _span(request.path, wanted, duration_s, plan.ends_early, source.is_still)
+            spans.append(_span(request.path, wanted, duration_s, clamp, still))
         except VideoError as error:  # told when those before it are done
             fault = error
             break
-        spans.append(span)
     instants_s = [instant_s for span in spans for instant_s in _instants_s(span, request.frames)]
     cursor = Cursor(source, plan.can_seek, instants_s)
     for span in spans:
         cursor.begin_span()
-        yield _clip_from_shots(request, span, lambda t: cursor.shot_at(t, plan.ends_early))
+        yield _clip_from_shots(request, span, lambda t: cursor.shot_at(t, hold_last=clamp))
     if fault is not None:
         raise fault
 
