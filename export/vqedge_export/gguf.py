@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,21 +147,34 @@ def quantize(source: Path, out: Path, quant: str) -> None:
 
 
 def llm_facts(path: Path) -> LlmFacts:
-    """Read what the manifest needs out of a GGUF file."""
-    reader = gguf.GGUFReader(path)
+    """What llama.cpp finds in a GGUF file; its tensors are mapped, so that a damaged one ends here.
 
-    def value(key: str) -> object:
-        return reader.fields[key].contents()
+    Raises:
+        ExportError: it cannot.
+    """
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    with _quiet():
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if model is None:
+        raise ExportError(f"{path}: llama.cpp cannot load it; -v shows what it says")
+    try:
+        template = llama_cpp.llama_model_chat_template(model, None) or b""
+        return LlmFacts(
+            _text_field(model, b"general.architecture"),
+            llama_cpp.llama_model_n_embd(model),
+            llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)),
+            llama_cpp.llama_model_n_ctx_train(model),
+            "chatml" if b"<|im_start|>" in template else "gguf",
+        )
+    finally:
+        llama_cpp.llama_model_free(model)
 
-    arch = str(value("general.architecture"))
-    template = str(value("tokenizer.chat_template"))
-    return LlmFacts(
-        arch,
-        int(str(value(f"{arch}.embedding_length"))),
-        int(str(value(f"{arch}.vocab_size"))),
-        int(str(value(f"{arch}.context_length"))),
-        "chatml" if "<|im_start|>" in template else "gguf",
-    )
+
+def _text_field(model: Any, key: bytes) -> str:
+    text = ctypes.create_string_buffer(64)
+    llama_cpp.llama_model_meta_val_str(model, key, text, len(text))
+    return text.value.decode()
 
 
 def _write_merged(

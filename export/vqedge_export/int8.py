@@ -65,9 +65,11 @@ def _even_out_channels(
     The product is the same. Where anything else reads the normalised tensor, nothing is changed.
     """
     for norm in graph.node:
+        if norm.op_type != "LayerNormalization":
+            continue
         readers = [node for node in graph.node if norm.output[0] in node.input]
         ours = [node for node in readers if node in layers]
-        if norm.op_type != "LayerNormalization" or not ours or len(ours) < len(readers):
+        if not ours or len(ours) < len(readers):
             continue
         scale, shift = (numpy_helper.to_array(weights[name]) for name in norm.input[1:3])
         matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in ours]

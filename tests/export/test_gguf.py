@@ -106,6 +106,13 @@ def _kl(reference: Array, found: Array) -> Array:
 
 
 @pytest.mark.slow
+def test_a_file_that_llama_cpp_cannot_load_has_no_facts(plain: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(plain.read_bytes()[:-1000])
+    with pytest.raises(ExportError, match=r"cut\.gguf: llama\.cpp cannot load it"):
+        llm_facts(cut)
+
+
 def test_llama_cpp_computes_the_merged_adapter(
     base_gguf: Path, adapted: Any, tmp_path: Path
 ) -> None:
