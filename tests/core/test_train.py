@@ -136,6 +136,7 @@ def test_compiled_blocks_have_the_same_gradients() -> None:
 
 
 @compiling
+@torch.no_grad()
 def test_a_compiler_that_does_not_work_is_done_without() -> None:
     """Unless compiling was asked for."""
     rows, positions = torch.randn(1, 7, CONFIG.llm.width), torch.arange(7)[None]
