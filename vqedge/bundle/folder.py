@@ -29,14 +29,10 @@ def bundle_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except BundleError as error:
-        raise BundleError(_printable(f"{root}: {error}")) from error
+        raise BundleError(f"{root}: {error}") from error
     except (OSError, ValueError) as error:
         line = f"{root}: {error}; check the path, its rights and the space on its disk"
-        raise BundleError(_printable(line)) from error
-
-
-def _printable(message: str) -> str:
-    return " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+        raise BundleError(line) from error
 
 
 def scan(root: Path) -> dict[str, int]:

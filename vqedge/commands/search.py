@@ -10,7 +10,7 @@ from typing import Any
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, printable
 from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.search import (
     Hit,
@@ -24,7 +24,6 @@ from vqedge_runtime.search import (
     space_of,
 )
 from vqedge_runtime.stored import origin_from_path, read_stored
-from vqedge_runtime.video.faults import shown
 from vqedge_runtime.vqt import header_for, is_vqt
 
 _DUPLICATE, _KNOWN, _KNOWN_ID = 0.9, 0.8, 1.0
@@ -163,4 +162,4 @@ def _hit_line(hit: Hit) -> str:
 
 
 def _name(path: bytes | None) -> str:
-    return shown(Path(os.fsdecode(path or b"")))
+    return printable(os.fsdecode(path or b""))

@@ -11,7 +11,7 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, printable
 from vqedge.prompt import question_text
 from vqedge_runtime import VideoQA
 from vqedge_runtime.budget import codes_from_budget
@@ -19,7 +19,6 @@ from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, clip_from_path
-from vqedge_runtime.video.faults import shown
 from vqedge_runtime.viz import Picture, write_picture, writer_for
 from vqedge_runtime.vqt import is_vqt
 
@@ -114,7 +113,7 @@ def _picture(video: Path, clip: Clip, codes: Codes) -> Picture:
 
 
 def _title(video: Path) -> str:
-    return shown(Path(video.absolute().name))
+    return printable(video.absolute().name)
 
 
 def _document(picture: Picture, out: Path) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from vqedge.errors import SearchError
+from vqedge.errors import SearchError, printable
 from vqedge.files import locked
 from vqedge_runtime.search.index import Refresh, refresh
 from vqedge_runtime.search.schema import NAME, Damaged, connect, reading
-from vqedge_runtime.video.faults import shown
 
 T = TypeVar("T")
 
@@ -45,23 +44,23 @@ def ask_folder(
         SearchError: no such folder, or its index cannot be used.
     """
     if not folder.is_dir():
-        raise SearchError(f"{shown(folder)}: no such folder; give one of .vqt files")
+        raise SearchError(f"{folder}: no such folder; give one of .vqt files")
     path = folder / NAME
     try:
         return _asked(path, folder, question)
     except _DAMAGE as error:
         code = getattr(error, "sqlite_errorname", "")
         if cause := next((line for name, line in _CAUSES.items() if code.startswith(name)), ""):
-            raise SearchError(f"{shown(path)}: {cause}") from error
+            raise SearchError(f"{path}: {cause}") from error
         if code.startswith(_NOT_OURS):
-            on_note(f"{shown(folder)}: may not be written; the index is made in memory")
+            on_note(printable(f"{folder}: may not be written; the index is made in memory"))
             return _asked(MEMORY, folder, question)
-        on_note(f"{shown(path)}: damaged or of another version ({error}); it is made again")
+        on_note(printable(f"{path}: damaged or of another version ({error}); it is made again"))
     _remove(path)
     try:
         return _asked(path, folder, question)
     except _DAMAGE as error:
-        raise SearchError(f"{shown(path)}: {error}; delete it and try again") from error
+        raise SearchError(f"{path}: {error}; delete it and try again") from error
 
 
 def _asked(

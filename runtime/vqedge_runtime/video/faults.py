@@ -29,15 +29,9 @@ _CAUSES: tuple[tuple[tuple[type[BaseException], ...], str, str], ...] = (
 )
 
 
-def shown(path: Path) -> str:
-    """The path for a message; control, bidirectional and undecodable characters are escaped."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
-
-
 def video_fault(path: Path, what: str, next_step: str) -> VideoError:
     """The one-line error every part of this package raises: `<path>: <what>; <next step>`."""
-    return VideoError(f"{shown(path)}: {what}; {next_step}")
+    return VideoError(f"{path}: {what}; {next_step}")
 
 
 @contextmanager
