@@ -99,9 +99,12 @@ def test_time_is_a_median_and_memory_is_what_a_call_takes() -> None:
 def test_trained_checkpoints_are_found_and_those_missing_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = ModelConfig(quantizer=QuantizerConfig(kind="reducer:tome"))
-    write_checkpoint(tmp_path / "any name", config, 120)
-    write_checkpoint(tmp_path / "means")
+    tome, means = (
+        ModelConfig(quantizer=QuantizerConfig(kind=kind, codes=codes, default_budget=8))
+        for kind, codes in (("reducer:tome", 32), ("kmeans", 16))
+    )
+    write_checkpoint(tmp_path / "any name", tome, 120)
+    write_checkpoint(tmp_path / "means", means, 120)
     opened: list[tuple[str, Any]] = []
 
     def fake(path: Path, budget: Any) -> Stub:
@@ -115,12 +118,13 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     assert [(row["reducer"], row["budget"], row["steps"]) for row in rows] == [
         ("tome", 8, 120),
         ("tome", 32, 120),
+        (OWN, 8, 120),
     ]
-    assert opened == [("any name", 8), ("any name", 32)]
+    assert opened == [("any name", 8), ("any name", 32), ("means", 8)], "16 codes are not 32"
     assert all(row["protocol"] == "trained" and row["n"] == 20 for row in rows)
     said = capsys.readouterr().err
     kind = "model.quantizer.kind=reducer:scissor"
-    assert f"scissor was not trained: vqedge train recipes/tiny.yaml {kind} -o" in said
+    assert f"scissor was not trained: vqedge train recipes/reducers.yaml {kind} -o" in said
     assert "tome was not trained" not in said and "vqtoken was not trained" not in said
 
 

@@ -214,14 +214,15 @@ def _trained(
     """Rows of checkpoints that were trained with a reducer; says how to train those not there."""
     found = {}
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
-        name = reducer_of(model_config_of(path).quantizer.kind)
-        if name is not None and name in names:
-            found[name] = path
-    for name in (name for name in names if name not in found and name != OWN):
-        kind = f"model.quantizer.kind={PREFIX}{name}"
-        say(f"{name} was not trained: vqedge train recipes/tiny.yaml {kind} -o {folder / name}")
-    for name, path in found.items():
-        for budget in budgets:
+        quantizer = model_config_of(path).quantizer
+        name = OWN if quantizer.kind == "kmeans" else reducer_of(quantizer.kind)
+        if name in names:
+            found[name] = path, [budget for budget in budgets if budget <= quantizer.codes]
+    for name in (name for name in names if name not in found):
+        kind = f"model.quantizer.kind={'kmeans' if name == OWN else PREFIX + name}"
+        say(f"{name} was not trained: vqedge train recipes/reducers.yaml {kind} -o {folder / name}")
+    for name, (path, possible) in found.items():
+        for budget in possible:
             say(f"{name}, trained, budget {budget}")
             answerer: Answerer = opened_checkpoint(path, budget)
             report = evaluate(answerer, suite, items)
