@@ -56,25 +56,56 @@ OnItem = Callable[[Item, Reply, bool], None]
 
 @dataclass
 class Tally:
-    """Right answers among all."""
+    """Right answers among all, of every clip that was asked about."""
 
-    right: int = 0
-    total: int = 0
+    right: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    last: object = None
 
-    def add(self, hit: bool) -> None:
-        """Count one answer."""
-        self.right += hit
-        self.total += 1
+    def add(self, hit: bool, clip: object) -> None:
+        """Count one answer; those about one clip come one after another."""
+        if not self.asked or clip != self.last:
+            self.right.append(0)
+            self.asked.append(0)
+        self.right[-1] += hit
+        self.asked[-1] += 1
+        self.last = clip
+
+    @property
+    def total(self) -> int:
+        """Answers counted."""
+        return sum(self.asked)
 
     @property
     def accuracy(self) -> float:
         """Share of right answers in [0, 1]."""
-        return self.right / self.total
+        return sum(self.right) / self.total
+
+    @property
+    def design_effect(self) -> float:
+        """How many times fewer questions would say as much, if each were about a clip of its own.
+
+        Answers about one clip are right or wrong together: the variance of the share over clips
+        (Cochran, Sampling Techniques, 3rd ed., 3.12), as a multiple of that over questions; at
+        least 1. It cannot be told from one clip, or where all answers are alike.
+        """
+        share, clips = self.accuracy, len(self.asked)
+        if clips < 2 or share in (0, 1):
+            return 1.0
+        pairs = zip(self.right, self.asked, strict=True)
+        squares = sum((right - share * asked) ** 2 for right, asked in pairs)
+        effect = squares * clips / (clips - 1) / (share * (1 - share) * self.total)
+        return max(effect, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Count, share and its 95 % interval."""
-        interval = wilson_interval(self.right, self.total)
-        return {"n": self.total, "accuracy": self.accuracy, "interval": list(interval)}
+        """Counts, share and its 95 % interval."""
+        interval = wilson_interval(sum(self.right), self.total, self.design_effect)
+        return {
+            "n": self.total,
+            "clips": len(self.asked),
+            "accuracy": self.accuracy,
+            "interval": list(interval),
+        }
 
 
 @dataclass(frozen=True)
@@ -143,8 +174,8 @@ def evaluate(
         reply = answerer.reply(item)
         hit = is_right(reply.text, item.answer)
         tokens += reply.tokens
-        overall.add(hit)
-        by_kind.setdefault(item.kind, Tally()).add(hit)
+        overall.add(hit, item.clip)
+        by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
         on_item(item, reply, hit)
     mean = tokens / len(items)
     before, frames = answerer.tokens_before, answerer.frames
@@ -157,13 +188,11 @@ def is_right(found: str, wanted: str) -> bool:
     return _normalised(found) == _normalised(wanted)
 
 
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share."""
-    share, z2 = right / total, _Z95 * _Z95
-    center = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = (
-        _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    )
+def wilson_interval(right: int, total: int, design_effect: float = 1.0) -> tuple[float, float]:
+    """95 % Wilson score interval of a share, as of `design_effect` times fewer questions."""
+    share, z2, n = right / total, _Z95 * _Z95, total / design_effect
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(center - half, 0.0), min(center + half, 1.0)
 
 

@@ -95,8 +95,8 @@ def measure(bundle: Path, questions: int, slots: Path) -> dict[str, Any]:
             before, after = qa.llm.prompt_ids(item.question)
             ours = qa.ask(video, item.question).text
             theirs = server.complete([*before, *piece, *after])
-            here.add(is_right(ours, item.answer))
-            there.add(is_right(theirs, item.answer))
+            here.add(is_right(ours, item.answer), clip)
+            there.add(is_right(theirs, item.answer), clip)
             same += ours == theirs
         backend = {"encoder": qa.encoder.name, "llm": qa.llm.name}
     return {

@@ -66,6 +66,32 @@ def test_the_wilson_interval(right: int, total: int, interval: tuple[float, floa
     assert 0.0 <= found[0] <= right / total <= found[1] <= 1.0
 
 
+def tally_of(clips: dict[str, str]) -> Tally:
+    """Answers about each clip, right `+` or wrong `-`."""
+    tally = Tally()
+    for clip, answers in clips.items():
+        for answer in answers:
+            tally.add(answer == "+", clip)
+    return tally
+
+
+def test_answers_about_one_clip_that_go_together_count_as_fewer() -> None:
+    apart = tally_of({str(number): answer for number, answer in enumerate("+++-" * 10)})
+    assert apart.design_effect == pytest.approx(40 / 39)
+    spread = tally_of({str(number): "+++-" for number in range(10)})
+    assert spread.design_effect == 1.0, "each clip says the same: never less than 1"
+    together = tally_of({str(number): "++++" if number % 4 else "----" for number in range(40)})
+    assert together.design_effect == pytest.approx(4 * 40 / 39), "as one question a clip"
+    found = together.to_dict()
+    assert (found["n"], found["clips"], found["accuracy"]) == (160, 40, 0.75)
+    assert found["interval"] == pytest.approx(wilson_interval(30, 40), abs=0.003)
+
+
+@pytest.mark.parametrize("clips", [{"a": "++-"}, {"a": "++", "b": "+"}, {"a": "--", "b": "-"}])
+def test_one_clip_and_answers_all_alike_say_nothing_of_others(clips: dict[str, str]) -> None:
+    assert tally_of(clips).design_effect == 1.0
+
+
 # ---- a suite
 
 
@@ -102,11 +128,17 @@ def test_a_report_counts_by_kind_and_overall() -> None:
     assert document == {
         "suite": "mine",
         "n": 4,
+        "clips": 1,
         "accuracy": 0.75,
         "interval": list(wilson_interval(3, 4)),
         "by_kind": {
-            "color": {"n": 1, "accuracy": 1.0, "interval": list(wilson_interval(1, 1))},
-            "count": {"n": 3, "accuracy": 2 / 3, "interval": list(wilson_interval(2, 3))},
+            "color": {"n": 1, "clips": 1, "accuracy": 1.0, "interval": list(wilson_interval(1, 1))},
+            "count": {
+                "n": 3,
+                "clips": 1,
+                "accuracy": 2 / 3,
+                "interval": list(wilson_interval(2, 3)),
+            },
         },
         "tokens_mean": 25.0,
         "tokens_before": 2048,
@@ -127,7 +159,7 @@ def test_a_report_counts_by_kind_and_overall() -> None:
 
 def test_extra_keys_are_added_and_no_token_means_no_density() -> None:
     tally = Tally()
-    tally.add(True)
+    tally.add(True, "a clip")
     report = EvalReport("x", tally, {}, 0.0, 2048, 8, {"backend": "none"})
     assert report.to_dict()["backend"] == "none"
     assert report.to_dict()["tokdense"] == 0.0
