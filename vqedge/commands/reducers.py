@@ -216,7 +216,7 @@ def _trained(
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
         quantizer = model_config_of(path).quantizer
         name = OWN if quantizer.kind == "kmeans" else reducer_of(quantizer.kind)
-        if name in names:
+        if name is not None and name in names:
             found[name] = path, [budget for budget in budgets if budget <= quantizer.codes]
     for name in (name for name in names if name not in found):
         kind = f"model.quantizer.kind={'kmeans' if name == OWN else PREFIX + name}"
