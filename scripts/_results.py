@@ -11,14 +11,16 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "docs" / "measured"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 BUDGETS = ("8", "16", "32", "64", "auto")
+DEFAULT = "32"
 
 INTRODUCTION = """# Results
 
 Written by `scripts/_results.py` from the figures in [measured](measured), which `scripts/measure`
 makes; do not edit. Exact match on held-out questions (case, punctuation and articles aside), in
-brackets the 95 % Wilson interval. The suites are `vqedge eval --suite synthetic` (the generated
-world under a seed that is never trained on) and `--suite photos:INDEX` (clips composed of photos of
-the test split). TokDense is percent of accuracy per visual token that the language model reads."""
+brackets the 95 % Wilson interval, wider by what answers about one clip have in common. The suites
+are `vqedge eval --suite synthetic` (the generated world under a seed that is never trained on) and
+`--suite photos:INDEX` (clips composed of photos of the test split). TokDense is percent of accuracy
+per visual token that the language model reads."""
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +72,8 @@ def _budgets() -> str:
         [
             "## Accuracy against tokens",
             "",
-            f"One bundle ({backend}), {first['n']} questions, {first['tokens_before']:,} patches a "
-            f"clip of {first['frames']} frames. `auto` takes as many codes as a clip needs.",
+            f"One bundle ({backend}), {_asked(first)}, {first['tokens_before']:,} patches a clip "
+            f"of {first['frames']} frames. `auto` takes as many codes as a clip needs.",
             "",
             "![accuracy against tokens](results.png)",
             "",
@@ -83,21 +85,18 @@ def _budgets() -> str:
 
 
 def _kinds() -> str:
-    bundle, checkpoint = _load("eval_bundle"), _load("eval_checkpoint")
-    assert bundle and checkpoint
+    document = _load(f"budget_{DEFAULT}")
+    assert document
     lines = [
         "## By kind of question",
         "",
-        f"At the default budget, {bundle['n']} questions.",
+        f"The same bundle and questions, at the default budget of {DEFAULT}.",
         "",
-        "| questions | bundle | PyTorch | n |",
-        "|---|---|---|---|",
+        "| questions | accuracy | n |",
+        "|---|---|---|",
     ]
-    for kind, row in bundle["by_kind"].items():
-        reference = checkpoint["by_kind"].get(kind)
-        other = f"{reference['accuracy']:.1%}" if reference else ""
-        lines.append(f"| {kind} | {_share(row)} | {other} | {row['n']} |")
-    lines.append(f"| **all** | **{_share(bundle)}** | {_share(checkpoint)} | {bundle['n']} |")
+    lines += [f"| {k} | {_share(row)} | {row['n']} |" for k, row in document["by_kind"].items()]
+    lines.append(f"| **all** | **{_share(document)}** | {document['n']} |")
     return "\n".join(lines)
 
 
@@ -110,7 +109,7 @@ def _baselines() -> str:
     lines = [
         "## What the tokens are worth",
         "",
-        "The same questions in PyTorch: the model as it is, and shown less (shuffled frames, no "
+        f"{_asked(reference)} in PyTorch: the model as it is, and shown less (shuffled frames, no "
         "video at all).",
         "",
         f"| | steps | tokens | all | {' | '.join(kinds)} |",
@@ -164,7 +163,8 @@ def _export() -> str:
     lines = [
         "## Export",
         "",
-        f"PyTorch in float32: {_share(checkpoint)}. The encoder in float32 and llama.cpp:",
+        f"{_asked(checkpoint)} at the default budget; PyTorch in float32: {_share(checkpoint)}. "
+        "The encoder in float32 and llama.cpp:",
         "",
         "| `--llm-quant` | file | accuracy | points from PyTorch | same top token | mean KL |",
         "|---|---|---|---|---|---|",
@@ -336,6 +336,10 @@ def _ids() -> str:
             f"| {row['maps_differ']:.2%} |"
         )
     return "\n".join(lines)
+
+
+def _asked(document: dict[str, Any]) -> str:
+    return f"{document['n']:,} questions about {document['clips']} clips"
 
 
 def _share(document: dict[str, Any]) -> str:
