@@ -101,6 +101,7 @@ def test_permission(tmp_path: Path) -> None:
         (av.error.InvalidDataError(1, "x"), "is not a video"),
         (av.error.EOFError(1, "x"), "ends before"),
         (av.error.PatchWelcomeError(1, "x"), "lacks"),
+        (NotImplementedError("yaf32le"), "lacks"),  # what swscale would abort on
         (av.error.UndefinedError(1, "x"), "cannot be decoded"),
         (OSError(5, "x"), "cannot be read from disk"),
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "x"), "out of range"),

@@ -28,6 +28,15 @@ _CAUSES: tuple[tuple[tuple[type[BaseException], ...], str, str], ...] = (
     ((ValueError, ArithmeticError), "holds or is named with values out of range", _CONVERT),
 )
 
+_FOREIGN = (
+    OSError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    av.error.FFmpegError,
+)
+
 
 def video_fault(path: Path, what: str, next_step: str) -> VideoError:
     """The one-line error every part of this package raises: `<path>: <what>; <next step>`."""
@@ -43,7 +52,7 @@ def video_faults(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, ArithmeticError, MemoryError, av.error.FFmpegError) as error:
+    except _FOREIGN as error:
         raise _fault_from(path, error) from error
 
 
