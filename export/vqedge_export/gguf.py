@@ -150,7 +150,7 @@ def llm_facts(path: Path) -> LlmFacts:
     """What llama.cpp finds in a GGUF file; its tensors are mapped, so that a damaged one ends here.
 
     Raises:
-        ExportError: it cannot.
+        ExportError: llama.cpp cannot load it.
     """
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0

@@ -105,7 +105,6 @@ def _kl(reference: Array, found: Array) -> Array:
     return (log_p.exp() * (log_p - log_q)).sum(-1).numpy()
 
 
-@pytest.mark.slow
 def test_a_file_that_llama_cpp_cannot_load_has_no_facts(plain: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(plain.read_bytes()[:-1000])
@@ -113,6 +112,7 @@ def test_a_file_that_llama_cpp_cannot_load_has_no_facts(plain: Path, tmp_path: P
         llm_facts(cut)
 
 
+@pytest.mark.slow
 def test_llama_cpp_computes_the_merged_adapter(
     base_gguf: Path, adapted: Any, tmp_path: Path
 ) -> None:
