@@ -152,6 +152,7 @@ def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert clip_from_path(Path(name), 8, 16).distinct_frames == 8
         Path(name).write_bytes(b"broken")
         assert "is not a video" in fault(Path(name))
+    assert fault(Path("a\nb.mp4")).startswith(r"a\nb.mp4: "), "the line break is not lost"
     assert "no such file" in fault(Path("http://127.0.0.1/x.mp4"))
     assert "no such file" in fault(Path("frame%d.png"))
 

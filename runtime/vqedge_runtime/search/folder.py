@@ -44,14 +44,14 @@ def ask_folder(
         SearchError: no such folder, or its index cannot be used.
     """
     if not folder.is_dir():
-        raise SearchError(f"{folder}: no such folder; give one of .vqt files")
+        raise SearchError(f"{printable(str(folder))}: no such folder; give one of .vqt files")
     path = folder / NAME
     try:
         return _asked(path, folder, question)
     except _DAMAGE as error:
         code = getattr(error, "sqlite_errorname", "")
         if cause := next((line for name, line in _CAUSES.items() if code.startswith(name)), ""):
-            raise SearchError(f"{path}: {cause}") from error
+            raise SearchError(f"{printable(str(path))}: {cause}") from error
         if code.startswith(_NOT_OURS):
             on_note(printable(f"{folder}: may not be written; the index is made in memory"))
             return _asked(MEMORY, folder, question)
@@ -60,7 +60,7 @@ def ask_folder(
     try:
         return _asked(path, folder, question)
     except _DAMAGE as error:
-        raise SearchError(f"{path}: {error}; delete it and try again") from error
+        raise SearchError(f"{printable(str(path))}: {error}; delete it and try again") from error
 
 
 def _asked(

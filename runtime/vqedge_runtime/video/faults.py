@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av.error
 
-from vqedge.errors import VideoError
+from vqedge.errors import VideoError, printable
 
 _CONVERT = "convert it, for example: ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv420p OUTPUT.mp4"
 
@@ -40,7 +40,7 @@ _FOREIGN = (
 
 def video_fault(path: Path, what: str, next_step: str) -> VideoError:
     """The one-line error every part of this package raises: `<path>: <what>; <next step>`."""
-    return VideoError(f"{path}: {what}; {next_step}")
+    return VideoError(f"{printable(str(path))}: {what}; {next_step}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from vqedge.errors import VqtError
+from vqedge.errors import VqtError, printable
 from vqedge_runtime.vqt.header import (
     HEADER_BYTES,
     MAGIC,
@@ -170,11 +170,11 @@ def vqt_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except VqtError as error:
-        raise VqtError(f"{path}: {error}") from error
+        raise VqtError(f"{printable(str(path))}: {error}") from error
     except (FileNotFoundError, NotADirectoryError):
-        raise VqtError(f"{path}: no such file; check the path") from None
+        raise VqtError(f"{printable(str(path))}: no such file; check the path") from None
     except (OSError, ValueError) as error:
-        raise VqtError(f"{path}: {error}; check the path and its rights") from error
+        raise VqtError(f"{printable(str(path))}: {error}; check the path and its rights") from error
 
 
 def _bodies(data: memoryview) -> Iterator[memoryview]:
