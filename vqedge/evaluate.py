@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 from vqedge.data.suites import Item
@@ -39,8 +40,8 @@ class Answerer(Protocol):
     def frames(self) -> int:
         """Frames it looks at."""
 
-    def reply(self, item: Item) -> Reply:
-        """Answer one question. Items about the same clip come one after another."""
+    def replies(self, items: Sequence[Item]) -> Iterable[Reply]:
+        """Answer questions about one clip, in their order."""
 
 
 class PerturbedAnswerer(Answerer, Protocol):
@@ -165,13 +166,12 @@ def evaluate(
     Args:
         answerer: what is evaluated.
         suite: name for the report.
-        items: the questions, at least one.
+        items: the questions, at least one; those about one clip come one after another.
         on_item: told each answer.
     """
     overall, tokens = Tally(), 0
     by_kind: dict[str, Tally] = {}
-    for item in items:
-        reply = answerer.reply(item)
+    for item, reply in _answered(answerer, items):
         hit = is_right(reply.text, item.answer)
         tokens += reply.tokens
         overall.add(hit, item.clip)
@@ -181,6 +181,12 @@ def evaluate(
     before, frames = answerer.tokens_before, answerer.frames
     extra = {"backend": answerer.backend}
     return EvalReport(suite, overall, by_kind, mean, before, frames, extra)
+
+
+def _answered(answerer: Answerer, items: Sequence[Item]) -> Iterator[tuple[Item, Reply]]:
+    for _, group in groupby(items, key=lambda item: item.clip):
+        about_one_clip = list(group)
+        yield from zip(about_one_clip, answerer.replies(about_one_clip), strict=True)
 
 
 def is_right(found: str, wanted: str) -> bool:

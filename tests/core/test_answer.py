@@ -19,6 +19,7 @@ from vqedge.config import QuantizerConfig
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item
 from vqedge.errors import ConfigError, PromptError
+from vqedge.evaluate import Reply
 from vqedge.model.answer import CheckpointAnswerer, checked_budget
 from vqedge_runtime.llm import ChoiceScores
 
@@ -93,6 +94,15 @@ def answerer_of(parts: Any, **changes: Any) -> CheckpointAnswerer:
     return CheckpointAnswerer(parts, Read(), **changes)
 
 
+def reply_of(answerer: CheckpointAnswerer, item: Item) -> Reply:
+    (found,) = answerer.replies([item])
+    return found
+
+
+def replies_of(answerer: CheckpointAnswerer, clip: Any, *questions: str) -> list[Reply]:
+    return list(answerer.replies([item_of(clip, text) for text in questions]))
+
+
 def item_of(clip: Any, question: str, *choices: str) -> Item:
     return Item(clip, "all", question, choices[0] if choices else "x", choices)
 
@@ -143,7 +153,7 @@ CLIPS = (Gray(0), Gray(120))
 
 def test_answers_are_those_of_reading_everything_anew(parts: Any) -> None:
     answerer = answerer_of(parts)
-    found = [answerer.reply(item_of(clip, text)).text for clip in CLIPS for text in QUESTIONS]
+    found = [reply.text for clip in CLIPS for reply in replies_of(answerer, clip, *QUESTIONS)]
     expected = [slow_answer(parts, clip, text) for clip in CLIPS for text in QUESTIONS]
     assert found == expected
     assert len(set(found)) > 1 and all(found)
@@ -158,9 +168,9 @@ def test_an_answer_is_never_empty_and_ends_with_its_turn(parts: Any) -> None:
     llm.lm_head.weight = nn.Parameter(head, requires_grad=False)
     llm.lm_head.bias = nn.Parameter(torch.zeros(head.shape[0]), requires_grad=False)
     llm.lm_head.bias[END], llm.lm_head.bias[7] = 9.0, 5.0
-    assert answerer.reply(item_of(CLIPS[0], "What?")).text == "7"
+    assert reply_of(answerer, item_of(CLIPS[0], "What?")).text == "7"
     llm.lm_head.bias[END] = -9.0
-    assert answerer.reply(item_of(CLIPS[0], "What?")).text == " ".join(["7"] * LONGEST)
+    assert reply_of(answerer, item_of(CLIPS[0], "What?")).text == " ".join(["7"] * LONGEST)
 
 
 CHOICES = ("red", "a long answer", "no", "two")
@@ -177,30 +187,34 @@ def test_the_likeliest_choice_is_that_of_the_runtimes_rule(parts: Any) -> None:
             scores = ChoiceScores(choices, totals, tuple(len(choice) + 1 for choice in choices))
             expected.append(scores.best)
             by_mean.append(choices[scores.means.index(max(scores.means))])
-            found.append(answerer.reply(item_of(clip, question, *choices)).text)
+            found.append(reply_of(answerer, item_of(clip, question, *choices)).text)
     assert found == expected
     assert len(set(found)) > 1 and found != by_mean, "these choices do not tell the rules apart"
 
 
 def test_the_first_of_equal_choices_and_space_around_them(parts: Any) -> None:
     answerer = answerer_of(parts)
-    assert answerer.reply(item_of(CLIPS[0], "What?", " red", "red ")).text == " red"
+    assert reply_of(answerer, item_of(CLIPS[0], "What?", " red", "red ")).text == " red"
 
 
-def test_questions_do_not_leave_anything_behind(parts: Any) -> None:
-    """In any order, generated or scored: the same answers."""
+@pytest.mark.parametrize("together", [1, 4, 8])
+def test_questions_that_go_together_do_not_see_each_other(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """In any order and company, generated or scored: the answers of asking each alone."""
+    monkeypatch.setattr(answer, "_TOGETHER", together)
     items = [item_of(CLIPS[0], text, *choices) for text in QUESTIONS for choices in ((), CHOICES)]
     answerer = answerer_of(parts)
-    forwards = [answerer.reply(item) for item in items]
-    assert [answerer.reply(item) for item in items[::-1]] == forwards[::-1]
+    alone = [reply_of(answerer, item) for item in items]
+    parts.encoder().seen.clear()
+    assert list(answerer.replies(items)) == alone
     assert len(parts.encoder().seen) == 1, "a clip is encoded once for all its questions"
-    answerer.reply(item_of(CLIPS[1], "What?"))
-    assert answerer.reply(items[0]) == forwards[0]
+    assert list(answerer.replies(items[::-1])) == alone[::-1]
 
 
 def test_an_empty_question_is_refused_before_anything_is_read(parts: Any) -> None:
     with pytest.raises(PromptError, match="the question is empty"):
-        answerer_of(parts).reply(item_of(CLIPS[0], " "))
+        replies_of(answerer_of(parts), CLIPS[0], "What?", " ")
     assert not parts.encoder().seen
 
 
@@ -211,14 +225,14 @@ def test_a_file_is_read_by_the_given_reader(parts: Any) -> None:
     read = Read()
     answerer = CheckpointAnswerer(parts, read)
     clip = VideoFile(Path("a.mp4"), 0.5, 2.0)
-    texts = [answerer.reply(item_of(clip, text)).text for text in QUESTIONS]
+    texts = [reply.text for reply in replies_of(answerer, clip, *QUESTIONS)]
     assert read.asked == [(Path("a.mp4"), FRAMES, SIZE, 0.5, 2.0)]
     assert texts == [slow_answer(parts, Gray(90), text) for text in QUESTIONS]
 
 
 @pytest.mark.parametrize(("budget", "tokens"), [(None, CODES), (3, 3), (1, 1), ("auto", 2)])
 def test_the_budget_reaches_the_encoder(parts: Any, budget: Any, tokens: int) -> None:
-    reply = answerer_of(parts, budget=budget).reply(item_of(CLIPS[0], "What?"))
+    reply = reply_of(answerer_of(parts, budget=budget), item_of(CLIPS[0], "What?"))
     assert reply.tokens == tokens
     (_, seen) = parts.encoder().seen[0]
     assert seen == (0 if budget == "auto" else tokens)
@@ -234,8 +248,8 @@ def test_shuffled_frames_are_shown_in_another_order(parts: Any) -> None:
     answerer = answerer_of(parts)
     shuffled = answerer.perturbed()["shuffled frames"]
     for level in range(0, 200, 20):
-        answerer.reply(item_of(Gray(level), "What?"))
-        shuffled.reply(item_of(Gray(level), "What?"))
+        replies_of(answerer, Gray(level), "What?")
+        replies_of(shuffled, Gray(level), "What?")
     orders = [means for means, _ in parts.encoder().seen]
     straight, mixed = orders[0::2], orders[1::2]
     assert all(order == sorted(order) for order in straight)
@@ -247,19 +261,19 @@ def test_blind_is_without_any_video(parts: Any) -> None:
     answerer = answerer_of(parts)
     blind = answerer.perturbed()["blind"]
     for clip in CLIPS:
-        reply = blind.reply(item_of(clip, QUESTIONS[1]))
+        (reply,) = replies_of(blind, clip, QUESTIONS[1])
         assert (reply.tokens, reply.text) == (0, slow_answer(parts, None, QUESTIONS[1]))
     assert not parts.encoder().seen
 
 
 def test_the_perturbed_and_the_whole_do_not_disturb_each_other(parts: Any) -> None:
     answerer = answerer_of(parts)
-    alone = [answerer.reply(item_of(CLIPS[0], text)) for text in QUESTIONS]
+    alone = replies_of(answerer, CLIPS[0], *QUESTIONS)
     blind = answerer.perturbed()["blind"]
     between = []
     for text in QUESTIONS:
-        blind.reply(item_of(CLIPS[0], text))
-        between.append(answerer.reply(item_of(CLIPS[0], text)))
+        replies_of(blind, CLIPS[0], text)
+        between += replies_of(answerer, CLIPS[0], text)
     assert between == alone
 
 

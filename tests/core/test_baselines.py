@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +149,10 @@ class Stub:
         self.share, self.asked = share, 0
         self.less = less or {}
 
-    def reply(self, item: Item) -> Reply:
-        self.asked += 1
-        return Reply(item.answer if self.asked % 10 < 10 * self.share else "?", 16)
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        for item in items:
+            self.asked += 1
+            yield Reply(item.answer if self.asked % 10 < 10 * self.share else "?", 16)
 
     def perturbed(self) -> dict[str, Answerer]:
         return {name: Stub(share) for name, share in self.less.items()}
@@ -257,7 +258,7 @@ def test_a_bundle_is_compared_with_itself_on_shuffled_frames(
     (item,) = suite_items("synthetic", 1)
     for text in ("one", "other"):
         llm.enqueue(text)
-    replies = [answerer.reply(item), subject.open().reply(item)]
+    replies = [*answerer.replies([item]), *subject.open().replies([item])]
     assert replies == [Reply("one", 8), Reply("other", 8)]
     assert [question for _, question in llm.calls] == [item.question] * 2
     straight, shuffled = seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,9 +106,10 @@ class Parrot:
         self._texts = iter(texts)
         self.tokens = 0
 
-    def reply(self, item: Item) -> Reply:
-        self.tokens += 10
-        return Reply(next(self._texts), self.tokens)
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        for _ in items:
+            self.tokens += 10
+            yield Reply(next(self._texts), self.tokens)
 
 
 def items_of(*kinds_and_answers: str) -> list[Item]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import vqedge.commands.reducers as command
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError
+from vqedge.model.checkpoint import open_checkpoint
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.measure import median_ms, peak_mb, quantisation_error
 from vqedge.reducers import TRAINABLE, TRAINING_FREE
@@ -105,22 +108,23 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     )
     write_checkpoint(tmp_path / "any name", tome, 120)
     write_checkpoint(tmp_path / "means", means, 120)
-    opened: list[tuple[str, Any]] = []
+    opened: list[str] = []
 
-    def fake(path: Path, budget: Any) -> Stub:
-        opened.append((path.name, budget))
-        return Stub(0.6)
+    def fake(path: Path) -> Any:
+        opened.append(path.name)
+        encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
+        return SimpleNamespace(config=open_checkpoint(path).config, encoder=encoder)
 
-    monkeypatch.setattr(command, "opened_checkpoint", fake)
-    items = command.suite_items("synthetic", 20)
-    names = [OWN, "tome", "scissor"]
-    rows = list(command._trained(names, [8, 32], tmp_path, "synthetic", items))
+    monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
+    bench = object.__new__(command._Bench)
+    bench.items, bench.open = command.suite_items("synthetic", 20), fake
+    rows = list(bench.trained([OWN, "tome", "scissor"], [8, 32], tmp_path))
     assert [(row["reducer"], row["budget"], row["steps"]) for row in rows] == [
         ("tome", 8, 120),
         ("tome", 32, 120),
         (OWN, 8, 120),
     ]
-    assert opened == [("any name", 8), ("any name", 32), ("means", 8)], "16 codes are not 32"
+    assert opened == ["any name", "means"], "each is opened once for all its budgets"
     assert all(row["protocol"] == "trained" and row["n"] == 20 for row in rows)
     said = capsys.readouterr().err
     kind = "model.quantizer.kind=reducer:scissor"
@@ -135,20 +139,25 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
 def test_rows_of_the_real_checkpoint(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And of itself as if it were trained: the same answers in both tables."""
+    shutil.copytree(checkpoint, tmp_path / "again")
     run_reducers(
         f"{OWN},prumerge",
         "synthetic",
         checkpoint,
         budget="8",
-        limit=1,
+        limit=4,
         trained=tmp_path,
         as_json=True,
     )
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (document["n"], document["clips"], document["tokens_before"]) == (1, 1, 2048)
-    own, attended = document["rows"]
-    assert [row["reducer"] for row in document["rows"]] == [OWN, "prumerge"]
-    for row in document["rows"]:
+    assert (document["n"], document["clips"], document["tokens_before"]) == (4, 1, 2048)
+    own, attended, trained = document["rows"]
+    assert [row["reducer"] for row in document["rows"]] == [OWN, "prumerge", OWN]
+    assert {key: own[key] for key in trained if key not in {"protocol", "steps"}} == {
+        key: value for key, value in trained.items() if key not in {"protocol", "steps"}
+    }
+    for row in (own, attended):
         assert row["ids_differ"] == 0 and row["torch_ms"] > 0 and row["onnx_ms"] > 0
         assert 1 <= row["tokens_mean"] <= 8
         assert row["prefill_gflops"] == own["prefill_gflops"] > 1

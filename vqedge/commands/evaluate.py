@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -37,8 +38,6 @@ class BundleAnswerer:
 
     def __init__(self, qa: VideoQA, budget: Budget | None = None, shuffled: bool = False) -> None:
         self.qa, self.budget, self.shuffled = qa, budget, shuffled
-        self._clip: Any = None
-        self._video: Video | None = None
 
     @property
     def backend(self) -> dict[str, str]:
@@ -59,12 +58,12 @@ class BundleAnswerer:
         """The same models with less to see; they cannot read a question without any video."""
         return {"shuffled frames": BundleAnswerer(self.qa, self.budget, shuffled=True)}
 
-    def reply(self, item: Item) -> Reply:
-        """Answer one question; a clip is encoded once."""
-        if self._video is None or item.clip != self._clip:
-            self._clip, self._video = item.clip, self._encoded(item)
-        answer = self.qa.ask(self._video, item.question, choices=item.choices)
-        return Reply(answer.text, answer.tokens)
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        """Answer questions about one clip, which is encoded once; one by one, as `ask` does."""
+        video = self._encoded(items[0])
+        for item in items:
+            answer = self.qa.ask(video, item.question, choices=item.choices)
+            yield Reply(answer.text, answer.tokens)
 
     def _encoded(self, item: Item) -> Video:
         clip = item.clip

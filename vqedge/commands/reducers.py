@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqedge.checkpoint import CONFIG, model_config_of
-from vqedge.commands.baselines import opened_checkpoint, steps_of
+from vqedge.commands.baselines import steps_of
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import json_result, result, say
 from vqedge.data.suites import Item, suite_items
 from vqedge.errors import ConfigError
-from vqedge.evaluate import Answerer, EvalReport, evaluate
+from vqedge.evaluate import EvalReport, evaluate
 from vqedge.reducers import ATTENTION, PREFIX, TRAINABLE, TRAINING_FREE, reducer_of
 from vqedge_runtime.cores import processor_name, usable_cores
 
@@ -84,7 +85,7 @@ def run_reducers(
     budgets = budgets_from_text(budget, quantizer.codes, quantizer.default_budget)
     items = suite_items(suite, limit, videos)
     bench = _Bench(checkpoint, items)
-    rows = [*bench.drop_in(chosen, budgets), *_trained(chosen, budgets, trained, suite, items)]
+    rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]
     if as_json:
         json_result(bench.head(suite) | {"rows": rows})
     else:
@@ -100,9 +101,10 @@ class _Bench:
         from vqedge.model.reduced_answer import SharedPatches
 
         self.items, self.checkpoint = items, checkpoint
-        self.answerer: CheckpointAnswerer = CheckpointAnswerer(
-            open_checkpoint(checkpoint), read_frames
+        self.open: Callable[[Path], CheckpointAnswerer] = lambda path: CheckpointAnswerer(
+            open_checkpoint(path), read_frames
         )
+        self.answerer = self.open(checkpoint)
         self.patches: SharedPatches = SharedPatches(self.answerer)
         self.clips = [next(group) for _, group in groupby(items, key=lambda item: item.clip)]
 
@@ -126,13 +128,30 @@ class _Bench:
         """Rows of reducers whose tokens the checkpoint's bridge reads, though it never saw them."""
         for name in (name for name in names if name not in TRAINABLE):
             quantizer = self._quantizer(name)
-            run = _exported(quantizer, self._reduced(name, quantizer, 1).seen(self.clips[0]))
+            reduced = self._reduced(self.answerer, name, quantizer)
+            run = _exported(quantizer, reduced(1).seen(self.clips[0]))
             for budget in budgets:
                 say(f"{name}, budget {budget}")
-                reduced = self._reduced(name, quantizer, budget)
-                report = evaluate(reduced, name, self.items)
-                row = _row(name, "drop-in", budget, report)
-                yield row | self._costs(reduced, run) | {"prefill_gflops": self._prefill(report)}
+                report = evaluate(reduced(budget), name, self.items)
+                row = _row(name, "drop-in", budget, report) | self._costs(reduced(budget), run)
+                yield row | {"prefill_gflops": self._prefill(report)}
+
+    def trained(
+        self, names: Sequence[str], budgets: Sequence[int], folder: Path
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of the checkpoints in a folder, trained with these reducers; names those missing."""
+        found = _checkpoints(names, folder)
+        for name in (name for name in names if name not in found):
+            kind = f"model.quantizer.kind={'kmeans' if name == OWN else PREFIX + name}"
+            command = f"vqedge train recipes/reducers.yaml {kind} -o {folder / name}"
+            say(f"{name} was not trained: {command}")
+        for name, path in found.items():
+            answerer = self.open(path)
+            reduced = self._reduced(answerer, name, answerer.encoder.quantizer.quantizer)
+            for budget in (n for n in budgets if n <= answerer.config.quantizer.codes):
+                say(f"{name}, trained, budget {budget}")
+                row = _row(name, "trained", budget, evaluate(reduced(budget), name, self.items))
+                yield row | {"steps": steps_of(path)}
 
     def _quantizer(self, name: str) -> nn.Module:
         from vqedge.model.reducers.quantizer import ReducerQuantizer
@@ -145,12 +164,17 @@ class _Bench:
         reducer = make_reducer(name, codes, encoder.frames, encoder.grid, encoder.width)
         return ReducerQuantizer(reducer, codes, encoder.frames).to(self.answerer.device).eval()
 
-    def _reduced(self, name: str, quantizer: nn.Module, budget: int) -> ReducedAnswerer:
-        from vqedge.model.reduced_answer import ReducedAnswerer
+    def _reduced(
+        self, answerer: CheckpointAnswerer, name: str, quantizer: nn.Module
+    ) -> Callable[[int], ReducedAnswerer]:
+        """A checkpoint that reads a reducer's tokens, at any budget."""
+        from vqedge.model.reduced_answer import ReducedAnswerer, SharedPatches
 
-        kind = self.answerer.config.quantizer.kind
+        alike = answerer.config.encoder == self.answerer.config.encoder
+        patches = self.patches if alike else SharedPatches(answerer)
+        kind = answerer.config.quantizer.kind
         attended = (reducer_of(kind) if name == OWN else name) in ATTENTION
-        return ReducedAnswerer(self.answerer, self.patches, quantizer, attended, budget)
+        return partial(ReducedAnswerer, answerer, patches, quantizer, attended)
 
     def _costs(self, reduced: ReducedAnswerer, run: Callable[..., Any]) -> dict[str, Any]:
         """Time, memory, error and FLOPs of the reducer alone, medians or means over a few clips."""
@@ -208,25 +232,15 @@ def _exported(quantizer: nn.Module, patches: Any) -> Callable[..., Any]:
     )[0]
 
 
-def _trained(
-    names: Sequence[str], budgets: Sequence[int], folder: Path, suite: str, items: Sequence[Item]
-) -> Iterator[dict[str, Any]]:
-    """Rows of checkpoints that were trained with a reducer; says how to train those not there."""
+def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Those in sub-folders that were trained with one of these, by its name."""
     found = {}
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
-        quantizer = model_config_of(path).quantizer
-        name = OWN if quantizer.kind == "kmeans" else reducer_of(quantizer.kind)
+        kind = model_config_of(path).quantizer.kind
+        name = OWN if kind == "kmeans" else reducer_of(kind)
         if name is not None and name in names:
-            found[name] = path, [budget for budget in budgets if budget <= quantizer.codes]
-    for name in (name for name in names if name not in found):
-        kind = f"model.quantizer.kind={'kmeans' if name == OWN else PREFIX + name}"
-        say(f"{name} was not trained: vqedge train recipes/reducers.yaml {kind} -o {folder / name}")
-    for name, (path, possible) in found.items():
-        for budget in possible:
-            say(f"{name}, trained, budget {budget}")
-            answerer: Answerer = opened_checkpoint(path, budget)
-            report = evaluate(answerer, suite, items)
-            yield _row(name, "trained", budget, report) | {"steps": steps_of(path)}
+            found[name] = path
+    return found
 
 
 def _row(name: str, protocol: str, budget: int, report: EvalReport) -> dict[str, Any]:

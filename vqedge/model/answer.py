@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +16,12 @@ from vqedge.data.suites import Item, frames_of
 from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, Reply
 from vqedge.model.checkpoint import Checkpoint
+from vqedge.model.continuations import Continuations
 from vqedge.model.llm import tokenizer_from_gguf
 from vqedge.reducers import reducer_of
 
 _MAX_TOKENS = 64  # as on the device
+_TOGETHER = 8  # questions: each holds its own copy of what is read of the clip
 
 
 class CheckpointAnswerer:
@@ -49,9 +50,6 @@ class CheckpointAnswerer:
         gguf = llm_weights(self.config.llm, checkpoint.path).path
         self.tokenizer = tokenizer_from_gguf(gguf, self.config.llm.system)
         self.shuffled = self.blind = False
-        self._clip: Any = None
-        self._context = _Context(self.llm)
-        self._prefix = self._tokens = 0
 
     @property
     def backend(self) -> dict[str, str]:
@@ -71,39 +69,39 @@ class CheckpointAnswerer:
 
     def perturbed(self) -> dict[str, Answerer]:
         """The same weights, shown less: what an answer needs becomes visible without training."""
-        shuffled, blind = self._unread(), self._unread()
+        shuffled, blind = copy.copy(self), copy.copy(self)
         shuffled.shuffled, blind.blind = True, True
         return {"shuffled frames": shuffled, "blind": blind}
 
     @torch.inference_mode()
-    def reply(self, item: Item) -> Reply:
-        """Answer one question; a clip is encoded and read once.
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        """Answer questions about one clip: it is encoded and read once, and they go together.
 
         Raises:
             VideoError: the clip is a file that cannot be decoded.
-            PromptError: the question is empty.
+            PromptError: a question is empty.
         """
-        question = self.tokenizer.question(item.question)
-        if item.clip != self._clip:
-            self._read_clip(item)
-        first = self._context.read(self._embedded(question))[-1]
-        text = self._likeliest(item.choices, first) if item.choices else self._generated(first)
-        self._context.forget_after(self._prefix)
-        return Reply(text, self._tokens)
+        questions = [self._embedded(self.tokenizer.question(item.question)) for item in items]
+        rows = self._rows(items[0])
+        context = Continuations(self.llm)
+        context.read([torch.cat([self._embedded(self.tokenizer.before_video), rows])])
+        for first in range(0, len(items), _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            for text in self._answers(context, items[part], questions[part]):
+                yield Reply(text, len(rows))
 
-    def _unread(self) -> CheckpointAnswerer:
-        """A copy that shares the models and has read nothing."""
-        other = copy.copy(self)
-        other._clip = None
-        return other
-
-    def _read_clip(self, item: Item) -> None:
-        """Begin a new context with the template and the clip's rows."""
-        before, rows = self._embedded(self.tokenizer.before_video), self._rows(item)
-        self._context = _Context(self.llm)
-        self._context.read(torch.cat([before, rows]))
-        self._clip, self._prefix = item.clip, self._context.length
-        self._tokens = len(rows)
+    def _answers(
+        self, context: Continuations, items: Sequence[Item], questions: Sequence[Tensor]
+    ) -> list[str]:
+        """Answers to a batch of questions after one prefix."""
+        asked = context.fork([0] * len(items))
+        last = torch.stack([states[-1] for states in asked.read(questions)])
+        free = [row for row, item in enumerate(items) if not item.choices]
+        found = dict(zip(free, self._generated(asked, free, last), strict=True))
+        for row, item in enumerate(items):
+            if item.choices:
+                found[row] = self._likeliest(asked, row, last[row], item.choices)
+        return [found[row] for row in range(len(items))]
 
     def _rows(self, item: Item) -> Tensor:
         """The clip's tokens, float `[K, d]`."""
@@ -115,26 +113,41 @@ class CheckpointAnswerer:
         encoded = self.encoder(torch.from_numpy(frames).to(self.device), budget)
         return encoded.tokens[encoded.mask if encoded.row_mask is None else encoded.row_mask]
 
-    def _generated(self, scores: Tensor) -> str:
-        """Greedy text until the end of the turn."""
-        ids: list[int] = []
-        scores[self.tokenizer.end] = -torch.inf  # an answer is never empty
-        while len(ids) < _MAX_TOKENS and (best := int(scores.argmax())) != self.tokenizer.end:
-            ids.append(best)
-            scores = self._context.read(self._embedded([best]))[-1]
-        text: str = self.tokenizer.tokenizer.decode(ids)
-        return text
+    def _generated(self, asked: Continuations, rows: Sequence[int], last: Tensor) -> list[str]:
+        """Greedy texts until the ends of their turns, after hidden states `last [B, d]`."""
+        texts = {row: list[int]() for row in rows}
+        running, asked = list(rows), asked.fork(rows)
+        scores = asked.log_probabilities(last[running])
+        scores[:, self.tokenizer.end] = -torch.inf  # an answer is never empty
+        while running:
+            best = dict(zip(running, scores.argmax(dim=1).tolist(), strict=True))
+            for row in running:
+                if best[row] != self.tokenizer.end:
+                    texts[row].append(best[row])
+            going = [row for row in running if self._goes_on(best[row], texts[row])]
+            if going != running:
+                asked = asked.fork([running.index(row) for row in going])
+                running = going
+            if running:
+                states = asked.read([self._embedded([best[row]]) for row in running])
+                scores = asked.log_probabilities(torch.cat(states))
+        return [self.tokenizer.tokenizer.decode(tokens) for tokens in texts.values()]
 
-    def _likeliest(self, choices: Sequence[str], first: Tensor) -> str:
-        """The choice with the largest log-likelihood, the first of equals."""
-        asked = self._context.length
+    def _goes_on(self, last: int, text: Sequence[int]) -> bool:
+        return last != self.tokenizer.end and len(text) < _MAX_TOKENS
+
+    def _likeliest(
+        self, asked: Continuations, row: int, last: Tensor, choices: Sequence[str]
+    ) -> str:
+        """The choice with the largest log-likelihood after a row of questions, first of equals."""
+        answers = [self.tokenizer.answer(choice.strip()) for choice in choices]
+        spoken = asked.fork([row] * len(choices))
+        states = spoken.read([self._embedded(ids[:-1]) for ids in answers])
         totals = []
-        for choice in choices:
-            ids = torch.tensor(self.tokenizer.answer(choice.strip()), device=self.device)
-            scores = self._context.read(self._embedded(ids[:-1].tolist()), keep=len(ids) - 1)
-            scores = torch.cat([first[None], scores])
-            totals.append(float(scores.gather(1, ids[:, None]).sum()))
-            self._context.forget_after(asked)
+        for ids, after in zip(answers, states, strict=True):
+            scores = spoken.log_probabilities(torch.cat([last[None], after]))
+            wanted = torch.tensor(ids, device=self.device)[:, None]
+            totals.append(float(scores.gather(1, wanted).sum()))
         return choices[totals.index(max(totals))]
 
     def _embedded(self, ids: Sequence[int]) -> Tensor:
@@ -143,31 +156,6 @@ class CheckpointAnswerer:
             torch.tensor(ids, dtype=torch.int64, device=self.device)
         )
         return embedded
-
-
-class _Context:
-    """A language model and what it has read so far."""
-
-    def __init__(self, llm: Any) -> None:
-        self.llm, self.length = llm, 0
-        self._cache: Any = None
-
-    def read(self, rows: Tensor, keep: int = 1) -> Tensor:
-        """Read embeddings `[n, d]`; log-probabilities after the last `keep`, float64."""
-        output = self.llm(
-            inputs_embeds=rows[None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        self._cache, self.length = output.past_key_values, self.length + len(rows)
-        scores: Tensor = output.logits[0].double().log_softmax(-1)
-        return scores
-
-    def forget_after(self, length: int) -> None:
-        """Keep the first `length` positions only."""
-        self._cache.crop(length)
-        self.length = length
 
 
 def checked_budget(quantizer: QuantizerConfig, budget: Budget | None) -> int:

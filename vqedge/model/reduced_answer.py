@@ -54,7 +54,6 @@ class ReducedAnswerer(CheckpointAnswerer):
         budget: int,
     ) -> None:
         self.__dict__.update(copy.copy(answerer).__dict__)
-        self._clip = None
         self.patches, self.quantizer, self.attended = patches, quantizer, attended
         self.budget = budget
 
