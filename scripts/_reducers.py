@@ -80,8 +80,14 @@ def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     if not trained:
         yield "No checkpoint trained with a reducer was there when this was measured."
         return
-    lines = ["### Trained", "", "| reducer | budget | steps | accuracy | tokens | TokDense |"]
-    lines += ["|---|---|---|---|---|---|", *map(_trained, trained)]
+    budgets = sorted({row["budget"] for row in trained})
+    heads = " | ".join(f"{budget} tokens" for budget in budgets)
+    lines = ["### Trained", "", f"| reducer | steps | {heads} |", "|---" * (len(budgets) + 2) + "|"]
+    names = dict.fromkeys(row["reducer"] for row in [*drop_in, *trained])
+    for name in names:
+        of_name = [row for row in trained if row["reducer"] == name]
+        if of_name:
+            lines.append(_trained(name, of_name, budgets))
     yield "\n".join(lines)
 
 
@@ -95,11 +101,16 @@ def _drop_in(row: dict[str, Any]) -> str:
     )
 
 
-def _trained(row: dict[str, Any]) -> str:
-    return (
-        f"| {row['reducer']} | {row['budget']} | {row['steps']} | {_share(row)} "
-        f"| {row['tokens_mean']:.1f} | {row['tokdense']:.2f} |"
-    )
+def _trained(name: str, rows: list[dict[str, Any]], budgets: list[int]) -> str:
+    """Accuracy of one checkpoint at every budget, with the tokens where they are fewer."""
+    shares = {row["budget"]: _share(row) + _fewer(row) for row in rows}
+    cells = " | ".join(shares.get(budget, "") for budget in budgets)
+    return f"| {name} | {rows[0]['steps']} | {cells} |"
+
+
+def _fewer(row: dict[str, Any]) -> str:
+    spent = round(row["tokens_mean"], 1)
+    return "" if spent == row["budget"] else f" at {spent}"
 
 
 def _share(row: dict[str, Any]) -> str:

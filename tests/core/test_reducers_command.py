@@ -177,8 +177,17 @@ def test_the_page_has_a_row_for_each_and_says_what_is_missing() -> None:
     )
     assert "No checkpoint trained with a reducer was there" in page
     trained = {**DROP_IN, "protocol": "trained", "steps": 120}
-    page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, trained]})
-    assert "| tome | 8 | 120 | 50% [35%, 65%] | 8.0 | 6.25 |" in page
+    fewer = {**trained, "budget": 16, "tokens_mean": 9.26, "accuracy": 0.6}
+    other = {**trained, "reducer": "resampler", "budget": 16, "tokens_mean": 16.0}
+    page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, other, trained, fewer]})
+    table = """### Trained
+
+| reducer | steps | 8 tokens | 16 tokens |
+|---|---|---|---|
+| tome | 120 | 50% [35%, 65%] | 60% [35%, 65%] at 9.3 |
+| resampler | 120 |  | 50% [35%, 65%] |
+"""
+    assert table in page, "in the order of the drop-in rows"
 
 
 def test_the_page_describes_every_reducer_and_every_method_on_paper() -> None:
