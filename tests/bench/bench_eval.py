@@ -15,12 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vqedge.commands.frames import read_frames
+from vqedge.commands.baselines import opened_checkpoint
 from vqedge.data.suites import Item, suite_items
 from vqedge.evaluate import evaluate
 from vqedge.model import answer
 from vqedge.model.answer import CheckpointAnswerer
-from vqedge.model.checkpoint import open_checkpoint
 from vqedge_runtime.cores import processor_name, usable_cores
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--suite", default="synthetic")
     arguments = parser.parse_args()
     items = suite_items(arguments.suite, arguments.limit, None)
-    answerer = CheckpointAnswerer(open_checkpoint(arguments.checkpoint), read_frames)
+    answerer = opened_checkpoint(arguments.checkpoint)
     next(iter(answerer.replies(items[:1])))
     usual = answer._TOGETHER
     alone, together = measure(answerer, items, 1), measure(answerer, items, usual)

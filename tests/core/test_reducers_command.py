@@ -115,9 +115,10 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
         encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
         return SimpleNamespace(config=open_checkpoint(path).config, encoder=encoder)
 
+    monkeypatch.setattr(command, "opened_checkpoint", fake)
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
     bench = object.__new__(command._Bench)
-    bench.items, bench.open = command.suite_items("synthetic", 20), fake
+    bench.items = command.suite_items("synthetic", 20)
     rows = list(bench.trained([OWN, "tome", "scissor"], [8, 32], tmp_path))
     assert [(row["reducer"], row["budget"], row["steps"]) for row in rows] == [
         ("tome", 8, 120),

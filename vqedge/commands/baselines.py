@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqedge.budget import Budget
 from vqedge.checkpoint import CONFIG, METRICS, model_config_of
@@ -20,6 +20,9 @@ from vqedge.commands.output import result, say
 from vqedge.config import ModelConfig
 from vqedge.data.suites import Item
 from vqedge.evaluate import Answerer, EvalReport, OnItem, PerturbedAnswerer, evaluate
+
+if TYPE_CHECKING:
+    from vqedge.model.answer import CheckpointAnswerer
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> 
     return list(found.values())
 
 
-def opened_checkpoint(path: Path, budget: Budget | None) -> PerturbedAnswerer:
+def opened_checkpoint(path: Path, budget: Budget | None = None) -> CheckpointAnswerer:
     """A checkpoint that answers, in PyTorch.
 
     Raises:

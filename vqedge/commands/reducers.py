@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqedge.checkpoint import CONFIG, model_config_of
-from vqedge.commands.baselines import steps_of
-from vqedge.commands.frames import read_frames
+from vqedge.commands.baselines import opened_checkpoint, steps_of
 from vqedge.commands.output import json_result, result, say
 from vqedge.data.suites import Item, suite_items
 from vqedge.errors import ConfigError
@@ -96,15 +95,10 @@ class _Bench:
     """One checkpoint and the clips of a suite, shared by all reducers."""
 
     def __init__(self, checkpoint: Path, items: Sequence[Item]) -> None:
-        from vqedge.model.answer import CheckpointAnswerer
-        from vqedge.model.checkpoint import open_checkpoint
         from vqedge.model.reduced_answer import SharedPatches
 
         self.items, self.checkpoint = items, checkpoint
-        self.open: Callable[[Path], CheckpointAnswerer] = lambda path: CheckpointAnswerer(
-            open_checkpoint(path), read_frames
-        )
-        self.answerer = self.open(checkpoint)
+        self.answerer = opened_checkpoint(checkpoint)
         self.patches: SharedPatches = SharedPatches(self.answerer)
         self.clips = [next(group) for _, group in groupby(items, key=lambda item: item.clip)]
 
@@ -146,7 +140,7 @@ class _Bench:
             command = f"vqedge train recipes/reducers.yaml {kind} -o {folder / name}"
             say(f"{name} was not trained: {command}")
         for name, path in found.items():
-            answerer = self.open(path)
+            answerer = opened_checkpoint(path)
             reduced = self._reduced(answerer, name, answerer.encoder.quantizer.quantizer)
             for budget in (n for n in budgets if n <= answerer.config.quantizer.codes):
                 say(f"{name}, trained, budget {budget}")
