@@ -263,8 +263,20 @@ def _words() -> str:
         points = 100 * (d["accuracy"] - rows["accuracy"])
         lines.append(f"| {name} | {d['tokens_mean']:.1f} | {_share(d)} | {points:+.1f} |")
     kinds = ", ".join(f"{k} {row['accuracy']:.0%}" for k, row in words["by_kind"].items())
-    lines += ["", f"By kind: {kinds}.", "", *_elsewhere(other), "", *_usage()]
+    lines += ["", f"By kind: {kinds}.", *_words_photos(), "", *_elsewhere(other), "", *_usage()]
     return "\n".join(lines)
+
+
+def _words_photos() -> list[str]:
+    words, rows = _load("words_photos"), _load("photos")
+    if not words or not rows:
+        return []
+    kinds = ", ".join(f"{k} {row['accuracy']:.0%}" for k, row in words["by_kind"].items())
+    return [
+        "",
+        f"Clips composed of photos: words {_share(words)}, rows {_share(rows)} at "
+        f"{rows['tokens_mean']:.0f} codes. By kind: {kinds}.",
+    ]
 
 
 def _elsewhere(other: dict[str, Any]) -> list[str]:

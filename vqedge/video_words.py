@@ -19,7 +19,7 @@ HASH_WORDS = 4  # of a code: place, size, span, motion; the others are the codeb
 NAMES = 64  # at most; no more than entries
 PLACES = 6  # from left to right, and from top to bottom
 MOTION_STEPS = 3  # either way, in x and in y
-SIZES = 6
+SIZES = 16  # by quarters of an octave, from a sixteenth of a frame's side to all of it
 GROWTH_STEPS = 2  # either way
 UNUSED_WORD = -1  # in rows of codes that are not in use
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, fill_features, run
 from torch import Tensor
@@ -27,6 +27,7 @@ from vqedge.cli import app
 from vqedge.config import OptimConfig, train_config_from_yaml
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.checkpoint import (
+    BRIDGE_PREFIX,
     LORA,
     METRICS,
     MODEL,
@@ -324,6 +325,20 @@ def test_words_take_the_adapter_of_another_model_and_are_named(
     expected, found = (load_file(tmp_path / name / STATE) for name in ("words", "killed"))
     differing = [name for name, value in expected.items() if not torch.equal(found[name], value)]
     assert not differing
+
+
+def test_words_may_be_told_apart_more_finely_than_where_they_start_from(tmp_path: Path) -> None:
+    coarse = tmp_path / "coarse"
+    run(config_for(coarse, steps=1, model=IN_WORDS))
+    tensors = load_file(coarse / MODEL)
+    tensors["bridge.table"] = tensors["bridge.table"][:-100].clone()  # of fewer words
+    save_file(tensors, coarse / MODEL)
+    bridge, llm = trained_bridge(IN_WORDS), with_lora(tiny_llm(), IN_WORDS.llm)
+    assert start_from(coarse, IN_WORDS, bridge, llm)
+    weights = {name: value for name, value in tensors.items() if name != "bridge.table"}
+    found = bridge.state_dict()
+    for name in (name for name in weights if name.startswith(BRIDGE_PREFIX)):
+        assert torch.equal(found[name.removeprefix(BRIDGE_PREFIX)], weights[name].float()), name
 
 
 GROUPED = CONFIG.model_copy(

@@ -96,8 +96,9 @@ def by_hand(index_map: Array, code: int) -> list[str]:
 
     y, x = (int(min((value + 1) / 2 * PLACES, PLACES - 1)) for value in middles.mean(0))
     dy, dx = (step(slope(middles[:, axis]), MOTION_STEPS) for axis in (0, 1))
-    size = int(min(sizes.mean() / 4 * SIZES, SIZES - 1))
-    growth = step(slope(sizes), GROWTH_STEPS)
+    size = int(np.clip(np.floor(4 * np.log2(sizes.mean() / 4 * 16)), 0, SIZES - 1))
+    rate = slope(sizes) / sizes.mean()
+    growth = int(np.clip(np.round(rate * 4), -GROWTH_STEPS, GROWTH_STEPS))
     span, motion = f"t{seen[0]}-{seen[-1]}", f"dx{dx}dy{dy}"
     return [f"x{x}y{y}", f"s{size}g{growth}", span, motion]
 

@@ -118,6 +118,16 @@ class PatchLabels:
         Returns:
             int64 `[B, K, groups]`, `UNNAMED` where no thing has the majority.
         """
+        thing, groups = self.code_things(indices, codes), self.words.shape[2]
+        return self.words.gather(1, thing[..., None].expand(-1, -1, groups))
+
+    def code_things(self, indices: Tensor, codes: int) -> Tensor:
+        """Number of the thing that most patches of every code lie on, int64 `[B, K]`, 0 for none.
+
+        Args:
+            indices: integer `[B, N]`.
+            codes: K.
+        """
         batch, things = indices.shape[0], self.words.shape[1]
         votes = torch.zeros(batch, codes * things, device=indices.device)
         cells = indices.long() * things + self.shown.long()
@@ -125,9 +135,7 @@ class PatchLabels:
         votes = votes.view(batch, codes, things)
         most, winner = votes[:, :, 1:].max(dim=2)
         named = most > 0.5 * votes.sum(dim=2).clamp(min=1)
-        thing = torch.where(named, winner + 1, 0)
-        groups = self.words.shape[2]
-        return self.words.gather(1, thing[..., None].expand(-1, -1, groups))
+        return torch.where(named, winner + 1, 0)
 
 
 def patch_labels(

@@ -30,6 +30,7 @@ from vqedge.model.vit import vit_from_source
 from vqedge.reducers import has_weights
 
 BRIDGE_PREFIX = "bridge."
+_ROWS_OF_WORDS = f"{BRIDGE_PREFIX}table"
 REDUCER_PREFIX = "quantizer.quantizer.reducer."
 POSITION = "quantizer.vit.position"
 
@@ -139,7 +140,8 @@ def start_from(
 
     A learned codebook may be new to it: its tables then stay as they are, as do the weights of a
     reducer that it does not have. So may be a vocabulary of video words, which no part of another
-    bridge fits: then the adapter alone is taken.
+    bridge fits: then the adapter alone is taken. Rows of words are made of the weights, so that
+    sizes or places may be told in finer steps than they were.
 
     Returns:
         Whether the bridge was filled.
@@ -161,7 +163,8 @@ def start_from(
     tensors = load_tensors(path / MODEL)
     new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
     tables = {name: value for name, value in new.items() if _is_table(name)}
-    load_bridge(bridge, {**tables, **tensors})
+    rows = {name: value for name, value in new.items() if name == _ROWS_OF_WORDS}
+    load_bridge(bridge, {**tables, **tensors, **rows})
     if reducer is not None and other.config.quantizer.kind == config.quantizer.kind:
         load_reducer(reducer.quantizer, tensors)
     return True

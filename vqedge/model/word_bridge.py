@@ -36,6 +36,8 @@ from vqedge.video_words import (
 
 _EPS = 1e-6
 _WAVES = 4  # sines and cosines of each coordinate, the longest two units long
+_OCTAVES = 4  # of sizes that are told apart
+_GROWTH_STEP = 0.25
 _EVENING = 0.75  # slow motion is more frequent, and as telling
 
 
@@ -90,7 +92,7 @@ class WordBridge(nn.Module):
         hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
         entry = self.entry(self.codebook.seen(codes))
         hidden = [entry + self.level[0]]
-        for kind, value in zip(self._hash_hidden(), self._hash_values(hashed), strict=True):
+        for kind, value in zip(self._hash_hidden(), self.hash_values(hashed), strict=True):
             hidden.append(entry + self.about + F.embedding(value, kind))
         return self._rows_of(torch.stack(hidden, dim=2)).sum(dim=2) * hashed.mask[..., None]
 
@@ -128,7 +130,7 @@ class WordBridge(nn.Module):
         kinds = (self.words.place, self.words.size, self.words.span, self.words.motion)
         *places, motion = (
             kind.first + name * (kind.size // self.words.names) + value
-            for kind, value in zip(kinds, self._hash_values(hashed), strict=True)
+            for kind, value in zip(kinds, self.hash_values(hashed), strict=True)
         )
         words = torch.stack([*places, *reversed(fine), motion, coarse], dim=-1)
         return torch.where(hashed.mask[..., None], words, UNUSED_WORD)
@@ -165,7 +167,7 @@ class WordBridge(nn.Module):
         x = hidden + F.gelu(self.hidden(F.gelu(hidden)))
         return F.normalize(self.projector(x).float(), dim=-1, eps=_EPS) * self.scale
 
-    def _hash_values(self, hashed: TokenHash) -> list[Tensor]:
+    def hash_values(self, hashed: TokenHash) -> list[Tensor]:
         """Place, size, span and motion of every code, each int64 `[B, K]` from 0."""
         frames = self.config.encoder.frames
         batch, codes, _width = hashed.features.shape
@@ -175,8 +177,9 @@ class WordBridge(nn.Module):
         share = 1.0 / present.sum(dim=-1).clamp(min=1.0)
         mass, x, y = (table[..., part].sum(dim=-1) * share for part in (1, 2, 3))
         dx, dy, growth = hashed.features[..., -MOTION_FEATURES:].unbind(-1)
+        growth = growth / mass.clamp(min=_EPS)  # of itself: what is small grows by little
         place = _bin((y + 1) / 2, PLACES) * PLACES + _bin((x + 1) / 2, PLACES)
-        size = _bin(mass / MASS_SCALE, SIZES) * (2 * GROWTH_STEPS + 1) + _step(growth, GROWTH_STEPS)
+        size = _size(mass / MASS_SCALE) * (2 * GROWTH_STEPS + 1) + _growth(growth)
         width = 2 * MOTION_STEPS + 1
         motion = _step(dy, MOTION_STEPS) * width + _step(dx, MOTION_STEPS)
         return [value.long() for value in (place, size, _span(present, frames), motion)]
@@ -196,6 +199,17 @@ def _span(present: Tensor, frames: int) -> Tensor:
 def _bin(share: Tensor, count: int) -> Tensor:
     """Which of `count` equal parts of 0..1 a value lies in."""
     return (share * count).floor().clamp(0, count - 1)
+
+
+def _size(side: Tensor) -> Tensor:
+    """Which of `SIZES` a share of the frame's side is, each a quarter of an octave."""
+    octaves = torch.log2(side.clamp(min=_EPS)) + _OCTAVES
+    return (octaves * SIZES / _OCTAVES).floor().clamp(0, SIZES - 1)
+
+
+def _growth(rate: Tensor) -> Tensor:
+    """Growth by so much of itself in half a clip as one of `2 * GROWTH_STEPS + 1` steps."""
+    return (rate / _GROWTH_STEP).round().clamp(-GROWTH_STEPS, GROWTH_STEPS) + GROWTH_STEPS
 
 
 def _step(slope: Tensor, steps: int) -> Tensor:
