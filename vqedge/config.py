@@ -224,6 +224,8 @@ class WorldConfig(Config):
     weight: Annotated[float, Field(gt=0)] = 1.0
     caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How often one of a clip's questions asks for a description."""
+    kind_weights: dict[str, PositiveInt] = {}
+    """How often kinds of questions are asked beside the others; 1 for those not named."""
 
 
 class PhotosConfig(Config):

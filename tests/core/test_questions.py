@@ -13,6 +13,7 @@ from vqedge.data.clips import QuestionAnswer
 from vqedge.data.questions import (
     KINDS,
     caption,
+    kinds_by_weight,
     one_question_per_kind,
     questions_from_scene,
     with_article,
@@ -27,6 +28,7 @@ from vqedge.data.world import (
     reversed_scene,
     scene_from_seed,
 )
+from vqedge.errors import ConfigError
 
 SCENES = [scene_from_seed(seed, index) for seed in (1, 2, 70_001) for index in range(500)]
 FIRST_FRAME, LAST_FRAME = 0.5 / 8, 7.5 / 8
@@ -173,6 +175,23 @@ def test_kinds_take_turns() -> None:
     kinds = Counter(item.kind for i, scene in enumerate(SCENES) for item in asked_of(scene, i))
     always = [kinds[name] for name in ALWAYS]
     assert max(always) < 1.1 * min(always)
+
+
+def test_a_kind_is_asked_as_often_as_its_weight_says() -> None:
+    kinds = kinds_by_weight({"count": 3, "shape": 2})
+    asked: Counter[str] = Counter()
+    for index, scene in enumerate(SCENES):
+        rng = np.random.default_rng(index)
+        asked.update(item.kind for item in questions_from_scene(scene, rng, 8, kinds=kinds))
+    assert asked["count"] == pytest.approx(3 * asked["exist"], rel=0.1)
+    assert asked["shape"] == pytest.approx(2 * asked["exist"], rel=0.1)
+    assert asked["texture"] == pytest.approx(asked["exist"], rel=0.1)
+    assert kinds_by_weight({}) == tuple(KINDS), "and by default every kind once"
+
+
+def test_a_weight_for_a_kind_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no such kind of question: colour .*there are color,"):
+        kinds_by_weight({"colour": 2})
 
 
 @pytest.mark.parametrize("count", [1, 6, 13])

@@ -185,13 +185,13 @@ def test_a_reversed_scene_shows_the_same_frames_backwards() -> None:
 
 
 def test_the_generated_source_is_the_world() -> None:
-    clips = GeneratedClips(seed=2, clips=10, caption_share=1.0)
+    clips = GeneratedClips(seed=2, clips=10, caption_share=1.0, kinds=("count",))
     assert len(clips) == 10 and clips[4].scene == scene_from_seed(2, 4)
     assert clips[4] == clips[4] != clips[5]
     assert clips[4].reversed().scene == reversed_scene(clips[4].scene)
     kinds = {item.kind for item in clips[4].questions(np.random.default_rng(0), 4)}
-    assert "caption" in kinds, "the share of captions was lost"
-    assert clips[4].reversed().caption_share == 1.0
+    assert kinds == {"caption", "count"}, "the share of captions or the kinds were lost"
+    assert clips[4].reversed() == replace(clips[4], scene=reversed_scene(clips[4].scene))
     fingerprints = {GeneratedClips(seed, 10).fingerprint for seed in (1, 2)}
     assert len(fingerprints) == 2 and GeneratedClips(1, 99).fingerprint in fingerprints
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ class SceneClip:
 
     scene: Scene
     caption_share: float = 0.0
+    kinds: tuple[str, ...] = tuple(questions.KINDS)
 
     def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
         """Draw it, uint8 `[count, size, size, 3]`."""
@@ -27,7 +28,9 @@ class SceneClip:
 
     def questions(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
         """Questions to train on."""
-        return questions.questions_from_scene(self.scene, rng, count, self.caption_share)
+        return questions.questions_from_scene(
+            self.scene, rng, count, self.caption_share, self.kinds
+        )
 
     def one_question_per_kind(self, rng: np.random.Generator) -> list[QuestionAnswer]:
         """Questions to evaluate on."""
@@ -39,22 +42,23 @@ class SceneClip:
 
     def reversed(self) -> SceneClip:
         """Played backwards."""
-        return SceneClip(reversed_scene(self.scene), self.caption_share)
+        return replace(self, scene=reversed_scene(self.scene))
 
 
 @dataclass(frozen=True)
 class GeneratedClips:
-    """The first `clips` clips of the world `seed`."""
+    """The first `clips` clips of the world `seed`; `kinds` of questions make a round."""
 
     seed: int
     clips: int
     caption_share: float = 0.0
+    kinds: tuple[str, ...] = tuple(questions.KINDS)
 
     def __len__(self) -> int:
         return self.clips
 
     def __getitem__(self, number: int) -> SceneClip:
-        return SceneClip(scene_from_seed(self.seed, number), self.caption_share)
+        return SceneClip(scene_from_seed(self.seed, number), self.caption_share, self.kinds)
 
     @property
     def fingerprint(self) -> str:

@@ -6,13 +6,14 @@ whatever the scenes are, so that nobody does better than the prior without looki
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.world import COLORS, DIRECTIONS, SHAPES, TEXTURES, MovingObject, Scene
+from vqedge.errors import ConfigError
 
 Asker = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
 
@@ -22,7 +23,11 @@ _CHOICES = 5
 
 
 def questions_from_scene(
-    scene: Scene, rng: np.random.Generator, count: int, caption_share: float = 0.0
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    caption_share: float = 0.0,
+    kinds: Sequence[str] | None = None,
 ) -> list[QuestionAnswer]:
     """Ask `count` questions, every kind that applies as often as the others.
 
@@ -31,16 +36,31 @@ def questions_from_scene(
         rng: picks kinds, objects and wording.
         count: how many.
         caption_share: how often, among clips, one of them asks for a description.
+        kinds: those of a round, twice where a kind is asked twice as often; all of `KINDS` if None.
     """
     found = [caption(scene, rng)] if rng.random() < caption_share else []
-    kinds: list[str] = []
+    left: list[str] = []
     while len(found) < count:
-        if not kinds:
-            kinds = [str(kind) for kind in rng.permutation(list(KINDS))]
-        question = KINDS[kinds.pop()](scene, rng)
+        if not left:
+            left = [str(kind) for kind in rng.permutation(list(kinds or KINDS))]
+        question = KINDS[left.pop()](scene, rng)
         if question is not None:
             found.append(question)
     return found
+
+
+def kinds_by_weight(weights: Mapping[str, int]) -> tuple[str, ...]:
+    """A round of kinds, each as often as its weight says, once where it says nothing.
+
+    Raises:
+        ConfigError: a weight is for a kind that is not in `KINDS`.
+    """
+    unknown = ", ".join(sorted(set(weights) - set(KINDS)))
+    if unknown:
+        raise ConfigError(
+            f"no such kind of question: {unknown} (kind_weights); there are {', '.join(KINDS)}"
+        )
+    return tuple(kind for kind in KINDS for _ in range(weights.get(kind, 1)))
 
 
 def one_question_per_kind(scene: Scene, rng: np.random.Generator) -> list[QuestionAnswer]:

@@ -7,6 +7,7 @@ from vqedge.data.clips import ClipSource
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, JsonlClips
 from vqedge.data.photos import PhotoClips
+from vqedge.data.questions import kinds_by_weight
 
 __all__ = ["FrameReader", "source_from_config"]
 
@@ -20,9 +21,11 @@ def source_from_config(config: SourceConfig, read: FrameReader) -> ClipSource:
 
     Raises:
         DatasetError: a file is missing or malformed.
+        ConfigError: a weight is for a kind of question that there is not.
     """
     if isinstance(config, WorldConfig):
-        return GeneratedClips(config.seed, config.clips, config.caption_share)
+        kinds = kinds_by_weight(config.kind_weights)
+        return GeneratedClips(config.seed, config.clips, config.caption_share, kinds)
     if isinstance(config, PhotosConfig):
         return PhotoClips(
             config.index, config.split, config.seed, config.clips, config.caption_share
