@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,25 @@ def test_every_missing_unknown_and_wrong_tensor_is_named(source: Path) -> None:
     assert "2 unknown: model.extra, model.layers.7.mlp.up_proj.weight" in line
     assert "model.image_newline is F32 [9], want [64]" in line
     assert "model.layers.0.mlp.up_proj.weight is I32 [96, 64], want [96, 64]" in line
+
+
+def test_layers_that_lack_the_same_are_named_as_one(source: Path) -> None:
+    state = state_of(source)
+    for layer in (7, 8, 9, 12):
+        state[f"model.layers.{layer}.mlp.up_proj.weight"] = torch.zeros(2)
+    write_shards(source, state)
+    assert "4 unknown: model.layers.7-9+12.mlp.up_proj.weight" in refused(source)
+
+
+def test_more_names_than_a_line_can_hold_are_counted(source: Path) -> None:
+    state = state_of(source)
+    for letter in string.ascii_lowercase:
+        state[f"model.{letter * 200}.weight"] = torch.zeros(2)
+    write_shards(source, state)
+    line = refused(source)
+    listed = line.count(".weight")
+    assert "26 unknown: model.a" in line and line.endswith(f" and {26 - listed} more")
+    assert 10 < listed < 26 and len(line) < 4000
 
 
 def test_what_is_known_to_be_harmless_is_named_not_refused(source: Path) -> None:

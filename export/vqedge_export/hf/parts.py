@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from vqedge.errors import CheckpointError
 from vqedge_export.hf.folder import HfFolder
 
 _SIZES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of the types that are read
+_MOST_TOLD = 3600  # characters of one error's names
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,5})(?=\.)", re.ASCII)  # of a layer
 Shape = tuple[int, ...]
 
 
@@ -64,7 +67,8 @@ def require_fit(
         names of the harmless tensors that are not taken.
 
     Raises:
-        CheckpointError: names every tensor that is missing, unknown, or of another shape or type.
+        CheckpointError: names the tensors that are missing, unknown, or of another shape or type,
+            layers that lack the same as one.
     """
     tensors, wanted = folder.tensors, {part.source: part.shape for part in parts}
     missing = sorted(wanted.keys() - tensors.keys())
@@ -72,12 +76,46 @@ def require_fit(
     unknown = [name for name in spare if not harmless(name)]
     wrong = [_found(folder, name, shape) for name, shape in wanted.items() if name in tensors]
     faults = {"missing": missing, "unknown": unknown, "wrong": [line for line in wrong if line]}
-    told = [f"{len(names)} {what}: {', '.join(names)}" for what, names in faults.items() if names]
-    if told:
+    faults = {what: names for what, names in faults.items() if names}
+    if faults:
+        room = _MOST_TOLD // len(faults)
+        told = [f"{len(names)} {what}: {_listed(names, room)}" for what, names in faults.items()]
         raise CheckpointError(
             f"{folder.path}: tensors do not fit its config.json; {'; '.join(told)}"
         )
     return spare
+
+
+def _listed(names: Sequence[str], room: int) -> str:
+    """Names after each other, those that differ in one number as one: `layers.0-3.7.bias`.
+
+    Args:
+        names: sorted.
+        room: characters, beyond which the rest is only counted.
+    """
+    alike: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        found = _NUMBER.search(name)
+        key = (name[: found.start()], name[found.end() :]) if found else (name, "")
+        alike.setdefault(key, []).extend([int(found[0])] if found else [])
+    listed, left = "", len(names)
+    for (before, after), numbers in alike.items():
+        one = f"{before}{_ranges(numbers)}{after}"
+        if len(listed) + len(one) > room:
+            return f"{listed or one[:room]} and {left} more"
+        listed, left = f"{listed}, {one}" if listed else one, left - max(1, len(numbers))
+    return listed
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-2+7` for 0, 1, 2 and 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "+".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _found(folder: HfFolder, name: str, wanted: Shape) -> str | None:
