@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ def main(arguments: list[str]) -> int:
     """
     if arguments[:1] == ["--quant"]:
         record_quant(*(json.loads(Path(name).read_text()) for name in arguments[1:3]))
+        return 0
+    if arguments[:1] == ["--bench"]:
+        record_bench(json.loads(Path(arguments[1]).read_text()))
         return 0
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
@@ -51,9 +55,17 @@ def record_quant(export: dict[str, Any], evaluation: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
+def record_bench(bench: dict[str, Any]) -> None:
+    """Keep what `bench` measured, in a file named after the processor."""
+    name = re.sub(r"[^a-z0-9]+", "-", bench["machine"]["processor"].lower()).strip("-")
+    path = MEASURED / f"bench_{name}.json"
+    path.write_text(json.dumps(bench) + "\n", encoding="utf-8")
+
+
 def block() -> str:
     """The measured part of the README."""
-    return "\n\n".join([_accuracy(), _quants(), _speed(_load("bench"))])
+    paths = sorted(MEASURED.glob("bench_*.json"))
+    return "\n\n".join([_accuracy(), _quants(), _speed([_load(path.stem) for path in paths])])
 
 
 def _accuracy() -> str:
@@ -114,11 +126,29 @@ def _quants() -> str:
     )
 
 
-def _speed(bench: dict[str, Any]) -> str:
-    machine = bench["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    where = f"{machine['usable_cores']} cores of {machine['processor']}; {versions}"
-    backend = f"{bench['backend']['encoder']}, {bench['backend']['llm']}"
+def _speed(benches: list[dict[str, Any]]) -> str:
+    """Every stage on every machine that was measured, one column each."""
+    names = [bench["machine"]["processor"] for bench in benches]
+    columns = [_stages(bench) for bench in benches]
+    rows = [
+        f"| {stage} | {' | '.join(f'{column[stage]:.0f}' for column in columns)} |"
+        for stage in columns[0]
+    ]
+    return "\n".join(
+        [
+            "Milliseconds for one 3-second clip (`vqedge bench`):",
+            "",
+            f"| stage | {' | '.join(names)} |",
+            f"|---|{'---|' * len(benches)}",
+            *rows,
+            "",
+            *(f"- {_machine(bench)}" for bench in benches),
+        ]
+    )
+
+
+def _stages(bench: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds by what takes them."""
     rows = dict(bench["stages_ms"])
     rows["first token, cold"] = bench["cold_first_token_ms"]
     rows["first token, asked again"] = bench["reask_first_token_ms"]
@@ -128,20 +158,19 @@ def _speed(bench: dict[str, Any]) -> str:
         what = f"{row['prompts']} {name}, {row['prompts']} answers"
         rows[f"{what}, one by one"] = row["one_by_one_ms"]
         rows[f"{what}, side by side"] = row["together_ms"]
-    return "\n".join(
-        [
-            f"One 3-second clip (`vqedge bench`; {where}; {backend}):",
-            "",
-            "| stage | milliseconds |",
-            "|---|---|",
-            *(f"| {name} | {ms:.0f} |" for name, ms in rows.items()),
-            "",
-            "The language model's first token comes "
-            f"{bench['unreduced_over_llm']:.0f} times sooner with {bench['tokens']} tokens than",
-            f"with {bench['unreduced_tokens']}; asked again, "
-            f"{bench['unreduced_over_reask']:.0f} times sooner. "
-            f"Peak memory {bench['peak_rss_mb']:.0f} MB.",
-        ]
+    return rows
+
+
+def _machine(bench: dict[str, Any]) -> str:
+    """What was measured on, and what the figures say."""
+    machine = bench["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"{machine['processor']}, {machine['usable_cores']} cores; {versions}; "
+        f"{bench['backend']['encoder']}, {bench['backend']['llm']}. The language model's first "
+        f"token comes {bench['unreduced_over_llm']:.0f} times sooner with {bench['tokens']} tokens "
+        f"than with {bench['unreduced_tokens']}; asked again, {bench['unreduced_over_reask']:.0f} "
+        f"times sooner. Peak memory {bench['peak_rss_mb']:.0f} MB."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,30 @@ def _kinds() -> str:
 
 
 def _baselines() -> str:
-    reference = _load("eval_checkpoint")
+    reference, photos = _load("eval_checkpoint"), _load("photos_checkpoint")
     if not reference or "baselines" not in reference:
         return ""
-    rows = {"VQ": reference, **reference["baselines"]}
-    kinds = [kind for kind in ("direction", "order", "color", "shape", "count") if _has(rows, kind)]
     lines = [
         "## What the tokens are worth",
         "",
-        f"{_asked(reference)} in PyTorch: the model as it is, and shown less (shuffled frames, no "
-        "video at all).",
+        "In PyTorch: the model as it is, and shown less (shuffled frames, no video at all). What "
+        "the frames' order alone tells is *direction*, and *first* and *sequence* of photos. "
+        "*order* of the generated world it is not: there things come one after another to stay, "
+        "so that the first is the one seen longest, shuffled or not.",
+        "",
+        *_shown_less(reference, ("direction", "order", "color", "shape", "count")),
+    ]
+    if photos:
+        lines += ["", *_shown_less(photos, ("first", "sequence", "different", "present", "thing"))]
+    return "\n".join(lines)
+
+
+def _shown_less(reference: dict[str, Any], kinds: Sequence[str]) -> list[str]:
+    """One suite with its baselines, a row each."""
+    rows = {"VQ": reference, **reference["baselines"]}
+    kinds = [kind for kind in kinds if _has(rows, kind)]
+    lines = [
+        f"{_asked(reference)} ({reference['suite'].partition(':')[0]}):",
         "",
         f"| | steps | tokens | all | {' | '.join(kinds)} |",
         "|---|---|---|---|" + "---|" * len(kinds),
@@ -119,7 +134,7 @@ def _baselines() -> str:
         by_kind = " | ".join(f"{d['by_kind'][kind]['accuracy']:.1%}" for kind in kinds)
         steps, tokens = d.get("steps", ""), d["tokens_mean"]
         lines.append(f"| {name} | {steps} | {tokens:.1f} | {_share(d)} | {by_kind} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _trained_alike() -> str:
