@@ -47,7 +47,8 @@ def scores(x: _Floats, codebook: _Floats, metric: Metric = "l2") -> npt.NDArray[
     rows, codes = x.astype(np.float32), codebook.astype(np.float32)
     if metric == "cosine":
         rows, codes = _unit(rows), _unit(codes)
-    table: npt.NDArray[np.float32] = rows @ codes.T
+    # not `@`: BLAS may round equal codes differently, depending on the column they are in
+    table: npt.NDArray[np.float32] = np.einsum("nd,kd->nk", rows, codes)
     if metric == "l2":
         table = 2.0 * table - (codes * codes).sum(axis=1)
     return table
