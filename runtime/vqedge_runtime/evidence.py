@@ -1,11 +1,13 @@
-"""Evidence: which codes an answer hangs on, found by leaving each one out.
+"""Evidence: which codes an answer hangs on, found by leaving codes out.
 
-The log-likelihood of the answer is taken once with all rows and once without each: what it loses is
-the code's evidence, in nats. Below zero, the answer is likelier without the code. The rows stay as
-they are; they were made together, so a row that is left out has still been seen by its neighbours.
+Things have many codes, and a sure model misses none of them alone. So a clip is read in quarters,
+all its codes dealt out anew in every round, and a code's evidence is how much likelier the answer
+is, in nats, where the code is read than where others are in its place: leaving one out, averaged
+over what else may be missing (the Banzhaf value of game theory, of equal sizes). A clip of few
+codes is read whole, without each. The rows stay as they are; they were made together, so a row that
+is left out has still been seen by its neighbours.
 
-The cost is one reading of the question and of the rows after the code for every code, in groups:
-K prompts of K / 2 tokens or so, and the question's.
+The cost is 48 prompts of a quarter of the rows and the question, in groups.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from vqedge_runtime.llm import LanguageModel, Prompt, VideoRows
 from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.tokens import Codes
 
+_MANY = 16  # codes; a clip of fewer is read without each
+_PARTS, _ROUNDS = 4, 12
 _HALF = 0.5  # the strongest codes hold this much of all evidence, the span this much of its peak
 
 
@@ -31,7 +35,8 @@ class CodeEvidence:
 
     Attributes:
         code: its number.
-        drop_nats: what the answer's log-likelihood loses without it.
+        drop_nats: what the answer's log-likelihood loses with others in its place, or, of a clip of
+            fewer than 16 codes, without it.
         start_s: from when on it is to be seen.
         end_s: until when.
         share: of all evidence for the answer; 0 for a code that speaks against it.
@@ -82,14 +87,14 @@ def find_evidence(
     answer: str,
     on_code: Callable[[int], None] = lambda _: None,
 ) -> Evidence:
-    """Leave out every code once.
+    """Leave out codes, and see what the answer loses.
 
     Args:
         llm: the language model that gave the answer.
         video: what it was asked about.
         question: the user's words.
         answer: the words to explain, the model's or others.
-        on_code: told every code when it is done.
+        on_code: told the codes one after another as the work goes on.
 
     Raises:
         ConfigError: no row of the bundle's is one code's.
@@ -103,21 +108,34 @@ def find_evidence(
         )
     whole = llm.score_choices(video.rows, question, [answer]).totals[0]
     count = video.tokens.codes.count
-    drops = np.zeros(count)
-    for first in range(0, count if count > 1 else 0, BRANCHES):
-        codes = range(first, min(first + BRANCHES, count))
-        parts = (slice(code * each, (code + 1) * each) for code in codes)
-        prompts = [Prompt(_without(video.rows, part), question) for part in parts]
-        drops[codes] = whole - np.array(llm.score_many(prompts, [answer] * len(prompts)))
-        for code in codes:
+    read = _quarters(count) if count >= _MANY else ~np.eye(count, dtype=bool)
+    found = np.zeros(len(read))
+    for first in range(0, len(read) if count > 1 else 0, BRANCHES):
+        some = range(first, min(first + BRANCHES, len(read)))
+        prompts = [Prompt(_only(video.rows, np.repeat(read[i], each)), question) for i in some]
+        found[some] = llm.score_many(prompts, [answer] * len(prompts))
+        for code in range(count * some.start // len(read), count * some.stop // len(read)):
             on_code(code)
+    if count < _MANY:
+        drops = whole - found if count > 1 else found
+    else:
+        drops = found @ read / read.sum(0) - found @ ~read / (~read).sum(0)
     return evidence_from_drops(video, answer, whole, drops)
 
 
-def _without(whole: VideoRows, part: slice) -> VideoRows:
-    """A video less some of its rows."""
-    ids = None if whole.ids is None else np.delete(whole.ids, part)
-    return VideoRows(np.delete(whole.rows, part, axis=0), ids=ids)
+def _quarters(count: int) -> npt.NDArray[np.bool_]:
+    """Which codes each prompt reads, `[prompts, k]`; the same for every clip of as many codes."""
+    rng = np.random.default_rng(count)
+    read = np.zeros((_ROUNDS, _PARTS, count), bool)
+    for parts in read:
+        for part, codes in zip(parts, np.array_split(rng.permutation(count), _PARTS), strict=True):
+            part[codes] = True
+    return read.reshape(-1, count)
+
+
+def _only(whole: VideoRows, kept: npt.NDArray[np.bool_]) -> VideoRows:
+    """Some rows of a video."""
+    return VideoRows(whole.rows[kept], ids=None if whole.ids is None else whole.ids[kept])
 
 
 def evidence_from_drops(
@@ -129,7 +147,7 @@ def evidence_from_drops(
         video: what was asked about.
         answer: the words.
         log_likelihood: of them with all codes.
-        drops: what it loses without each, `[k]`.
+        drops: evidence of each code, `[k]`.
     """
     mass = mass_of(video.tokens.codes)
     edges = frame_edges_s(video.start_s, video.end_s, len(mass))

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from vqedge.errors import PromptError
 from vqedge_runtime.answers import Timings, Video
-from vqedge_runtime.evidence import evidence_from_drops, find_evidence, frame_edges_s, mass_of
+from vqedge_runtime.evidence import (
+    _quarters,
+    evidence_from_drops,
+    find_evidence,
+    frame_edges_s,
+    mass_of,
+)
 from vqedge_runtime.llm import ChoiceScores, FakeLanguageModel, VideoRows
 from vqedge_runtime.tokens import Codes, TokenSet
 
@@ -47,6 +53,37 @@ def test_a_drop_is_what_the_answer_loses_without_the_code() -> None:
     assert [(item.start_s, item.end_s) for item in found.codes] == [(8, 10), (2, 6), (2, 10)]
     assert done == [0, 1, 2]
     assert len({key for key, _ in llm.calls}) == 4, "one prompt with all codes, one without each"
+
+
+class Either(FakeLanguageModel):
+    """The answer is sure as soon as one of codes 3 and 12 is read: their first numbers are high."""
+
+    def score_choices(
+        self, video: VideoRows, question: str, choices: Sequence[str]
+    ) -> ChoiceScores:
+        super().score_choices(video, question, choices)
+        seen = set(video.rows[:, 0].astype(int)) & {4, 13}
+        return ChoiceScores(tuple(choices), (-0.001 if seen else -9.0,), (2,))
+
+
+def test_codes_that_show_the_same_thing_both_have_evidence() -> None:
+    done: list[int] = []
+    llm = Either(width=4)
+    told = video(np.arange(20, dtype=np.int32).reshape(5, 2, 2))
+    found = find_evidence(llm, told, "What?", "red", done.append)
+    assert {item.code for item in found.codes[:2]} == {3, 12}, "leaving out either costs nothing"
+    assert set(found.strongest) <= {3, 12} and found.codes[1].drop_nats > 2
+    assert done == list(range(20)) and len(llm.calls) == 1 + 48
+    again = find_evidence(Either(width=4), told, "What?", "red")
+    assert again == found, "the same codes are left out every time"
+
+
+def test_quarters_are_dealt_out_whole() -> None:
+    read = _quarters(18)
+    assert read.shape == (48, 18)
+    for parts in read.reshape(12, 4, 18):
+        assert (parts.sum(0) == 1).all(), "a code is in one part of a round"
+        assert sorted(parts.sum(1)) == [4, 4, 5, 5]
 
 
 def test_a_code_told_in_words_is_left_out_with_all_of_them() -> None:

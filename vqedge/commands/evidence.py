@@ -11,7 +11,7 @@ from vqedge_runtime.evidence import Evidence, find_evidence
 
 
 def evidence_for(qa: VideoQA, answer: Answer, question: str) -> Evidence:
-    """Leave every code out once, with a bar on stderr."""
+    """Leave codes out, with a bar on stderr."""
     with progress("evidence", answer.tokens) as step:
         return find_evidence(
             qa.llm, answer.video, question, answer.text, lambda code: step(f"code {code}")
