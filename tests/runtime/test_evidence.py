@@ -135,14 +135,12 @@ def test_an_empty_question_or_answer() -> None:
         find_evidence(Additive(width=4), video(), "What?", " ")
 
 
-@given(st.lists(st.floats(-5, 5), min_size=3, max_size=3))
+@given(st.lists(st.floats(-5, 5, allow_subnormal=False), min_size=3, max_size=3))
 def test_whatever_the_drops_shares_and_spans_make_sense(drops: list[float]) -> None:
     found = evidence_from_drops(video(), "a", -1.0, np.array(drops))
     shares = [item.share for item in found.codes]
     assert sum(shares) == pytest.approx(1.0 if max(drops) > 0 else 0.0)
-    assert (
-        all((item.share > 0) == (item.drop_nats > 0) for item in found.codes) or max(drops) < 1e-300
-    )
+    assert all((item.share > 0) == (item.drop_nats > 0) for item in found.codes)
     assert [item.drop_nats for item in found.codes] == sorted(drops, reverse=True)
     assert 2 <= found.start_s < found.end_s <= 10
 
