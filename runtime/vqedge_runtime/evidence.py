@@ -108,17 +108,25 @@ def find_evidence(
         )
     whole = llm.score_choices(video.rows, question, [answer]).totals[0]
     count = video.tokens.codes.count
-    read = _quarters(count) if count >= _MANY else ~np.eye(count, dtype=bool)
-    found = np.zeros(len(read))
-    for first in range(0, len(read) if count > 1 else 0, BRANCHES):
-        some = range(first, min(first + BRANCHES, len(read)))
-        prompts = [Prompt(_only(video.rows, np.repeat(read[i], each)), question) for i in some]
-        found[some] = llm.score_many(prompts, [answer] * len(prompts))
-        for code in range(count * some.start // len(read), count * some.stop // len(read)):
-            on_code(code)
-    if count < _MANY:
-        drops = whole - found if count > 1 else found
+
+    def likelihoods(read: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Of the answer, where only some codes are read: `[n, k]` to `[n]`."""
+        found = np.zeros(len(read))
+        for first in range(0, len(read), BRANCHES):
+            some = range(first, min(first + BRANCHES, len(read)))
+            prompts = [Prompt(_only(video.rows, np.repeat(read[i], each)), question) for i in some]
+            found[some] = llm.score_many(prompts, [answer] * len(prompts))
+            for code in range(count * some.start // len(read), count * some.stop // len(read)):
+                on_code(code)
+        return found
+
+    if count == 1:
+        drops = np.zeros(1)
+    elif count < _MANY:
+        drops = whole - likelihoods(~np.eye(count, dtype=bool))
     else:
+        read = _quarters(count)
+        found = likelihoods(read)
         drops = found @ read / read.sum(0) - found @ ~read / (~read).sum(0)
     return evidence_from_drops(video, answer, whole, drops)
 

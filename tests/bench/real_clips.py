@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge import VideoQA
+from vqedge.data.world import COLORS
 from vqedge.evaluate import wilson_interval
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 ANIMALS = ("dalmatian", "wild cat", "pigeon", "hawksbill", "panda")
 CRAFT = ("airplane", "helicopter", "ferry", "car", "motorbike")
 YES_NO = ("yes", "no")
@@ -31,7 +32,7 @@ class Asked:
 
     file: str
     question: str
-    choices: tuple[str, ...]
+    choices: Collection[str]
     answer: str
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     with VideoQA.open(arguments.bundle) as qa:
         for item in asked:
             video = qa.encode(arguments.folder / item.file)
-            chosen = qa.ask(video, item.question, choices=item.choices).text
+            chosen = qa.ask(video, item.question, choices=tuple(item.choices)).text
             free = qa.ask(video, item.question).text
             right += chosen == item.answer
             chance += 1 / len(item.choices)

@@ -20,7 +20,7 @@ class SceneClip:
 
     scene: Scene
     caption_share: float = 0.0
-    kinds: tuple[str, ...] = tuple(questions.KINDS)
+    kinds: tuple[str, ...] = ()
 
     def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
         """Draw it, uint8 `[count, size, size, 3]`."""
@@ -47,12 +47,12 @@ class SceneClip:
 
 @dataclass(frozen=True)
 class GeneratedClips:
-    """The first `clips` clips of the world `seed`; `kinds` of questions make a round."""
+    """The first `clips` clips of the world `seed`; `kinds` as in `questions_from_scene`."""
 
     seed: int
     clips: int
     caption_share: float = 0.0
-    kinds: tuple[str, ...] = tuple(questions.KINDS)
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.clips

@@ -27,7 +27,7 @@ def questions_from_scene(
     rng: np.random.Generator,
     count: int,
     caption_share: float = 0.0,
-    kinds: Sequence[str] | None = None,
+    kinds: Sequence[str] = (),
 ) -> list[QuestionAnswer]:
     """Ask `count` questions, every kind that applies as often as the others.
 
@@ -36,7 +36,7 @@ def questions_from_scene(
         rng: picks kinds, objects and wording.
         count: how many.
         caption_share: how often, among clips, one of them asks for a description.
-        kinds: those of a round, twice where a kind is asked twice as often; all of `KINDS` if None.
+        kinds: those of a round, twice where a kind is asked twice as often; each once if empty.
     """
     found = [caption(scene, rng)] if rng.random() < caption_share else []
     left: list[str] = []
