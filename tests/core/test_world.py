@@ -54,7 +54,7 @@ def test_a_scene_is_a_pure_function_of_seed_and_index() -> None:
 def test_the_world_is_the_one_that_caches_and_models_were_made_with() -> None:
     text = repr([scene_from_seed(1, index) for index in range(64)])
     found = (WORLD_VERSION, hashlib.sha256(text.encode()).hexdigest()[:16])
-    assert found == (2, "e0607518f16833b7"), "the world changed: raise WORLD_VERSION"
+    assert found == (3, "e2066b913e5e08ba"), "the world changed: raise WORLD_VERSION"
 
 
 def test_every_path_stays_inside_the_frame_but_for_those_who_come_or_go_over_the_edge() -> None:
@@ -81,7 +81,7 @@ def closest(a: MovingObject, b: MovingObject) -> float:
 
 def test_objects_hide_each_other_in_part_only_and_mostly_not() -> None:
     gaps = [closest(*pair) for scene in SCENES for pair in itertools.combinations(scene.objects, 2)]
-    assert min(gaps) > 0.5, "an object can be hidden as a whole"
+    assert min(gaps) > 0.59, "an object can be hidden as a whole"
     touching = sum(gap < 0.97 for gap in gaps) / len(gaps)
     assert 0.02 < touching < 0.2
 
@@ -127,6 +127,17 @@ def test_where_order_is_asked_every_object_comes_in_a_frame_of_its_own() -> None
         assert different or not scene.staggered, scene
         together += different and not scene.staggered
     assert together < 0.1 * len(SCENES), "many orders that could be asked are not"
+
+
+def test_how_long_an_object_is_seen_hardly_tells_when_it_came() -> None:
+    """Or the order could be answered from shuffled frames: the first would be seen longest."""
+    scenes = [scene_from_seed(4, index) for index in range(4000)]
+    asked = [scene for scene in scenes if scene.staggered]
+    by_chance = [1 / len(scene.objects) for scene in asked]
+    longest = [max(scene.objects, key=lambda item: item.lasts) for scene in asked]
+    found = [item is scene.objects[0] for item, scene in zip(longest, asked, strict=True)]
+    assert len(asked) > 700
+    assert abs(np.mean(found) - np.mean(by_chance)) < 3 * 0.5 / math.sqrt(len(asked))
 
 
 def test_moving_objects_move_and_still_ones_do_not() -> None:

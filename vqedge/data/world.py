@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-WORLD_VERSION = 2  # raise when a (seed, index) pair comes to show something else
+WORLD_VERSION = 3  # raise when a (seed, index) pair comes to show something else
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -50,10 +50,11 @@ _SMALL, _LARGE = (0.085, 0.105), (0.14, 0.165)  # radii, as fractions of the fra
 _GROWTH = 1.7
 _SLOW, _FAST = (0.16, 0.28), (0.50, 0.75)  # frames' sides per clip
 _SHORTEST_PATH = 0.22  # of a moving object: three patches, so that its direction can be seen
-_TOUCH_TIMES = np.linspace(0.0, 1.0, 33)
+_TOUCH_TIMES = 17  # looked at, of the time that two objects share
 _OCCLUSION_SHARE, _OCCLUSION_DEPTH = 0.25, 0.6
 _SHAKE_SHARE, _CODEC_SHARE = 0.3, 0.4
 _APART = 0.15  # of the clip, between two appearances whose order is asked
+_SHORTEST_VISIT = 0.25  # of the clip, of an object that comes and goes: two of eight frames
 
 
 @dataclass(frozen=True)
@@ -177,15 +178,18 @@ def reversed_scene(scene: Scene) -> Scene:
 def _lives(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
     """When each object appears and vanishes, in order of appearance.
 
-    Four parts in ten of the clips: all there all the time; three: one after another, to stay;
-    three: some come late, some go early, and of several at least one stays and one goes.
+    Four parts in ten of the clips: all there all the time; three: one after another, each for as
+    long as chance has it, so that only the order of the frames tells who came first; three: some
+    come late, some go early, and of several at least one stays and one goes.
     """
     draw = rng.random()
     if draw < 0.4:
         return [(0.0, 1.0)] * count
     if draw < 0.7 and count > 1:
         gaps = 0.20 + (0.62 / (count - 1) - 0.20) * rng.random(count - 1)
-        return [(float(start), 1.0) for start in np.concatenate([[0.0], gaps.cumsum()])]
+        starts = np.concatenate([[0.0], gaps.cumsum()])
+        ends = starts + rng.uniform(_SHORTEST_VISIT, 1.0 - starts[-1], count)
+        return [(float(a), float(b)) for a, b in zip(starts, ends, strict=True)]
     comes_late = rng.random(count) < 0.5
     goes_early = rng.random(count) < 0.5
     if count > 1 and goes_early.all() | ~goes_early.any():
@@ -218,11 +222,11 @@ def _placed(
 
 def _gap(a: MovingObject, b: MovingObject) -> float:
     """Smallest distance of the centres while both are there, over the sum of the radii."""
-    times = _TOUCH_TIMES
-    both = (times >= max(a.appears_at, b.appears_at)) & (times <= min(a.vanishes_at, b.vanishes_at))
-    if not both.any():
+    first, last = max(a.appears_at, b.appears_at), min(a.vanishes_at, b.vanishes_at)
+    if first >= last:
         return float("inf")
-    apart = np.hypot(*(_centers(a, times[both]) - _centers(b, times[both])))
+    times = np.linspace(first, last, _TOUCH_TIMES)
+    apart = np.hypot(*(_centers(a, times) - _centers(b, times)))
     reach = max(a.radius, a.radius * a.growth) + max(b.radius, b.radius * b.growth)
     return float(apart.min() / reach)
 
