@@ -16,8 +16,15 @@ from vqedge.data.generated import SceneClip
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.photos import PhotoClip
 from vqedge.data.questions import KINDS
-from vqedge.data.suites import SYNTHETIC_SEED, Item, frames_of, suite_items
-from vqedge.data.world import scene_from_seed
+from vqedge.data.suites import (
+    PHOTOS_SEED,
+    SYNTHETIC_SEED,
+    Item,
+    frames_of,
+    suite_items,
+    suite_version,
+)
+from vqedge.data.world import WORLD_VERSION, scene_from_seed
 from vqedge.errors import DatasetError
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/images/index.jsonl"
@@ -45,7 +52,19 @@ def test_the_synthetic_suite_is_the_one_that_numbers_were_published_for() -> Non
     assert clips == [SceneClip(scene) for scene in scenes]
     told = [(item.kind, item.question, item.answer, item.choices) for item in items]
     digest = hashlib.sha256(repr((told, scenes)).encode()).hexdigest()[:16]
-    assert digest == "2a8beb395ee4a873", "the suite changed: measure all published numbers again"
+    assert digest == "82186233f3f6a91e", "the suite changed: measure all published numbers again"
+
+
+def test_a_version_names_what_a_suite_asks(tmp_path: Path) -> None:
+    assert suite_version("synthetic") == f"world{WORLD_VERSION}-seed{SYNTHETIC_SEED}"
+    path = jsonl(tmp_path, GOOD)
+    before = suite_version(str(path))
+    assert suite_version(f"jsonl:{path}") == before
+    path.write_text(path.read_text() + "\n")
+    assert suite_version(str(path)) != before
+    for name in ("nowhere", f"jsonl:{tmp_path / 'none.jsonl'}"):
+        with pytest.raises(DatasetError):
+            suite_version(name)
 
 
 def test_a_suite_without_end_asks_300_unless_told_otherwise() -> None:
@@ -111,6 +130,7 @@ def test_the_photo_suite_asks_about_test_photos_only() -> None:
             name = showing.photo.path.relative_to(PHOTOS.parent).as_posix()
             assert split[name] == "test"
     assert items == suite_items(f"photos:{PHOTOS}", 60)
+    assert suite_version(f"photos:{PHOTOS}").endswith(f"-seed{PHOTOS_SEED}")
 
 
 # ---- files

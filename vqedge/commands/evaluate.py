@@ -20,7 +20,7 @@ from vqedge.commands.baselines import (
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.data.jsonl import VideoFile
-from vqedge.data.suites import Item, frames_of, suite_items
+from vqedge.data.suites import Item, frames_of, suite_items, suite_version
 from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge_runtime import Video, VideoQA
@@ -100,7 +100,7 @@ def run_eval(
             say(f"baseline: {other.name}")
             report.baselines[other.name] = report_of(other, suite, items, on_item)
     if as_json:
-        json_result(report.to_dict())
+        json_result(report.to_dict() | {"suite_version": suite_version(suite)})
     else:
         _print_table(report)
 

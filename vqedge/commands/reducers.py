@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vqedge.checkpoint import CONFIG, model_config_of
 from vqedge.commands.baselines import opened_checkpoint, steps_of
 from vqedge.commands.output import json_result, result, say
-from vqedge.data.suites import Item, suite_items
+from vqedge.data.suites import Item, suite_items, suite_version
 from vqedge.errors import ConfigError
 from vqedge.evaluate import EvalReport, evaluate
 from vqedge.reducers import ATTENTION, PREFIX, TRAINABLE, TRAINING_FREE, reducer_of
@@ -107,6 +107,7 @@ class _Bench:
         answerer = self.answerer
         return {
             "suite": suite,
+            "suite_version": suite_version(suite),
             "n": len(self.items),
             "clips": len(self.clips),
             "timed_clips": min(_CLIPS, len(self.clips)),

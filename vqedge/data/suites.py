@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,10 +61,12 @@ class Suite:
 
     Attributes:
         items: from what follows the name's colon, and the folder of videos.
+        version: names what is asked, from what follows the name's colon.
         limit: how many questions are asked if nobody says so.
     """
 
     items: Callable[[str, Path | None], Iterator[Item]]
+    version: Callable[[str], str]
     limit: int
 
 
@@ -107,6 +110,29 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
     Raises:
         DatasetError: no such suite, an unreadable line, or a video that is not there.
     """
+    suite, rest = _suite_and_rest(name)
+    items = list(islice(suite.items(rest, videos), limit or suite.limit))
+    if not items:
+        hint = f"; is any of its videos in {videos}?" if videos else ""
+        raise DatasetError(f"--suite {name}: holds no question to ask{hint}")
+    return items
+
+
+def suite_version(name: str) -> str:
+    """What a suite asks, as `world3-seed70001`: two reports of the same version can be compared.
+
+    Args:
+        name: as for `suite_items`.
+
+    Raises:
+        DatasetError: no such suite, or its file cannot be read.
+    """
+    suite, rest = _suite_and_rest(name)
+    return suite.version(rest)
+
+
+def _suite_and_rest(name: str) -> tuple[Suite, str]:
+    """A suite and what follows its name's colon."""
     kind, separator, rest = name.partition(":")
     if not separator:
         kind, rest = _kind_from_path(name)
@@ -114,12 +140,7 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
         raise DatasetError(
             f"--suite {name}: choose one of {', '.join(SUITES)}, as jsonl:FILE or nextqa:FILE"
         )
-    suite = SUITES[kind]
-    items = list(islice(suite.items(rest, videos), limit or suite.limit))
-    if not items:
-        hint = f"; is any of its videos in {videos}?" if videos else ""
-        raise DatasetError(f"--suite {name}: holds no question to ask{hint}")
-    return items
+    return SUITES[kind], rest
 
 
 def _kind_from_path(name: str) -> tuple[str, str]:
@@ -128,14 +149,23 @@ def _kind_from_path(name: str) -> tuple[str, str]:
     return (kind, name) if kind else (name, "")
 
 
-def _synthetic(_rest: str, _videos: Path | None) -> Iterator[Item]:
-    return _made(GeneratedClips(SYNTHETIC_SEED, _ENDLESS), SYNTHETIC_SEED)
+def _synthetic(_rest: str) -> ClipSource:
+    return GeneratedClips(SYNTHETIC_SEED, _ENDLESS)
 
 
-def _photos(rest: str, _videos: Path | None) -> Iterator[Item]:
+def _photos(rest: str) -> ClipSource:
     if not rest:
         raise DatasetError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
-    return _made(PhotoClips(Path(rest), _TEST_SPLIT, PHOTOS_SEED, _ENDLESS), PHOTOS_SEED)
+    return PhotoClips(Path(rest), _TEST_SPLIT, PHOTOS_SEED, _ENDLESS)
+
+
+def _endless(source: Callable[[str], ClipSource], seed: int) -> Suite:
+    """The suite of a source whose clips are made when they are asked for."""
+    return Suite(
+        lambda rest, _videos: _made(source(rest), seed),
+        lambda rest: source(rest).fingerprint,
+        limit=300,
+    )
 
 
 def _made(source: ClipSource, seed: int) -> Iterator[Item]:
@@ -181,9 +211,14 @@ def _find_video(videos: Path, name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
+def _version_of_file(rest: str) -> str:
+    digest = hashlib.sha256(text_of(Path(rest)).encode()).hexdigest()
+    return f"sha256-{digest[:16]}"
+
+
 SUITES: dict[str, Suite] = {
-    "synthetic": Suite(_synthetic, limit=300),
-    "photos": Suite(_photos, limit=300),
-    "jsonl": Suite(_jsonl, limit=_ENDLESS),
-    "nextqa": Suite(_nextqa, limit=_ENDLESS),
+    "synthetic": _endless(_synthetic, SYNTHETIC_SEED),
+    "photos": _endless(_photos, PHOTOS_SEED),
+    "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
+    "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS),
 }
