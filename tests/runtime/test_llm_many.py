@@ -71,6 +71,16 @@ def test_answers_are_those_of_each_prompt_alone(tmp_path: Path) -> None:
         assert [(a.text, a.stopped) for a in cut] == [("é�", False)] * 2
 
 
+def test_an_answer_begins_with_its_first_word(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "parrot.gguf", parrot_tensors(" a"))
+    with open_llama_cpp(path, threads=1, context=256) as parrot:
+        (clip,) = clips(1)
+        with parrot.stream(clip, "Speak") as stream:
+            assert list(stream) == ["a"]
+        assert stream.result.generated_tokens == 2
+        assert parrot.ask_many([Prompt(clip, "Speak")])[0].text == "a" == stream.result.text
+
+
 def test_every_prompt_samples_from_its_own_seed(wild: Any) -> None:
     hot = DecodingOptions(max_tokens=6, temperature=2.0, seed=5)
     prompts = [Prompt(clip, "Say more.") for clip in clips(3)]

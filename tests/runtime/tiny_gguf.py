@@ -58,9 +58,9 @@ def wild_tensors() -> dict[str, Array]:
     return weights | {name: np.ones(WIDTH) for name in norms}
 
 
-def parrot_tensors() -> dict[str, Array]:
+def parrot_tensors(speech: str = SPEECH) -> dict[str, Array]:
     """Blocks that do nothing, one-hot embeddings, an output that names each byte's successor."""
-    said = [ord("\n"), *SPEECH.encode(), END]
+    said = [ord("\n"), *speech.encode(), END]
     output = np.zeros((len(VOCABULARY), WIDTH))
     for current, following in itertools.pairwise(said):
         output[following, current] = 1

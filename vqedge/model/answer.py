@@ -131,7 +131,7 @@ class CheckpointAnswerer:
             if running:
                 states = asked.read([self._embedded([best[row]]) for row in running])
                 scores = asked.log_probabilities(torch.cat(states))
-        return [self.tokenizer.tokenizer.decode(tokens) for tokens in texts.values()]
+        return [self.tokenizer.tokenizer.decode(tokens).lstrip() for tokens in texts.values()]
 
     def _goes_on(self, last: int, text: Sequence[int]) -> bool:
         return last != self.tokenizer.end and len(text) < _MAX_TOKENS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import sys
 import threading
 import time
@@ -312,14 +311,12 @@ class LlamaCpp:
 
     def _pieces(self, turn: Turn, sampler: Sampler, max_tokens: int) -> Generator[str, None, None]:
         """Generate until the end of the turn; characters come whole."""
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         with sampler:
             ended = False
             while not ended:
                 data = self._step(turn, sampler) if turn.generated < max_tokens else None
                 ended = data is None
-                if piece := utf8.decode(data or b"", final=ended):
-                    turn.text += piece
+                if piece := turn.say(data):
                     yield piece
 
     def _step(self, turn: Turn, sampler: Sampler) -> bytes | None:

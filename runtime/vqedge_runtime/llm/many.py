@@ -81,7 +81,6 @@ def _generated(
         placed = stack.enter_context(reader.read_side_by_side(prompts, options.max_tokens))
         turns = [_turn(prompt, at, started) for prompt, at in zip(prompts, placed, strict=True)]
         samplers = [stack.enter_context(Sampler(model, options)) for _ in turns]
-        said = [b""] * len(turns)
         unread = {number: at.question for number, at in enumerate(placed)}
         while unread:
             places = reader.context.wanted(Cells.joined(list(unread.values())))
@@ -89,14 +88,13 @@ def _generated(
             for number, place in zip(list(unread), places, strict=True):
                 turn = turns[number]
                 data = turn.next_token(model, reader.context, samplers[number], place)
-                if data is not None:
-                    said[number] += data
+                turn.say(data)
                 if data is not None and turn.generated < options.max_tokens:
                     assert turn.unread is not None
                     going[number] = Cells.at(turn.end, [turn.unread], "last", number + 1)
             unread = going
-    for turn, data in zip(turns, said, strict=True):
-        turn.text = data.decode("utf-8", "replace")
+    for turn in turns:
+        turn.say(None)
     return [turn.generation() for turn in turns]
 
 

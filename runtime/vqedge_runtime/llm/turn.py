@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class Turn:
     first_token_ms: float = 0.0
     total_ms: float = 0.0
     stopped: bool = False
+    _utf8: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
 
     @property
     def end(self) -> int:
@@ -56,6 +60,17 @@ class Turn:
         self.unread = token
         self.generated += 1
         return model.bytes_from_token(token)
+
+    def say(self, data: bytes | None) -> str:
+        """Add a token's bytes, None after the last one, to the text.
+
+        Returns:
+            the characters they complete, without space before the first word.
+        """
+        piece = self._utf8.decode(data or b"", final=data is None)
+        piece = piece if self.text else piece.lstrip()
+        self.text += piece
+        return piece
 
     def generation(self) -> Generation:
         """The answer so far."""
