@@ -164,6 +164,14 @@ def test_a_jsonl_file(tmp_path: Path, prefix: str) -> None:
     assert suite_items(str(path), limit=1) == items[:1]
 
 
+def test_a_jsonl_files_videos_may_be_elsewhere(tmp_path: Path, videos: Path) -> None:
+    path = jsonl(tmp_path, {**GOOD, "video": "4010069381.mp4"})
+    (item,) = suite_items(str(path), videos=videos)
+    assert item.clip == VideoFile(videos / "4010069381.mp4")
+    with pytest.raises(DatasetError, match=f"jsonl:1: no video .*relative to {videos}"):
+        suite_items(str(jsonl(tmp_path, GOOD)), videos=videos)
+
+
 HEADER = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
 ROW = "4010069381,369,640,480,how do the two man play,2,6,CH,roll,tap,strum,hit,pat"
 

@@ -29,7 +29,9 @@ def evaluate(
             help="Most video tokens, or auto: as many as the clip needs; several for --reducers."
         ),
     ] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of a CSV suite's videos.")] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of the videos of a CSV or JSONL suite.")
+    ] = None,
     baselines: Annotated[
         bool,
         typer.Option("--baselines", help="Ask with shuffled frames, blind, and other trainings."),

@@ -3,7 +3,8 @@
     {"video": PATH, "question": TEXT, "answer": TEXT, "kind"?: NAME, "choices"?: [TEXT, ...],
      "start"?: SECONDS, "end"?: SECONDS}
 
-Paths are relative to the file. Lines about the same span of the same video are one clip.
+Paths are relative to the file, or to a folder that is given with it. Lines about the same span of
+the same video are one clip.
 """
 
 from __future__ import annotations
@@ -153,17 +154,25 @@ class JsonlClips:
         return video.start_s, video.end_s, states
 
 
-def questions_from_jsonl(path: Path) -> dict[VideoFile, list[QuestionAnswer]]:
+def questions_from_jsonl(
+    path: Path, videos: Path | None = None
+) -> dict[VideoFile, list[QuestionAnswer]]:
     """The questions about every clip of a file, clips in order of their first lines.
+
+    Args:
+        path: the file.
+        videos: folder that its paths are relative to; None for the file's own.
 
     Raises:
         DatasetError: the file is not readable, or `FILE:LINE: what is wrong with the line`.
     """
     found: dict[VideoFile, list[QuestionAnswer]] = {}
+    folder = path.parent if videos is None else videos
     for place, line in _lines(path):
-        video = VideoFile(path.parent / line.video, line.start, line.end)
+        video = VideoFile(folder / line.video, line.start, line.end)
         if not os.path.exists(video.path):  # False for names that no system takes, too
-            raise DatasetError(f"{place}: no video {video.path}; paths are relative to the file")
+            whose = "the file" if videos is None else videos
+            raise DatasetError(f"{place}: no video {video.path}; paths are relative to {whose}")
         item = QuestionAnswer(line.kind, line.question, line.answer, line.choices)
         found.setdefault(video, []).append(item)
     return found

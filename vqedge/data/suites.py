@@ -105,7 +105,7 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
         name: `synthetic`, `photos:INDEX`, `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl`
             or `.csv`.
         limit: at most this many questions; by default 300 of a suite without end, else all.
-        videos: folder of the videos of a CSV suite.
+        videos: folder of a file's videos: a CSV suite needs it, a JSONL one has its own.
 
     Raises:
         DatasetError: no such suite, an unreadable line, or a video that is not there.
@@ -176,8 +176,8 @@ def _made(source: ClipSource, seed: int) -> Iterator[Item]:
             yield _item(clip, item)
 
 
-def _jsonl(rest: str, _videos: Path | None) -> Iterator[Item]:
-    for video, asked in questions_from_jsonl(Path(rest)).items():
+def _jsonl(rest: str, videos: Path | None) -> Iterator[Item]:
+    for video, asked in questions_from_jsonl(Path(rest), videos).items():
         for item in asked:
             yield _item(video, item)
 
