@@ -31,6 +31,7 @@ MAX_BLOCKS = 128
 # Absent from the files, and the fingerprints, of models that do without.
 unless_none: Any = Field(None, exclude_if=lambda value: value is None)
 unless_false: Any = Field(False, exclude_if=lambda value: not value)
+unless_zero: Any = Field(0, ge=0, exclude_if=lambda value: not value)
 
 
 class Config(BaseModel):
@@ -91,12 +92,14 @@ BackboneSource = Literal["dinov2-s14-focus", "siglip", "clip", "dinov2"]
 
 
 class EncoderConfig(Config):
-    """The frozen vision backbone and the frames it sees."""
+    """The vision backbone and the frames it sees."""
 
     source: BackboneSource = "dinov2-s14-focus"
     """A row of `vqedge.base.backbones.BACKBONES`."""
     block: Annotated[int, Field(ge=1, le=MAX_BLOCKS)] = 9
     final_norm: bool = True
+    trained_blocks: int = unless_zero
+    """The last ones of `block`, trained with the bridge; the others are frozen."""
     size: PositiveInt = 224
     frames: PositiveInt = 8
     shape: BackboneShape | None = unless_none
@@ -112,7 +115,15 @@ class EncoderConfig(Config):
             raise ValueError(f"shape: goes with the other sources than {self.source!r}")
         if self.block > self.backbone.blocks:
             raise ValueError(f"block {self.block}: {self.source} has {self.backbone.blocks}")
+        if self.trained_blocks and (self.trained_blocks >= self.block or self.projected):
+            raise ValueError("trained_blocks: fewer than `block`, and no projector behind them")
         return self
+
+    @property
+    def trunk(self) -> EncoderConfig:
+        """What is frozen: the blocks before those that are trained."""
+        frozen = {"block": self.block - self.trained_blocks, "final_norm": False}
+        return self.model_copy(update=frozen | {"trained_blocks": 0})
 
     @property
     def backbone(self) -> BackboneShape:
@@ -206,6 +217,12 @@ class ModelConfig(Config):
     llm: LlmConfig = LlmConfig()
 
     @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.encoder.trained_blocks and self.quantizer.kind != "kmeans":
+            raise ValueError("encoder.trained_blocks: goes with quantizer.kind kmeans")
+        return self
+
+    @model_validator(mode="after")
     def _words_fit(self) -> Self:
         if self.attention.hash == "tokens":
             if self.quantizer.kind != "codebook":
@@ -276,6 +293,8 @@ class OptimConfig(Config):
     """Parts that a step's clips are computed in, one after another, to save memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     bridge_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    encoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    """Of `model.encoder.trained_blocks`."""
     warmup_steps: PositiveInt = 30
     naming_steps: Annotated[int, Field(ge=0)] = 300
     """Steps of the bridge alone, learning to name its codes, before the language model joins."""
@@ -315,6 +334,8 @@ class TrainConfig(Config):
             raise ValueError("data.budgets: want model.quantizer.default_budget among them")
         if self.optim.clips_per_step % self.optim.accumulate:
             raise ValueError("optim.accumulate must divide optim.clips_per_step")
+        if self.model.encoder.trained_blocks and self.init is None:
+            raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
         if self.model.attention.kind != "paper":
             raise ValueError("model.attention.kind: only 'paper' is trained here")
         return self

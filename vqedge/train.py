@@ -1,9 +1,10 @@
 """Train the bridge and the adapter of the language model on quantised clips.
 
 Everything frozen is done once (`vqedge.training.clips`), so a step is only the bridge and the
-language model; and the reducer, if it has weights, for which features are kept instead of codes. A
-run is a pure function of its configuration: clips, budgets and questions derive from (seed, step),
-so that a killed run resumes at its last save and goes on exactly as if it had not been killed.
+language model; and what makes the codes, if that is trained: a reducer with weights, or the last
+blocks of the backbone, for which features are kept instead of codes. A run is a pure function of
+its configuration: clips, budgets and questions derive from (seed, step), so that a killed run
+resumes at its last save and goes on exactly as if it had not been killed.
 `accelerate launch -m vqedge.cli train ...` runs it on several GPUs.
 """
 
@@ -54,6 +55,6 @@ def train(
     held_out = training_clips(config, config.validation, quantizer, read, accelerator, clock)
     if clips is None or held_out is None:
         return None
-    run = Run(config, folder, clips, held_out, quantizer.vit.position, accelerator)
+    run = Run(config, folder, clips, held_out, quantizer.vit, accelerator)
     del quantizer
     return run.to_the_end(resume, clock)

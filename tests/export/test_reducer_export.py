@@ -9,14 +9,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import numpy_helper
 from peft import LoraConfig, get_peft_model
 from tiny_export import config_of
 
+from vqedge.config import ModelConfig
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
-from vqedge.model.encoder import Bridge
-from vqedge.model.reducers.training import trained_reducer
+from vqedge.model.encoder import Bridge, trained_reducer
 from vqedge_export.graph import (
     BaseArrays,
     adaptive_error_of,
@@ -41,23 +42,31 @@ def reducing(
     request: pytest.FixtureRequest, vit_source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Checkpoint, onnx.ModelProto]:
     """A checkpoint with a random bridge, and its whole graph."""
+    checkpoint = random_checkpoint(tmp_path_factory.mktemp("reducing"), config_of(request.param))
+    return checkpoint, whole_graph(checkpoint, vit_source)
+
+
+def random_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
+    """Random weights of bridge and reducer around the real backbone."""
     torch.manual_seed(2)
-    config = config_of(request.param)
     bridge = Bridge(config)
     for parameter in bridge.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     torch.nn.init.constant_(bridge.attention.scale, 4.0)
-    reducer = trained_reducer(config)
+    vit = clip_quantizer(config, Path()).vit
+    reducer = trained_reducer(config, vit)
     if reducer is not None:
         for parameter in reducer.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
-    folder = tmp_path_factory.mktemp("reducing")
-    position = clip_quantizer(config, Path()).vit.position
-    checkpoint = save_checkpoint(folder, config, position, bridge, llm, {}, reducer)
+    return save_checkpoint(folder, config, vit.position, bridge, llm, {}, reducer)
+
+
+def whole_graph(checkpoint: Checkpoint, vit_source: Path) -> onnx.ModelProto:
+    """The checkpoint's graph with its weights."""
     graph = stripped_graph(checkpoint, vit_source)
     base = dict(BaseArrays("dinov2-s14-focus", vit_source))
-    return checkpoint, filled(graph, checkpoint_arrays(folder / "model.safetensors"), base)
+    return filled(graph, checkpoint_arrays(checkpoint.path / "model.safetensors"), base)
 
 
 def test_the_graph_gives_what_pytorch_gives(
@@ -105,3 +114,21 @@ def test_no_matrix_of_all_pairs_is_stored(reducing: tuple[Checkpoint, onnx.Model
     _, graph = reducing
     assert max(node.ByteSize() for node in graph.graph.node) < 200_000
     ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_blocks_that_were_trained_take_the_place_of_the_backbones(
+    vit_source: Path, tmp_path: Path
+) -> None:
+    frozen = config_of("kmeans")
+    encoder = frozen.encoder.model_copy(update={"block": 2, "trained_blocks": 1})
+    config = frozen.model_copy(update={"encoder": encoder})
+    checkpoint = random_checkpoint(tmp_path, config)
+    graph = whole_graph(checkpoint, vit_source)
+    save_model(graph, tmp_path / "encoder.onnx")
+    parity = encoder_parity(checkpoint, tmp_path / "encoder.onnx", 2).encoder
+    assert (parity.ids_differ, parity.safe_ids_differ) == (0.0, 0.0)
+    assert parity.token_cosine > 0.99999
+    trained = checkpoint_arrays(tmp_path / "model.safetensors")
+    inside = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
+    name = f"quantizer.vit.blocks.{config.encoder.block - 1}.mlp.fc1.weight"
+    assert np.array_equal(inside[name], trained[name].astype(np.float32))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import FeatureCache, all_shards, missing_shards, shard_path
+from vqedge.data.features import FeatureCache, Rows, all_shards, missing_shards, shard_path
 from vqedge.files import replacing
 from vqedge.reducers import reads_attention
 
@@ -101,12 +101,10 @@ class ClipCache:
             quantizer: on its device.
             workers: processes that draw clips ahead.
         """
-        attended = reads_attention(self.quantizer.kind)
-        features = FeatureCache(
-            self.root, self.encoder, self.source, attended, keep=self.keep_features
-        )
-        for shard, rows in features.fill(shards, quantizer, workers):
-            self._write(shard, rows, quantizer)
+        rows: Rows = "attended" if reads_attention(self.quantizer.kind) else "patches"
+        features = FeatureCache(self.root, self.encoder, self.source, rows, self.keep_features)
+        for shard, found in features.fill(shards, quantizer, workers):
+            self._write(shard, found, quantizer)
             yield shard
 
     def load(self) -> dict[int, QuantizedClips]:

@@ -9,22 +9,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
 from vqedge.files import replacing
 
-if TYPE_CHECKING:
-    from vqedge.model.encoder import ClipQuantizer
-
 SHARD_CLIPS = 64
+
+Rows = Literal["patches", "attended", "tokens"]
+"""What is kept of a clip: its patches; with what the CLS token attends to as the last column; or
+all tokens of the backbone's frozen blocks, where the blocks after them are trained."""
+_SUFFIXES: dict[Rows, str] = {"patches": "", "attended": "-cls", "tokens": "-tokens"}
+
+
+class Backbone(Protocol):
+    """What makes a clip's rows."""
+
+    @property
+    def vit(self) -> nn.Module:
+        """Where its weights are."""
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """Rows `[N, D]` of uint8 frames `[T, size, size, 3]`."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +71,34 @@ class FeatureCache:
         root: the cache of this user.
         encoder: what encodes.
         source: what is encoded.
-        attended: with what the CLS token attends to as the last column; kept apart from those
-            without.
+        rows: what is kept, each apart from the others.
         keep: write features that are not there yet.
     """
 
     root: Path
     encoder: EncoderConfig
     source: ClipSource
-    attended: bool = False
+    rows: Rows = "patches"
     keep: bool = True
 
     @property
     def folder(self) -> Path:
         """Where the features are."""
         plain = features_folder(self.root, self.encoder, self.source)
-        return plain.with_name(f"{plain.name}-cls") if self.attended else plain
+        return plain.with_name(plain.name + _SUFFIXES[self.rows])
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not on disk."""
         return missing_shards(self.folder, self.source)
 
     def fill(
-        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
+        self, shards: Sequence[int], backbone: Backbone, workers: int = 0
     ) -> Iterator[tuple[int, Tensor]]:
         """Number and features of every shard, those on disk first; float16 `[clips, N, D]`.
 
         Args:
             shards: their numbers.
-            quantizer: whose patches are wanted, on its device.
+            backbone: whose rows are wanted, on its device.
             workers: processes that draw clips ahead.
         """
         missing = self.missing()
@@ -94,7 +106,7 @@ class FeatureCache:
             count = len(shard_numbers(self.source, shard))
             yield shard, load_features(self.folder, shard)[:count]
         rest = [shard for shard in shards if shard in missing]
-        for shard, rows in encoded_shards(rest, self.source, quantizer, self.encoder, workers):
+        for shard, rows in encoded_shards(rest, self.source, backbone, self.encoder, workers):
             if self.keep:
                 save_features(self.folder, shard, rows)
             yield shard, rows
@@ -159,7 +171,7 @@ def missing_shards(folder: Path, source: ClipSource) -> list[int]:
 def encoded_shards(
     shards: Sequence[int],
     source: ClipSource,
-    quantizer: ClipQuantizer,
+    backbone: Backbone,
     encoder: EncoderConfig,
     workers: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
@@ -168,16 +180,16 @@ def encoded_shards(
     Args:
         shards: their numbers.
         source: the clips.
-        quantizer: whose patches are wanted, on its device.
+        backbone: whose rows are wanted, on its device.
         encoder: frames and size.
         workers: processes that draw clips ahead; 0 draws them here.
 
     Yields:
-        a shard's number and its features, float16 `[clips, T * grid * grid, D]` on the CPU.
+        a shard's number and its features, float16 `[clips, N, D]` on the CPU.
     """
     if not shards:
         return
-    device = next(quantizer.vit.parameters()).device
+    device = next(backbone.vit.parameters()).device
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
     clips = iter(
         DataLoader(_Frames(source, numbers, encoder), batch_size=None, num_workers=workers)
@@ -186,7 +198,7 @@ def encoded_shards(
         rows = []
         for _ in shard_numbers(source, shard):
             with torch.inference_mode():
-                rows.append(quantizer.patches(next(clips).to(device)).half().cpu())
+                rows.append(backbone.patches(next(clips).to(device)).half().cpu())
         yield shard, torch.stack(rows)
 
 

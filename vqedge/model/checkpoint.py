@@ -24,15 +24,16 @@ from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
 from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
+from vqedge.model.last_blocks import BACKBONE_PREFIX, last_blocks
 from vqedge.model.llm import llm_from_gguf, with_lora
-from vqedge.model.reducers.training import TrainedReducer
+from vqedge.model.quantizing import TrainedReducer
+from vqedge.model.reducers.training import REDUCER_PREFIX
 from vqedge.model.vit import vit_from_source
 from vqedge.reducers import has_weights
 
 BRIDGE_PREFIX = "bridge."
 _ROWS_OF_WORDS = f"{BRIDGE_PREFIX}table"
-REDUCER_PREFIX = "quantizer.quantizer.reducer."
-POSITION = "quantizer.vit.position"
+POSITION = f"{BACKBONE_PREFIX}position"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Checkpoint:
         load_bridge(bridge, tensors)
         if has_weights(self.config.quantizer.kind):
             load_reducer(quantizer.quantizer, tensors)
+        if trained := self.config.encoder.trained_blocks:
+            _load(last_blocks(quantizer.vit, trained), tensors, BACKBONE_PREFIX)
         return VideoEncoder(quantizer, bridge).requires_grad_(False).eval()
 
     def llm(self) -> Any:
@@ -91,8 +94,8 @@ def save_checkpoint(
         f"{BRIDGE_PREFIX}{name}": _half(value) for name, value in bridge.state_dict().items()
     }
     if reducer is not None:
-        weights = reducer.quantizer.get_submodule("reducer").state_dict()
-        tensors |= {f"{REDUCER_PREFIX}{name}": _half(value) for name, value in weights.items()}
+        weights = reducer.kept().state_dict()
+        tensors |= {f"{reducer.prefix}{name}": _half(value) for name, value in weights.items()}
     tensors[POSITION] = position.detach().float().contiguous().cpu()
     with replacing(path / MODEL) as file:
         save_file(tensors, file)
@@ -139,9 +142,9 @@ def start_from(
     """Fill bridge, adapter and reducer from another checkpoint, to train on from there.
 
     A learned codebook may be new to it: its tables then stay as they are, as do the weights of a
-    reducer that it does not have. So may be a vocabulary of video words, which no part of another
-    bridge fits: then the adapter alone is taken. Rows of words are made of the weights, so that
-    sizes or places may be told in finer steps than they were.
+    reducer, or of trained blocks, that it does not have. So may be a vocabulary of video words,
+    which no part of another bridge fits: then the adapter alone is taken. Rows of words are made of
+    the weights, so that sizes or places may be told in finer steps than they were.
 
     Returns:
         Whether the bridge was filled.
@@ -152,8 +155,11 @@ def start_from(
     other = open_checkpoint(path)
     words = config.attention.hash == "tokens" and other.config.attention.hash != "tokens"
     alike = ("encoder", "llm") if words else ("encoder", "attention", "llm")
+    was, frozen = other.config, config.encoder.model_copy(update={"trained_blocks": 0})
     same = {name: getattr(config, name) for name in alike}
-    differs = [name for name, part in same.items() if getattr(other.config, name) != part]
+    if was.encoder == frozen:
+        same["encoder"] = frozen
+    differs = [name for name, part in same.items() if getattr(was, name) != part]
     if differs:
         raise CheckpointError(f"{path}: cannot start from it, its {differs[0]} differs")
     if lora := load_tensors(path / LORA):
@@ -165,8 +171,9 @@ def start_from(
     tables = {name: value for name, value in new.items() if _is_table(name)}
     rows = {name: value for name, value in new.items() if name == _ROWS_OF_WORDS}
     load_bridge(bridge, {**tables, **tensors, **rows})
-    if reducer is not None and other.config.quantizer.kind == config.quantizer.kind:
-        load_reducer(reducer.quantizer, tensors)
+    there = was.quantizer.kind == config.quantizer.kind and was.encoder == config.encoder
+    if reducer is not None and there:
+        _load(reducer.kept(), tensors, reducer.prefix)
     return True
 
 
@@ -179,7 +186,7 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None
     state = {
         name.removeprefix(prefix): value.float()
         for name, value in tensors.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and name != POSITION
     }
     try:
         module.load_state_dict(state, strict=True)

@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
 from vqedge.model.codebook import ResidualCodebook, codebook_from_config
+from vqedge.model.last_blocks import LastBlocks
 from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
+from vqedge.model.quantizing import TrainedReducer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import reducer_quantizer
+from vqedge.model.reducers.training import ReducerWithWeights
 from vqedge.model.rows import Bridged, Rows
 from vqedge.model.token_hash import TokenHash, token_hash
 from vqedge.model.vit import ViT
 from vqedge.model.vq_attention import VQAttention
 from vqedge.model.word_bridge import WordBridge
-from vqedge.reducers import reads_attention, reducer_of
+from vqedge.reducers import has_weights, reads_attention, reducer_of
 from vqedge.video_words import vocabulary_of
 
 
@@ -168,6 +171,18 @@ def bridge_from_config(config: ModelConfig) -> AnyBridge:
 def trained_bridge(config: ModelConfig) -> TrainedBridge:
     """The bridge of a model that is trained here."""
     return WordBridge(config) if config.attention.hash == "tokens" else Bridge(config)
+
+
+def trained_reducer(config: ModelConfig, vit: ViT) -> TrainedReducer | None:
+    """What is trained with the bridge to make codes; None where codes are made once.
+
+    Args:
+        config: the model.
+        vit: its backbone, whose last blocks it may be.
+    """
+    if config.encoder.trained_blocks:
+        return LastBlocks(config, vit)
+    return ReducerWithWeights(config) if has_weights(config.quantizer.kind) else None
 
 
 def rows_per_code(config: ModelConfig) -> int:

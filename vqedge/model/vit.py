@@ -167,11 +167,26 @@ class ViT(nn.Module):
         Raises:
             ConfigError: attended, and the backbone has no class token.
         """
-        pixels = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        pixels = self._pixels(frames)
         if attended:
             x, attention = self._attended(self._embedded(pixels))
             return torch.cat([self._projected(x), attention[..., None]], dim=2)
         return self._projected(self.features(pixels)[:, self.first :])
+
+    def before_last(self, frames: Tensor, count: int) -> Tensor:
+        """All tokens before the last `count` blocks, a class token first.
+
+        Args:
+            frames: uint8 `[T, size, size, 3]`.
+            count: blocks that do not run, nor does the norm.
+
+        Returns:
+            float `[T, N, D]`.
+        """
+        x = self._embedded(self._pixels(frames))
+        for block in self.blocks[: len(self.blocks) - count]:
+            x = block(x)
+        return x
 
     def features(self, pixels: Tensor) -> Tensor:
         """All tokens `[T, N, D]` of normalised pixels `[T, 3, size, size]`, a class token first."""
@@ -179,6 +194,10 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """uint8 frames `[T, size, size, 3]` as the weights expect them, `[T, 3, size, size]`."""
+        return (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
 
     def _embedded(self, pixels: Tensor) -> Tensor:
         """Tokens before the first block."""

@@ -13,7 +13,7 @@ from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
 from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.llm import hidden_states
-from vqedge.model.reducers.training import TrainedReducer, quantized
+from vqedge.model.quantizing import TrainedReducer, quantized
 
 IGNORED = -100
 
@@ -28,7 +28,7 @@ class Scores:
 
 
 class VideoLanguageModel(nn.Module):
-    """The trained parts around the frozen ones: bridge, LoRA, and a reducer that has weights."""
+    """The trained parts around the frozen ones: bridge, LoRA, and what else is trained."""
 
     def __init__(
         self, bridge: TrainedBridge, llm: Any, reducer: TrainedReducer | None = None

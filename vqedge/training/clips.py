@@ -8,10 +8,11 @@ from vqedge.base.fetch import cache_root
 from vqedge.config import SourceConfig, TrainConfig
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import FeatureCache
+from vqedge.data.features import Backbone, FeatureCache
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
 from vqedge.model.encoder import ClipQuantizer
+from vqedge.model.last_blocks import Trunk
 from vqedge.progress import Clock, progress
 from vqedge.reducers import has_weights
 
@@ -31,11 +32,18 @@ def training_clips(
     model, data = config.model, config.data
     sources = tuple(source_from_config(entry, read) for entry in entries)
     caches = [_cache_of(config, source) for source in sources]
+    trained = model.encoder.trained_blocks
+    frozen: Backbone = Trunk(quantizer.vit, trained) if trained else quantizer
     for cache in caches:
         missing = cache.missing()
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         with progress(f"encoding {cache.source.fingerprint}", len(mine)) as advance:
-            for _shard in cache.fill(mine, quantizer, data.workers):
+            filling = (
+                cache.fill(mine, quantizer, data.workers)
+                if isinstance(cache, ClipCache)
+                else cache.fill(mine, frozen, data.workers)
+            )
+            for _shard in filling:
                 advance("")
                 if clock.is_up():
                     break
@@ -52,8 +60,10 @@ def training_clips(
 
 
 def _cache_of(config: TrainConfig, source: ClipSource) -> ClipCache | FeatureCache:
-    """What is kept of a source's clips: codes, or features if a reducer is to learn from them."""
+    """What is kept of a source's clips: codes, or what those are made of where that is trained."""
     model, data = config.model, config.data
+    if model.encoder.trained_blocks:
+        return FeatureCache(cache_root(), model.encoder.trunk, source, "tokens")
     if has_weights(model.quantizer.kind):
         return FeatureCache(cache_root(), model.encoder, source)
     return ClipCache(

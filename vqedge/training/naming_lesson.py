@@ -13,7 +13,7 @@ from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.training import ClipBatch, PatchLabels, TrainingClips, patch_labels
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.naming import NamingLoss
-from vqedge.model.reducers.training import QuantizedBatch, TrainedReducer, quantized
+from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from vqedge.base.weights import llm_weights
 from vqedge.config import TrainConfig
@@ -23,7 +22,7 @@ from vqedge.data.training import ClipBatch, TrainingClips, joint_vocabulary
 from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import Checkpoint, start_from
 from vqedge.model.codebook import fit_codebook, usage_report
-from vqedge.model.encoder import rows_per_code, trained_bridge
+from vqedge.model.encoder import rows_per_code, trained_bridge, trained_reducer
 from vqedge.model.llm import (
     PromptTokenizer,
     can_compile,
@@ -33,7 +32,8 @@ from vqedge.model.llm import (
     with_lora,
 )
 from vqedge.model.naming import NamingLoss
-from vqedge.model.reducers.training import quantized, trained_reducer
+from vqedge.model.quantizing import quantized
+from vqedge.model.vit import ViT
 from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock, progress
@@ -86,10 +86,10 @@ class Run:
         folder: RunFolder,
         clips: TrainingClips,
         held_out: TrainingClips,
-        position: Tensor,
+        vit: ViT,
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.folder, self.position = config, folder, position
+        self.config, self.folder, self.position = config, folder, vit.position
         self.clips, self.held_out, self.accelerator = clips, held_out, accelerator
         self.mixture = clips.mixture(config.seed)
         gguf = llm_weights(config.model.llm, config.base).path
@@ -99,7 +99,7 @@ class Run:
             llm.get_base_model().set_attn_implementation("eager")
         if compiles(config, accelerator.device):
             compile_blocks(llm, fall_back=config.optim.compile is None)
-        bridge, reducer = trained_bridge(config.model), trained_reducer(config.model)
+        bridge, reducer = trained_bridge(config.model), trained_reducer(config.model, vit)
         self.model = VideoLanguageModel(bridge, llm, reducer).to(accelerator.device)
         self.optimizer = self._optimizer()
         self.replica, self.stepper = accelerator.prepare(self.model, self.optimizer)
@@ -127,14 +127,15 @@ class Run:
         return Checkpoint(config.output, config.model)
 
     def _optimizer(self) -> torch.optim.AdamW:
-        optim = self.config.optim
-        model = self.model
-        lora = [p for p in model.llm.parameters() if p.requires_grad]
-        ours = [*model.bridge.parameters(), *(model.reducer.parameters() if model.reducer else ())]
-        groups = [
-            {"params": ours, "peak": optim.bridge_learning_rate},
+        optim, reducer = self.config.optim, self.model.reducer
+        lora = [p for p in self.model.llm.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.model.bridge.parameters()), "peak": optim.bridge_learning_rate},
             {"params": lora, "peak": optim.learning_rate},
         ]
+        if reducer is not None:
+            rate = reducer.learning_rate(optim)
+            groups.append({"params": list(reducer.parameters()), "peak": rate})
         return torch.optim.AdamW(
             groups, lr=optim.learning_rate, betas=(0.9, 0.98), weight_decay=optim.weight_decay
         )

@@ -1,0 +1,101 @@
+"""The last blocks of the backbone, trained with the bridge through the means that codes are.
+
+Which patches share a code is found without gradients, as in deployment; the code is the mean of its
+patches, and through it the language model's loss reaches the blocks. The blocks before them are
+frozen, so that what they give is kept on disk and a step begins there.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqedge.config import ModelConfig, OptimConfig
+from vqedge.model.quantizer import KMeansQuantizer
+from vqedge.model.quantizing import QuantizedBatch, TrainedReducer
+from vqedge.model.vit import ViT
+
+BACKBONE_PREFIX = "quantizer.vit."
+
+
+class Trunk(nn.Module):
+    """The frozen blocks: what the feature cache stores where the last ones are trained.
+
+    Args:
+        vit: the whole backbone.
+        trained: its last blocks that are left out.
+    """
+
+    def __init__(self, vit: ViT, trained: int) -> None:
+        super().__init__()
+        self.vit, self.trained = vit, trained
+
+    def patches(self, frames: Tensor) -> Tensor:
+        """All tokens of uint8 frames `[T, size, size, 3]`, with class tokens, `[T * N, D]`."""
+        return self.vit.before_last(frames, self.trained).flatten(0, 1)
+
+
+class LastBlocks(TrainedReducer):
+    """The trained blocks, the final norm, and k-means.
+
+    Args:
+        config: a model with `encoder.trained_blocks`.
+        vit: its backbone, whose last blocks and norm are trained.
+    """
+
+    prefix = BACKBONE_PREFIX
+
+    def __init__(self, config: ModelConfig, vit: ViT) -> None:
+        super().__init__()
+        self.frames, self.first = config.encoder.frames, vit.first
+        self.tail = last_blocks(vit, config.encoder.trained_blocks).requires_grad_(True)
+        quantizer = config.quantizer
+        self.quantizer = KMeansQuantizer(
+            quantizer.codes, quantizer.iterations, quantizer.adaptive_error
+        )
+
+    def kept(self) -> nn.Module:
+        """Blocks and norm."""
+        return self.tail
+
+    def forward(self, features: Tensor, budget: int) -> QuantizedBatch:
+        """Codes of clips, from what the trunk gave for them; k-means is in float32."""
+        clips, width = len(features), features.shape[-1]
+        tokens = self.tail(features.float().reshape(clips * self.frames, -1, width))
+        patches = tokens[:, self.first :].reshape(clips, -1, width)
+        with torch.autocast(features.device.type, enabled=False):
+            found = [self._reduced(clip, budget) for clip in patches.float()]
+        codes, indices = zip(*found, strict=True)
+        return QuantizedBatch(torch.stack(codes), torch.stack(indices))
+
+    def learning_rate(self, optim: OptimConfig) -> float:
+        """That of the encoder."""
+        return optim.encoder_learning_rate
+
+    def _reduced(self, patches: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            indices = self.quantizer.at_budgets(patches, [budget])[0].indices.long()
+        members = F.one_hot(indices, budget).to(patches.dtype)
+        count = members.sum(dim=0)[:, None].clamp(min=1)
+        return members.T @ patches / count, indices
+
+
+class _Blocks(nn.Module):
+    """Blocks under the numbers that they have in the whole backbone, and its last norm."""
+
+    def __init__(self, blocks: dict[str, nn.Module], norm: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.norm = nn.ModuleDict(blocks), norm
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks.values():
+            tokens = block(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+
+def last_blocks(vit: ViT, count: int) -> nn.Module:
+    """The last blocks of a backbone and its norm, named as in it; they are its own, not copies."""
+    first = len(vit.blocks) - count
+    return _Blocks({str(n): vit.blocks[n] for n in range(first, len(vit.blocks))}, vit.norm)
