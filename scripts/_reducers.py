@@ -55,8 +55,10 @@ def page(document: dict[str, Any]) -> str:
 def _facts(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{tool} {number}" for tool, number in document["versions"].items())
     few = " So few questions tell costs, not reducers apart." if document["n"] < _ENOUGH else ""
+    asked = document.get("suite_version", "world2-seed70001")  # which older documents do not say
     return (
-        f"{document['n']} questions about {document['clips']} clips a row ({document['suite']}), "
+        f"{document['n']} questions about {document['clips']} clips a row "
+        f"({document['suite']}, {asked}), "
         f"checkpoint `{document['checkpoint']['name']}` as its training of "
         f"{document['checkpoint']['steps']} steps left it, {document['tokens_before']:,} patches "
         f"of {document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % "

@@ -13,6 +13,7 @@ MEASURED = ROOT / "docs" / "measured"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 BUDGETS = ("8", "16", "32", "64", "auto")
 DEFAULT = "32"
+_OLDEST_SUITE = "world2-seed70001"  # of documents that do not say
 
 INTRODUCTION = """# Results
 
@@ -109,9 +110,9 @@ def _baselines() -> str:
         "## What the tokens are worth",
         "",
         "In PyTorch: the model as it is, and shown less (shuffled frames, no video at all). What "
-        "the frames' order alone tells is *direction*, and *first* and *sequence* of photos. "
-        "*order* of the generated world it is not: there things come one after another to stay, "
-        "so that the first is the one seen longest, shuffled or not.",
+        "the frames' order alone tells is *direction* and *order*, and *first* and *sequence* of "
+        "photos; frames without an order still tell two ways out of eight, and who was there "
+        "together.",
         "",
         *_shown_less(reference, ("direction", "order", "color", "shape", "count")),
     ]
@@ -149,8 +150,8 @@ def _trained_alike() -> str:
         "",
         f"`scripts/compare`: recipes/compare.yaml, {document['steps']} steps from an untrained "
         "bridge and adapter, and again with one part replaced: the same clips, the same steps, at "
-        f"most 32 tokens a clip. {document['n']} held-out questions in PyTorch. These trainings "
-        "are short: the differences say more than the levels.",
+        f"most 32 tokens a clip. {document['n']} held-out questions in PyTorch{_of(document)}. "
+        "These trainings are short: the differences say more than the levels.",
         "",
         "| | tokens | all | points from VQ |",
         "|---|---|---|---|",
@@ -165,6 +166,14 @@ def _trained_alike() -> str:
         shares = " | ".join(f"{row['accuracy']:.0%}" for row in rows)
         lines.append(f"| {kind} | {shares} | {rows[0]['n']} |")
     return "\n".join(lines)
+
+
+def _of(document: dict[str, Any]) -> str:
+    """Which suite was asked, where it is not that of the other figures."""
+    current = _load("eval_checkpoint")
+    assert current
+    asked, usual = (d.get("suite_version", _OLDEST_SUITE) for d in (document, current))
+    return "" if asked == usual else f" ({asked}, where the other figures are of {usual})"
 
 
 def _has(rows: dict[str, Any], kind: str) -> bool:

@@ -103,7 +103,7 @@ def test_kept_features_serve_another_quantizer(tmp_path: Path, quantizer: Any) -
     assert load_features(folder, 1).shape == (3, 8, 3)
     other = QUANTIZER.model_copy(update={"iterations": 1})
     again = ClipCache(tmp_path, ENCODER, other, GeneratedClips(1, CLIPS), BUDGETS)
-    assert again.folder != cache(tmp_path).folder
+    assert again.folder(2) != cache(tmp_path).folder(2)
     filled(again, quantizer)
     assert quantizer.vit.seen == CLIPS  # nothing was encoded twice
 
@@ -111,7 +111,24 @@ def test_kept_features_serve_another_quantizer(tmp_path: Path, quantizer: Any) -
 def test_a_codebook_shares_the_clips_of_kmeans(tmp_path: Path) -> None:
     learned = QUANTIZER.model_copy(update={"kind": "codebook", "adaptive_error": 0.3})
     other = ClipCache(tmp_path, ENCODER, learned, GeneratedClips(1, CLIPS), BUDGETS)
-    assert other.folder == cache(tmp_path).folder
+    assert other.folder(2) == cache(tmp_path).folder(2)
+
+
+def test_recipes_share_the_budgets_they_have_in_common(tmp_path: Path, quantizer: Any) -> None:
+    source = GeneratedClips(1, 3)
+    filled(ClipCache(tmp_path, ENCODER, QUANTIZER, source, (4, 2)), quantizer)
+    fewer = QUANTIZER.model_copy(update={"codes": 2, "default_budget": 2})
+    shared = ClipCache(tmp_path, ENCODER, fewer, source, (2,))
+    assert shared.missing() == []
+    other = SimpleNamespace(**vars(quantizer) | {"quantizer": KMeansQuantizer(2, 2, 0.1)})
+    alone = filled(ClipCache(tmp_path / "alone", ENCODER, fewer, source, (2,)), other)
+    assert torch.equal(shared.load()[2].codes, alone.load()[2].codes)
+    more = ClipCache(tmp_path, ENCODER, QUANTIZER, source, (2, 3))
+    assert more.missing() == [0]
+    before = (more.folder(2) / "clips-00000.safetensors").stat().st_mtime_ns
+    filled(more, quantizer)
+    assert (more.folder(2) / "clips-00000.safetensors").stat().st_mtime_ns == before
+    assert more.load()[3].codes.shape == (3, 3, 3)
 
 
 def reducing_cache(root: Path, kind: str) -> ClipCache:
@@ -122,7 +139,7 @@ def reducing_cache(root: Path, kind: str) -> ClipCache:
 def test_a_reducer_has_clips_of_its_own_and_shares_features(tmp_path: Path, quantizer: Any) -> None:
     filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
     seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:tome")
-    assert made.folder.name.split("-")[1:3] == ["reducer", "tome"]
+    assert made.folder(2).name.split("-")[1:3] == ["reducer", "tome"]
     reducer = ReducerQuantizer(make_reducer("tome", 4, 2, 2, 3), 4, 2)
     filled(made, SimpleNamespace(vit=quantizer.vit, quantizer=reducer))
     assert quantizer.vit.seen == seen, "the features were there"

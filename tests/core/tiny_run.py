@@ -57,13 +57,14 @@ TINY_PARTS: dict[str, Any] = {
 def fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
     """Random clips of a world seed at all budgets."""
     source = GeneratedClips(seed, CLIPS)
-    folder = ClipCache(root, config.encoder, config.quantizer, source, BUDGETS).folder
-    folder.mkdir(parents=True)
-    tensors = {}
+    cache = ClipCache(root, config.encoder, config.quantizer, source, BUDGETS)
     for budget in BUDGETS:
-        tensors[f"codes{budget}"] = random_codes(CLIPS, seed)[:, :budget].half().contiguous()
-        tensors[f"indices{budget}"] = random_maps(CLIPS, seed, used=budget).to(torch.uint8)
-    save_file(tensors, folder / "clips-00000.safetensors")
+        codes = random_codes(CLIPS, seed)[:, :budget].half().contiguous()
+        indices = random_maps(CLIPS, seed, used=budget).to(torch.uint8)
+        cache.folder(budget).mkdir(parents=True)
+        save_file(
+            {"codes": codes, "indices": indices}, cache.folder(budget) / "clips-00000.safetensors"
+        )
 
 
 def fill_features(root: Path, config: ModelConfig, seed: int) -> None:

@@ -1,8 +1,9 @@
 """Quantised clips on disk: ViT and quantizer are frozen, so every clip is encoded once.
 
-Made from the features of `vqedge.data.features` where they are kept, else from the clips. One
-safetensors file per shard of 64 clips; a killed run resumes at the next shard, and the processes of
-one run share the work.
+Made from the features of `vqedge.data.features` where they are kept, else from the clips. A folder
+per budget, so that recipes with other budgets share what they can, and in it one safetensors file
+per shard of 64 clips; a killed run resumes at the next shard, and the processes of one run share
+the work.
 """
 
 from __future__ import annotations
@@ -18,12 +19,21 @@ from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import FeatureCache, Rows, all_shards, missing_shards, shard_path
+from vqedge.data.features import (
+    FeatureCache,
+    Rows,
+    all_shards,
+    lacks_shard,
+    missing_shards,
+    shard_path,
+)
 from vqedge.files import replacing
 from vqedge.reducers import reads_attention
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
+
+_TENSORS = ("codes", "indices")
 
 
 @dataclass(frozen=True)
@@ -77,19 +87,18 @@ class ClipCache:
     budgets: tuple[int, ...]
     keep_features: bool = False
 
-    @property
-    def folder(self) -> Path:
-        """Where the quantised clips are; its name changes with anything that changes them."""
+    def folder(self, budget: int) -> Path:
+        """Where the clips at a budget are; its name changes with anything that changes them."""
         kind = self.quantizer.kind.replace(":", "-")
         method = "kmeans" if kind == "codebook" else kind
         rounds = f"{method}{self.quantizer.iterations}" if method == "kmeans" else method
-        budgets = "-".join(map(str, self.budgets))
-        name = f"{self.encoder.fingerprint()}-{rounds}-k{budgets}-{self.source.fingerprint}"
+        name = f"{self.encoder.fingerprint()}-{rounds}-k{budget}-{self.source.fingerprint}"
         return self.root / "clips" / name
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that still have to be quantised."""
-        return missing_shards(self.folder, self.source)
+        """Numbers of the shards that still have to be quantised, at some budget at least."""
+        folders = map(self.folder, self.budgets)
+        return sorted({shard for path in folders for shard in missing_shards(path, self.source)})
 
     def fill(
         self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
@@ -109,27 +118,23 @@ class ClipCache:
 
     def load(self) -> dict[int, QuantizedClips]:
         """All clips in memory, by budget."""
-        shards = [load_file(shard_path(self.folder, shard)) for shard in all_shards(self.source)]
-        return {
-            budget: QuantizedClips(
-                torch.cat([shard[f"codes{budget}"] for shard in shards])[: len(self.source)],
-                torch.cat([shard[f"indices{budget}"] for shard in shards])[: len(self.source)],
-            )
-            for budget in self.budgets
-        }
+        return {budget: self._at(budget) for budget in self.budgets}
+
+    def _at(self, budget: int) -> QuantizedClips:
+        folder, count = self.folder(budget), len(self.source)
+        shards = [load_file(shard_path(folder, shard)) for shard in all_shards(self.source)]
+        codes, indices = (torch.cat([shard[name] for shard in shards]) for name in _TENSORS)
+        return QuantizedClips(codes[:count], indices[:count])
 
     @torch.inference_mode()
     def _write(self, shard: int, rows: Tensor, quantizer: ClipQuantizer) -> None:
         device = next(quantizer.vit.parameters()).device
-        results = [
-            quantizer.quantizer.at_budgets(row.to(device).float(), self.budgets) for row in rows
-        ]
-        tensors = {}
-        for place, budget in enumerate(self.budgets):
+        budgets = [b for b in self.budgets if lacks_shard(self.folder(b), self.source, shard)]
+        results = [quantizer.quantizer.at_budgets(row.to(device).float(), budgets) for row in rows]
+        for place, budget in enumerate(budgets):
             codes = torch.stack([result[place].codes for result in results])
             indices = torch.stack([result[place].indices for result in results])
-            tensors[f"codes{budget}"] = codes.to(torch.float16).cpu()
-            tensors[f"indices{budget}"] = indices.to(torch.uint8).cpu()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(shard_path(self.folder, shard)) as path:
-            save_file(tensors, path)
+            tensors = codes.to(torch.float16).cpu(), indices.to(torch.uint8).cpu()
+            self.folder(budget).mkdir(parents=True, exist_ok=True)
+            with replacing(shard_path(self.folder(budget), shard)) as path:
+                save_file(dict(zip(_TENSORS, tensors, strict=True)), path)

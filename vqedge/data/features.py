@@ -161,11 +161,12 @@ def all_shards(source: ClipSource) -> range:
 
 def missing_shards(folder: Path, source: ClipSource) -> list[int]:
     """Numbers of the shards whose file does not hold all their clips."""
-    return [
-        shard
-        for shard in all_shards(source)
-        if shard_rows(shard_path(folder, shard)) < len(shard_numbers(source, shard))
-    ]
+    return [shard for shard in all_shards(source) if lacks_shard(folder, source, shard)]
+
+
+def lacks_shard(folder: Path, source: ClipSource, shard: int) -> bool:
+    """Is a shard's file not there, or of an earlier run that asked for fewer clips?"""
+    return shard_rows(shard_path(folder, shard)) < len(shard_numbers(source, shard))
 
 
 def encoded_shards(
