@@ -39,7 +39,7 @@ def ask(
     evidence: Annotated[
         bool,
         typer.Option(
-            "--evidence", help="Also tell when that is to be seen: one more prompt a token."
+            "--evidence", help="Also tell when that is to be seen: up to 48 more prompts."
         ),
     ] = False,
     questions: Annotated[
