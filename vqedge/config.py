@@ -379,11 +379,23 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator:
         raise ConfigError(f"{override!r}: an override reads key.sub=value, as optim.steps=500")
     *parents, last = key.split(".")
+    place: Any = values
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
+        if isinstance(place, dict):
+            place = place.setdefault(parent, {})
+        else:
+            place = place[_number(parent, place, override)]
+        if not isinstance(place, dict | list):
             raise ConfigError(f"{override!r}: {parent!r} is a value, it holds no keys")
-    values[last] = yaml.safe_load(text)
+    where = last if isinstance(place, dict) else _number(last, place, override)
+    place[where] = yaml.safe_load(text)
+
+
+def _number(key: str, items: list[Any], override: str) -> int:
+    """Place in a list, counted from 0."""
+    if not (key.isdecimal() and int(key) < len(items)):
+        raise ConfigError(f"{override!r}: {key!r} is not one of {len(items)}, counted from 0")
+    return int(key)
 
 
 def _one_line(error: Exception) -> str:

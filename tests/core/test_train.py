@@ -485,6 +485,12 @@ def test_a_recipe_with_overrides(recipe: Path) -> None:
     assert config.model.llm.width == 8
 
 
+def test_an_override_reaches_into_a_list(recipe: Path) -> None:
+    sources = "data.sources=[{kind: world, seed: 1}, {kind: world, seed: 2}]"
+    config = train_config_from_yaml(recipe, [sources, "data.sources.1.clips=5"])
+    assert [entry.model_dump()["clips"] for entry in config.data.sources] == [4000, 5]
+
+
 def test_every_recipe_of_the_repository_is_valid() -> None:
     recipes = sorted((ROOT / "recipes").glob("*.yaml"))
     assert recipes
@@ -500,6 +506,11 @@ FAULTS = {
     "an override reads key.sub=value": ["optim.steps"],
     "precision: Input should be 'fp32' or 'bf16'": ["precision=int4"],
     "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
+    "'2' is not one of 1, counted from 0": [
+        "data.sources=[{kind: world}]",
+        "data.sources.2.clips=1",
+    ],
+    "'clips' is not one of 1": ["data.sources=[{kind: world}]", "data.sources.clips=1"],
     "want model.quantizer.default_budget among them": ["data.budgets=[8]"],
     "none may exceed model.quantizer.codes": ["data.budgets=[8, 200]"],
     "must divide optim.clips_per_step": ["optim.accumulate=3"],

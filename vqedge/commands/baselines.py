@@ -1,7 +1,8 @@
 """What a checkpoint is compared with on the same questions: itself shown less, and other trainings.
 
 A trained comparison is a checkpoint in a sub-folder, made by the same recipe with one value changed
-(`COMPARISONS`); its name in the report says how its configuration differs.
+(`COMPARISONS`, or any other); its name in the report says how its model differs, or is that of its
+folder if it does not.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> 
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
         config = model_config_of(path)
         checked_budget(config.quantizer, budget)
-        name = difference(config, reference)
+        name = difference(config, reference) or path.name
         name = f"{name} ({path.name})" if name in found else name
         found[name] = Subject(name, partial(opened_checkpoint, path, budget), steps_of(path))
     for comparison in COMPARISONS:
@@ -117,13 +118,16 @@ def opened_checkpoint(path: Path, budget: Budget | None = None) -> CheckpointAns
 
 
 def difference(config: ModelConfig, reference: ModelConfig) -> str:
-    """How a configuration differs from another one, in words if that is a known comparison."""
+    """How a configuration differs from another one, in words if that is a known comparison.
+
+    Empty if it does not: it was trained in another way.
+    """
     ours, theirs = _flat(config.model_dump(mode="json")), _flat(reference.model_dump(mode="json"))
     changes = {key: value for key, value in ours.items() if value != theirs[key]}
     for comparison in COMPARISONS:
         if changes == {comparison.key: comparison.value}:
             return comparison.name
-    return ", ".join(f"{key}={value}" for key, value in changes.items()) or "trained again"
+    return ", ".join(f"{key}={value}" for key, value in changes.items())
 
 
 def steps_of(checkpoint: Path) -> int | None:
