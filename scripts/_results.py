@@ -112,9 +112,9 @@ def _baselines() -> str:
         "## What the tokens are worth",
         "",
         "In PyTorch: the model as it is, and shown less (shuffled frames, no video at all). What "
-        "the frames' order alone tells is *direction*, and *first* and *sequence* of photos. "
-        "*order* of the generated world it is not: there things come one after another to stay, "
-        "so that the first is the one seen longest, shuffled or not.",
+        "the frames' order alone tells is *direction* and *order*, and *first* and *sequence* of "
+        "photos; that a thing stands still, or which way or its opposite it moves, frames tell in "
+        "any order.",
         "",
         *_shown_less(reference, ("direction", "order", "color", "shape", "count")),
     ]
