@@ -43,7 +43,7 @@ def assert_one_rounding_apart(found: Array, wanted: Array) -> None:
 
 
 @pytest.mark.parametrize("budget", [ADAPTIVE, 5, 8, 16, 32, 64])
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 2])
 def test_the_filled_graph_computes_what_pytorch_computes(
     session: ort.InferenceSession, encoder: VideoEncoder, budget: int, index: int
 ) -> None:
