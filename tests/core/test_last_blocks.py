@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny_model import CONFIG
-from tiny_run import TINY_PARTS, config_for, run
+from tiny_model import CONFIG, random_backbone
+from tiny_run import TINY_PARTS, config_for, kill_at, run
 
 from vqedge.config import EncoderConfig, ModelConfig, OptimConfig
 from vqedge.data.generated import GeneratedClips
 from vqedge.errors import CheckpointError
 from vqedge.model.checkpoint import MODEL, open_checkpoint
-from vqedge.model.encoder import ClipQuantizer
-from vqedge.model.last_blocks import LastBlocks, Trunk
-from vqedge.model.vit import ViT
+from vqedge.model.last_blocks import LastBlocks
 from vqedge.training.folder import STATE
-from vqedge.training.run import Run
 
 BLOCKS, LAST = 2, 1
 
@@ -33,16 +29,6 @@ def config_of(trained: int) -> ModelConfig:
 
 
 FROZEN, TRAINED = config_of(0), config_of(LAST)
-
-
-def random_backbone(config: ModelConfig, _folder: Path = Path()) -> ClipQuantizer:
-    """Random weights, always the same, of which k-means makes several codes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
-        vit = ViT(config.encoder.block, config.encoder.size)
-        for parameter in vit.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return ClipQuantizer(config, vit.requires_grad_(False)).eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,8 +60,10 @@ def frames(number: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("budget", [2, 5])
 def test_in_training_a_clip_has_the_codes_it_has_when_deployed(budget: int) -> None:
     whole = random_backbone(TRAINED)
-    rows = Trunk(whole.vit, LAST).patches(frames())
-    found = LastBlocks(TRAINED, whole.vit)(torch.stack([rows, rows]), budget)
+    rows = whole.trunk(frames())
+    found = LastBlocks(TRAINED.encoder, whole.vit, whole.quantizer)(
+        torch.stack([rows, rows]), budget
+    )
     with torch.inference_mode():
         wanted = whole(frames(), torch.tensor(budget))
     assert len(wanted.indices.unique()) > 1
@@ -86,8 +74,8 @@ def test_in_training_a_clip_has_the_codes_it_has_when_deployed(budget: int) -> N
 
 def test_the_loss_of_codes_reaches_all_trained_weights_and_no_others() -> None:
     whole = random_backbone(TRAINED)
-    tail = LastBlocks(TRAINED, whole.vit)
-    codes = tail(Trunk(whole.vit, LAST).patches(frames())[None], 5).codes
+    tail = LastBlocks(TRAINED.encoder, whole.vit, whole.quantizer)
+    codes = tail(whole.trunk(frames())[None], 5).codes
     codes.square().sum().backward()
     for name, parameter in tail.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -118,17 +106,9 @@ def test_they_are_trained_kept_and_loaded(tmp_path: Path, init: Path) -> None:
 
 def test_a_killed_run_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, init: Path) -> None:
     run(config_for(tmp_path / "whole", model=TRAINED, init=init))
-    step = Run.step
-
-    def dying(self: Run, number: int) -> dict[str, Any]:
-        if number == 3:
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    monkeypatch.setattr(Run, "step", dying)
+    kill_at(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         run(config_for(tmp_path / "killed", model=TRAINED, init=init))
-    monkeypatch.setattr(Run, "step", step)
     run(config_for(tmp_path / "killed", model=TRAINED, init=init), resume=True)
     expected, found = (load_file(tmp_path / name / STATE) for name in ("whole", "killed"))
     assert all(torch.equal(found[name], value) for name, value in expected.items())

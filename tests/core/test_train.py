@@ -18,7 +18,16 @@ import torch
 import torch._inductor.config
 from safetensors.torch import load_file, save_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
-from tiny_run import BUDGETS, STEPS, TINY_PARTS, config_for, fill_cache, fill_features, run
+from tiny_run import (
+    BUDGETS,
+    STEPS,
+    TINY_PARTS,
+    config_for,
+    fill_cache,
+    fill_features,
+    kill_at,
+    run,
+)
 from torch import Tensor
 from torch._inductor.exc import InductorError
 from typer.testing import CliRunner
@@ -42,7 +51,7 @@ from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
 from vqedge.model.llm import compile_blocks, hidden_states, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
 from vqedge.training.folder import LOG, STATE
-from vqedge.training.run import Run, compiles, learning_rate_factor
+from vqedge.training.run import compiles, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
 OTHER = CONFIG.model_copy(
@@ -71,19 +80,6 @@ compiling = pytest.mark.filterwarnings("ignore")
 
 def log_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / LOG).read_text().splitlines()]
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
-    """The next run dies before this step, once."""
-    step = Run.step
-
-    def dying(self: Run, number: int) -> dict[str, Any]:
-        if number == fatal:
-            monkeypatch.setattr(Run, "step", step)
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    monkeypatch.setattr(Run, "step", dying)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
+from vqedge.model.encoder import ClipQuantizer
 from vqedge.model.llm import PromptTokenizer
+from vqedge.model.vit import ViT
 
 VOCABULARY, END = 64, 1
 FRAMES, GRID, CODES, CODE_WIDTH = 3, 8, 5, 384
@@ -39,6 +42,16 @@ def tiny_llm() -> Any:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return model.requires_grad_(False).eval()
+
+
+def random_backbone(config: ModelConfig, _folder: Path = Path()) -> ClipQuantizer:
+    """Random weights, always the same, of which k-means makes several codes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        vit = ViT(config.encoder.block, config.encoder.size)
+        for parameter in vit.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return ClipQuantizer(config, vit.requires_grad_(False)).eval()
 
 
 def tiny_tokenizer() -> PromptTokenizer:

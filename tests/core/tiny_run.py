@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_model import (
@@ -30,6 +31,7 @@ from vqedge.data.cache import ClipCache
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
 from vqedge.train import train
+from vqedge.training.run import Run
 
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
 
@@ -81,6 +83,19 @@ def no_files(*_: object) -> Any:
 
 def run(config: TrainConfig, resume: bool = False, minutes: float | None = None) -> Any:
     return train(config, no_files, resume, minutes)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+    """The next run dies before this step, once."""
+    step = Run.step
+
+    def dying(self: Run, number: int) -> dict[str, Any]:
+        if number == fatal:
+            monkeypatch.setattr(Run, "step", step)
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(Run, "step", dying)
 
 
 def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:

@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from tiny_model import tiny_llm, tiny_tokenizer
+from tiny_model import random_backbone, tiny_llm, tiny_tokenizer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -26,13 +25,11 @@ import vqedge.train as training
 import vqedge.training.run as run
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
-from vqedge.config import JsonlConfig, ModelConfig, TrainConfig, train_config_from_yaml
+from vqedge.config import JsonlConfig, TrainConfig, train_config_from_yaml
 from vqedge.data.jsonl import _Line
 from vqedge.data.render import frames_from_scene, write_mp4
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import DatasetError
-from vqedge.model.encoder import ClipQuantizer
-from vqedge.model.vit import ViT
 
 PAGE = (Path(__file__).parents[2] / "docs/train-your-own.md").read_text(encoding="utf-8")
 TRAIN, HELD_OUT, RECIPE = "mine/train.jsonl", "mine/held_out.jsonl", "mine/recipe.yaml"
@@ -54,15 +51,6 @@ def commands() -> list[list[str]]:
     lines = [line for block in blocks("console") for line in block.splitlines()]
     assert all(line.startswith("$ vqedge ") for line in lines)
     return [shlex.split(line)[2:] for line in lines]
-
-
-def small_quantizer(config: ModelConfig, _folder: Path) -> ClipQuantizer:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        vit = ViT(config.encoder.block, config.encoder.size)
-        for parameter in vit.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return ClipQuantizer(config, vit.requires_grad_(False)).eval()
 
 
 class Letters:
@@ -99,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for module in (run, checkpoint, answer):
             patch.setattr(module, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
         for module in (training, checkpoint):
-            patch.setattr(module, "clip_quantizer", small_quantizer)
+            patch.setattr(module, "clip_quantizer", random_backbone)
         for module in (run, checkpoint):
             patch.setattr(module, "llm_from_gguf", lambda _path: tiny_llm())
         for module in (run, answer):

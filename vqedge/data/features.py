@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
 from vqedge.files import replacing
+
+if TYPE_CHECKING:
+    from vqedge.model.encoder import ClipQuantizer
 
 SHARD_CLIPS = 64
 
@@ -27,17 +30,6 @@ Rows = Literal["patches", "attended", "tokens"]
 """What is kept of a clip: its patches; with what the CLS token attends to as the last column; or
 all tokens of the backbone's frozen blocks, where the blocks after them are trained."""
 _SUFFIXES: dict[Rows, str] = {"patches": "", "attended": "-cls", "tokens": "-tokens"}
-
-
-class Backbone(Protocol):
-    """What makes a clip's rows."""
-
-    @property
-    def vit(self) -> nn.Module:
-        """Where its weights are."""
-
-    def patches(self, frames: Tensor) -> Tensor:
-        """Rows `[N, D]` of uint8 frames `[T, size, size, 3]`."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +84,13 @@ class FeatureCache:
         return missing_shards(self.folder, self.source)
 
     def fill(
-        self, shards: Sequence[int], backbone: Backbone, workers: int = 0
+        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
     ) -> Iterator[tuple[int, Tensor]]:
         """Number and features of every shard, those on disk first; float16 `[clips, N, D]`.
 
         Args:
             shards: their numbers.
-            backbone: whose rows are wanted, on its device.
+            quantizer: whose rows are wanted, on its device.
             workers: processes that draw clips ahead.
         """
         missing = self.missing()
@@ -106,7 +98,9 @@ class FeatureCache:
             count = len(shard_numbers(self.source, shard))
             yield shard, load_features(self.folder, shard)[:count]
         rest = [shard for shard in shards if shard in missing]
-        for shard, rows in encoded_shards(rest, self.source, backbone, self.encoder, workers):
+        for shard, rows in encoded_shards(
+            rest, self.source, quantizer, self.encoder, workers, self.rows
+        ):
             if self.keep:
                 save_features(self.folder, shard, rows)
             yield shard, rows
@@ -172,25 +166,28 @@ def lacks_shard(folder: Path, source: ClipSource, shard: int) -> bool:
 def encoded_shards(
     shards: Sequence[int],
     source: ClipSource,
-    backbone: Backbone,
+    quantizer: ClipQuantizer,
     encoder: EncoderConfig,
     workers: int = 0,
+    kind: Rows = "patches",
 ) -> Iterator[tuple[int, Tensor]]:
     """Draw and encode the clips of shards one after another.
 
     Args:
         shards: their numbers.
         source: the clips.
-        backbone: whose rows are wanted, on its device.
+        quantizer: whose rows are wanted, on its device.
         encoder: frames and size.
         workers: processes that draw clips ahead; 0 draws them here.
+        kind: which of its rows.
 
     Yields:
         a shard's number and its features, float16 `[clips, N, D]` on the CPU.
     """
     if not shards:
         return
-    device = next(backbone.vit.parameters()).device
+    device = next(quantizer.vit.parameters()).device
+    read = quantizer.trunk if kind == "tokens" else quantizer.patches
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
     clips = iter(
         DataLoader(_Frames(source, numbers, encoder), batch_size=None, num_workers=workers)
@@ -199,7 +196,7 @@ def encoded_shards(
         rows = []
         for _ in shard_numbers(source, shard):
             with torch.inference_mode():
-                rows.append(backbone.patches(next(clips).to(device)).half().cpu())
+                rows.append(read(next(clips).to(device)).half().cpu())
         yield shard, torch.stack(rows)
 
 

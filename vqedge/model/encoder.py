@@ -57,6 +57,10 @@ class ClipQuantizer(nn.Module):
             return self.vit(frames).flatten(0, 1)
         return self.vit(frames, True).flatten(0, 1)
 
+    def trunk(self, frames: Tensor) -> Tensor:
+        """What its trained blocks read of frames: all tokens, class tokens too, `[T * N, D]`."""
+        return self.vit.before_last(frames, self.config.encoder.trained_blocks).flatten(0, 1)
+
     @torch.inference_mode()
     def quantize(self, frames: Tensor) -> Quantized:
         """`forward` at the full budget, without gradients."""
@@ -181,7 +185,7 @@ def trained_reducer(config: ModelConfig, vit: ViT) -> TrainedReducer | None:
         vit: its backbone, whose last blocks it may be.
     """
     if config.encoder.trained_blocks:
-        return LastBlocks(config, vit)
+        return LastBlocks(config.encoder, vit, quantizer_from_config(config))
     return ReducerWithWeights(config) if has_weights(config.quantizer.kind) else None
 
 

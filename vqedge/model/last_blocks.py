@@ -11,49 +11,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqedge.config import ModelConfig, OptimConfig
+from vqedge.config import EncoderConfig, OptimConfig
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.quantizing import QuantizedBatch, TrainedReducer
+from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.vit import ViT
 
 BACKBONE_PREFIX = "quantizer.vit."
-
-
-class Trunk(nn.Module):
-    """The frozen blocks: what the feature cache stores where the last ones are trained.
-
-    Args:
-        vit: the whole backbone.
-        trained: its last blocks that are left out.
-    """
-
-    def __init__(self, vit: ViT, trained: int) -> None:
-        super().__init__()
-        self.vit, self.trained = vit, trained
-
-    def patches(self, frames: Tensor) -> Tensor:
-        """All tokens of uint8 frames `[T, size, size, 3]`, with class tokens, `[T * N, D]`."""
-        return self.vit.before_last(frames, self.trained).flatten(0, 1)
 
 
 class LastBlocks(TrainedReducer):
     """The trained blocks, the final norm, and k-means.
 
     Args:
-        config: a model with `encoder.trained_blocks`.
+        encoder: with `trained_blocks`.
         vit: its backbone, whose last blocks and norm are trained.
+        quantizer: of the model.
     """
 
     prefix = BACKBONE_PREFIX
 
-    def __init__(self, config: ModelConfig, vit: ViT) -> None:
+    def __init__(
+        self, encoder: EncoderConfig, vit: ViT, quantizer: KMeansQuantizer | ReducerQuantizer
+    ) -> None:
         super().__init__()
-        self.frames, self.first = config.encoder.frames, vit.first
-        self.tail = last_blocks(vit, config.encoder.trained_blocks).requires_grad_(True)
-        quantizer = config.quantizer
-        self.quantizer = KMeansQuantizer(
-            quantizer.codes, quantizer.iterations, quantizer.adaptive_error
-        )
+        self.frames, self.first = encoder.frames, vit.first
+        self.tail = last_blocks(vit, encoder.trained_blocks).requires_grad_(True)
+        self.quantizer = quantizer
 
     def kept(self) -> nn.Module:
         """Blocks and norm."""

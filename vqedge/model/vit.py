@@ -169,7 +169,7 @@ class ViT(nn.Module):
         """
         pixels = self._pixels(frames)
         if attended:
-            x, attention = self._attended(self._embedded(pixels))
+            x, attention = self._attended(pixels)
             return torch.cat([self._projected(x), attention[..., None]], dim=2)
         return self._projected(self.features(pixels)[:, self.first :])
 
@@ -183,17 +183,17 @@ class ViT(nn.Module):
         Returns:
             float `[T, N, D]`.
         """
-        x = self._embedded(self._pixels(frames))
-        for block in self.blocks[: len(self.blocks) - count]:
-            x = block(x)
-        return x
+        return self._before_last(self._pixels(frames), count)
 
     def features(self, pixels: Tensor) -> Tensor:
         """All tokens `[T, N, D]` of normalised pixels `[T, 3, size, size]`, a class token first."""
+        return self.norm(self._before_last(pixels, 0))
+
+    def _before_last(self, pixels: Tensor, count: int) -> Tensor:
         x = self._embedded(pixels)
-        for block in self.blocks:
+        for block in self.blocks[: len(self.blocks) - count]:
             x = block(x)
-        return self.norm(x)
+        return x
 
     def _pixels(self, frames: Tensor) -> Tensor:
         """uint8 frames `[T, size, size, 3]` as the weights expect them, `[T, 3, size, size]`."""
@@ -207,14 +207,13 @@ class ViT(nn.Module):
         x = x + self.position
         return x if self.first_norm is None else self.first_norm(x)
 
-    def _attended(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _attended(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Patches after the last block, and what the class token attends to in it."""
         if not self.first:
             raise ConfigError("encoder: this backbone has no class token to take attention from")
-        *before, last = self.blocks
+        last = self.blocks[-1]
         assert isinstance(last, Block)
-        for block in before:
-            x = block(x)
+        x = self._before_last(pixels, 1)
         attention = last.attention.of_first(last.norm1(x))
         return self.norm(last(x))[:, 1:], attention[:, 1:]
 

@@ -8,11 +8,10 @@ from vqedge.base.fetch import cache_root
 from vqedge.config import SourceConfig, TrainConfig
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import Backbone, FeatureCache
+from vqedge.data.features import FeatureCache
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
 from vqedge.model.encoder import ClipQuantizer
-from vqedge.model.last_blocks import Trunk
 from vqedge.progress import Clock, progress
 from vqedge.reducers import has_weights
 
@@ -32,18 +31,11 @@ def training_clips(
     model, data = config.model, config.data
     sources = tuple(source_from_config(entry, read) for entry in entries)
     caches = [_cache_of(config, source) for source in sources]
-    trained = model.encoder.trained_blocks
-    frozen: Backbone = Trunk(quantizer.vit, trained) if trained else quantizer
     for cache in caches:
         missing = cache.missing()
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         with progress(f"encoding {cache.source.fingerprint}", len(mine)) as advance:
-            filling = (
-                cache.fill(mine, quantizer, data.workers)
-                if isinstance(cache, ClipCache)
-                else cache.fill(mine, frozen, data.workers)
-            )
-            for _shard in filling:
+            for _shard in cache.fill(mine, quantizer, data.workers):
                 advance("")
                 if clock.is_up():
                     break
