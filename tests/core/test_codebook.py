@@ -240,6 +240,7 @@ codebook.tables.data[1, 3] = 1e4
 found = replica(torch.randn(3, 12, 8), torch.ones(3, 12, dtype=torch.bool))
 (found.codes.square().mean() + found.commitment).backward()
 torch.save([before, codebook.tables.detach(), codebook.usage, codebook.tables.grad], out)
+torch.distributed.destroy_process_group()  # or its threads may abort the process as it ends
 """
 
 
