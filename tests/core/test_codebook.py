@@ -240,7 +240,9 @@ codebook.tables.data[1, 3] = 1e4
 found = replica(torch.randn(3, 12, 8), torch.ones(3, 12, dtype=torch.bool))
 (found.codes.square().mean() + found.commitment).backward()
 torch.save([before, codebook.tables.detach(), codebook.usage, codebook.tables.grad], out)
-torch.distributed.destroy_process_group()  # or its threads may abort the process as it ends
+del replica, found  # they hold the group, whose threads may abort a process that ends with it
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
