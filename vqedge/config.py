@@ -1,30 +1,22 @@
-"""What a user may set, as pydantic models.
-
-Unknown keys are refused, so a typo never passes silently.
-"""
+"""What fixes a model, as pydantic models: what a checkpoint's `config.json` holds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from vqedge.errors import ConfigError
 from vqedge.prompt import SYSTEM
 from vqedge.reducers import checked_kind
-from vqedge.validation import first_fault
 
 MAX_BLOCKS = 128
 
@@ -35,7 +27,7 @@ unless_zero: Any = Field(0, ge=0, exclude_if=lambda value: not value)
 
 
 class Config(BaseModel):
-    """Base of all configuration: immutable, strict about names."""
+    """Base of all configuration: immutable; a name that is not known is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -230,175 +222,3 @@ class ModelConfig(Config):
             if self.attention.depth or self.attention.blind:
                 raise ValueError("attention.hash: 'tokens' goes with depth 0, and not with blind")
         return self
-
-
-class WorldConfig(Config):
-    """Generated clips of moving shapes."""
-
-    kind: Literal["world"] = "world"
-    seed: int = 1
-    clips: PositiveInt = 4000
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How often one of a clip's questions asks for a description."""
-    kind_weights: dict[str, PositiveInt] = {}
-    """How often kinds of questions are asked beside the others; 1 for those not named."""
-
-
-class PhotosConfig(Config):
-    """Clips composed of labelled photos; `index` is described in `vqedge.data.photos`."""
-
-    kind: Literal["photos"]
-    index: Path
-    split: str = "train"
-    seed: int = 1
-    clips: PositiveInt = 2000
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class JsonlConfig(Config):
-    """Videos and questions of one's own; `path` is described in `docs/train-your-own.md`."""
-
-    kind: Literal["jsonl"]
-    path: Path
-    weight: Annotated[float, Field(gt=0)] = 1.0
-
-
-SourceConfig = Annotated[WorldConfig | PhotosConfig | JsonlConfig, Field(discriminator="kind")]
-
-
-class DataConfig(Config):
-    """What to train on: sources, mixed by weight."""
-
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = (WorldConfig(),)
-    questions_per_clip: PositiveInt = 8
-    time_reversal: bool = True
-    """Show clips backwards too, where their questions can be turned."""
-    budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32, 64)
-    """Clips are quantised at each of these, and every step draws one of them."""
-    keep_features: bool = False
-    """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers; those of a
-    reducer with weights are always kept."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that draw and decode clips while others are encoded."""
-
-
-class OptimConfig(Config):
-    """The optimiser and its schedule."""
-
-    steps: PositiveInt = 1000
-    clips_per_step: PositiveInt = 16
-    accumulate: PositiveInt = 1
-    """Parts that a step's clips are computed in, one after another, to save memory."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    bridge_learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    encoder_learning_rate: Annotated[float, Field(gt=0)] = 3e-5
-    """Of `model.encoder.trained_blocks`."""
-    warmup_steps: PositiveInt = 30
-    naming_steps: Annotated[int, Field(ge=0)] = 300
-    """Steps of the bridge alone, learning to name its codes, before the language model joins."""
-    naming_clips_per_step: PositiveInt = 48
-    naming_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    naming_weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    commitment_weight: Annotated[float, Field(ge=0)] = 0.25
-    """Of a learned codebook's own loss, beside that of the language model."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    compile: bool | None = None
-    """Compile the language model's blocks, after which a step takes half as long; by default where
-    a compiler is at hand and the steps are enough to be worth the minute."""
-
-
-class TrainConfig(Config):
-    """A training run: one YAML file."""
-
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    optim: OptimConfig = OptimConfig()
-    init: Path | None = None
-    """Checkpoint to start from, instead of naming codes first; `model` is then its model."""
-    output: Path = Path("runs/tiny")
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    save_every: PositiveInt = 50
-    keep: Annotated[int, Field(ge=0)] = 2
-    """Numbered checkpoints kept beside the newest."""
-    validation: tuple[SourceConfig, ...] = (WorldConfig(seed=2, clips=64),)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if max(self.data.budgets) > self.model.quantizer.codes:
-            raise ValueError("data.budgets: none may exceed model.quantizer.codes")
-        if self.model.quantizer.default_budget not in self.data.budgets:
-            raise ValueError("data.budgets: want model.quantizer.default_budget among them")
-        if self.optim.clips_per_step % self.optim.accumulate:
-            raise ValueError("optim.accumulate must divide optim.clips_per_step")
-        if self.model.encoder.trained_blocks and self.init is None:
-            raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
-        if self.model.attention.kind != "paper":
-            raise ValueError("model.attention.kind: only 'paper' is trained here")
-        return self
-
-    @property
-    def base(self) -> Path:
-        """Folder of imported base weights: the checkpoint that the run starts from."""
-        return self.init or self.output
-
-
-def train_config_from_yaml(path: Path, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a training file and apply `key.sub=value` overrides.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
-    """
-    try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: want keys and values; see recipes/tiny.yaml for an example")
-        for override in overrides or []:
-            _apply_override(values, override)
-        if values.get("init") and "model" not in values:
-            values["model"] = _model_of(Path(values["init"]))
-        return TrainConfig.model_validate(values)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; see recipes/tiny.yaml for an example") from None
-    except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from error
-
-
-def _model_of(checkpoint: Path) -> dict[str, Any]:
-    """The model that a run goes on with, unless it says another."""
-    from vqedge.checkpoint import model_config_of  # which needs the classes above
-
-    return model_config_of(checkpoint).model_dump(mode="json")
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise ConfigError(f"{override!r}: an override reads key.sub=value, as optim.steps=500")
-    *parents, last = key.split(".")
-    place: Any = values
-    for parent in parents:
-        if isinstance(place, dict):
-            place = place.setdefault(parent, {})
-        else:
-            place = place[_number(parent, place, override)]
-        if not isinstance(place, dict | list):
-            raise ConfigError(f"{override!r}: {parent!r} is a value, it holds no keys")
-    where = last if isinstance(place, dict) else _number(last, place, override)
-    place[where] = yaml.safe_load(text)
-
-
-def _number(key: str, items: list[Any], override: str) -> int:
-    """Place in a list, counted from 0."""
-    if not (key.isdecimal() and int(key) < len(items)):
-        raise ConfigError(f"{override!r}: {key!r} is not one of {len(items)}, counted from 0")
-    return int(key)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return first_fault(error)
-    return " ".join(str(error).split())

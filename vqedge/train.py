@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from vqedge.config import TrainConfig
 from vqedge.data.sources import FrameReader
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer
 from vqedge.progress import Clock
+from vqedge.recipe import TrainConfig
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import RunFolder
 from vqedge.training.run import Run

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vqedge.commands.frames import read_frames
-from vqedge.config import ModelConfig, TrainConfig, train_config_from_yaml
+from vqedge.config import ModelConfig
 from vqedge.data.clips import UNNAMED
 from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.model.checkpoint import clip_quantizer
@@ -33,6 +33,7 @@ from vqedge.model.nearest_codebook import nearest_codebook
 from vqedge.model.token_hash import token_hash
 from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock
+from vqedge.recipe import TrainConfig, read_recipe
 from vqedge.training.clips import training_clips
 from vqedge_runtime.cores import processor_name, usable_cores
 
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000, help="of each source, at most")
     parser.add_argument("--steps", type=int, default=800, help="of every probe")
     arguments = parser.parse_args()
-    config = train_config_from_yaml(arguments.recipe, [])
+    config = read_recipe(arguments.recipe, [])
     codes = gather(config, arguments.clips)
     document: dict[str, Any] = {
         "recipe": arguments.recipe.name,

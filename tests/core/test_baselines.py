@@ -23,16 +23,11 @@ from vqedge.commands.baselines import (
     trained_baselines,
 )
 from vqedge.commands.evaluate import BundleAnswerer
-from vqedge.config import (
-    AttentionConfig,
-    ModelConfig,
-    QuantizerConfig,
-    TrainConfig,
-    train_config_from_yaml,
-)
+from vqedge.config import AttentionConfig, ModelConfig, QuantizerConfig
 from vqedge.data.suites import Item, suite_items
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.evaluate import Answerer, Reply
+from vqedge.recipe import TrainConfig, read_recipe
 from vqedge_runtime import TokenSet, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
@@ -74,8 +69,8 @@ def test_the_command_that_is_printed_trains_what_is_missing(
     words = shlex.split(comparison.command(Path("runs/baselines")))
     assert words[:3] == ["vqedge", "train", "recipes/tiny.yaml"]
     assert words[4:] == ["-o", f"runs/baselines/{comparison.folder}"]
-    config: TrainConfig = train_config_from_yaml(recipe, [words[3]])
-    assert difference(config.model, train_config_from_yaml(recipe).model) == comparison.name
+    config: TrainConfig = read_recipe(recipe, [words[3]])
+    assert difference(config.model, read_recipe(recipe).model) == comparison.name
 
 
 def test_comparisons_have_names_and_folders_of_their_own() -> None:

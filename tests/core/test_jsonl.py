@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqedge.config import JsonlConfig
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.jsonl import FileClip, JsonlClips, VideoFile, questions_from_jsonl
 from vqedge.data.sources import source_from_config
 from vqedge.errors import DatasetError
+from vqedge.recipe import JsonlConfig
 
 GOOD: dict[str, Any] = {"video": "a.mp4", "question": "Was läuft?", "answer": "ein Hund"}
 SPAN = {**GOOD, "start": 1.5, "end": 4, "kind": "span"}

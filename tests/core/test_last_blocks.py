@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from tiny_model import CONFIG, random_backbone
 from tiny_run import TINY_PARTS, config_for, kill_at, run
 
-from vqedge.config import EncoderConfig, ModelConfig, OptimConfig
+from vqedge.config import EncoderConfig, ModelConfig
 from vqedge.data.generated import GeneratedClips
 from vqedge.errors import CheckpointError
 from vqedge.model.checkpoint import MODEL, open_checkpoint
 from vqedge.model.last_blocks import LastBlocks
+from vqedge.recipe import OptimConfig
 from vqedge.training.folder import STATE
 
 BLOCKS, LAST = 2, 1

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny_model import CODES, CONFIG, FRAMES, GRID, random_codes, tiny_tokenizer
 
-from vqedge.config import OptimConfig
 from vqedge.data.cache import QuantizedClips
 from vqedge.data.clips import UNNAMED, Vocabulary
 from vqedge.data.generated import GeneratedClips, SceneClip
@@ -19,6 +18,7 @@ from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
 from vqedge.model.naming import NamingLoss
+from vqedge.recipe import OptimConfig
 from vqedge.training.naming_lesson import NamingLesson
 
 RED = MovingObject("red", "star", STILL, 0.24, (0.25, 0.25), 0.0)

@@ -33,7 +33,6 @@ from torch._inductor.exc import InductorError
 from typer.testing import CliRunner
 
 from vqedge.cli import app
-from vqedge.config import OptimConfig, train_config_from_yaml
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.checkpoint import (
     BRIDGE_PREFIX,
@@ -50,6 +49,7 @@ from vqedge.model.checkpoint import (
 from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
 from vqedge.model.llm import compile_blocks, hidden_states, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
+from vqedge.recipe import OptimConfig, read_recipe
 from vqedge.training.folder import LOG, STATE
 from vqedge.training.run import compiles, learning_rate_factor
 
@@ -472,7 +472,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_recipe_with_overrides(recipe: Path) -> None:
-    config = train_config_from_yaml(recipe, ["optim.steps=3", "output=runs/x", "model.llm.width=8"])
+    config = read_recipe(recipe, ["optim.steps=3", "output=runs/x", "model.llm.width=8"])
     assert (config.optim.steps, config.data.questions_per_clip, config.output) == (
         3,
         9,
@@ -483,7 +483,7 @@ def test_a_recipe_with_overrides(recipe: Path) -> None:
 
 def test_an_override_reaches_into_a_list(recipe: Path) -> None:
     sources = "data.sources=[{kind: world, seed: 1}, {kind: world, seed: 2}]"
-    config = train_config_from_yaml(recipe, [sources, "data.sources.1.clips=5"])
+    config = read_recipe(recipe, [sources, "data.sources.1.clips=5"])
     assert [entry.model_dump()["clips"] for entry in config.data.sources] == [4000, 5]
 
 
@@ -491,7 +491,7 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
     recipes = sorted((ROOT / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        assert train_config_from_yaml(path).model.quantizer.codes > 0
+        assert read_recipe(path).model.quantizer.codes > 0
 
 
 FAULTS = {
@@ -517,7 +517,7 @@ FAULTS = {
 @pytest.mark.parametrize("problem", FAULTS)
 def test_a_bad_override_is_named(recipe: Path, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        train_config_from_yaml(recipe, FAULTS[problem])
+        read_recipe(recipe, FAULTS[problem])
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -527,15 +527,15 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"bad\.yaml: ") as caught:
-        train_config_from_yaml(path, ["seed=1"])
+        read_recipe(path, ["seed=1"])
     assert "\n" not in str(caught.value)
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file; see recipes/tiny\.yaml"):
-        train_config_from_yaml(tmp_path / "none.yaml")
+        read_recipe(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="directory"):
-        train_config_from_yaml(tmp_path)
+        read_recipe(tmp_path)
 
 
 def test_the_command_says_what_is_wrong(recipe: Path) -> None:

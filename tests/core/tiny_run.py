@@ -26,10 +26,11 @@ from tiny_model import (
     tiny_tokenizer,
 )
 
-from vqedge.config import DataConfig, LlmConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
+from vqedge.config import LlmConfig, ModelConfig
 from vqedge.data.cache import ClipCache
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
+from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
 from vqedge.training.run import Run
 

@@ -25,11 +25,11 @@ import vqedge.train as training
 import vqedge.training.run as run
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
-from vqedge.config import JsonlConfig, TrainConfig, train_config_from_yaml
 from vqedge.data.jsonl import _Line
 from vqedge.data.render import frames_from_scene, write_mp4
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import DatasetError
+from vqedge.recipe import JsonlConfig, TrainConfig, read_recipe
 
 PAGE = (Path(__file__).parents[2] / "docs/train-your-own.md").read_text(encoding="utf-8")
 TRAIN, HELD_OUT, RECIPE = "mine/train.jsonl", "mine/held_out.jsonl", "mine/recipe.yaml"
@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def small_config(*overrides: str) -> TrainConfig:
     """The recipe of the page, small, with three clips of the world."""
-    config = train_config_from_yaml(Path(RECIPE), [*SMALL, *overrides])
+    config = read_recipe(Path(RECIPE), [*SMALL, *overrides])
     sources = tuple(
         entry if isinstance(entry, JsonlConfig) else entry.model_copy(update={"clips": 3})
         for entry in config.data.sources
@@ -132,7 +132,7 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
 
 
 def test_names_agree_across_files_recipe_and_commands(folder: Path) -> None:
-    config = train_config_from_yaml(Path(RECIPE))
+    config = read_recipe(Path(RECIPE))
     paths = [
         entry.path for entry in (*config.data.sources, *config.validation) if entry.kind == "jsonl"
     ]

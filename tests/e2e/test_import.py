@@ -20,10 +20,10 @@ from hf_maker import SPECIAL, write_llava
 import vqedge.cli
 from vqedge.bundle import open_bundle
 from vqedge.commands.frames import read_frames
-from vqedge.config import train_config_from_yaml
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import load_tensors
+from vqedge.recipe import read_recipe
 from vqedge.train import train
 from vqedge_export.assemble import assemble_bundle
 from vqedge_export.hf.importing import checkpoint_from_folder
@@ -161,7 +161,7 @@ def test_training_on_imported_weights_leaves_a_checkpoint_that_exports(
         "optim: {steps: 2, clips_per_step: 2, warmup_steps: 1, learning_rate: 0.05}\n"
     )
     with unittest.mock.patch.dict(os.environ, {"VQEDGE_CACHE": str(tmp_path / "cache")}):
-        trained = train(train_config_from_yaml(recipe), read_frames)
+        trained = train(read_recipe(recipe), read_frames)
     assert trained is not None
     assert trained.config == imported.config
     adapter = load_tensors(trained.path / "lora.safetensors")

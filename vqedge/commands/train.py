@@ -8,7 +8,7 @@ from pathlib import Path
 from vqedge.base.weights import encoder_weights
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import json_result, result, say
-from vqedge.config import train_config_from_yaml
+from vqedge.recipe import read_recipe
 
 
 def run_train(
@@ -25,7 +25,7 @@ def run_train(
     from vqedge_export.onnx_export import write_graph
 
     extra = [f"output={out}"] if out else []
-    settings = train_config_from_yaml(config, [*overrides, *extra])
+    settings = read_recipe(config, [*overrides, *extra])
     checkpoint = train(settings, read_frames, resume, minutes)
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process of a launcher speaks

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vqedge.config import JsonlConfig, PhotosConfig, SourceConfig, WorldConfig
 from vqedge.data.clips import ClipSource
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, JsonlClips
 from vqedge.data.photos import PhotoClips
 from vqedge.data.questions import kinds_by_weight
+from vqedge.recipe import JsonlConfig, PhotosConfig, SourceConfig, WorldConfig
 
 __all__ = ["FrameReader", "source_from_config"]
 

@@ -27,7 +27,7 @@ from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text
 from vqedge.data.photos import PhotoClips
 from vqedge.errors import DatasetError
 
-SYNTHETIC_SEED = 70_001  # training uses small seeds; see vqedge.config
+SYNTHETIC_SEED = 70_001  # training uses small seeds; see vqedge.recipe
 PHOTOS_SEED = 70_002
 _TEST_SPLIT = "test"
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqedge.config import EncoderConfig, OptimConfig
+from vqedge.config import EncoderConfig
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.quantizing import QuantizedBatch, TrainedReducer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.vit import ViT
+from vqedge.recipe import OptimConfig
 
 BACKBONE_PREFIX = "quantizer.vit."
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from vqedge.config import OptimConfig
 from vqedge.data.training import ClipBatch
+from vqedge.recipe import OptimConfig
 
 
 class QuantizedBatch(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from accelerate import Accelerator
 
 from vqedge.base.fetch import cache_root
-from vqedge.config import SourceConfig, TrainConfig
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
 from vqedge.data.features import FeatureCache
@@ -13,6 +12,7 @@ from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import Clock, progress
+from vqedge.recipe import SourceConfig, TrainConfig
 from vqedge.reducers import has_weights
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqedge.base.weights import carry_weights
-from vqedge.config import TrainConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
+from vqedge.recipe import TrainConfig
 from vqedge.training.curves import CURVES, draw_curves
 
 STATE, LOG = "training.safetensors", "metrics.jsonl"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vqedge.config import OptimConfig
 from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.training import ClipBatch, PatchLabels, TrainingClips, patch_labels
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.naming import NamingLoss
 from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
+from vqedge.recipe import OptimConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 
 from vqedge.base.weights import llm_weights
-from vqedge.config import TrainConfig
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.packing import PackedBatch, pack
@@ -37,6 +36,7 @@ from vqedge.model.vit import ViT
 from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock, progress
+from vqedge.recipe import TrainConfig
 from vqedge.training.folder import RunFolder
 from vqedge.training.naming_lesson import NamingLesson
 
