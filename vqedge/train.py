@@ -10,7 +10,10 @@ resumes at its last save and goes on exactly as if it had not been killed.
 
 from __future__ import annotations
 
+import gc
+
 import torch
+import torch.distributed
 from accelerate import Accelerator
 
 from vqedge.data.sources import FrameReader
@@ -58,3 +61,15 @@ def train(
     run = Run(config, folder, clips, held_out, quantizer.vit, accelerator)
     del quantizer
     return run.to_the_end(resume, clock)
+
+
+def leave_process_group() -> None:
+    """Part from a launcher's other processes, once `train` is done.
+
+    The group's threads may abort a process that ends while something holds the group, as the
+    replica of the model does.
+    """
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -31,7 +31,7 @@ from vqedge.data.cache import ClipCache
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
-from vqedge.train import train
+from vqedge.train import leave_process_group, train
 from vqedge.training.run import Run
 
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
@@ -119,3 +119,4 @@ if __name__ == "__main__":
         module, _, attribute = name.rpartition(".")
         setattr(import_module(module), attribute, part)
     run(config_for(Path(sys.argv[1])))
+    leave_process_group()

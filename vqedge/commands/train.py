@@ -21,12 +21,13 @@ def run_train(
     as_json: bool = False,
 ) -> None:
     """Train, then trace the encoder so that the checkpoint can be assembled without torch."""
-    from vqedge.train import train
+    from vqedge.train import leave_process_group, train
     from vqedge_export.onnx_export import write_graph
 
     extra = [f"output={out}"] if out else []
     settings = read_recipe(config, [*overrides, *extra])
     checkpoint = train(settings, read_frames, resume, minutes)
+    leave_process_group()
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process of a launcher speaks
     if checkpoint is None:
