@@ -25,7 +25,7 @@ import numpy.typing as npt
 from vqedge.bundle import open_bundle
 from vqedge.data.generated import GeneratedClips
 from vqedge.errors import VqedgeError
-from vqedge_export.flips import matched_share
+from vqedge.index_maps import matched_share
 from vqedge_runtime.encoders import ENCODERS
 from vqedge_runtime.encoders.auto import candidates
 

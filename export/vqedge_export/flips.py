@@ -20,6 +20,7 @@ import onnx
 import onnxruntime as ort
 
 from vqedge.errors import ExportError
+from vqedge.index_maps import matched_share
 from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES
 from vqedge_export.report import VariantParity
@@ -113,18 +114,6 @@ class _Seen:
             maps_differ=float(np.mean(self.maps)),
             feature_cosine=float(np.mean(self.cosines)),
         )
-
-
-def matched_share(a: Ids, b: Ids) -> float:
-    """Share of patches with the same id, after ids were renamed: largest overlaps first."""
-    overlap = np.zeros((a.max() + 1, b.max() + 1), np.int64)
-    np.add.at(overlap, (a, b), 1)
-    same = 0
-    for _ in range(min(overlap.shape)):
-        row, column = np.unravel_index(overlap.argmax(), overlap.shape)
-        same += int(overlap[row, column])
-        overlap[row, :], overlap[:, column] = 0, 0
-    return same / len(a)
 
 
 def _means(reading: Reading) -> Floats:

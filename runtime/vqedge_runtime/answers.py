@@ -83,6 +83,7 @@ class Answer:
         choice_scores: probability of every choice, empty without choices.
         generated_tokens: tokens of the answer.
         tokens_per_s: generation speed after the first token.
+        stopped: the model ended its answer; False where `max_tokens` did.
     """
 
     text: str
@@ -93,6 +94,7 @@ class Answer:
     choice_scores: dict[str, float] = field(default_factory=dict)
     generated_tokens: int = 0
     tokens_per_s: float = 0.0
+    stopped: bool = True
 
     def including_encoding(self, prefix_ms: float = 0.0) -> Answer:
         """The same answer with the video's own times added: what a cold ask costs.

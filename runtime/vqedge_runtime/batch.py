@@ -16,13 +16,13 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from vqedge.bundle import Manifest
-from vqedge.errors import VideoError, VqedgeError
+from vqedge.errors import VideoError, VqedgeError, VqtError, printable
 from vqedge.files import replacing
 from vqedge_runtime.encoders import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
 from vqedge_runtime.vqt import Header, VqtWriter, header_for
-from vqedge_runtime.vqt.file import vqt_errors
+from vqedge_runtime.vqt.file import most_segments, vqt_errors
 
 _SHORTEST_S = 0.5  # a shorter rest belongs to the window before it
 
@@ -119,13 +119,16 @@ class BatchEncoder:
         Yields:
             an outcome a job, in order.
         """
-        with ThreadPoolExecutor(self.workers) as pool:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
             decoded = self._decoded_ahead(pool, jobs)
             for job, clips in groupby(decoded, key=lambda item: item[0].job):
                 outcome = self._outcome(job, clips)
                 self._given_up.add(job)
                 self.on_progress(job, 1.0)
                 yield outcome
+        finally:
+            pool.shutdown(cancel_futures=True)  # nothing waits unless the caller gave up
 
     def _decoded_ahead(self, pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[_Ahead]:
         """All windows of all jobs in order, `workers` of them under way."""
@@ -153,6 +156,11 @@ class BatchEncoder:
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
             return
         spans = self._spans_of(job.video)
+        if len(spans) > (most := most_segments(header)):
+            raise VqtError(
+                f"{printable(str(job.video))}: {len(spans)} segments of {self.window_s:g} s, and "
+                f"one file surely holds {most}; choose longer ones with --segment"
+            )
         spec = self.manifest.encoder
         walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans))
         for number, span in enumerate(spans, start=1):
@@ -168,7 +176,8 @@ class BatchEncoder:
         count = _window_count(duration_s, self.window_s)
         if count == 1:
             return [(None, None)]
-        starts_s = [number * self.window_s for number in range(count)]
+        window_s = round(self.window_s * 1e6) / 1e6  # as the header says it
+        starts_s = [number * window_s for number in range(count)]
         return list(zip(starts_s, [*starts_s[1:], duration_s], strict=True))
 
     def _outcome(self, job: Job, clips: Iterator[_Ahead]) -> Outcome:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.index_maps import matched_share
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.encoders import Encoder, Frames
 from vqedge_runtime.tokens import TokenSet
@@ -19,8 +20,9 @@ SAFE_MARGIN = 1e-3
 class BackendFigures:
     """How far a backend is from the reference.
 
-    K-means lets one close call in an early round turn safe choices later, so a clip is the same or
-    it is not; `safe_ids_differ` counts by the reference's last round and is an upper bound.
+    K-means lets one close call in an early round change safe choices later, so a clip is the same
+    or it is not; `safe_ids_differ` counts by the reference's last round and is an upper bound.
+    In lower precision codes come in another order, so `maps_differ` is of codes that were matched.
 
     Attributes:
         backend: what ran, as it names itself.
@@ -30,6 +32,7 @@ class BackendFigures:
         ids_differ: share of patches with another id.
         safe_ids_differ: share of patches with another id although the margin was over 1e-3.
         margin_where_ids_differ: largest margin of such a patch.
+        maps_differ: share of patches on another part of the index map, codes matched.
         token_cosine: of the worst row in the clips that are the same; None if there are none.
         token_cosine_mean: of all rows that both have, in all clips.
     """
@@ -41,6 +44,7 @@ class BackendFigures:
     ids_differ: float
     safe_ids_differ: float
     margin_where_ids_differ: float
+    maps_differ: float
     token_cosine: float | None
     token_cosine_mean: float
 
@@ -49,12 +53,14 @@ class BackendFigures:
 class _Seen:
     differ: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     margins: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    maps: list[float] = field(default_factory=list)
     worst: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
 
     def add(self, wanted: TokenSet, found: TokenSet) -> None:
         differs = wanted.index_map != found.index_map
         self.differ.append(differs)
+        self.maps.append(1.0 - matched_share(wanted.index_map, found.index_map))
         assert wanted.margin is not None, "only a file has none"
         self.margins.append(wanted.margin)
         cosines = _row_cosines(wanted.rows, found.rows)
@@ -81,6 +87,7 @@ def compared(
         ids_differ=float(differ.mean()),
         safe_ids_differ=float((there > SAFE_MARGIN).sum() / differ.size),
         margin_where_ids_differ=float(there.max(initial=0.0)),
+        maps_differ=float(np.mean(seen.maps)),
         token_cosine=min(seen.worst, default=None),
         token_cosine_mean=float(np.mean(seen.cosines)),
     )

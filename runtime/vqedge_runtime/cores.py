@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -10,10 +11,25 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Cores of this process's affinity mask where the system has one, else all of them."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores of this process's affinity mask where the system has one, else all of them.
+
+    No more than a container's quota of CPU time lets run at once: threads beyond it would be
+    stopped while others wait for them.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores, quota_cores() or cores)
+
+
+def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Cores that the control group's quota amounts to, rounded up; None where there is none."""
+    with suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
+        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+    with suppress(OSError, ValueError):  # the first version of control groups
+        files = [root / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+        limit, period_us = (int(file.read_text(encoding="utf-8")) for file in files)
+        return max(1, math.ceil(limit / period_us)) if limit > 0 else None
+    return None
 
 
 def processor_name() -> str:

@@ -23,7 +23,8 @@ from vqedge.base.fetch import cache_root
 from vqedge.files import replacing
 
 SUFFIX = ".kv"
-_MAGIC = b"VQEDGEKV\x01"
+_KIND = b"VQEDGEKV"
+_MAGIC = _KIND + b"\x01"
 _MAC_BYTES = 32
 _SECRET_BYTES = 32
 _MOST_BYTES = 1 << 30
@@ -55,14 +56,23 @@ def read_kv(path: Path, identity: bytes) -> bytes | None:
 
 
 def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
-    """Write a file whole or not at all; whether that was possible."""
+    """Write a file whole or not at all, and over no file of another kind; whether it was done."""
     mac = _mac(identity, state)
     with suppress(OSError):
-        if mac is not None:
+        if mac is not None and not _is_of_others(path):
             with replacing(path) as temporary:
                 temporary.write_bytes(_MAGIC + mac + state)
             return True
     return False
+
+
+def _is_of_others(path: Path) -> bool:
+    """Whether something else lies there: `.kv` is the end of other programs' files, too."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_KIND)) != _KIND
+    except FileNotFoundError:
+        return False
 
 
 def _mac(identity: bytes, state: bytes) -> bytes | None:

@@ -96,7 +96,8 @@ class VideoQA:
         encoder: str = AUTO,
         threads: int | None = None,
         context: int = 2048,
-        gpu_layers: int = 0,
+        max_context: int | None = None,
+        gpu_layers: int | None = None,
     ) -> Self:
         """Open and verify a bundle and load its models.
 
@@ -105,9 +106,11 @@ class VideoQA:
             encoder: backend of the encoder, as `vqedge doctor` lists them; `auto` is the fastest
                 here, measured once.
             threads: CPU threads of both models; all that this process may use by default.
-            context: tokens that video, question and answer may take together.
-            gpu_layers: layers of the language model to put on a GPU, if llama.cpp was built for
-                one.
+            context: tokens to allocate room for at first; more are when a prompt needs them.
+            max_context: tokens that video, question and answer may take together; None for as
+                many as the language model was trained with, which is also the most.
+            gpu_layers: layers of the language model to keep on the GPU, -1 for all, 0 for the CPU
+                alone; None for all where llama.cpp was built for a GPU and finds one.
 
         Raises:
             BundleError: the bundle is missing, altered or of another version.
@@ -124,6 +127,7 @@ class VideoQA:
                 opened.path_of("llm"),
                 threads=threads,
                 context=context,
+                max_context=max_context,
                 gpu_layers=gpu_layers,
                 system=manifest.llm.system_prompt,
             )
@@ -381,6 +385,7 @@ class VideoQA:
             video,
             generated_tokens=result.generated_tokens,
             tokens_per_s=result.tokens_per_s,
+            stopped=result.stopped,
         )
 
     def _choice_answer(self, video: Video, scores: ChoiceScores, spent: Timings) -> Answer:

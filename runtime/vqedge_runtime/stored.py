@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from vqedge.bundle import Manifest
@@ -17,6 +18,7 @@ from vqedge_runtime.vqt import (
     Segment,
     VqtFile,
     check_fit,
+    is_vqt,
     open_vqt,
     vqt_bytes,
 )
@@ -47,7 +49,8 @@ def segment_from_codes(
 ) -> Segment:
     """A segment for a file; times that are not known are its start."""
     times = times_s or (start_s,) * len(codes.index_map)
-    start_us, duration_us = _us(start_s), _us(duration_s)
+    start_us = _us(start_s)
+    duration_us = _us(start_s + duration_s) - start_us  # the next one may begin where this ends
     return Segment(start_us, duration_us, tuple(map(_us, times)), codes)
 
 
@@ -55,9 +58,11 @@ def write_stored(path: Path, header: Header, segment: Segment) -> None:
     """Write a file of one segment, whole or not at all.
 
     Raises:
-        VqtError: it cannot be written.
+        VqtError: it cannot be written, or a file of another kind is there.
     """
     with vqt_errors(path), replacing(path) as temporary:
+        if path.exists() and not is_vqt(path):
+            raise VqtError("is there and no .vqt; give another name")
         temporary.write_bytes(vqt_bytes(header, [segment]))
 
 
@@ -91,6 +96,9 @@ def is_current(path: Path, header: Header) -> bool:
 
 
 def _number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
+    for flag, value in (("--start", start_s), ("--end", end_s)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise VqtError(f"{flag} {value} is not a time; give seconds from 0 up")
     spans = file.spans_us
     first_s, last_s = spans[0][0] / _MICROSECONDS, sum(spans[-1]) / _MICROSECONDS
     if start_s is None and end_s is None:

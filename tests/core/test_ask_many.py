@@ -26,7 +26,7 @@ def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLanguageModel:
     model = FakeLanguageModel()
     manifest = write_bundle(tmp_path / "fake.vqedge").manifest
     qa = VideoQA(FakeEncoder(32, 576), FakeBridge(576), model, manifest)
-    monkeypatch.setattr(command.VideoQA, "open", lambda *_, **__: qa)
+    monkeypatch.setattr(VideoQA, "open", lambda *_, **__: qa)
     monkeypatch.setattr(qa, "close", lambda: None)
     monkeypatch.setenv("VQEDGE_BUNDLE", str(tmp_path / "fake.vqedge"))
     return model
@@ -38,7 +38,7 @@ def folder(llm: FakeLanguageModel, tmp_path: Path) -> Path:
     write_demo(tmp_path / "demo.mp4")
     found = tmp_path / "clips"
     (found / "below").mkdir(parents=True)
-    with command.VideoQA.open("") as qa:
+    with VideoQA.open("") as qa:
         video = qa.encode(tmp_path / "demo.mp4", 8)
         for name in ("a.vqt", "below/b.vqt"):
             qa.save(video, found / name)
@@ -90,7 +90,23 @@ def test_a_file_that_cannot_be_read_is_named_and_stops_nothing(
     assert f"failed: {folder / 'c.vqt'}: not a .vqt file" in err
 
 
+def test_an_answer_is_one_line_of_three_fields(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "q.txt").write_text("\ufeffWhat\tis it?\n", encoding="utf-8")
+    llm.enqueue("Red,\nand\tround.")
+    llm.enqueue("Blue.")
+    command.ask(folder, None, questions=tmp_path / "q.txt")
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[1:] for row in lines] == [
+        ["What is it?", "Red, and round."],
+        ["What is it?", "Blue."],
+    ]
+
+
 def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one video"):
+        command.ask(folder, QUESTIONS[0], start=1.0)
     with pytest.raises(ConfigError, match="one video"):
         command.ask(folder, QUESTIONS[0], evidence=True)
     with pytest.raises(ConfigError, match="one video"):

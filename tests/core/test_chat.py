@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_bundle import write_bundle
 
 from vqedge.commands.chat import HELP, Chat
 from vqedge.data.demo import write_demo
-from vqedge.errors import VideoError
-from vqedge_runtime import VideoQA
+from vqedge.errors import VideoError, VqtError
+from vqedge_runtime import DecodingOptions, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.session import AnswerStream
+from vqedge_runtime.vqt import is_vqt
 
 
 @pytest.fixture
@@ -100,3 +104,46 @@ def test_ids_are_shown(qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[st
 def test_a_first_video_that_cannot_be_read(qa: VideoQA) -> None:
     with pytest.raises(VideoError, match=r"none\.mp4: no such file"):
         Chat(qa, Path("none.mp4"))
+
+
+def test_saving_writes_over_no_video(qa: VideoQA, clip: Path, tmp_path: Path) -> None:
+    before = clip.read_bytes()
+    Chat(qa, clip).talk(iter([f"/save {clip}"]))
+    assert clip.read_bytes() == before
+    assert is_vqt(tmp_path / "demo.mp4.vqt")
+    with pytest.raises(VqtError, match=r"demo\.mp4: is there and no \.vqt"):
+        qa.save(qa.encode(clip), clip)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_interrupt_ends_the_answer_and_at_a_terminal_no_more(
+    qa: VideoQA,
+    clip: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    pieces = AnswerStream.__next__
+
+    def interrupted(_: AnswerStream) -> str:
+        monkeypatch.setattr(AnswerStream, "__next__", pieces)
+        raise KeyboardInterrupt
+
+    assert isinstance(qa.llm, FakeLanguageModel)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setattr(AnswerStream, "__next__", interrupted)
+    for text in ("Never heard.", "Red."):
+        qa.llm.enqueue(text)
+    with nullcontext() if terminal else pytest.raises(KeyboardInterrupt):
+        Chat(qa, clip).talk(iter(["What?", "What color?"]))
+    assert capsys.readouterr().out == ("\nRed.\n" if terminal else "")
+
+
+def test_an_answer_that_was_cut_is_told(
+    qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    qa.llm.enqueue("One two three four five.")
+    Chat(qa, clip, options=DecodingOptions(max_tokens=2)).talk(iter(["What?"]))
+    out, err = capsys.readouterr()
+    assert "cut after 2 tokens; --max-tokens allows longer answers" in err and "five" not in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -250,6 +251,28 @@ def test_a_library_that_is_not_installed(
     monkeypatch.setattr(VideoQA, "open", missing)
     found = run("ask", clip, "What?", "-m", "x.vqedge")
     assert_one_line(found, "gguf is not installed; pip install 'vqedge[assemble]'")
+
+
+def test_the_version_is_printed(run: Any) -> None:
+    found = run("--version")
+    assert (found.code, found.out) == (0, f"vqedge {vqedge.__version__}\n")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_verbose_is_taken_anywhere(run: Any, bundle: FakeBundle, clip: Path, before: bool) -> None:
+    bundle.llm.enqueue("Red.")
+    arguments = ["ask", clip, "What?", "-m", bundle.path]
+    assert run(*(["--verbose", *arguments] if before else [*arguments, "--verbose"])).code == 0
+
+
+def test_names_and_questions_that_are_no_unicode_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, given = io.BytesIO(), io.BytesIO(b"What\xff?")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given, encoding="utf-8"))
+    vqedge.cli._take_any_text()
+    print(os.fsdecode(b"caf\xe9.vqt"), flush=True)
+    assert out.getvalue() == b"caf\xe9.vqt\n"
+    assert sys.stdin.read() == "What\ufffd?"
 
 
 # ---- 3: our fault; and --debug

@@ -266,12 +266,24 @@ def test_segments(run: Any, clip: Path, qa: VideoQA) -> None:
     assert (part.start_s, part.duration_s, part.budget) == (1.0, 1.0, 32)
 
 
-@pytest.mark.parametrize(("segment_s", "count"), [(2.0, 2), (2.6, 1), (2.4, 2), (60, 1), (0.3, 10)])
+@pytest.mark.parametrize(
+    ("segment_s", "count"), [(2.0, 2), (2.6, 1), (2.4, 2), (60, 1), (0.3, 10), (0.6666667, 4)]
+)
 def test_a_short_rest_is_no_segment(run: Any, clip: Path, segment_s: float, count: int) -> None:
     run("encode", clip, "-o", "a.vqt", "--segment", segment_s)
     spans = open_vqt(Path("a.vqt")).spans_us
     assert sum(length for _, length in spans) == 3_000_000
     assert len(spans) == count
+
+
+def test_segments_that_no_file_holds_are_refused_before_any_work(
+    run: Any, clip: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqedge_runtime.vqt.file.MAX_SEGMENTS", 9)
+    words = complaint(run("encode", clip, "-o", "a.vqt", "--segment", "0.3"))
+    assert "10 segments of 0.3 s, and one file surely holds 9" in words and "--segment" in words
+    assert "give seconds" in complaint(run("encode", clip, "-o", "a.vqt", "--segment", "inf"))
+    assert encoder.calls == 0
 
 
 @pytest.mark.parametrize("workers", [1, 5])

@@ -207,3 +207,10 @@ def test_search_as_json(run: Any, clip: Path) -> None:
     Path("empty").mkdir()
     document = json.loads(run("search", clip, "empty", "--novel", "--json").out[-1])
     assert [item["nearest"] for item in document["novel"]] == [None] * 4
+
+
+def test_a_picture_is_not_drawn_over_its_video(run: Any, clip: Path) -> None:
+    before = clip.read_bytes()
+    found = run("viz", clip, "-o", clip)
+    assert found.code == 1 and "that is the video itself" in found.err
+    assert clip.read_bytes() == before

@@ -15,8 +15,9 @@ from tiny_export import BothArrays
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ConfigError, ExportError
+from vqedge.index_maps import matched_share
 from vqedge_export.assemble import check_precision
-from vqedge_export.flips import OnnxReader, Reading, compared, matched_share
+from vqedge_export.flips import OnnxReader, Reading, compared
 from vqedge_export.graph import filled
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.layers import column_scales, linear_layers, quantised_columns

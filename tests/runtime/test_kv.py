@@ -54,11 +54,19 @@ def test_another_identity_or_another_users_file_is_stale(
 @given(place=st.integers(0, 9 + 32 + len(STATE) - 1), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_damaged_file_is_stale(tmp_path: Path, place: int, bit: int, cut: bool) -> None:
     path = tmp_path / "clip.kv"
+    path.unlink(missing_ok=True)
     write_kv(path, b"who", STATE)
     data = bytearray(path.read_bytes())
     data[place] ^= 1 << bit
     path.write_bytes(data[:place] if cut else data)
     assert read_kv(path, b"who") is None
+
+
+def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "main.kv"
+    path.write_text("Button:\n    text: 'Kivy'\n")
+    assert not write_kv(path, b"who", STATE)
+    assert path.read_text().startswith("Button")
 
 
 def test_where_nothing_can_be_written_nothing_is(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vqedge.errors import SearchError
+from vqedge.errors import SearchError, VqtError
 from vqedge_runtime.search import Query, ask_folder, duplicates, novel, similar, space_of
 from vqedge_runtime.search.bounds import basis_from_values, most_alike, split
+from vqedge_runtime.search.index import codes_from_blobs
 from vqedge_runtime.search.measure import (
     Features,
     alignment,
@@ -352,3 +354,21 @@ def test_the_bench_runs_and_agrees(
     assert bench.main() == 0
     assert '"equal": true' in capsys.readouterr().out
     assert out.read_text().startswith('{"clips": 40')
+
+
+def test_a_file_that_failed_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(path: Path) -> Any:
+        raise VqtError(f"{path}: no rights; check the path and its rights")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vqedge_runtime.search.index.open_vqt", unreadable)
+        state = ask_folder(folder, lambda _: None)[0]
+        assert (state.clips, len(state.bad)) == (0, CLIPS)
+    state = ask_folder(folder, lambda _: None)[0]
+    assert (state.clips, state.bad, state.read) == (CLIPS, (), 0)
+
+
+def test_a_map_from_a_hostile_index_is_not_unpacked_whole() -> None:
+    packed = zlib.compress(bytes(1 << 28))
+    with pytest.raises(ValueError, match="patches"):
+        codes_from_blobs(b"", packed, "kmeans", 1)

@@ -235,3 +235,10 @@ def test_a_name_of_no_format_and_a_place_that_is_not_there(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="No such file or directory"):
         write_picture(picture(), tmp_path / "none/a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_hostile_file_gets_no_timeline_of_gigabytes() -> None:
+    many = np.zeros((65_535, 1, 1), np.int32)
+    codes = Codes(many, np.zeros((4_096, 1), np.float16))
+    with pytest.raises(ConfigError, match="too many to draw"):
+        Picture("hostile", codes, (0.0,) * 65_535, 0.0, 1.0)

@@ -6,6 +6,7 @@ and nowhere else: exit code 1 for what the user can fix, 2 for wrong usage, 3 fo
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -16,16 +17,18 @@ from vqedge.errors import VqedgeError, printable
 
 __all__ = ["app", "asking", "main", "making", "measuring"]
 
-_DEBUG = "--debug"  # taken at any place, before or after the command
+_DEBUG, _VERBOSE = "--debug", "--verbose"
+_ANYWHERE = (_DEBUG, _VERBOSE)  # taken before or after the command
 
 
 def main() -> None:
     """Run the command line; the only place where errors become exit codes."""
+    _take_any_text()
     arguments = sys.argv[1:]
-    debug = _DEBUG in arguments
+    flags = [flag for flag in _ANYWHERE if flag in arguments]
     try:
-        words = [word for word in arguments if word != _DEBUG]
-        app(args=[_DEBUG, *words] if debug else words, prog_name="vqedge")
+        words = [word for word in arguments if word not in _ANYWHERE]
+        app(args=[*flags, *words], prog_name="vqedge")
     except VqedgeError as error:
         _fail(error, USER_ERROR, f"vqedge: {error}")
     except KeyboardInterrupt:
@@ -40,6 +43,14 @@ def main() -> None:
         what = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         line = f"vqedge: internal error: {what}; please report it (--debug for more)"
         _fail(error, INTERNAL_ERROR, line)
+
+
+def _take_any_text() -> None:
+    """A file's name or a question that is not of the terminal's encoding ends no command."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            unicode = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors=errors if unicode else "replace")
 
 
 def _fail(error: BaseException, code: int, line: str) -> None:

@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
+from vqedge import __version__
+
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 3, 130  # exit codes; wrong usage, 2, is click's
 
 app = typer.Typer(
     name="vqedge",
-    help="Ask videos questions on the device: a video becomes 32 discrete tokens for a small LLM.",
+    help="Ask questions about a video, on the device: it becomes 8 to 64 discrete tokens, which a "
+    "small quantised LLM reads.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,12 +24,22 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vqedge {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show progress of libraries on stderr.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_tell_version, help="Print it."),
+    ] = False,
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from vqedge.cli.app import app
-from vqedge.cli.options import BackendOption, BundleOption, JsonOption, ThreadsOption
+from vqedge.cli.options import (
+    BackendOption,
+    BundleOption,
+    GpuLayersOption,
+    JsonOption,
+    MaxTokensOption,
+    SeedOption,
+    TemperatureOption,
+    ThreadsOption,
+)
 
 
 @app.command()
@@ -28,11 +37,12 @@ def ask(
     ] = None,
     start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")] = 0,
+    max_tokens: MaxTokensOption = 64,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the answer in one piece.")
     ] = False,
@@ -60,6 +70,7 @@ def ask(
     Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
     from vqedge.commands.ask import ask as run
+    from vqedge.commands.session import RunsOn
     from vqedge_runtime.llm import DecodingOptions
 
     options = DecodingOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -72,8 +83,7 @@ def ask(
         start=start,
         end=end,
         options=options,
-        backend=backend,
-        threads=threads,
+        runs_on=RunsOn(backend, threads, gpu_layers),
         as_json=as_json,
         stream=not no_stream,
         evidence=evidence,
@@ -91,6 +101,10 @@ def chat(
     ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
+    max_tokens: MaxTokensOption = 64,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     history: Annotated[
         bool, typer.Option("--history", help="Let questions refer to earlier ones.")
     ] = False,
@@ -100,8 +114,17 @@ def chat(
     Example: vqedge chat clip.mp4 -m tiny.vqedge
     """
     from vqedge.commands.chat import chat as run
+    from vqedge.commands.session import RunsOn
+    from vqedge_runtime.llm import DecodingOptions
 
-    run(video, bundle, budget=budget, backend=backend, threads=threads, history=history)
+    run(
+        video,
+        bundle,
+        budget=budget,
+        runs_on=RunsOn(backend, threads, gpu_layers),
+        options=DecodingOptions(max_tokens=max_tokens, temperature=temperature, seed=seed),
+        history=history,
+    )
 
 
 @app.command()
@@ -178,6 +201,7 @@ def viz(
     end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a video's tokens: frames, the codes over them, and when each code occurs.
@@ -186,10 +210,11 @@ def viz(
 
     Example: vqedge viz clip.mp4 -o clip.html --question "Which way does the circle move?"
     """
+    from vqedge.commands.session import RunsOn
     from vqedge.commands.viz import VizOptions
     from vqedge.commands.viz import viz as run
 
-    options = VizOptions(question, budget, start, end, backend, threads)
+    options = VizOptions(question, budget, start, end, RunsOn(backend, threads, gpu_layers))
     run(video, out, bundle, options=options, as_json=as_json)
 
 

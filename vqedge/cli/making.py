@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from vqedge.cli.app import app
-from vqedge.cli.options import CapabilitiesOption, JsonOption, PluginOption, PrecisionOption
+from vqedge.cli.options import (
+    CapabilitiesOption,
+    JsonOption,
+    LlmQuantOption,
+    PluginOption,
+    PrecisionOption,
+)
 
 
 @app.command()
@@ -88,14 +94,14 @@ def export(
     target: Annotated[
         str | None,
         typer.Option(
-            help="onnx and gguf, which are always made; gguf-vocab: the GGUF reads videos as "
-            "words; tensorrt, tensorrt-rtx: engines; all: every engine."
+            help="More than ONNX and GGUF, several with commas: gguf-vocab (the GGUF reads videos "
+            "as words), tensorrt, tensorrt-rtx (engines), all (every engine)."
         ),
     ] = None,
     precision: PrecisionOption = None,
     sm: CapabilitiesOption = None,
     plugin: PluginOption = None,
-    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    llm_quant: LlmQuantOption = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
     plugin_node: Annotated[
         bool,
@@ -137,7 +143,7 @@ def export(
 def assemble(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
-    llm_quant: Annotated[str | None, typer.Option(help="F16, Q8_0, Q4_K_M or Q4_0.")] = None,
+    llm_quant: LlmQuantOption = None,
     precision: PrecisionOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle.")

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from vqedge.cli.app import USER_ERROR, app
-from vqedge.cli.options import BackendOption, BundleOption, JsonOption, ThreadsOption
+from vqedge.cli.options import (
+    BackendOption,
+    BundleOption,
+    GpuLayersOption,
+    JsonOption,
+    ThreadsOption,
+)
 
 
 @app.command("eval")
@@ -48,6 +54,7 @@ def evaluate(
     ] = Path("runs/reducers"),
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     show: Annotated[bool, typer.Option("--show", help="Print every answer on stderr.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,6 +78,7 @@ def evaluate(
         return
     from vqedge.budget import budget_from_text
     from vqedge.commands.evaluate import run_eval
+    from vqedge.commands.session import RunsOn
 
     run_eval(
         suite,
@@ -80,8 +88,7 @@ def evaluate(
         budget=budget_from_text(budget),
         videos=videos,
         baselines=baselines_dir if baselines else None,
-        backend=backend,
-        threads=threads,
+        runs_on=RunsOn(backend, threads, gpu_layers),
         show=show,
         as_json=as_json,
     )
@@ -96,12 +103,19 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time every stage, cold and asked again, against the unreduced patch tokens."""
-    from vqedge.commands.bench import run_bench
+    """Time every stage, cold and asked again, against the unreduced patch tokens.
 
-    run_bench(video, bundle, runs=runs, backend=backend, threads=threads, as_json=as_json)
+    Example: vqedge bench clip.mp4 -m tiny.vqedge --runs 9
+    """
+    from vqedge.commands.bench import run_bench
+    from vqedge.commands.session import RunsOn
+
+    run_bench(
+        video, bundle, runs=runs, runs_on=RunsOn(backend, threads, gpu_layers), as_json=as_json
+    )
 
 
 @app.command()
@@ -111,7 +125,10 @@ def inspect(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a file or folder holds."""
+    """Show what a file or folder holds.
+
+    Example: vqedge inspect tiny.vqedge
+    """
     from vqedge.commands.inspect import run_inspect
 
     run_inspect(path, as_json=as_json)
@@ -122,7 +139,12 @@ def doctor(
     bundle: BundleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that this machine can answer questions; every line that fails says its fix."""
+    """Check that this machine can answer questions; every line that fails says its fix.
+
+    Exits with 1 if it cannot.
+
+    Example: vqedge doctor -m tiny.vqedge
+    """
     from vqedge.commands.doctor import run_doctor
 
     if not run_doctor(bundle, as_json=as_json):
@@ -137,7 +159,10 @@ def fetch(
     verify: Annotated[bool, typer.Option("--verify", help="Hash cached files in full.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Download base weights into the cache, pinned by sha256."""
+    """Download base weights into the cache, pinned by sha256.
+
+    Example: vqedge fetch && vqedge assemble models/tiny -o tiny.vqedge
+    """
     from vqedge.commands.fetch import run_fetch
 
     run_fetch(name, verify=verify, as_json=as_json)

@@ -13,7 +13,7 @@ BundleOption = Annotated[
         "-m",
         "--model",
         metavar="BUNDLE",
-        help="Bundle to use [default: $VQEDGE_BUNDLE or build/tiny.vqedge].",
+        help="Bundle to use [default: $VQEDGE_BUNDLE, tiny.vqedge or build/tiny.vqedge].",
     ),
 ]
 JsonOption = Annotated[
@@ -30,12 +30,30 @@ BackendOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads [default: all usable].")
 ]
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")]
+GpuLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        "-ngl",
+        min=-1,
+        metavar="N",
+        help="Layers of the language model on the GPU; -1 is all [default: all, where llama.cpp "
+        "was built for a GPU].",
+    ),
+]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Of the ViT: int8, fp16 or fp32 [default: int8 beside fp32 in ONNX, fp32 of what was "
-        "imported; fp16 in engines]. ONNX always holds fp32 as well."
+        help="Of the ViT: int8 or fp32, in engines fp16 too [default: int8, fp32 of what was "
+        "imported, fp16 in engines]. ONNX always holds fp32 as well."
     ),
+]
+LlmQuantOption = Annotated[
+    str | None,
+    typer.Option(help="Of the language model: F16, Q8_0, Q4_K_M or Q4_0 [default: Q8_0]."),
 ]
 CapabilitiesOption = Annotated[
     str | None,

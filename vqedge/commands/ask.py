@@ -10,10 +10,11 @@ from typing import Any
 from vqedge.budget import budget_from_text
 from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import json_result, result, say
+from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.errors import ConfigError, PromptError, VqedgeError
 from vqedge.prompt import question_text
-from vqedge_runtime import Answer, DecodingOptions, VideoQA
+from vqedge_runtime import Answer, DecodingOptions
 from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.kv import kv_path
 from vqedge_runtime.vqt import Origin, is_vqt
@@ -29,8 +30,7 @@ def ask(
     start: float | None = None,
     end: float | None = None,
     options: DecodingOptions | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
+    runs_on: RunsOn = BEST_HERE,
     as_json: bool = False,
     stream: bool = True,
     evidence: bool = False,
@@ -44,12 +44,13 @@ def ask(
         raise ConfigError("--evidence and --choices are for one question about one video")
     if keep_kv and (many or not is_vqt(video)):
         raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
+    if is_many(video) and (start, end) != (None, None):
+        raise ConfigError("--start and --end are for one video, and this is a folder of .vqt")
     if questions is not None and question is not None:
         raise ConfigError("give a question or --questions, not both")
     asked = questions_from_file(questions) if questions else [_question(question)]
     words = asked[0]
-    with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
-        say(str(qa.backend))
+    with open_session(bundle, runs_on) as qa:
         if many:
             limit, span = budget_from_text(budget), (start, end)
             ask_many(qa, video, asked, limit, span, options_or_default, as_json)
@@ -89,6 +90,7 @@ def document_of(answer: Answer, evidence: Evidence | None = None) -> dict[str, A
         "video": {"duration_s": round(video.duration_s, 6), "frames": video.frames},
         "tokens_before": video.tokens.patches,
         "generated_tokens": answer.generated_tokens,
+        "stopped": answer.stopped,
     }
     if answer.choice_scores:
         document["choices"] = answer.choice_scores
@@ -115,6 +117,13 @@ def _print_text(answer: Answer, streamed: bool) -> None:
         f"{answer.tokens} of {answer.video.tokens.patches} visual tokens; "
         f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms"
     )
+    say_if_cut(answer)
+
+
+def say_if_cut(answer: Answer) -> None:
+    """Tell that an answer is not all that the model had to say."""
+    if not answer.stopped:
+        say(f"cut after {answer.generated_tokens} tokens; --max-tokens allows longer answers")
 
 
 def _question(question: str | None) -> str:

@@ -48,7 +48,7 @@ def questions_from_file(path: Path) -> list[str]:
         PromptError: it cannot be read, or holds none.
     """
     try:
-        text = sys.stdin.read() if path == _STDIN else path.read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == _STDIN else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(
             f"--questions {path}: {error}; give a text file, a question a line"
@@ -84,7 +84,7 @@ def ask_many(
             if as_json:
                 rows.append(_row(item, answer))
             else:
-                result("\t".join((_name(item), item.question, answer.text)))
+                result("\t".join(map(_field, (_name(item), item.question, answer.text))))
     if as_json:
         spent_ms = round((time.perf_counter() - began) * 1e3, 3)
         json_result(
@@ -98,6 +98,11 @@ def ask_many(
     _report(failed, len(clips))
 
 
+def _field(text: str) -> str:
+    """Without tabs and line breaks: an answer is one line of three fields."""
+    return " ".join(text.split())
+
+
 def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
     return {
         "video": str(item.clip.path),
@@ -106,6 +111,7 @@ def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
         "question": item.question,
         "answer": answer.text,
         "tokens": answer.tokens,
+        "stopped": answer.stopped,
     }
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from vqedge.bundle import open_bundle
 from vqedge.commands.frames import read_frames
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import bundle_or_default, json_result, result
+from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.demo import write_demo
-from vqedge_runtime import VideoQA
+from vqedge.errors import ConfigError
 from vqedge_runtime.bench import run, side_by_side
 from vqedge_runtime.cores import processor_name, usable_cores
 from vqedge_runtime.llm.build_flags import cpu_flags
+from vqedge_runtime.vqt import is_vqt
 
 _PACKAGES = ("vqedge", "onnxruntime", "onnxruntime-gpu", "openvino", "llama-cpp-python", "av")
 # of x86: what encoders in int8 and bfloat16 are fast by
@@ -28,22 +30,26 @@ def run_bench(
     bundle: Path | None = None,
     *,
     runs: int = 5,
-    backend: str = "auto",
-    threads: int | None = None,
+    runs_on: RunsOn = BEST_HERE,
     as_json: bool = False,
 ) -> None:
-    """Time a clip, or the demo clip if none is given."""
+    """Time a clip, or the demo clip if none is given.
+
+    Raises:
+        ConfigError: a `.vqt`: what would be timed first is done already.
+    """
+    if video is not None and is_vqt(video):
+        raise ConfigError(f"{video}: a .vqt is encoded already; give a video")
     with tempfile.TemporaryDirectory() as folder:
         clip = video or Path(folder) / "demo.mp4"
         if video is None:
             write_demo(clip)
-        with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
-            say(str(qa.backend))
+        with open_session(bundle, runs_on) as qa:
             document = run(qa, clip, runs)
             spec = qa.manifest.encoder
         opened = open_bundle(bundle_or_default(bundle), verify=False)
         frames = read_frames(clip, spec.frames, spec.size)
-        document["encoders"] = side_by_side(opened, frames, runs, threads)
+        document["encoders"] = side_by_side(opened, frames, runs, runs_on.threads)
     document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
     if as_json:
         json_result(document)

@@ -9,9 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from vqedge.budget import Budget, budget_from_text
-from vqedge.commands.output import bundle_or_default, result, say
+from vqedge.commands.ask import say_if_cut
+from vqedge.commands.encode import with_suffix
+from vqedge.commands.output import result, say
+from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.errors import ConfigError, VqedgeError
-from vqedge_runtime import Video, VideoQA
+from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
 
 HELP = """\
@@ -31,8 +34,8 @@ def chat(
     bundle: Path | None = None,
     *,
     budget: str | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
+    runs_on: RunsOn = BEST_HERE,
+    options: DecodingOptions | None = None,
     history: bool = False,
 ) -> None:
     """Answer every line of standard input; what cannot be done is said and ends nothing.
@@ -40,9 +43,8 @@ def chat(
     Raises:
         VideoError: the first video cannot be read.
     """
-    with VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads) as qa:
-        say(str(qa.backend))
-        Chat(qa, video, budget_from_text(budget), history).talk(_lines())
+    with open_session(bundle, runs_on) as qa:
+        Chat(qa, video, budget_from_text(budget), history, options).talk(_lines())
 
 
 class Chat:
@@ -53,12 +55,18 @@ class Chat:
         video: what to begin with.
         budget: most tokens of a video.
         history: let the model read earlier turns about the video, the last eight.
+        options: how to pick tokens; greedy by default.
     """
 
     def __init__(
-        self, qa: VideoQA, video: Path, budget: Budget | None = None, history: bool = False
+        self,
+        qa: VideoQA,
+        video: Path,
+        budget: Budget | None = None,
+        history: bool = False,
+        options: DecodingOptions | None = None,
     ) -> None:
-        self.qa, self.budget, self.history = qa, budget, history
+        self.qa, self.budget, self.history, self.options = qa, budget, history, options
         self._turns: deque[Exchange] = deque(maxlen=_MOST_TURNS)
         self.video = self._encoded(video)
         self._commands: dict[str, Callable[[str], None]] = {
@@ -90,13 +98,22 @@ class Chat:
         self._commands[name](rest.strip())
 
     def _answer(self, question: str) -> None:
-        stream = self.qa.stream(self.video, question, history=self._turns if self.history else ())
-        for piece in stream:
-            result(piece, end="")
+        turns = self._turns if self.history else ()
+        stream = self.qa.stream(self.video, question, options=self.options, history=turns)
+        try:
+            for piece in stream:
+                result(piece, end="")
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            stream.close()  # ends the answer, not the talk
+            result("")
+            return
         result("")
         self._turns.append(Exchange(question, stream.answer.text))
         timings = stream.answer.timings
         say(f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms")
+        say_if_cut(stream.answer)
 
     def _switch(self, path: str) -> None:
         if not path:
@@ -113,8 +130,9 @@ class Chat:
     def _save(self, path: str) -> None:
         if not path:
             raise ConfigError("/save: give a path, as /save clip.vqt")
-        self.qa.save(self.video, Path(path))
-        say(f"{path}: {Path(path).stat().st_size} bytes")
+        out = with_suffix(Path(path))
+        self.qa.save(self.video, out)
+        say(f"{out}: {out.stat().st_size} bytes")
 
     def _show_tokens(self, _rest: str) -> None:
         tokens = self.video.tokens

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vqedge.budget import ADAPTIVE
 from vqedge.bundle import Bundle, Manifest, rewritten
 from vqedge.checkpoint import PARITY
+from vqedge.errors import ParityError
 
 if TYPE_CHECKING:
     from vqedge_runtime.encoders import Encoder, Frames
@@ -22,10 +23,11 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, dict[str, Any
     """Measure a backend on this machine and write the figures into the bundle's parity report.
 
     Raises:
+        ParityError: its index maps are others; the report says how far.
         BackendUnavailable: it cannot run here.
         BundleError: the bundle cannot be written.
     """
-    from vqedge_export.report import with_backend
+    from vqedge_export.report import MOST_MAPS_DIFFER, with_backend
     from vqedge_runtime.bridge import open_bridge
     from vqedge_runtime.compare import compared
     from vqedge_runtime.encoders import open_encoder
@@ -39,8 +41,13 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, dict[str, Any
         stack.callback(bridge.close)
         figures = compared(opened[0], opened[1], bridge, _clips(bundle.manifest))
     report = with_backend(bundle, backend, asdict(figures))
-    named = {backend: asdict(figures)}
-    return rewritten(bundle, {PARITY: report.to_json().encode()}), named
+    changed = rewritten(bundle, {PARITY: report.to_json().encode()})
+    if not figures.maps_differ <= MOST_MAPS_DIFFER:
+        raise ParityError(
+            f"{figures.backend}: maps_differ {figures.maps_differ:.4g}, at most "
+            f"{MOST_MAPS_DIFFER:g} allowed; {PARITY} has the figures, use another backend"
+        )
+    return changed, {backend: asdict(figures)}
 
 
 def _clips(manifest: Manifest) -> Iterator[tuple[Frames, int]]:

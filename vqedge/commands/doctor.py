@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vqedge import __version__
 from vqedge.base.fetch import cache_root, cached
 from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.bundle import Bundle, open_bundle
@@ -54,6 +55,10 @@ def run_doctor(bundle: Path | None = None, *, as_json: bool = False) -> bool:
     else:
         _print_table(findings)
     return healthy
+
+
+def _vqedge(_: Path | None) -> Iterator[Finding]:
+    yield Finding("vqedge", __version__, "any", True)
 
 
 def _python(_: Path | None) -> Iterator[Finding]:
@@ -134,9 +139,7 @@ def _bundle(bundle: Path | None) -> Iterator[Finding]:
     try:
         opened = open_bundle(bundle_or_default(bundle))
     except BundleError as error:
-        yield Finding(
-            "bundle", str(error), "an intact bundle", False, fix, required=bundle is not None
-        )
+        yield Finding("bundle", str(error), "an intact bundle", False, fix)
         return
     yield Finding("bundle", str(opened.root), "an intact bundle", True)
 
@@ -179,6 +182,7 @@ def _base_weights(_: Path | None) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (
+    _vqedge,
     _python,
     _libraries,
     _backends,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -62,6 +63,8 @@ def encode(
     if out is None:
         raise ConfigError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
     settings = options or EncodeOptions()
+    if settings.segment_s is not None and not math.isfinite(settings.segment_s):
+        raise ConfigError(f"--segment {settings.segment_s}: give seconds, as 10")
     opened = open_bundle(bundle_or_default(bundle))
     header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
@@ -147,13 +150,13 @@ def _jobs(videos: Sequence[Path], out: Path) -> Iterator[list[Job]]:
         if len(videos) > 1:
             raise ConfigError("-: standard input is one video; give it alone")
         with _stdin_file(sys.stdin.buffer) as path:
-            yield [Job(path, _with_suffix(out))]
+            yield [Job(path, with_suffix(out))]
         return
     found = list(dict.fromkeys(pair for video in videos for pair in _found(video)))
     if not found:
         raise VideoError(f"{videos[0]}: no videos in this folder; give the files themselves")
     if len(found) == 1 and not _means_folder(out) and not _holds_videos(videos[0]):
-        yield [Job(found[0][0], _with_suffix(out))]
+        yield [Job(found[0][0], with_suffix(out))]
         return
     if out.suffix.lower() == SUFFIX or out.is_file():
         raise ConfigError(f"-o {out}: {len(found)} videos go to a folder; give its name")
@@ -190,7 +193,8 @@ def _means_folder(out: Path) -> bool:
     return out.is_dir() or str(out).endswith(os.sep)
 
 
-def _with_suffix(out: Path) -> Path:
+def with_suffix(out: Path) -> Path:
+    """A name that ends in `.vqt`: no video is written over."""
     return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + SUFFIX)
 
 

@@ -18,7 +18,8 @@ from vqedge.commands.baselines import (
     steps_of,
 )
 from vqedge.commands.frames import read_frames
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import json_result, result, say
+from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
 from vqedge.errors import ConfigError
@@ -83,8 +84,7 @@ def run_eval(
     budget: Budget | None = None,
     videos: Path | None = None,
     baselines: Path | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
+    runs_on: RunsOn = BEST_HERE,
     show: bool = False,
     as_json: bool = False,
 ) -> None:
@@ -92,7 +92,7 @@ def run_eval(
     items = suite_items(suite, limit, videos)
     on_item = _show if show else lambda *_: None
     with ExitStack() as stack:
-        answerer = _answerer(stack, bundle, checkpoint, budget, backend, threads)
+        answerer = _answerer(stack, bundle, checkpoint, budget, runs_on)
         others = baselines_of(answerer, checkpoint, baselines, budget) if baselines else []
         steps = steps_of(checkpoint) if checkpoint else None
         report = report_of(Subject(suite, lambda: answerer, steps), suite, items, on_item)
@@ -110,17 +110,13 @@ def _answerer(
     bundle: Path | None,
     checkpoint: Path | None,
     budget: Budget | None,
-    backend: str,
-    threads: int | None,
+    runs_on: RunsOn,
 ) -> PerturbedAnswerer:
     if checkpoint is not None:
         if bundle is not None:
             raise ConfigError("give a bundle (-m) or --checkpoint, not both")
         return opened_checkpoint(checkpoint, budget)
-    qa = stack.enter_context(
-        VideoQA.open(bundle_or_default(bundle), encoder=backend, threads=threads)
-    )
-    say(str(qa.backend))
+    qa = stack.enter_context(open_session(bundle, runs_on))
     qa.checked_budget(budget)
     return BundleAnswerer(qa, budget)
 

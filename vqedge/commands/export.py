@@ -67,6 +67,9 @@ def assemble(
 ) -> None:
     """Make a bundle without torch and print what it holds."""
     from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle, default_precision
+
+    if precision == "fp16":
+        raise ConfigError("--precision fp16 is about engines; add one with: vqedge build BUNDLE")
     from vqedge_export.report import report_from_file
 
     bundle = assemble_bundle(

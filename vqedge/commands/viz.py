@@ -11,11 +11,10 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.errors import ConfigError, printable
 from vqedge.prompt import question_text
-from vqedge_runtime import VideoQA
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, clip_from_path
@@ -31,8 +30,7 @@ class VizOptions:
     budget: str | None = None
     start_s: float | None = None
     end_s: float | None = None
-    backend: str = AUTO
-    threads: int | None = None
+    runs_on: RunsOn = BEST_HERE
 
 
 def viz(
@@ -52,6 +50,8 @@ def viz(
     """
     settings = options or VizOptions()
     writer_for(out)
+    if out.exists() and video.exists() and out.samefile(video):
+        raise ConfigError(f"-o {out}: that is the video itself; give another name")
     if settings.question is not None:
         question_text(settings.question)
         picture = _asked(video, bundle, settings, settings.question)
@@ -81,15 +81,15 @@ def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
     opened = open_bundle(bundle_or_default(bundle))
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
     span = (settings.start_s, settings.end_s)
-    clip, codes = encoded_clip(video, span, opened, budget, settings.backend, settings.threads)
+    clip, codes = encoded_clip(
+        video, span, opened, budget, settings.runs_on.backend, settings.runs_on.threads
+    )
     return _picture(video, clip, codes)
 
 
 def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
     """The same with an answer and its evidence."""
-    place, threads = bundle_or_default(bundle), settings.threads
-    with VideoQA.open(place, encoder=settings.backend, threads=threads) as qa:
-        say(str(qa.backend))
+    with open_session(bundle, settings.runs_on) as qa:
         budget = budget_from_text(settings.budget)
         encoded = qa.encode(video, budget, settings.start_s, settings.end_s)
         answer = qa.ask(encoded, question)

@@ -34,12 +34,12 @@ PROVIDERS = {
         Provider(
             "CUDA",
             "CUDAExecutionProvider",
-            "pip uninstall onnxruntime && pip install 'vqedge[gpu]'",
+            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
         ),
         Provider(
             "TensorRT",
             "TensorrtExecutionProvider",
-            "pip uninstall onnxruntime && pip install 'vqedge[gpu,tensorrt]'",
+            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu 'vqedge[tensorrt]'",
         ),
         Provider(
             "TensorRT-RTX",

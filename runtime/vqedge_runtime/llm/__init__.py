@@ -46,7 +46,7 @@ def open_llama_cpp(
     threads: int | None = None,
     context: int = 2048,
     max_context: int | None = None,
-    gpu_layers: int = 0,
+    gpu_layers: int | None = None,
     system: str = SYSTEM,
 ) -> LlamaCpp:
     """Open a GGUF file; see `vqedge_runtime.llm.generate.LlamaCpp.open`.

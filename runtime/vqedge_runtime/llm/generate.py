@@ -65,7 +65,7 @@ class LlamaCpp:
         threads: int | None = None,
         context: int = 2048,
         max_context: int | None = None,
-        gpu_layers: int = 0,
+        gpu_layers: int | None = None,
         system: str = SYSTEM,
     ) -> Self:
         """Load a GGUF file.
@@ -76,7 +76,8 @@ class LlamaCpp:
             context: positions to allocate at first, >= 1.
             max_context: positions to grow to; None for what the model was trained with, which is
                 also the most.
-            gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone.
+            gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone; None for all
+                where this build finds a GPU.
             system: the system message, the one the model was trained with.
 
         Raises:

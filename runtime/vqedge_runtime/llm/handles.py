@@ -31,12 +31,13 @@ class Model(Owned):
 
     _what = "model"
 
-    def __init__(self, path: Path, gpu_layers: int = 0) -> None:
+    def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
         """Map the file into memory.
 
         Args:
             path: the GGUF file.
-            gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone.
+            gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone; None for all
+                where this build finds a GPU.
 
         Raises:
             BackendUnavailable: GPU layers are asked for and this build has no GPU.
@@ -45,8 +46,13 @@ class Model(Owned):
         if not path.is_file():
             raise BundleError(f"{path}: no such file; export or fetch the language model first")
         log = backend()
-        if gpu_layers and not lib.llama_supports_gpu_offload():
-            raise BackendUnavailable("this build of llama.cpp has no GPU; use gpu_layers=0")
+        has_gpu = bool(lib.llama_supports_gpu_offload())
+        if gpu_layers is None:
+            gpu_layers = -1 if has_gpu else 0
+        if gpu_layers and not has_gpu:
+            raise BackendUnavailable(
+                "this llama.cpp finds no GPU, or was built for none; leave --gpu-layers out"
+            )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         log.errors.clear()

@@ -101,7 +101,7 @@ class Reader:
         """
         self._check_width(video.rows)
         self._make_room(len(video.rows), 0, 0)
-        self._held = None
+        self._held, self._template_held = None, False
         fits = self.context.restore(state, len(self._before) + len(video.rows))
         self._held, self._template_held = (video if fits else None), fits
         return fits
@@ -284,6 +284,7 @@ class Reader:
         """Leave the template's start alone in the context: it is read once for all videos."""
         self._held = None
         if not (self._template_held and self.context.truncate(len(self._before))):
+            self._template_held = False  # until it is read, should that be interrupted
             self.context.clear()
             self.context.read(Cells.at(0, self._before))
             self._template_held = True

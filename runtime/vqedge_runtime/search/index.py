@@ -22,6 +22,7 @@ from vqedge_runtime.search.schema import writing
 from vqedge_runtime.tokens import Codes, Values
 from vqedge_runtime.vqt import Segment, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX, VqtFile, vqt_errors
+from vqedge_runtime.vqt.header import MAX_PATCHES
 
 _BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
 _MOST_BYTES = 512 << 20  # that one file may add
@@ -86,11 +87,13 @@ def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
         path: (size, mtime_ns)
         for path, size, mtime_ns in connection.execute("SELECT path, size, mtime_ns FROM files")
     }
+    failed = {path for (path,) in connection.execute("SELECT path FROM files WHERE error != ''")}
     gone = [path for path in known if path not in there]
     with writing(connection):
         connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
     new = [path for path, stamp in there.items() if known.get(path) != stamp]
-    for batch in _batches(_read(folder, path, there[path]) for path in new):
+    again = [path for path in there if path in failed.difference(new)]  # readable by now, maybe
+    for batch in _batches(_read(folder, path, there[path]) for path in new + again):
         with writing(connection):
             for item in batch:
                 _store(connection, item)
@@ -102,7 +105,11 @@ def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
 
 def codes_from_blobs(numbers: bytes, packed_map: bytes, kind: str, count: int) -> Codes:
     """A clip's codes as they were, the map flat."""
-    flat = np.frombuffer(zlib.decompress(packed_map), "<u2").astype(np.int32)
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(packed_map, 2 * MAX_PATCHES)
+    if not unpacker.eof:
+        raise ValueError(f"a map of more than {MAX_PATCHES} patches")
+    flat = np.frombuffer(data, "<u2").astype(np.int32)
     return Codes(flat, numbers_from_blob(numbers, kind, count))
 
 

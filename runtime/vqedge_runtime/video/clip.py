@@ -239,7 +239,8 @@ def images_in(folder: Path) -> list[Path]:
     ]
     if not images:
         what = "the folder holds no images"
-        raise video_fault(folder, what, "give a video, or frames as png or jpg")
+        fix = "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, "
+        raise video_fault(folder, what, f"{fix}with: vqedge encode FOLDER -o TOKENS")
     return sorted(images, key=_natural_key)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from vqedge_runtime.tokens import Codes
 from vqedge_runtime.viz.palette import Colors, colors
 
 MAX_FRAMES, MAX_CODES = 24, 64  # more do not fit a page
+MAX_CELLS = 1 << 21  # of the timeline, whatever a file says
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class Picture:
         pixels = frames if self.frames_thwc is None else len(self.frames_thwc)
         if len(self.times_s) != frames or pixels != frames:
             raise ConfigError(f"{len(self.times_s)} times and {pixels} frames for {frames} maps")
+        if frames * self.codes.count > MAX_CELLS:
+            raise ConfigError(f"{frames} frames of {self.codes.count} codes are too many to draw")
 
-    @property
+    @cached_property
     def mass(self) -> npt.NDArray[np.float64]:
         """Share of each frame that each code has, `[T, k]`."""
         return mass_of(self.codes)

@@ -20,14 +20,21 @@ from vqedge_runtime.vqt.header import (
     check_lead,
     header_from_bytes,
 )
-from vqedge_runtime.vqt.segment import Segment, segment_bytes, segment_from_bytes, span_of
+from vqedge_runtime.vqt.segment import (
+    Segment,
+    most_bytes,
+    segment_bytes,
+    segment_from_bytes,
+    span_of,
+)
 
 SUFFIX: Final = ".vqt"
 MAX_FILE_BYTES: Final = 256 << 20
 MAX_SEGMENTS: Final = 1 << 16
 _LENGTH = struct.Struct("<I")  # of a segment's body; 0 ends the list
 _CHECKSUM = struct.Struct("<I")
-_SHORTEST = HEADER_BYTES + _LENGTH.size + _CHECKSUM.size
+_END_BYTES = _LENGTH.size + _CHECKSUM.size
+_SHORTEST = HEADER_BYTES + _END_BYTES
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class VqtWriter:
         body = segment_bytes(segment, self._header)
         if self.segments and segment.start_us < self._end_us:
             raise VqtError("a segment begins before the last one ends; give them in order of time")
-        if self.segments == MAX_SEGMENTS or self.size_bytes + len(body) > MAX_FILE_BYTES:
+        size_bytes = self.size_bytes + _LENGTH.size + len(body) + _END_BYTES
+        if self.segments == MAX_SEGMENTS or size_bytes > MAX_FILE_BYTES:
             raise VqtError("too many segments for one file; choose longer ones with --segment")
         self._write(_LENGTH.pack(len(body)) + body)
         self.segments, self._end_us = self.segments + 1, segment.end_us
@@ -97,6 +105,11 @@ class VqtWriter:
         self._file.write(data)
         self._checksum = zlib.crc32(data, self._checksum)
         self.size_bytes += len(data)
+
+
+def most_segments(header: Header) -> int:
+    """Segments that fit into one file whatever they hold."""
+    return min(MAX_SEGMENTS, (MAX_FILE_BYTES - _SHORTEST) // (_LENGTH.size + most_bytes(header)))
 
 
 def vqt_bytes(header: Header, segments: Iterable[Segment]) -> bytes:

@@ -69,6 +69,14 @@ def segment_bytes(segment: Segment, header: Header) -> bytes:
     )
 
 
+def most_bytes(header: Header) -> int:
+    """The longest that a segment's body can be: nothing of its map can be packed."""
+    map_bytes = int(np.prod(header.map_shape)) * _symbol(header).itemsize
+    framed_bytes = map_bytes + map_bytes // 1024 + 64
+    values_bytes = _size_of(header.budget or header.codes, header)
+    return _SPAN.size + 8 * header.frames + _COUNTS.size + framed_bytes + values_bytes
+
+
 def segment_from_bytes(body: memoryview, header: Header) -> Segment:
     """Read a segment's body.
 

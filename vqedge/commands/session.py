@@ -1,0 +1,34 @@
+"""What commands run on, and the session that most of them open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqedge.commands.output import bundle_or_default, say
+from vqedge_runtime import VideoQA
+from vqedge_runtime.encoders import AUTO
+
+
+@dataclass(frozen=True)
+class RunsOn:
+    """Where encoder and language model run: see `vqedge ask --help`."""
+
+    backend: str = AUTO
+    threads: int | None = None
+    gpu_layers: int | None = None
+
+
+BEST_HERE = RunsOn()
+
+
+def open_session(bundle: Path | None, runs_on: RunsOn) -> VideoQA:
+    """Open a bundle, or the one that lies here, and say what runs where."""
+    qa = VideoQA.open(
+        bundle_or_default(bundle),
+        encoder=runs_on.backend,
+        threads=runs_on.threads,
+        gpu_layers=runs_on.gpu_layers,
+    )
+    say(str(qa.backend))
+    return qa
