@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqedge.data.generated import GeneratedClips
-from vqedge.data.suites import SYNTHETIC_SEED
+from vqedge.data.seeds import SYNTHETIC_SEED
 from vqedge.data.world import MovingObject
 from vqedge.evaluate import is_right
 from vqedge_runtime import VideoQA

@@ -29,7 +29,7 @@ import numpy as np
 from vqedge.bundle import open_bundle
 from vqedge.commands.encode import VIDEO_SUFFIXES
 from vqedge.data.generated import GeneratedClips
-from vqedge.data.suites import SYNTHETIC_SEED
+from vqedge.data.seeds import SYNTHETIC_SEED
 from vqedge_runtime import Video, VideoQA
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.vqt import Header, Segment, open_vqt, vqt_bytes

@@ -186,6 +186,12 @@ class AttentionConfig(Config):
     blind: bool = False
     """Rows say nothing: what the questions alone give away."""
 
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} do not divide width {self.width}")
+        return self
+
 
 class LlmConfig(Config):
     """The language model and its adapter."""

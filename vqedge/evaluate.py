@@ -6,6 +6,7 @@ Works for anything that answers: bundle or checkpoint.
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from typing import Any, Protocol
 
 from vqedge.data.suites import Item
 
+_PUNCTUATION = re.compile(
+    rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\S)[-+.](?=\d))|[{re.escape(string.punctuation)}]"
+)
 _Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
@@ -172,7 +176,7 @@ def evaluate(
     overall, tokens = Tally(), 0
     by_kind: dict[str, Tally] = {}
     for item, reply in _answered(answerer, items):
-        hit = is_right(reply.text, item.answer)
+        hit = reply.text == item.answer if item.choices else is_right(reply.text, item.answer)
         tokens += reply.tokens
         overall.add(hit, item.clip)
         by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
@@ -190,7 +194,10 @@ def _answered(answerer: Answerer, items: Sequence[Item]) -> Iterator[tuple[Item,
 
 
 def is_right(found: str, wanted: str) -> bool:
-    """Exact match after lower-casing and dropping punctuation, articles and extra space."""
+    """Exact match after lower-casing and dropping punctuation, articles and extra space.
+
+    Signs and points of numbers stay: 3.5 is not 35.
+    """
     return _normalised(found) == _normalised(wanted)
 
 
@@ -203,5 +210,5 @@ def wilson_interval(right: int, total: int, design_effect: float = 1.0) -> tuple
 
 
 def _normalised(text: str) -> str:
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(word for word in bare.split() if word not in {"a", "an", "the"})
+    words = _PUNCTUATION.sub(lambda found: found["of_number"] or "", text.lower()).split()
+    return " ".join([word for word in words if word not in {"a", "an", "the"}] or words)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vqedge.checkpoint import model_config_of
 from vqedge.config import Config, ModelConfig
+from vqedge.data.seeds import HELD_OUT_SEEDS
 from vqedge.errors import ConfigError
 from vqedge.validation import first_fault
 
@@ -21,7 +22,7 @@ class WorldConfig(Config):
     """Generated clips of moving shapes."""
 
     kind: Literal["world"] = "world"
-    seed: int = 1
+    seed: NonNegativeInt = 1
     clips: PositiveInt = 4000
     weight: Annotated[float, Field(gt=0)] = 1.0
     caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -36,7 +37,7 @@ class PhotosConfig(Config):
     kind: Literal["photos"]
     index: Path
     split: str = "train"
-    seed: int = 1
+    seed: NonNegativeInt = 1
     clips: PositiveInt = 2000
     weight: Annotated[float, Field(gt=0)] = 1.0
     caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -95,6 +96,15 @@ class OptimConfig(Config):
     a compiler is at hand and the steps are enough to be worth the minute."""
 
 
+def _clips_of(source: SourceConfig) -> tuple[str | int, ...]:
+    """What two sources may not have in common if one is held out."""
+    if isinstance(source, WorldConfig):
+        return source.kind, source.seed
+    if isinstance(source, PhotosConfig):
+        return source.kind, str(source.index), source.split
+    return source.kind, str(source.path)
+
+
 class TrainConfig(Config):
     """A training run: one YAML file."""
 
@@ -104,12 +114,14 @@ class TrainConfig(Config):
     init: Path | None = None
     """Checkpoint to start from, instead of naming codes first; `model` is then its model."""
     output: Path = Path("runs/tiny")
-    seed: int = 0
+    seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     save_every: PositiveInt = 50
     keep: Annotated[int, Field(ge=0)] = 2
     """Numbered checkpoints kept beside the newest."""
-    validation: tuple[SourceConfig, ...] = (WorldConfig(seed=2, clips=64),)
+    validation: Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = (
+        WorldConfig(seed=2, clips=64),
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -121,6 +133,10 @@ class TrainConfig(Config):
             raise ValueError("optim.accumulate must divide optim.clips_per_step")
         if self.model.encoder.trained_blocks and self.init is None:
             raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
+        held_out = {_clips_of(source) for source in self.validation}
+        for source in map(_clips_of, self.data.sources):
+            if source in held_out or source[1:] in [(seed,) for seed in HELD_OUT_SEEDS]:
+                raise ValueError(f"data.sources: {source[0]} {source[-1]} is to be held out")
         if self.model.attention.kind != "paper":
             raise ValueError("model.attention.kind: only 'paper' is trained here")
         return self

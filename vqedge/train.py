@@ -10,11 +10,7 @@ resumes at its last save and goes on exactly as if it had not been killed.
 
 from __future__ import annotations
 
-import gc
-
 import torch
-import torch.distributed
-from accelerate import Accelerator
 
 from vqedge.data.sources import FrameReader
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer
@@ -22,6 +18,7 @@ from vqedge.progress import Clock
 from vqedge.recipe import TrainConfig
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import RunFolder
+from vqedge.training.processes import accelerator_for
 from vqedge.training.run import Run
 
 
@@ -41,6 +38,7 @@ def train(
 
     Raises:
         CheckpointError: the output folder holds another run, or `config.init` does not fit.
+        ConfigError: a launcher's processes cannot share a step.
         DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """
@@ -48,28 +46,13 @@ def train(
     folder = RunFolder(config)
     if not resume:
         folder.refuse_old_run()
-    torch.manual_seed(config.seed)
-    precision = "bf16" if config.precision == "bf16" else "no"
-    accelerator = Accelerator(
-        mixed_precision=precision, gradient_accumulation_steps=config.optim.accumulate
-    )
+    accelerator = accelerator_for(config)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, quantizer, read, accelerator, clock)
     held_out = training_clips(config, config.validation, quantizer, read, accelerator, clock)
     if clips is None or held_out is None:
         return None
+    torch.manual_seed(config.seed)  # here: encoding clips draws numbers, and may have been done
     run = Run(config, folder, clips, held_out, quantizer.vit, accelerator)
     del quantizer
     return run.to_the_end(resume, clock)
-
-
-def leave_process_group() -> None:
-    """Part from a launcher's other processes, once `train` is done.
-
-    The group's threads may abort a process that ends while something holds the group, as the
-    replica of the model does.
-    """
-    gc.collect()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

@@ -25,7 +25,6 @@ from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES
 from vqedge_export.report import VariantParity
 
-PARITY_SEED = 90_001  # of the generated clips that exports are checked on
 _ERRORS_ONLY = 3
 UNSAFE_SHARE = 0.05  # of a clip's ids, those of least margin
 

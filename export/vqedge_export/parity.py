@@ -24,6 +24,7 @@ from vqedge.config import ModelConfig
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.questions import one_question_per_kind
 from vqedge.data.render import frames_from_scene
+from vqedge.data.seeds import PARITY_SEED
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
 from vqedge.model.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from vqedge.model.llm import PromptTokenizer
 from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.nearest_codebook import OP_NAME
-from vqedge_export.flips import PARITY_SEED
 from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
 from vqedge_export.onnx_export import outputs_of
 from vqedge_export.report import (
@@ -275,7 +275,7 @@ def require(report: ParityReport, tolerance: Tolerance) -> None:
 def _questions(index: int) -> list[QuestionAnswer]:
     """Two questions about a clip; the kinds take turns."""
     asked = one_question_per_kind(
-        scene_from_seed(PARITY_SEED, index), np.random.default_rng([PARITY_SEED, index])
+        scene_from_seed(PARITY_SEED, index), np.random.default_rng([PARITY_SEED, index, 1])
     )
     return [asked[index % len(asked)], asked[(index + 1) % len(asked)]]
 

@@ -58,6 +58,11 @@ def test_a_name_says_how_a_configuration_differs() -> None:
     assert difference(OURS, RANDOM) == "quantizer.kind=kmeans"
     assert difference(TWO_CHANGES, OURS) == "quantizer.codes=128, attention.hash=none"
     assert difference(OURS, OURS) == ""
+    blocks = OURS.model_copy(
+        update={"encoder": OURS.encoder.model_copy(update={"trained_blocks": 2})}
+    )
+    assert difference(blocks, OURS) == "encoder.trained_blocks=2"
+    assert difference(OURS, blocks) == "encoder.trained_blocks=None"
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda comparison: comparison.folder)

@@ -114,6 +114,22 @@ def test_a_codebook_shares_the_clips_of_kmeans(tmp_path: Path) -> None:
     assert other.folder(2) == cache(tmp_path).folder(2)
 
 
+def test_a_folder_is_named_by_all_that_changes_codes(tmp_path: Path) -> None:
+    """A new field of the quantizer has to be put in one of these lists."""
+    same = {"default_budget": 2, "adaptive_error": 0.9, "levels": 2, "entries": 7}
+    same |= {"codebook_width": 3, "codes": 64}
+    other = {"kind": "grid", "iterations": 1, "unit_means": True}
+    assert same.keys() | other.keys() == QuantizerConfig.model_fields.keys()
+    for changes, alike in ((same, True), (other, False)):
+        for name, value in changes.items():
+            changed = QUANTIZER.model_copy(update={name: value})
+            found = ClipCache(tmp_path, ENCODER, changed, GeneratedClips(1, CLIPS), BUDGETS)
+            assert (found.folder(2) == cache(tmp_path).folder(2)) is alike, name
+    codes = (QUANTIZER.model_copy(update={"kind": "reducer:scissor", "codes": n}) for n in (8, 16))
+    few, many = (ClipCache(tmp_path, ENCODER, c, GeneratedClips(1, CLIPS), BUDGETS) for c in codes)
+    assert few.folder(2) != many.folder(2), "components of a frame are cut at its codes"
+
+
 def test_recipes_share_the_budgets_they_have_in_common(tmp_path: Path, quantizer: Any) -> None:
     source = GeneratedClips(1, 3)
     filled(ClipCache(tmp_path, ENCODER, QUANTIZER, source, (4, 2)), quantizer)

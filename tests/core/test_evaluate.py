@@ -23,7 +23,8 @@ from vqedge.evaluate import EvalReport, Reply, Tally, evaluate, is_right, wilson
         ("  a  red\nball ", "The red ball!"),
         ("An apple", "apple"),
         ('"yes"', "Yes"),
-        ("", "the"),
+        ("$3.50!", "3.50"),
+        ("5-year-old", "5year-old."),
     ],
 )
 def test_right(found: str, wanted: str) -> None:
@@ -40,6 +41,12 @@ def test_right(found: str, wanted: str) -> None:
         ("not red", "red"),
         ("theory", "ory"),
         ("2", "3"),
+        ("35", "3.5"),
+        ("5", "-5"),
+        ("130", "1:30"),
+        ("the", "a"),
+        ("...", "a"),
+        ("", "the"),
     ],
 )
 def test_wrong(found: str, wanted: str) -> None:

@@ -16,10 +16,14 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import (
     BUDGETS,
+    IN_WORDS,
+    LEARNED,
+    MODELS,
     STEPS,
     TINY_PARTS,
     config_for,
@@ -50,7 +54,10 @@ from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
 from vqedge.model.llm import compile_blocks, hidden_states, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
 from vqedge.recipe import OptimConfig, read_recipe
+from vqedge.training import folder as folder_module
+from vqedge.training.clips import training_clips
 from vqedge.training.folder import LOG, STATE
+from vqedge.training.processes import share_of
 from vqedge.training.run import compiles, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +119,42 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
             assert torch.equal(found[tensor], value), f"{name}: {tensor}"
     assert log_of(killed)[-1]["loss"] == log_of(whole)[-1]["loss"]
     assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("place", ["save_file", "carry_weights"])
+def test_a_kill_within_the_last_save_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path, place: str
+) -> None:
+    killed = tmp_path / "killed"
+    part = getattr(folder_module, place)
+
+    def dying(*words: Any) -> None:
+        if (killed / "step-000002").exists() and (killed / STATE).exists():
+            raise KeyboardInterrupt
+        part(*words)
+
+    monkeypatch.setattr(folder_module, place, dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_for(killed))
+    monkeypatch.undo()
+    monkeypatch.setenv("VQEDGE_CACHE", os.environ["VQEDGE_CACHE"])
+    run(config_for(killed), resume=True)
+    for name in (STATE, MODEL, LORA):
+        expected, found = load_file(whole / name), load_file(killed / name)
+        assert all(torch.equal(found[tensor], value) for tensor, value in expected.items()), name
+
+
+def test_encoding_clips_first_changes_no_weight(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path
+) -> None:
+    def drawing(*words: Any) -> Any:
+        torch.rand(5)  # as loaders do that draw clips ahead
+        return training_clips(*words)
+
+    monkeypatch.setattr("vqedge.train.training_clips", drawing)
+    run(config_for(tmp_path / "cold"))
+    expected, found = load_file(whole / MODEL), load_file(tmp_path / "cold" / MODEL)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @compiling
@@ -262,15 +305,6 @@ def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
     assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.3)
 
 
-LEARNED = CONFIG.model_copy(
-    update={
-        "quantizer": CONFIG.quantizer.model_copy(
-            update={"kind": "codebook", "levels": 2, "entries": 6}
-        )
-    }
-)
-
-
 def test_a_codebook_is_fitted_trained_reported_and_resumed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -290,14 +324,6 @@ def test_a_codebook_is_fitted_trained_reported_and_resumed(
 def test_a_codebook_may_start_from_a_checkpoint_without_one(tmp_path: Path, whole: Path) -> None:
     run(config_for(tmp_path / "on", steps=1, model=LEARNED, init=whole))
     assert open_checkpoint(tmp_path / "on").config == LEARNED
-
-
-IN_WORDS = CONFIG.model_copy(
-    update={
-        "quantizer": LEARNED.quantizer.model_copy(update={"codebook_width": 7}),
-        "attention": CONFIG.attention.model_copy(update={"hash": "tokens", "depth": 0}),
-    }
-)
 
 
 def test_words_take_the_adapter_of_another_model_and_are_named(
@@ -396,9 +422,10 @@ def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(tmp_path: Path, _cache: Path) -> None:
-    """Each takes half of a step's clips and of the cache's shards; one of them writes."""
-    run(config_for(tmp_path / "alone"))
+@pytest.mark.parametrize("kind", ["codes", "words"])
+def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -> None:
+    """Each takes half of a step's clips; one of them writes."""
+    run(config_for(tmp_path / "alone", model=MODELS[kind]))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("tiny_run.py")
     environment = {
@@ -408,7 +435,7 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path) -> None:
         "VQEDGE_CACHE": str(_cache),
     }
     subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path / "both")],
+        [sys.executable, *launch, str(script), str(tmp_path / "both"), kind],
         env=environment,
         check=True,
         timeout=300,
@@ -421,6 +448,31 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path) -> None:
     found = load_file(tmp_path / "both" / LORA)
     drift = [float((found[name] - value).abs().max()) for name, value in expected.items()]
     assert max(drift) < 5e-3  # the mean of two halves is not quite the mean of all answers
+
+
+def process(number: int, count: int, kind: DistributedType = DistributedType.MULTI_CPU) -> Any:
+    return SimpleNamespace(process_index=number, num_processes=count, distributed_type=kind)
+
+
+def test_processes_that_find_different_things_done_leave_nothing_out() -> None:
+    early, late = share_of([0, 1, 2, 3, 4], process(0, 2)), share_of([1, 3, 4], process(1, 2))
+    assert {*early, *late} == {0, 1, 2, 3, 4} and not {*early} & {*late}
+
+
+@pytest.mark.parametrize(
+    ("there", "optim", "words"),
+    [
+        (process(0, 3), {"clips_per_step": 8}, "want a multiple of 3"),
+        (process(0, 8), {"clips_per_step": 16, "accumulate": 4}, "want a multiple of 32"),
+        (process(0, 2, DistributedType.FSDP), {}, "FSDP: what is trained is small"),
+    ],
+)
+def test_processes_that_cannot_share_a_step_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: Any, optim: Any, words: str
+) -> None:
+    monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
+    with pytest.raises(ConfigError, match=words):
+        run(config_for(tmp_path, optim=OptimConfig(**optim)))
 
 
 def test_old_checkpoints_are_pruned_and_curves_drawn(tmp_path: Path) -> None:
@@ -482,7 +534,7 @@ def test_a_recipe_with_overrides(recipe: Path) -> None:
 
 
 def test_an_override_reaches_into_a_list(recipe: Path) -> None:
-    sources = "data.sources=[{kind: world, seed: 1}, {kind: world, seed: 2}]"
+    sources = "data.sources=[{kind: world, seed: 1}, {kind: world, seed: 3}]"
     config = read_recipe(recipe, [sources, "data.sources.1.clips=5"])
     assert [entry.model_dump()["clips"] for entry in config.data.sources] == [4000, 5]
 
@@ -498,6 +550,11 @@ FAULTS = {
     "optim.stepz: Extra inputs": ["optim.stepz=3"],
     "extra: Extra inputs": ["extra=1"],
     "optim.steps: Input should be greater than 0": ["optim.steps=0"],
+    "world 2 is to be held out": ["data.sources=[{kind: world, seed: 2}]"],
+    "world 70001 is to be held out": ["data.sources=[{kind: world, seed: 70001}]"],
+    "validation: Tuple should have at least 1 item": ["validation=[]"],
+    "heads 5 do not divide width 384": ["model.attention.heads=5"],
+    "seed: Input should be greater than or equal to 0": ["seed=-1"],
     "optim.steps: Input should be a valid integer": ["optim.steps=many"],
     "an override reads key.sub=value": ["optim.steps"],
     "precision: Input should be 'fp32' or 'bf16'": ["precision=int4"],

@@ -1,6 +1,6 @@
 """A training run of seconds: a tiny language model, no backbone, random clips in the cache.
 
-As a script it is one of several processes of a launcher: `torchrun tiny_run.py OUTPUT`.
+As a script it is one of several processes of a launcher: `torchrun tiny_run.py OUTPUT codes|words`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,25 @@ from vqedge.data.cache import ClipCache
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
-from vqedge.train import leave_process_group, train
+from vqedge.train import train
+from vqedge.training.processes import leave_process_group
 from vqedge.training.run import Run
 
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
+LEARNED = CONFIG.model_copy(
+    update={
+        "quantizer": CONFIG.quantizer.model_copy(
+            update={"kind": "codebook", "levels": 2, "entries": 6}
+        )
+    }
+)
+IN_WORDS = CONFIG.model_copy(
+    update={
+        "quantizer": LEARNED.quantizer.model_copy(update={"codebook_width": 7}),
+        "attention": CONFIG.attention.model_copy(update={"hash": "tokens", "depth": 0}),
+    }
+)
+MODELS = {"codes": CONFIG, "words": IN_WORDS}
 
 
 def _no_backbone(_config: ModelConfig, _folder: Path) -> Any:
@@ -118,5 +133,5 @@ if __name__ == "__main__":
     for name, part in TINY_PARTS.items():
         module, _, attribute = name.rpartition(".")
         setattr(import_module(module), attribute, part)
-    run(config_for(Path(sys.argv[1])))
+    run(config_for(Path(sys.argv[1]), model=MODELS[sys.argv[2]]))
     leave_process_group()

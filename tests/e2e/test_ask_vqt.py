@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vqedge.data.generated import GeneratedClips
-from vqedge.data.suites import SYNTHETIC_SEED
+from vqedge.data.seeds import SYNTHETIC_SEED
 from vqedge.errors import ConfigError, VqtError
 from vqedge_runtime import VideoQA
 

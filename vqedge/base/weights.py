@@ -18,7 +18,7 @@ from vqedge.base.sources import SOURCES, ImportedSource
 from vqedge.checkpoint import ENCODER_WEIGHTS, LLM_WEIGHTS, ORIGIN
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig
 from vqedge.errors import CheckpointError
-from vqedge.files import file_sha256
+from vqedge.files import file_sha256, replacing
 from vqedge.validation import first_fault
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -82,7 +82,8 @@ def carry_weights(config: ModelConfig, source: Path, target: Path) -> None:
             try:
                 (target / name).hardlink_to(source / name)
             except OSError:
-                shutil.copyfile(source / name, target / name)
+                with replacing(target / name) as temporary:
+                    shutil.copyfile(source / name, temporary)
 
 
 def _weights(config: EncoderConfig | LlmConfig, path: Path) -> BaseWeights:

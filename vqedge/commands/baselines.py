@@ -123,7 +123,8 @@ def difference(config: ModelConfig, reference: ModelConfig) -> str:
     Empty if it does not: it was trained in another way.
     """
     ours, theirs = _flat(config.model_dump(mode="json")), _flat(reference.model_dump(mode="json"))
-    changes = {key: value for key, value in ours.items() if value != theirs[key]}
+    keys = dict.fromkeys([*theirs, *ours])  # what a model does without is not written down
+    changes = {key: ours.get(key) for key in keys if ours.get(key) != theirs.get(key)}
     for comparison in COMPARISONS:
         if changes == {comparison.key: comparison.value}:
             return comparison.name

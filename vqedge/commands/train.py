@@ -21,7 +21,8 @@ def run_train(
     as_json: bool = False,
 ) -> None:
     """Train, then trace the encoder so that the checkpoint can be assembled without torch."""
-    from vqedge.train import leave_process_group, train
+    from vqedge.train import train
+    from vqedge.training.processes import leave_process_group
     from vqedge_export.onnx_export import write_graph
 
     extra = [f"output={out}"] if out else []

@@ -68,6 +68,13 @@ def reversed_clips(clips: QuantizedClips, frames: int) -> QuantizedClips:
     return QuantizedClips(turned, rank.gather(1, flipped).to(torch.uint8))
 
 
+def _method(quantizer: QuantizerConfig) -> str:
+    """Of all that a clip's codes at one budget depend on, beside encoder and clip."""
+    if quantizer.kind in ("kmeans", "codebook"):  # a learned codebook is looked up in training
+        return f"kmeans{quantizer.iterations}" + ("-unit" if quantizer.unit_means else "")
+    return f"{quantizer.kind.replace(':', '-')}-of{quantizer.codes}"
+
+
 @dataclass(frozen=True)
 class ClipCache:
     """The quantised clips of one source under one encoder and quantizer.
@@ -89,10 +96,8 @@ class ClipCache:
 
     def folder(self, budget: int) -> Path:
         """Where the clips at a budget are; its name changes with anything that changes them."""
-        kind = self.quantizer.kind.replace(":", "-")
-        method = "kmeans" if kind == "codebook" else kind
-        rounds = f"{method}{self.quantizer.iterations}" if method == "kmeans" else method
-        name = f"{self.encoder.fingerprint()}-{rounds}-k{budget}-{self.source.fingerprint}"
+        method = _method(self.quantizer)
+        name = f"{self.encoder.fingerprint()}-{method}-k{budget}-{self.source.fingerprint}"
         return self.root / "clips" / name
 
     def missing(self) -> list[int]:

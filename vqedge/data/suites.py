@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ from vqedge.data.clips import ClipSource, QuestionAnswer
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
 from vqedge.data.photos import PhotoClips
+from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED
 from vqedge.errors import DatasetError
 
-SYNTHETIC_SEED = 70_001  # training uses small seeds; see vqedge.recipe
-PHOTOS_SEED = 70_002
+_ASKED = 2  # raised when the same clips are asked other questions
 _TEST_SPLIT = "test"
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -119,7 +120,7 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
 
 
 def suite_version(name: str) -> str:
-    """What a suite asks, as `world3-seed70001`: two reports of the same version can be compared.
+    """What a suite asks, as `world3-seed70001-asked2`; only reports of one version are comparable.
 
     Args:
         name: as for `suite_items`.
@@ -163,16 +164,20 @@ def _endless(source: Callable[[str], ClipSource], seed: int) -> Suite:
     """The suite of a source whose clips are made when they are asked for."""
     return Suite(
         lambda rest, _videos: _made(source(rest), seed),
-        lambda rest: source(rest).fingerprint,
+        lambda rest: f"{source(rest).fingerprint}-asked{_ASKED}",
         limit=300,
     )
 
 
 def _made(source: ClipSource, seed: int) -> Iterator[Item]:
-    """One question of every kind that applies to each clip."""
+    """One question of every kind that applies to each clip.
+
+    Drawn apart from the clip, whose own numbers are those of (seed, number): or the object that is
+    asked about would go by the numbers that placed it.
+    """
     for number in range(len(source)):
         clip = source[number]
-        for item in clip.one_question_per_kind(np.random.default_rng([seed, number])):
+        for item in clip.one_question_per_kind(np.random.default_rng([seed, number, 1])):
             yield _item(clip, item)
 
 
@@ -190,8 +195,7 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
     path = Path(rest)
     if videos is None or not videos.is_dir():
         raise DatasetError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
-    rows = csv.DictReader(text_of(path).splitlines())
-    for number, row in enumerate(rows, start=2):
+    for number, row in enumerate(_csv_rows(path), start=2):
         try:
             choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
             answer, video = dict(enumerate(choices))[int(row["answer"])], row["video"]
@@ -201,6 +205,14 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
         clip = _find_video(videos, video)
         if clip is not None:
             yield Item(VideoFile(clip), kind, question, answer, choices)
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(text_of(path), newline=""))
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise DatasetError(f"{path}:{rows.line_num}: not a CSV file ({error})") from error
 
 
 def _find_video(videos: Path, name: str) -> Path | None:

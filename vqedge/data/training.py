@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from vqedge.data.features import FeatureClips
 from vqedge.data.mixture import Mixture, Pick
 from vqedge.data.naming import word_table
 
+_PART = 16  # clips
 _MOST_THINGS = 8  # in one clip, for the table of labels
 
 
@@ -81,6 +83,12 @@ class TrainingClips:
         """Every clip once, forwards."""
         for place, source in enumerate(self.sources):
             yield from (Pick(place, number, False) for number in range(len(source)))
+
+    def parts(self) -> Iterator[list[Pick]]:
+        """The same in lists of a few, for what looks at all of them."""
+        picks = self.in_order()
+        while part := list(islice(picks, _PART)):
+            yield part
 
     def _row(self, pick: Pick, budget: int) -> ClipBatch:
         """A pick as a batch of one."""

@@ -110,8 +110,7 @@ class CheckpointAnswerer:
         size = self.config.encoder.size
         frames = frames_of(item.clip, self.frames, size, self.read, self.shuffled)
         budget = torch.tensor(self.budget, device=self.device)
-        encoded = self.encoder(torch.from_numpy(frames).to(self.device), budget)
-        return encoded.tokens[encoded.mask if encoded.row_mask is None else encoded.row_mask]
+        return self.encoder(torch.from_numpy(frames).to(self.device), budget).read
 
     def _generated(self, asked: Continuations, rows: Sequence[int], last: Tensor) -> list[str]:
         """Greedy texts until the ends of their turns, after hidden states `last [B, d]`."""

@@ -78,15 +78,13 @@ class NamingLoss(nn.Module):
         return [unit @ self.get_buffer(group).T for group in self.groups]
 
     @torch.no_grad()
-    def accuracy(self, rows: Tensor, names: Tensor) -> dict[str, float]:
-        """Share of named codes whose likeliest word is the right one, by group."""
-        shares = {}
+    def right(self, rows: Tensor, names: Tensor) -> dict[str, Tensor]:
+        """Whether the likeliest word of each named code is the right one, bool `[n]` by group."""
+        found = {}
         for number, logits in enumerate(self.logits(rows)):
             named = names[..., number] != UNNAMED
-            right = logits.argmax(-1)[named] == names[..., number][named]
-            if named.any():
-                shares[self.groups[number]] = float(right.float().mean())
-        return shares
+            found[self.groups[number]] = logits.argmax(-1)[named] == names[..., number][named]
+        return found
 
 
 def _word_embedding(embeddings: Tensor, tokenizer: PromptTokenizer, word: str) -> Tensor:

@@ -64,5 +64,4 @@ class ReducedAnswerer(CheckpointAnswerer):
 
     def _rows(self, item: Item) -> Tensor:
         budget = torch.tensor(self.budget, device=self.device)
-        encoded = self.encoder.encoded(self.quantizer(self.seen(item), budget))
-        return encoded.tokens[encoded.mask]
+        return self.encoder.encoded(self.quantizer(self.seen(item), budget)).read

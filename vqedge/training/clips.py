@@ -10,10 +10,12 @@ from vqedge.data.clips import ClipSource
 from vqedge.data.features import FeatureCache
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
+from vqedge.errors import DatasetError
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import Clock, progress
 from vqedge.recipe import SourceConfig, TrainConfig
 from vqedge.reducers import has_weights
+from vqedge.training.processes import anyone, share_of
 
 
 def training_clips(
@@ -27,20 +29,24 @@ def training_clips(
     """Clips of the sources, encoding those that the cache does not hold yet.
 
     None if time ran out on the way.
+
+    Raises:
+        DatasetError: something else takes files out of the cache.
     """
     model, data = config.model, config.data
     sources = tuple(source_from_config(entry, read) for entry in entries)
     caches = [_cache_of(config, source) for source in sources]
     for cache in caches:
-        missing = cache.missing()
-        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        mine = share_of(cache.missing(), accelerator)
         with progress(f"encoding {cache.source.fingerprint}", len(mine)) as advance:
             for _shard in cache.fill(mine, quantizer, data.workers):
                 advance("")
                 if clock.is_up():
                     break
-    accelerator.wait_for_everyone()
+    stopped = anyone(clock.is_up(), accelerator)  # and wait for all
     if any(cache.missing() for cache in caches):
+        if not stopped:
+            raise DatasetError(f"{cache_root()}: clips went missing while others were encoded")
         return None
     return TrainingClips(
         sources,

@@ -68,12 +68,13 @@ class RunFolder:
             tensors[f"buffer.{name}"] = buffer.cpu()
         if model.bridge.codebook is not None:
             tensors[_USAGE] = model.bridge.codebook.usage.cpu()
-        with replacing(self.path / STATE) as path:
-            # step and identity travel inside the file: one rename, nothing that could disagree
-            save_file(tensors, path, {"step": str(step), "run": self._identity()})
         self._checkpoint(self.path, record, model, position)
         if self.config.keep and step:
             self._checkpoint(self.path / f"{_NUMBERED}{step:06d}", record, model, position)
+        with replacing(self.path / STATE) as path:
+            # the last file: after a kill before it, the same steps write all of them again;
+            # step and identity travel inside it: one rename, nothing that could disagree
+            save_file(tensors, path, {"step": str(step), "run": self._identity()})
         self._prune()
         draw_curves(self.path / LOG, self.path / CURVES)
 
@@ -101,8 +102,15 @@ class RunFolder:
             buffer.copy_(tensors[f"buffer.{name}"])
         if model.bridge.codebook is not None:
             model.bridge.codebook.usage.copy_(tensors[_USAGE])
-        self._forget_after(int(info["step"]))
         return int(info["step"])
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's lines about steps that a kill has undone."""
+        path = self.path / LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _logged_step(line) <= step]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one JSON line to the run's metrics."""
@@ -136,13 +144,6 @@ class RunFolder:
         numbered = sorted(self.path.glob(f"{_NUMBERED}*"))
         for old in numbered[: max(len(numbered) - self.config.keep, 0)]:
             shutil.rmtree(old)
-
-    def _forget_after(self, step: int) -> None:
-        """Drop the log's lines about steps that a kill has undone."""
-        path = self.path / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _logged_step(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _trained(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:

@@ -105,12 +105,15 @@ class NamingLesson:
     @torch.no_grad()
     def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
         """Share of codes of held-out clips that are named right, by group."""
-        picks = list(held_out.in_order())
         if self.reducer is not None:
             self.reducer.eval()
-        clips = self._quantized(held_out.batch(picks, budget))
-        names = self._names(held_out, picks, clips)
-        shares = self.loss.accuracy(self._rows(clips)[0], names)
+        found: dict[str, list[Tensor]] = {}
+        for picks in held_out.parts():
+            clips = self._quantized(held_out.batch(picks, budget))
+            names = self._names(held_out, picks, clips)
+            for group, right in self.loss.right(self._rows(clips)[0], names).items():
+                found.setdefault(group, []).append(right)
         if self.reducer is not None:
             self.reducer.train()
-        return {group: round(share, 4) for group, share in shares.items()}
+        hits = {group: torch.cat(parts).float() for group, parts in found.items()}
+        return {group: round(float(all_.mean()), 4) for group, all_ in hits.items() if len(all_)}

@@ -39,11 +39,11 @@ from vqedge.progress import Clock, progress
 from vqedge.recipe import TrainConfig
 from vqedge.training.folder import RunFolder
 from vqedge.training.naming_lesson import NamingLesson
+from vqedge.training.processes import anyone, leave_out, same_everywhere
 
 logger = logging.getLogger(__name__)
 
 _FINAL_LEARNING_RATE = 0.05  # share of the peak that the cosine schedule ends at
-_VALIDATION_BATCH = 16  # clips
 _WORTH_COMPILING = 100  # steps
 _CODEBOOK_ROWS = 100_000  # that a learned codebook starts from
 
@@ -101,6 +101,8 @@ class Run:
             compile_blocks(llm, fall_back=config.optim.compile is None)
         bridge, reducer = trained_bridge(config.model), trained_reducer(config.model, vit)
         self.model = VideoLanguageModel(bridge, llm, reducer).to(accelerator.device)
+        if bridge.codebook is not None and bridge.codebook.narrow is not None:
+            leave_out(self.model, bridge.codebook.narrow)  # it learns in the naming lesson alone
         self.optimizer = self._optimizer()
         self.replica, self.stepper = accelerator.prepare(self.model, self.optimizer)
 
@@ -110,13 +112,16 @@ class Run:
         first = self.folder.restore(self.model, self.optimizer) if resume else None
         if first is None:
             first = self.start()
+        elif self.accelerator.is_main_process:
+            self.folder.forget_after(first)
+        same_everywhere(self.model, self.accelerator)
         self.model.train()
         with progress("training", config.optim.steps, first) as advance:
             for step in range(first, config.optim.steps):
                 record = self.step(step)
                 advance(_summary(record))
                 last = step + 1 == config.optim.steps
-                stop = self._everyone(clock.is_up()) and not last
+                stop = anyone(clock.is_up(), self.accelerator) and not last
                 due = last or stop or (step + 1) % config.save_every == 0
                 if due:
                     record["validation"] = self.validate()
@@ -257,15 +262,13 @@ class Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Exact match by teacher forcing on held-out clips at the default budget, by kind."""
-        picks = list(self.held_out.in_order())
         budget = self.config.model.quantizer.default_budget
         hits: dict[str, list[float]] = {}
         self.model.eval()
-        for first in range(0, len(picks), _VALIDATION_BATCH):
-            part = picks[first : first + _VALIDATION_BATCH]
+        for part in self.held_out.parts():
             asked = [
                 self.held_out.clip(pick).one_question_per_kind(
-                    np.random.default_rng([pick.source, pick.number])
+                    np.random.default_rng([pick.source, pick.number, 1])
                 )
                 for pick in part
             ]
@@ -285,12 +288,14 @@ class Run:
         quantizer = self.config.model.quantizer
         if self.model.bridge.codebook is None:
             return {}
-        clips = self.held_out.batch(list(self.held_out.in_order()), quantizer.default_budget)
         self.model.eval()
-        coded = quantized(clips.to(self.accelerator.device), self.model.reducer)
-        ids = self.model.bridge(*coded).ids
+        found = []
+        for part in self.held_out.parts():
+            clips = self.held_out.batch(part, quantizer.default_budget)
+            coded = quantized(clips.to(self.accelerator.device), self.model.reducer)
+            found.append(self.model.bridge(*coded).ids)
         self.model.train()
-        return {"codebook": usage_report(ids, quantizer.entries)}
+        return {"codebook": usage_report(torch.cat(found), quantizer.entries)}
 
     def _assemble(
         self,
@@ -314,12 +319,6 @@ class Run:
         self.folder.log(record)  # before the save: lines past the last save are dropped on resume
         if due:
             self.folder.save(step, record, self.model, self.optimizer, self.position)
-
-    def _everyone(self, here: bool) -> bool:
-        """Does any process say so?"""
-        told = torch.tensor([float(here)], device=self.accelerator.device)
-        total: Any = self.accelerator.reduce(told, "sum")
-        return bool(total.item() > 0)
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 
 from vqedge.bundle import EncoderRecord, EngineRecord, ProfileRecord, QuantizerRecord, TensorRecord
+from vqedge.data.seeds import PARITY_SEED
 from vqedge.engines import (
     EngineHost,
     EngineIdentity,
@@ -26,7 +27,6 @@ from vqedge.engines import (
 )
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256
-from vqedge_export.flips import PARITY_SEED
 from vqedge_export.graph import save_model
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
