@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,7 +29,7 @@ EnginePrecision = Literal["fp32", "fp16", "int8"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 LEAST_TENSORRT = (10, 3)
-_RECIPE = 1  # of making engines from encoder.onnx; raise it and cached engines are built again
+_RECIPE = 2  # of making engines from encoder.onnx; raise it and cached engines are built again
 _AMPERE = (8, 0)
 
 
@@ -142,7 +143,7 @@ def engine_from_note(path: Path) -> EngineRecord | None:
 
 
 def cache_engine(built: Path, record: EngineRecord) -> Path:
-    """Move a built engine into the cache.
+    """Copy a built engine into the cache.
 
     Raises:
         OSError: the cache folder cannot be written.
@@ -150,7 +151,8 @@ def cache_engine(built: Path, record: EngineRecord) -> Path:
     path = _cache_path(record.key)
     path.parent.mkdir(parents=True, exist_ok=True)
     cached = CachedEngine(record=record, sha256=file_sha256(built))
-    built.replace(path)
+    with replacing(path) as temporary:
+        shutil.copyfile(built, temporary)  # the cache may be on another file system
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(cached.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return path

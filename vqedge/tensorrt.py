@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -32,8 +33,12 @@ def tensorrt_module(flavour: Flavour) -> Any:
         ) from error
 
 
-def new_log(trt: Any) -> Any:
-    """A logger for TensorRT that keeps its errors; `last_words()` gives them in one line."""
+@cache
+def log_of(trt: Any) -> Any:
+    """The logger of a TensorRT that keeps its errors; `last_words()` gives them in one line, once.
+
+    One for the whole process: TensorRT goes on using the first that it was given.
+    """
     severity = trt.ILogger.Severity
     bad = (severity.ERROR, severity.INTERNAL_ERROR)
 
@@ -50,7 +55,8 @@ def new_log(trt: Any) -> Any:
                 logger.debug(message)
 
         def last_words(self) -> str:
-            return one_line(self.errors[:_FIRST_ERRORS]) or "it gives no reason"
+            told, self.errors = self.errors, []
+            return one_line(told[:_FIRST_ERRORS]) or "it gives no reason"
 
     return Log()
 

@@ -88,13 +88,13 @@ def test_the_fake_has_no_name_that_the_real_one_lacks() -> None:
     used = {
         "Builder": "create_network create_builder_config create_optimization_profile "
         "build_serialized_network",
-        "IBuilderConfig": "set_flag set_memory_pool_limit set_compute_capability "
+        "IBuilderConfig": "set_flag clear_flag set_memory_pool_limit set_compute_capability "
         "add_optimization_profile plugins_to_serialize builder_optimization_level "
         "hardware_compatibility_level num_compute_capabilities",
         "INetworkDefinition": "num_inputs num_outputs num_layers get_input get_output get_layer",
         "OnnxParser": "parse_from_file num_errors get_error",
         "IOptimizationProfile": "set_shape set_shape_input",
-        "Runtime": "deserialize_cuda_engine engine_host_code_allowed",
+        "Runtime": "deserialize_cuda_engine engine_host_code_allowed get_plugin_registry",
         "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_dtype create_execution_context",
         "IExecutionContext": "set_input_shape get_tensor_shape set_tensor_address "
         "is_stream_capturable execute_async_v3",

@@ -170,6 +170,8 @@ def test_more_tokens_than_rows(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn"}}, "rope_type"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_theta"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"num_attention_heads": 3}, "does not divide hidden_size"),
         ({"hidden_size": "wide"}, "hidden_size"),
@@ -183,6 +185,15 @@ def test_a_language_model_that_cannot_be_written(
     with pytest.raises(CheckpointError) as caught:
         language_of(source, source.config | change)
     assert message in str(caught.value)
+
+
+def test_positions_are_read_from_where_transformers_5_keeps_them(tmp_path: Path) -> None:
+    source = HfFolder(write_llava(tmp_path / "source"))
+    older = dict(source.config)
+    newer = {**older, "rope_parameters": {"rope_theta": older.pop("rope_theta")}}
+    del newer["rope_theta"]
+    assert language_of(source, newer).config.frequency_base == 1e6
+    assert language_of(source, older).config.frequency_base == 1e4, "what Qwen2 has by default"
 
 
 def test_an_output_table_that_differs_from_the_one_it_is_tied_to(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from emulated_kernel import SOURCES, host_compiler
@@ -317,3 +319,18 @@ def test_the_plugin_as_the_command_line_asks_for_it(
     assert "Fix:" in caplog.text
     with pytest.raises(BackendUnavailable, match="no such file"):
         plugin_from_text(str(tmp_path / "yours.so"))
+
+
+def test_a_portable_plugin_is_for_all_gpus_of_the_compiler_and_a_failure_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(sms: Any) -> Path:
+        if sms is None:
+            raise ExportError("g++ is missing. Fix: install it")
+        return Path("-".join(map(str, sms)))
+
+    known = SimpleNamespace(sms=(70, 75, 80, 87, 120))
+    monkeypatch.setattr(plugin_build, "find_nvcc", lambda: known)
+    monkeypatch.setattr(plugin_build, "plugin_library", compiled)
+    assert plugin_from_text("auto", [89], portable=True) == Path("80-87-120")
+    assert plugin_from_text("auto") is None and "g++ is missing" in caplog.text

@@ -25,7 +25,7 @@ from vqedge_export.tensorrt.build import Source, engine_from_onnx
 from vqedge_export.tensorrt.calibration import digest_of, measured_channels, require_ids_kept
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer
-from vqedge_export.tensorrt.prepare import prepared
+from vqedge_export.tensorrt.prepare import prepared, settle_op
 from vqedge_export.tensorrt.qdq import Channels, quantised
 
 LAYERS, INPUTS = 6, 4  # of the one block; query, key and value read one tensor
@@ -196,6 +196,23 @@ def test_a_graph_without_layers_is_refused() -> None:
 
 
 # ---- building
+
+
+def test_a_graph_of_plain_nodes_is_calibrated_too(
+    whole: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = onnx.ModelProto()
+    plain.CopyFrom(whole)
+    settle_op(plain, plugin=True)
+    assert len(plain.functions) < len(whole.functions), "ONNX Runtime cannot run it as it is"
+    onnx.save(plain, str(tmp_path / "encoder.onnx"))
+    monkeypatch.setattr(build, "CHECK_CLIPS", 1)
+    frames, size = clips(5, 1)[0].shape[:2]
+    source = Source(
+        tmp_path / "encoder.onnx", tiny_encoder(frames=frames, size=size), tiny_quantizer()
+    )
+    found = build._graph(source, BuildOptions(precision="int8"), clips(5), plugin=True)
+    assert any(node.op_type == "QuantizeLinear" for node in found.graph.node)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_tensorrt import DataType, FakeTensorRT
+from fake_tensorrt import DataType, FakeLayer, FakeNetwork, FakeTensorRT
 from tiny_engine import ENGINE_OUTPUTS, INPUTS, write_tiny_onnx
 
 from vqedge.bundle import ProfileRecord
@@ -21,7 +21,7 @@ from vqedge_export.tensorrt.options import (
     require_possible,
     targets_of,
 )
-from vqedge_export.tensorrt.worker import outcome_of
+from vqedge_export.tensorrt.worker import _pin_quantizer, outcome_of
 
 VERSIONS: list[tuple[Flavour, str]] = [
     ("tensorrt", "10.3.0"),
@@ -85,6 +85,22 @@ def test_weak_typing_sets_flags_and_pins_the_quantizer(
         "/quantizer/quantizer/Shape": None,  # whole numbers have no float precision
         "/quantizer/quantizer/MatMul": DataType.FLOAT,
     }
+
+
+def test_weak_typing_pins_what_decides_ids() -> None:
+    """The plugin, what searches, and comparisons: each may give something else than float32."""
+    network = FakeNetwork(0)
+    network.layers = [
+        FakeLayer("/quantizer/quantizer/NearestCodebook", ("INT32", "FLOAT"), ("FLOAT", "FLOAT")),
+        FakeLayer("/quantizer/quantizer/ArgMax", ("FLOAT", "INT32"), ("FLOAT",)),
+        FakeLayer("/quantizer/quantizer/Less", ("BOOL",), ("FLOAT", "FLOAT")),
+        FakeLayer("/quantizer/quantizer/Equal", ("BOOL",), ("INT32", None)),
+        FakeLayer("/quantizer/quantizer/Gather", ("INT32",), ("INT32", "INT32")),
+        FakeLayer("/quantizer/vit/Softmax", ("FLOAT",), ("FLOAT",)),
+    ]
+    _pin_quantizer(library("tensorrt", "10.3.0"), network)
+    pinned = [layer.name.rpartition("/")[2] for layer in network.layers if layer.precision]
+    assert pinned == ["NearestCodebook", "ArgMax", "Less"]
 
 
 @pytest.mark.parametrize(("flavour", "version"), STRONG_ONLY)
@@ -198,7 +214,9 @@ def test_a_budget_that_shapes_tensors_gets_its_range(tmp_path: Path) -> None:
         outcome_of(job(tmp_path), found)
 
 
-@pytest.mark.parametrize("known", [None, b"timings of yesterday", b"damaged"])
+@pytest.mark.parametrize(
+    "known", [None, b"timings of yesterday", b"damaged", b"timings of another GPU"]
+)
 def test_timings_are_read_and_kept(tmp_path: Path, known: bytes | None) -> None:
     found, cache = library("tensorrt", "10.3.0"), tmp_path / "timing/tensorrt-10.3.0-sm87"
     if known is not None:

@@ -48,14 +48,19 @@ class FakeTensor:
 
 
 class FakeLayer:
-    def __init__(self, node: onnx.NodeProto, kind: str) -> None:
-        self.name, self.num_outputs = node.name, 1
-        self.output = SimpleNamespace(dtype=DataType[kind])
+    """A layer with the types of what it gives and reads, by name; None is an input left out."""
+
+    def __init__(self, name: str, made: tuple[str, ...], read: tuple[str | None, ...]) -> None:
+        self.name, self.num_outputs, self.num_inputs = name, len(made), len(read)
+        self._made = [SimpleNamespace(dtype=DataType[kind]) for kind in made]
+        self._read = [kind and SimpleNamespace(dtype=DataType[kind]) for kind in read]
         self.precision: DataType | None = None
 
     def get_output(self, place: int) -> Any:
-        assert place == 0
-        return self.output
+        return self._made[place]
+
+    def get_input(self, place: int) -> Any:
+        return self._read[place]
 
 
 class FakeNetwork:
@@ -85,7 +90,7 @@ class FakeConfig:
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self._trt = trt
-        self.flags: list[str] = []
+        self.flags: list[str] = ["TF32"]  # on unless it is cleared
         self.limits: dict[str, int] = {}
         self.profiles: list[FakeProfile] = []
         self.capabilities: dict[int, str] = {}
@@ -97,6 +102,9 @@ class FakeConfig:
 
     def set_flag(self, flag: Any) -> None:
         self.flags.append(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.remove(flag.name)
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self.limits[pool.name] = size
@@ -116,11 +124,14 @@ class FakeConfig:
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
+        if cache.data == b"timings of another GPU":
+            return False
         self.known_timings = cache.data
         return True
 
     def get_timing_cache(self) -> Any:
-        return SimpleNamespace(serialize=lambda: b"timings")
+        known = self.known_timings is not None
+        return SimpleNamespace(serialize=lambda: b"timings") if known else None
 
 
 class FakeProfile:
@@ -178,7 +189,8 @@ class FakeParser:
         self._network.functions = [item.name for item in model.functions]
         whole = {"Shape": "INT64", "ArgMin": "INT64"}
         self._network.layers = [
-            FakeLayer(node, whole.get(node.op_type, "FLOAT")) for node in graph.node
+            FakeLayer(node.name, (whole.get(node.op_type, "FLOAT"),), ("FLOAT",) * len(node.input))
+            for node in graph.node
         ]
         return True
 
@@ -199,15 +211,20 @@ class FakeRegistry:
         self.refuses = False
 
     def load_library(self, path: str) -> object | None:
+        again = path in self.loaded  # as TensorRT: creators that are registered are refused
         self.loaded.append(path)
-        return None if self.refuses else object()
+        return None if self.refuses or again else object()
 
 
 class FakeRuntime:
     def __init__(self, trt: FakeTensorRT, log: Any) -> None:
         self._trt, self._log = trt, log
         self.engine_host_code_allowed = False
+        self.registry = FakeRegistry()
         trt.runtime = self
+
+    def get_plugin_registry(self) -> FakeRegistry:
+        return self.registry
 
     def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
         try:
@@ -292,7 +309,7 @@ class FakeTensorRT:
         self.shape_tensors: set[str] = set()
         self.dies_now_if_told = lambda: None
         self.ILogger, self.DataType = ILogger, DataType
-        flags = "DEBUG GPU_FALLBACK REFIT VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME"
+        flags = "TF32 DEBUG GPU_FALLBACK REFIT VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME"
         kinds = {"STRONGLY_TYPED": 1}
         if major < 11 and not rtx:
             flags += " FP16 INT8 BF16 OBEY_PRECISION_CONSTRAINTS"

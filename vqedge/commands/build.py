@@ -75,7 +75,6 @@ def plugin_library_for(
     Raises:
         BackendUnavailable: no such file.
         ConfigError: none of the engines takes one.
-        ExportError: it does not compile.
     """
     from vqedge_export.tensorrt.plugin_build import AUTO_PLUGIN, plugin_from_text
 
@@ -84,7 +83,7 @@ def plugin_library_for(
             raise ConfigError(f"--plugin {plugin}: only --target {_TAKES_PLUGIN} takes a plugin")
         return None
     sms = [int(capability.replace(".", "")) for capability in options.capabilities]
-    return plugin_from_text(plugin or AUTO_PLUGIN, sms)
+    return plugin_from_text(plugin or AUTO_PLUGIN, sms, options.hardware_compatible)
 
 
 def _calibration(bundle: Path, options: BuildOptions, folder: Path) -> list[Frames]:

@@ -47,7 +47,7 @@ def leave_out(model: nn.Module, part: nn.Module) -> None:
     """Average no gradients of a part of the model: it is to get none, and others would wait."""
     ours = {id(parameter) for parameter in part.parameters()}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in ours]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]
 
 
 def share_of(numbers: Iterable[int], accelerator: Accelerator) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import gguf
 import numpy as np
@@ -40,6 +40,15 @@ _KINDS = {
 }
 
 
+class Rope(BaseModel):
+    """Rotary positions as transformers 5 writes them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rope_theta: float = Field(gt=0)
+    rope_type: Literal["default"] = "default"
+
+
 class Qwen2(BaseModel):
     """What a Qwen2 configuration says, as far as shapes and positions go."""
 
@@ -54,10 +63,16 @@ class Qwen2(BaseModel):
     max_position_embeddings: PositiveInt = 32768
     rms_norm_eps: float = Field(1e-6, gt=0)
     rope_theta: float = Field(10000.0, gt=0)
+    rope_parameters: Rope | None = None  # where transformers 5 keeps it
     rope_scaling: None = None
     use_sliding_window: bool = False
     hidden_act: str = Field("silu", pattern="^silu$")
     tie_word_embeddings: bool = False
+
+    @property
+    def frequency_base(self) -> float:
+        """Of the rotary positions, wherever it was written."""
+        return self.rope_parameters.rope_theta if self.rope_parameters else self.rope_theta
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -198,5 +213,5 @@ def _add_shapes(writer: gguf.GGUFWriter, config: Qwen2) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(config.frequency_base)
     writer.add_vocab_size(config.vocab_size)

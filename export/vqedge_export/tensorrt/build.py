@@ -26,7 +26,7 @@ from vqedge.engines import (
     timing_cache,
 )
 from vqedge.errors import BackendUnavailable, ExportError
-from vqedge.files import file_sha256
+from vqedge.files import file_sha256, replacing
 from vqedge_export.graph import save_model
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
@@ -40,7 +40,7 @@ from vqedge_export.tensorrt.calibration import (
 )
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer, require_possible, targets_of
-from vqedge_export.tensorrt.prepare import engine_outputs, prepared
+from vqedge_export.tensorrt.prepare import engine_outputs, prepared, settle_op
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +165,7 @@ def _graph(
 ) -> onnx.ModelProto:
     """The graph to build; in int8, only if it keeps the ids."""
     full = onnx.load(str(source.onnx))
+    settle_op(full, plugin=False)  # ONNX Runtime is to run it, whatever it was exported for
     weak = options.typing == "weak"
     if not clips:
         return prepared(full, options.precision, plugin=plugin, weak=weak)
@@ -212,7 +213,8 @@ def _kept(plugin: Path | None) -> Path | None:
     kept = plugin_folder() / f"{file_sha256(plugin)}.so"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(plugin, kept)
+        with replacing(kept) as temporary:
+            shutil.copyfile(plugin, temporary)
     return kept
 
 

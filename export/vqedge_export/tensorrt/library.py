@@ -47,6 +47,7 @@ class Library:
     def configure(self, config: Any, options: BuildOptions, capabilities: Sequence[str]) -> None:
         """Set everything that a version knows how to be told; the rest was refused before."""
         trt = self.trt
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default; float32 decides ids, in full
         config.builder_optimization_level = options.optimization_level
         if options.workspace_mb is not None:
             limit = options.workspace_mb << 20

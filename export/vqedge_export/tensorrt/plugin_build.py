@@ -41,6 +41,7 @@ PLUGIN_LIBRARY = "libvqedge_nearest_codebook_plugin.so"
 AUTO_PLUGIN, NO_PLUGIN = "auto", "none"
 MIN_SM = 75
 _MIN_PTX_SM = 80
+_DEFAULT_INCLUDES = (Path("/usr/include"), Path("/usr/local/include"))  # in their own order
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -91,30 +92,36 @@ def plugin_library(
     return _cached(job, cache or cache_root())
 
 
-def plugin_from_text(text: str, sms: Sequence[int] | None = None) -> Path | None:
+def plugin_from_text(
+    text: str, sms: Sequence[int] | None = None, portable: bool = False
+) -> Path | None:
     """The plugin as `--plugin` asks for it.
 
     Args:
         text: "auto" for one compiled here, or none with a warning if this machine cannot; "none";
             or the path of a library.
         sms: see `plugin_library`.
+        portable: for every GPU from SM 8.0 on that the compiler knows, instead of `sms`.
 
     Raises:
         BackendUnavailable: no such file.
-        ExportError: the compiler fails.
     """
     if text == NO_PLUGIN:
         return None
     if text == AUTO_PLUGIN:
         try:
-            return plugin_library(sms)
-        except BackendUnavailable as error:
+            return plugin_library(_portable_sms() if portable else sms)
+        except (BackendUnavailable, ExportError) as error:
             logger.warning("the graph's own function instead of the plugin: %s", error)
             return None
     path = Path(text)
     if not path.is_file():
         raise BackendUnavailable(f"--plugin {text}: no such file. Fix: give auto, or none")
     return path
+
+
+def _portable_sms() -> list[int]:
+    return [sm for sm in find_nvcc().sms if sm >= _MIN_PTX_SM]
 
 
 def kernel_library(sms: Sequence[int] | None = None, cache: Path | None = None) -> Path:
@@ -167,7 +174,8 @@ def _cached(job: _Job, cache: Path) -> Path:
 
 
 def _flags(job: _Job) -> list[str]:
-    includes = ["-isystem", str(job.include)] if job.include else []
+    found = job.include is not None and job.include not in _DEFAULT_INCLUDES
+    includes = ["-isystem", str(job.include)] if found else []
     folders = [f"--library-path={folder}" for folder in job.nvcc.library_folders]
     return [*_FLAGS, *architecture_flags(job.sms), *includes, *folders]
 

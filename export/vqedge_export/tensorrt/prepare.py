@@ -57,7 +57,7 @@ def prepared(
     copy.graph.output.extend(item for item in model.graph.output if item.name not in BRIDGED)
     _cast_pixels_first(copy)
     _give_rows(copy)
-    _settle_op(copy, plugin)
+    settle_op(copy, plugin)
     if precision == "int8":
         assert channels is not None, "int8 is calibrated"
         quantised(copy, channels)
@@ -127,7 +127,7 @@ def _with_row(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [lift, search, *results]
 
 
-def _settle_op(model: onnx.ModelProto, plugin: bool) -> None:
+def settle_op(model: onnx.ModelProto, plugin: bool) -> None:
     """A plugin takes plain nodes; without one the op needs its body."""
     kept = [function for function in model.functions if function.name != OP_NAME]
     if plugin:

@@ -15,7 +15,7 @@ from typing import Any
 from vqedge.bundle import ProfileRecord, TensorRecord
 from vqedge.errors import BackendUnavailable, ExportError, VqedgeError
 from vqedge.files import replacing
-from vqedge.tensorrt import new_log, one_line, tensorrt_module
+from vqedge.tensorrt import log_of, one_line, tensorrt_module
 from vqedge_export.layers import VIT
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.library import Library
@@ -60,7 +60,7 @@ def outcome_of(job: Job, library: Library) -> Outcome:
         return Outcome(offer=offer)
     require_possible(job.options, offer, job.plugin is not None)
     began = time.perf_counter()
-    log = new_log(library.trt)
+    log = log_of(library.trt)
     if job.plugin is not None:
         library.load_plugin(str(job.plugin))
     builder = library.trt.Builder(log)
@@ -93,9 +93,15 @@ def _pin_quantizer(library: Library, network: Any) -> None:
     full = library.trt.DataType.FLOAT
     for place in range(network.num_layers):
         layer = network.get_layer(place)
-        kinds = {layer.get_output(number).dtype for number in range(layer.num_outputs)}
-        if not layer.name.startswith(VIT) and kinds == {full}:
+        made = {layer.get_output(number).dtype for number in range(layer.num_outputs)}
+        compares = made == {library.trt.DataType.BOOL} and full in _read_types(layer)
+        if not layer.name.startswith(VIT) and (full in made or compares):
             layer.precision = full
+
+
+def _read_types(layer: Any) -> set[Any]:
+    tensors = (layer.get_input(number) for number in range(layer.num_inputs))
+    return {tensor.dtype for tensor in tensors if tensor is not None}
 
 
 def _tensors_of(network: Any) -> tuple[tuple[TensorRecord, ...], tuple[TensorRecord, ...]]:
@@ -137,7 +143,8 @@ def _config_of(library: Library, builder: Any, network: Any, job: Job) -> Any:
     if library.measures_kernels and job.timing_cache is not None:
         known = job.timing_cache.read_bytes() if job.timing_cache.is_file() else b""
         cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # of another GPU of this kind
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return config
 
 
@@ -165,11 +172,12 @@ def _range_of(ranges: dict[str, ProfileRecord], name: str) -> tuple[Any, Any, An
 
 
 def _keep_timings(library: Library, config: Any, job: Job) -> None:
-    if not library.measures_kernels or job.timing_cache is None:
+    cache = config.get_timing_cache() if library.measures_kernels else None
+    if cache is None or job.timing_cache is None:
         return
     job.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with replacing(job.timing_cache) as temporary:
-        temporary.write_bytes(config.get_timing_cache().serialize())
+        temporary.write_bytes(cache.serialize())
 
 
 if __name__ == "__main__":

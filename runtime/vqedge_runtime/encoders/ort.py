@@ -78,7 +78,7 @@ def open_session(path: Path, threads: int, provider: Provider = _CPU) -> ort.Inf
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
-    chosen = [] if provider is _CPU else [provider.name]
+    chosen = [] if provider is _CPU else [(provider.name, dict(provider.options))]
     if provider.plugin:
         options.add_provider_for_devices(plugin_devices(provider)[:1], {})
         chosen = []

@@ -19,12 +19,14 @@ class Provider:
         name: ONNX Runtime's name of it.
         fix: what to install.
         plugin: the module of its library, where it comes as a package of its own.
+        options: what it is told.
     """
 
     label: str
     name: str
     fix: str
     plugin: str | None = None
+    options: tuple[tuple[str, str], ...] = ()
 
 
 PROVIDERS = {
@@ -35,6 +37,7 @@ PROVIDERS = {
             "CUDA",
             "CUDAExecutionProvider",
             "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+            options=(("use_tf32", "0"),),  # on by default; ids are decided in float32
         ),
         Provider(
             "TensorRT",

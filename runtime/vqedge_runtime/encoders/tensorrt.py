@@ -18,7 +18,7 @@ from vqedge.bundle import Bundle, EngineRecord, TensorRecord
 from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
-from vqedge.tensorrt import new_log, tensorrt_module
+from vqedge.tensorrt import log_of, tensorrt_module
 from vqedge_runtime.encoders import Frames
 from vqedge_runtime.tokens import Codes, codes_from_outputs
 
@@ -69,7 +69,7 @@ class TensorRTEncoder:
     def __init__(self, bundle: Bundle, flavour: Flavour, trt: Any, cuda: Cuda) -> None:
         host = EngineHost(flavour, str(trt.__version__), cuda.compute_capability)
         record = fitting_engine(bundle, host)
-        self._trt, self._cuda, self._log = trt, cuda, new_log(trt)
+        self._trt, self._cuda, self._log = trt, cuda, log_of(trt)
         self._name = f"{flavour} {host.version} SM {host.compute_capability} {record.precision}"
         self._flavour, self._file = flavour, record.file
         self._graph: int | None = None
@@ -132,7 +132,8 @@ class TensorRTEncoder:
             self._context.set_input_shape(profile.input, profile.opt)
 
     def _load_plugin(self, path: Path) -> None:
-        if self._trt.get_plugin_registry().load_library(str(path)) is None:
+        registry = self._runtime.get_plugin_registry()  # its own: the common one takes it but once
+        if registry.load_library(str(path)) is None:
             raise BackendUnavailable(f"{path}: TensorRT cannot load it; run vqedge build again")
 
     def _require_tensors(self, path: Path, listed: Iterable[TensorRecord]) -> None:
