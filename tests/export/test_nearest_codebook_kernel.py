@@ -70,6 +70,8 @@ def check(x: Array, codebook: Array, metric: Any, indices: Array, margin: Array)
         (MIDDLE, (31, 7, 64)),
         (MIDDLE, (70, 32, 200)),  # one narrow tile, four slices: the ring turns over
         (MIDDLE, (70, 33, 72)),
+        (MIDDLE, (70, 64, 200)),  # one small tile, full
+        (MIDDLE, (70, 65, 72)),
         (MIDDLE, (65, 129, 384)),  # two middle tiles, merged
         (WIDE, (130, 300, 136)),  # two rows of tiles x two wide tiles
         (SMALL_WIDE, (129, 257, 200)),

@@ -59,7 +59,7 @@ def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(
     targets = ",".join(f"sm_{sm}" for sm in newer)
     command = [
         *(str(nvcc.path), "--fatbin", "-std=c++17", "-O3", "--Werror=all-warnings", "--threads=2"),
-        "--ptxas-options=--warn-on-spills,--warning-as-error",
+        "--ptxas-options=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error",
         f"--generate-code=arch=compute_{MIN_SM},code=sm_{MIN_SM}",
         f"--generate-code=arch=compute_80,code=[{targets}]",
         *("-o", str(tmp_path / "kernel.fatbin"), str(SOURCES / "nearest_codebook.cu")),

@@ -139,6 +139,14 @@ struct Device {
   int shared_bytes = 0;     // most dynamic shared memory a block may ask for
 };
 
+// A failure is returned; as the thread's last error it would be taken for one of a later call.
+inline cudaError_t told(cudaError_t status) {
+  if (status != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+  }
+  return status;
+}
+
 // The calling thread's current device. A few cached look-ups; allowed while a graph is captured.
 inline cudaError_t current_device(Device& device) {
   int id = 0;
@@ -149,7 +157,7 @@ inline cudaError_t current_device(Device& device) {
   ask(device.major, cudaDevAttrComputeCapabilityMajor);
   ask(device.processors, cudaDevAttrMultiProcessorCount);
   ask(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  return status;
+  return told(status);
 }
 
 template <typename Arguments>
@@ -158,7 +166,7 @@ cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, int s
   cudaError_t const status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (status != cudaSuccess) {
-    return status;
+    return told(status);
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(arguments);
   return cudaGetLastError();

@@ -77,6 +77,9 @@ cudaError_t run_tensor(Problem const& p, Device const& device, cudaStream_t stre
   if (p.k <= NarrowTile::kCodes) {
     return launch_tensor<T, NarrowTile>(p, device, stream);
   }
+  if (p.k <= SmallTile::kCodes) {
+    return launch_tensor<T, SmallTile>(p, device, stream);
+  }
   int64_t const wide_blocks = ceil_div(p.n, WideTile::kRows) * ceil_div(p.k, WideTile::kCodes);
   bool const fits = WideTile::shared_bytes(kMinStages) <= device.shared_bytes;
   if (p.k > MiddleTile::kCodes && fits && wide_blocks >= device.processors) {

@@ -115,10 +115,14 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Problem p) {
   T const* const values = static_cast<T const*>(p.codebook) + code * p.d;
   float square = 0.0F;
   float poison = 0.0F;
-  for (int i = lane; code < p.k && i < p.d; i += kWarp) {
-    float const value = to_float(values[i]);
-    square = fmaf(value, value, square);
-    poison = fmaf(value, 0.0F, poison);
+  if (code < p.k) {
+    // many loads under way: the codebook comes from memory, and there is little to do
+#pragma unroll 12
+    for (int i = lane; i < p.d; i += kWarp) {
+      float const value = to_float(values[i]);
+      square = fmaf(value, value, square);
+      poison = fmaf(value, 0.0F, poison);
+    }
   }
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     square += shuffle_xor(square, lanes);

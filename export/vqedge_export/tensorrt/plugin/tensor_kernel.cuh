@@ -33,6 +33,7 @@ struct TensorTile {
 };
 
 using NarrowTile = TensorTile<64, 32, 4, 1>;
+using SmallTile = TensorTile<64, 64, 4, 1>;
 using MiddleTile = TensorTile<64, 128, 2, 2>;
 using WideTile = TensorTile<128, 256, 2, 4>;
 
