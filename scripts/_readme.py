@@ -105,73 +105,53 @@ def _row(name: str, document: dict[str, Any]) -> str:
 
 def _quants() -> str:
     """Accuracy of every measured type of the language model's weights, largest file first."""
-    files = sorted(MEASURED.glob("quant_*.json"), reverse=True)
-    documents = sorted((json.loads(path.read_text()) for path in files), key=lambda d: -d["llm_mb"])
-    rows = [
-        f"| {d['quantization']} | {d['llm_mb']:.0f} MB | {d['accuracy']:.1%} "
-        f"| {d['top1_agreement']:.1%} | {d['kl_mean']:.4f} |"
-        for d in documents
-    ]
+    documents = [json.loads(path.read_text()) for path in MEASURED.glob("quant_*.json")]
+    told = ", ".join(
+        f"{d['quantization']} {d['accuracy']:.1%} ({d['llm_mb']:.0f} MB)"
+        for d in sorted(documents, key=lambda d: -float(d["llm_mb"]))
+    )
     checkpoint = _load("eval_checkpoint")
-    low, high = checkpoint["interval"]
-    return "\n".join(
-        [
-            f"The PyTorch checkpoint on the first {checkpoint['n']} at the default budget: "
-            f"{checkpoint['accuracy']:.1%} [{low:.1%}, {high:.1%}]; exported, on the same:",
-            "",
-            "| `--llm-quant` | file | accuracy | same top token as PyTorch | mean KL, nats |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
+    return (
+        f"Exported: {told}; the PyTorch checkpoint, on the same {checkpoint['n']} questions: "
+        f"{checkpoint['accuracy']:.1%}."
     )
 
 
 def _speed(benches: list[dict[str, Any]]) -> str:
-    """Every stage on every machine that was measured, one column each."""
-    names = [bench["machine"]["processor"] for bench in benches]
-    columns = [_stages(bench) for bench in benches]
-    rows = [
-        f"| {stage} | {' | '.join(f'{column[stage]:.0f}' for column in columns)} |"
-        for stage in columns[0]
+    """What users wait for, on every machine that was measured, one column each."""
+    names = [
+        f"{bench['machine']['processor']}, {bench['machine']['usable_cores']} cores"
+        for bench in benches
     ]
+    columns = [_waits(bench) for bench in benches]
+    rows = [f"| {wait} | {' | '.join(column[wait] for column in columns)} |" for wait in columns[0]]
     return "\n".join(
         [
-            "Milliseconds for one 3-second clip (`vqedge bench`):",
+            "Milliseconds, a clip of three seconds (`vqedge bench`; stages, encoders and versions "
+            "are on [the page of results](docs/results.md#speed)):",
             "",
-            f"| stage | {' | '.join(names)} |",
+            f"| | {' | '.join(names)} |",
             f"|---|{'---|' * len(benches)}",
             *rows,
-            "",
-            *(f"- {_machine(bench)}" for bench in benches),
         ]
     )
 
 
-def _stages(bench: dict[str, Any]) -> dict[str, float]:
+def _waits(bench: dict[str, Any]) -> dict[str, str]:
     """Milliseconds by what takes them."""
-    rows = dict(bench["stages_ms"])
-    rows["first token, cold"] = bench["cold_first_token_ms"]
-    rows["first token, asked again"] = bench["reask_first_token_ms"]
-    unreduced = f"first token, language model alone, all {bench['unreduced_tokens']} patch tokens"
-    rows[unreduced] = bench["unreduced_first_token_ms"]
+    rows = {
+        "from the file to the first token": f"{bench['cold_first_token_ms']:.0f}",
+        "another question, to its first token": f"{bench['reask_first_token_ms']:.0f}",
+        f"the language model alone, to its first token, with all {bench['unreduced_tokens']:,} "
+        "patches": f"{bench['unreduced_first_token_ms']:.0f}, {bench['unreduced_over_llm']:.0f} "
+        f"times as long as with {bench['tokens']} tokens",
+    }
     for name, row in bench["together"].items():
-        what = f"{row['prompts']} {name}, {row['prompts']} answers"
-        rows[f"{what}, one by one"] = row["one_by_one_ms"]
-        rows[f"{what}, side by side"] = row["together_ms"]
+        rows[f"{row['prompts']} {name}, {row['prompts']} answers"] = (
+            f"{row['one_by_one_ms']:.0f} one by one, {row['together_ms']:.0f} side by side"
+        )
+    rows["peak memory"] = f"{bench['peak_rss_mb']:.0f} MB"
     return rows
-
-
-def _machine(bench: dict[str, Any]) -> str:
-    """What was measured on, and what the figures say."""
-    machine = bench["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    return (
-        f"{machine['processor']}, {machine['usable_cores']} cores; {versions}; "
-        f"{bench['backend']['encoder']}, {bench['backend']['llm']}. The language model's first "
-        f"token comes {bench['unreduced_over_llm']:.0f} times sooner with {bench['tokens']} tokens "
-        f"than with {bench['unreduced_tokens']}; asked again, {bench['unreduced_over_reask']:.0f} "
-        f"times sooner. Peak memory {bench['peak_rss_mb']:.0f} MB."
-    )
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def page() -> str:
         _encoders(),
         _photos(),
         _speed(),
+        _files(),
         _words(),
         _grounding(),
         _ids(),
@@ -211,7 +212,7 @@ def _export() -> str:
         f"{_asked(checkpoint)} at the default budget; PyTorch in float32: {_share(checkpoint)}. "
         "The encoder in float32 and llama.cpp:",
         "",
-        "| `--llm-quant` | file | accuracy | points from PyTorch | same top token | mean KL |",
+        "| `--llm-quant` | file | accuracy | points from PyTorch | same top token* | mean KL* |",
         "|---|---|---|---|---|---|",
     ]
     for d in sorted(documents, key=lambda d: -d["llm_mb"]):
@@ -220,6 +221,7 @@ def _export() -> str:
             f"| {d['quantization']} | {d['llm_mb']:.0f} MB | {d['accuracy']:.1%} | {points:+.1f} "
             f"| {d['top1_agreement']:.1%} | {d['kl_mean']:.4f} |"
         )
+    lines += ["", "\\* at the tokens of a few dozen answers; KL in nats."]
     return "\n".join(lines)
 
 
@@ -282,6 +284,60 @@ def _speed() -> str:
         machine = f"{told['processor']}, {told['usable_cores']} cores{own}"
         cells = " | ".join([machine, *spent, *firsts, unreduced])
         lines.append(f"| {cells} |")
+    return "\n".join([*lines, "", *_stages(benches), "", *map(_versions, benches)])
+
+
+def _stages(benches: list[dict[str, Any]]) -> list[str]:
+    """Where the time of a cold question goes."""
+    names = list(benches[0]["stages_ms"])
+    lines = [f"| stage | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for bench in benches:
+        spent = " | ".join(f"{bench['stages_ms'][name]:.0f}" for name in names)
+        lines.append(f"| {bench['machine']['processor']} | {spent} |")
+    return lines
+
+
+def _versions(bench: dict[str, Any]) -> str:
+    told = bench["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+    backend = bench["backend"]
+    return f"- {told['processor']}: {versions}; {backend['encoder']}, {backend['llm']}."
+
+
+def _files() -> str:
+    """Files of codes: sizes, and that answers are those of the video."""
+    document = _load("vqt")
+    if not document:
+        return ""
+    rows = (("held_out", "held-out"), ("real", "real"))
+    lines = [
+        "## Files of codes",
+        "",
+        f"`scripts/_vqt.py`: clips encoded to [.vqt files](vqt-format.md) at {document['budget']} "
+        "codes, a question about each asked of the file and of the video.",
+        "",
+        "| clips | n | same rows, bit for bit | same answers | bytes of a file | with ids |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, name in rows:
+        row = document[key]
+        sizes = (row["bytes"][kind]["mean"] for kind in ("file", "file_with_ids"))
+        mean, with_ids = (f"{size:,.0f}" for size in sizes)
+        lines.append(
+            f"| {name} | {row['clips']} | {row['same_rows']} | {row['same_answers']} | {mean} "
+            f"| {with_ids} |"
+        )
+    lines += [
+        "",
+        "`with ids`: what the file would take with the ids of a learned codebook. With fewer bits "
+        "a number, of all these clips:",
+        "",
+        "| `--bits` | bytes of a file | same answers |",
+        "|---|---|---|",
+    ]
+    for bits, row in document["bits"].items():
+        share = f"{row['same_answers']} of {row['files']}"
+        lines.append(f"| {bits} | {row['bytes_mean']:,.0f} | {share} |")
     return "\n".join(lines)
 
 

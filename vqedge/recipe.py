@@ -156,14 +156,16 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> TrainConfig:
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: want keys and values; see recipes/tiny.yaml for an example")
+            raise ConfigError(
+                f"{path}: want keys and values; see recipes/world.yaml for an example"
+            )
         for override in overrides or []:
             _apply_override(values, override)
         if values.get("init") and "model" not in values:
             values["model"] = model_config_of(Path(values["init"])).model_dump(mode="json")
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; see recipes/tiny.yaml for an example") from None
+        raise ConfigError(f"{path}: no such file; see recipes/world.yaml for an example") from None
     except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
 

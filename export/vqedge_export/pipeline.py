@@ -96,6 +96,7 @@ def export_bundle(
     opened = open_checkpoint(checkpoint)
     require_words(targets, opened.config)
     base = encoder_weights(opened.config.encoder, checkpoint).path
+    logger.info("tracing the encoder")
     graph = stripped_graph(opened, base, plugin_node)
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(
@@ -109,11 +110,13 @@ def export_bundle(
             plugin,
         )
         for target in BASE:
+            logger.info("writing %s", target.name)
             target.export(making)
         comparing = open_llm if check and not plugin_node else None
         report = _report(opened, draft.folder, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
+        logger.info("writing the bundle")
         engines = tuple(record for target in targets for record in target.export(making))
         bundle = finish(draft, checkpoint, opened.config, graph, report, engines)
     if record:

@@ -282,11 +282,15 @@ def test_lines_without_a_label_and_of_other_splits_are_left_out(index: Path) -> 
 
 
 FAULTS: dict[str, str] = {
-    "Expecting property name": "{file: a}",
+    "key must be a string": "{file: a}",
     "text: Field required": '{"file": "ant 0.png", "label": "x"}',
     "file: String should have at least 1": '{"file": "", "label": "x", "text": "ant"}',
     "no photo b.png": '{"file": "b.png", "label": "x", "text": "ant"}',
-    "Input should be a valid dictionary": "[1, 2]",
+    "Input should be an object": "[1, 2]",
+    "recursion limit": "[" * 100_000,
+    "/etc/a.jpg: want a path below the index": json.dumps(
+        {"file": "/etc/a.jpg", "label": "cup", "text": "cup"}
+    ),
 }
 
 

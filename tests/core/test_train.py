@@ -589,7 +589,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such file; see recipes/tiny\.yaml"):
+    with pytest.raises(ConfigError, match=r"no such file; see recipes/world\.yaml"):
         read_recipe(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="directory"):
         read_recipe(tmp_path)

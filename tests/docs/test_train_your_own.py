@@ -26,6 +26,7 @@ import vqedge.training.run as run
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
 from vqedge.data.jsonl import _Line
+from vqedge.data.photos import photos_from_index
 from vqedge.data.render import frames_from_scene, write_mp4
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import DatasetError
@@ -53,6 +54,15 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[2:] for line in lines]
 
 
+def test_the_line_of_a_photo_is_one_of_an_index(tmp_path: Path) -> None:
+    *_, line = blocks("json")
+    (tmp_path / "index.jsonl").write_text(line, encoding="utf-8")
+    (tmp_path / "cups").mkdir()
+    (tmp_path / "cups/0001.jpg").touch()
+    found = photos_from_index(tmp_path / "index.jsonl", "train")
+    assert [photo.noun for photo in found] == ["cup"]
+
+
 class Letters:
     """The tiny tokenizer, with a way back to text."""
 
@@ -73,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The page's files in a folder that is the current one; the heavy parts are tiny."""
     root = tmp_path_factory.mktemp("own")
     (root / "mine").mkdir()
-    train, held_out = blocks("json")
+    train, held_out, _photo = blocks("json")
     (root / TRAIN).write_text(train, encoding="utf-8")
     (root / HELD_OUT).write_text(held_out, encoding="utf-8")
     (root / RECIPE).write_text(blocks("yaml")[0], encoding="utf-8")

@@ -43,3 +43,4 @@ def _root(
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.getLogger("vqedge_export").setLevel(min(level, logging.INFO))  # minutes, step by step

@@ -49,7 +49,8 @@ def ask(
     evidence: Annotated[
         bool,
         typer.Option(
-            "--evidence", help="Also tell when that is to be seen: up to 48 more prompts."
+            "--evidence",
+            help="Also say when in the video it is to be seen; costs up to 48 more prompts.",
         ),
     ] = False,
     questions: Annotated[
@@ -167,7 +168,7 @@ def encode(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn videos into .vqt files, which every command takes in their place.
+    """Turn videos into .vqt files, to ask, search and evaluate without the pixels.
 
     Files that are there and up to date are left alone; a video that fails stops no other.
 

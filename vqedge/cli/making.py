@@ -19,7 +19,7 @@ from vqedge.cli.options import (
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/tiny.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/world.yaml.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes: key.sub=value ...")
     ] = None,
@@ -32,9 +32,9 @@ def train(
 ) -> None:
     """Train a checkpoint on generated clips, photos or videos of your own.
 
-    Example: vqedge train recipes/tiny.yaml -o runs/mine optim.steps=300
+    Example: vqedge train recipes/world.yaml -o runs/mine optim.steps=300
 
-    Several GPUs: accelerate launch -m vqedge.cli train recipes/tiny.yaml
+    Several GPUs: accelerate launch -m vqedge.cli train recipes/world.yaml
     """
     from vqedge.commands.train import run_train
 

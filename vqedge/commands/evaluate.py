@@ -24,6 +24,7 @@ from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
 from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
+from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
 from vqedge_runtime.vqt import is_vqt
 
@@ -90,15 +91,13 @@ def run_eval(
 ) -> None:
     """Evaluate and print accuracy per kind with its interval; `baselines` is their folder."""
     items = suite_items(suite, limit, videos)
-    on_item = _show if show else lambda *_: None
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, checkpoint, budget, runs_on)
         others = baselines_of(answerer, checkpoint, baselines, budget) if baselines else []
         steps = steps_of(checkpoint) if checkpoint else None
-        report = report_of(Subject(suite, lambda: answerer, steps), suite, items, on_item)
+        report = _asked(Subject(suite, lambda: answerer, steps), suite, items, show)
         for other in others:
-            say(f"baseline: {other.name}")
-            report.baselines[other.name] = report_of(other, suite, items, on_item)
+            report.baselines[other.name] = _asked(other, suite, items, show)
     if as_json:
         json_result(report.to_dict() | {"suite_version": suite_version(suite)})
     else:
@@ -119,6 +118,15 @@ def _answerer(
     qa = stack.enter_context(open_session(bundle, runs_on))
     qa.checked_budget(budget)
     return BundleAnswerer(qa, budget)
+
+
+def _asked(subject: Subject, suite: str, items: Sequence[Item], show: bool) -> EvalReport:
+    """The suite through one of them, with a bar, or every answer, on stderr."""
+    if show:
+        say(subject.name)
+        return report_of(subject, suite, items, _show)
+    with progress(subject.name, len(items)) as advance:
+        return report_of(subject, suite, items, lambda *_: advance(""))
 
 
 def _show(item: Item, reply: Reply, hit: bool) -> None:

@@ -43,5 +43,5 @@ def bundle_or_default(bundle: Path | None) -> Path:
             return path
     raise BundleError(
         "no bundle: give -m NAME.vqedge or set VQEDGE_BUNDLE; "
-        "make one with: vqedge assemble models/tiny -o tiny.vqedge"
+        "make one in a clone of the repository: vqedge assemble models/tiny -o tiny.vqedge"
     )

@@ -8,7 +8,6 @@ of a split, a seed and a number.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -215,12 +214,15 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
         raise DatasetError(f"{index}: cannot be read ({error})") from error
     for number, text in enumerate(lines, start=1):
         try:
-            line = _Line.model_validate(json.loads(text))
-        except (ValidationError, ValueError) as error:
-            reason = first_fault(error) if isinstance(error, ValidationError) else str(error)
-            raise DatasetError(f"{index}:{number}: {reason}") from error
+            line = _Line.model_validate_json(text)
+        except ValidationError as error:
+            raise DatasetError(f"{index}:{number}: {first_fault(error)}") from error
         if line.label is None or line.split != split:
             continue
+        if Path(line.file).is_absolute():
+            raise DatasetError(
+                f"{index}:{number}: {line.file} does not start at the index's folder"
+            )
         path = index.parent / line.file
         if not path.is_file():
             raise DatasetError(f"{index}:{number}: no photo {line.file}")

@@ -174,7 +174,7 @@ def _graph(
     with_body = prepared(full, options.precision, plugin=False, channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
     figures = require_ids_kept(full, with_body, unseen, source.quantizer.default_budget)
-    logger.info("int8 turns %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)
+    logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)
     if not plugin:
         return with_body
     return prepared(full, options.precision, plugin=True, channels=channels)
