@@ -220,9 +220,7 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
         if line.label is None or line.split != split:
             continue
         if Path(line.file).is_absolute():
-            raise DatasetError(
-                f"{index}:{number}: {line.file} does not start at the index's folder"
-            )
+            raise DatasetError(f"{index}:{number}: {line.file}: want a path below the index")
         path = index.parent / line.file
         if not path.is_file():
             raise DatasetError(f"{index}:{number}: no photo {line.file}")
