@@ -58,7 +58,8 @@ from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import LOG, STATE
 from vqedge.training.processes import share_of
-from vqedge.training.run import compiles, learning_rate_factor
+from vqedge.training.run import compiles
+from vqedge.training.schedule import learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
 OTHER = CONFIG.model_copy(

@@ -1,0 +1,79 @@
+"""What one forward pass reads: clips, and the questions about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vqedge.data.clips import QuestionAnswer
+from vqedge.data.mixture import Pick
+from vqedge.data.packing import PackedBatch, pack
+from vqedge.data.training import ClipBatch, TrainingClips
+from vqedge.model.encoder import rows_per_code
+from vqedge.model.llm import PromptTokenizer
+from vqedge.recipe import TrainConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips with their questions.
+
+    Attributes:
+        clips: B of them.
+        packed: their questions, B rows.
+        kinds: of every question, in the order of `Scores.correct`.
+    """
+
+    clips: ClipBatch
+    packed: PackedBatch
+    kinds: tuple[str, ...]
+
+
+class Batches:
+    """Makes batches, each a pure function of the seed, the step and the clips.
+
+    Args:
+        config: the run.
+        tokenizer: of the language model.
+        device: where batches go.
+    """
+
+    def __init__(
+        self, config: TrainConfig, tokenizer: PromptTokenizer, device: torch.device
+    ) -> None:
+        self.config, self.tokenizer, self.device = config, tokenizer, device
+
+    def of_step(self, clips: TrainingClips, picks: list[Pick], budget: int, step: int) -> Batch:
+        """Clips of a step with questions drawn for it."""
+        asked = []
+        for pick in picks:
+            key = [self.config.seed, step, pick.source, pick.number, pick.backwards]
+            rng = np.random.default_rng(key)
+            asked.append(clips.clip(pick).questions(rng, self.config.data.questions_per_clip))
+        return self._batch(clips, picks, budget, asked)
+
+    def held_out(self, clips: TrainingClips, picks: list[Pick]) -> Batch:
+        """Clips at the default budget with one question of each kind, the same every time."""
+        rngs = (np.random.default_rng([pick.source, pick.number, 1]) for pick in picks)
+        asked = [
+            clips.clip(pick).one_question_per_kind(rng)
+            for pick, rng in zip(picks, rngs, strict=True)
+        ]
+        return self._batch(clips, picks, self.config.model.quantizer.default_budget, asked)
+
+    def _batch(
+        self,
+        clips: TrainingClips,
+        picks: list[Pick],
+        budget: int,
+        asked: Sequence[list[QuestionAnswer]],
+    ) -> Batch:
+        packed = pack(self.tokenizer, asked, budget * rows_per_code(self.config.model))
+        packed = PackedBatch(
+            *(part.to(self.device) for part in (packed.ids, packed.segment, packed.targets))
+        )
+        kinds = tuple(item.kind for questions in asked for item in questions)
+        return Batch(clips.batch(picks, budget).to(self.device), packed, kinds)
