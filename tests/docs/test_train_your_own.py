@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import vqedge.model.answer as answer
 import vqedge.model.checkpoint as checkpoint
 import vqedge.train as training
-import vqedge.training.run as run
+import vqedge.training.beginning as beginning
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
 from vqedge.data.jsonl import _Line
@@ -189,7 +189,7 @@ def test_without_labels_there_is_no_naming_lesson(
         def __init__(self, *_: Any) -> None:
             raise AssertionError("a lesson")
 
-    monkeypatch.setattr(run, "NamingLesson", Lesson)
+    monkeypatch.setattr(beginning, "NamingLesson", Lesson)
     with pytest.raises(AssertionError, match="a lesson"):
         training.train(small_config("output=runs/mixed"), read_frames)
     alone = f"data.sources=[{{kind: jsonl, path: {TRAIN}}}]"
