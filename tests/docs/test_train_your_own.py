@@ -23,6 +23,7 @@ import vqedge.model.answer as answer
 import vqedge.model.checkpoint as checkpoint
 import vqedge.train as training
 import vqedge.training.beginning as beginning
+import vqedge.training.run as run
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
 from vqedge.data.jsonl import _Line
