@@ -29,6 +29,10 @@ class Provider:
     options: tuple[tuple[str, str], ...] = ()
 
 
+# both packages own the same files
+_GPU_PACKAGE = (
+    "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+)
 PROVIDERS = {
     row.label: row
     for row in (
@@ -36,13 +40,13 @@ PROVIDERS = {
         Provider(
             "CUDA",
             "CUDAExecutionProvider",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+            _GPU_PACKAGE,
             options=(("use_tf32", "0"),),  # on by default; ids are decided in float32
         ),
         Provider(
             "TensorRT",
             "TensorrtExecutionProvider",
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu 'vqedge[tensorrt]'",
+            f"pip install 'vqedge[tensorrt]' && {_GPU_PACKAGE}",
         ),
         Provider(
             "TensorRT-RTX",
