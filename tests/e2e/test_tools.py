@@ -57,6 +57,16 @@ def test_doctor_fails_on_a_damaged_bundle(
     assert any(row["check"] == "bundle" and not row["ok"] and row["fix"] for row in rows)
 
 
+def test_what_to_do_can_be_copied_from_a_narrow_terminal(
+    bundle_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bundle_copy / "llm.gguf").unlink()
+    monkeypatch.setenv("COLUMNS", "40")
+    assert not run_doctor(bundle_copy)
+    lines = capsys.readouterr().out.splitlines()
+    assert "fix bundle: vqedge assemble models/tiny -o tiny.vqedge" in lines
+
+
 def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     kind, facts = facts_of(bundle)
     assert kind == "bundle" and facts["parity"]["encoder"]["patches"] > 0

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 METRICS = ("l2", "dot", "cosine")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}
-ROWS, CODES, COLUMNS = (0, 1, 31, 23_328), (1, 7, 32, 1_024, 8_192), (3, 64, 384, 896, 1_152)
+ROWS, CODES, COLUMNS = (0, 1, 31, 23_328), (1, 7, 32, 64, 1_024, 8_192), (3, 64, 384, 896, 1_152)
 REPEATS = 5
 
 

@@ -202,12 +202,20 @@ def _version(name: str) -> str | None:
 
 
 def _print_table(findings: list[Finding]) -> None:
-    table = Table("check", "found", "needed", "fix")
+    """What was found; then what to do, a line each that can be copied whole."""
+    table = Table("check", "found", "needed")
     for finding in findings:
-        mark = (
-            "[green]ok[/]" if finding.ok else "[red]fix[/]" if finding.required else "[yellow]--[/]"
-        )
-        fix = "" if finding.ok else finding.fix
-        cells = (escape(text) for text in (finding.found, finding.needed, fix))
-        table.add_row(f"{mark} {escape(finding.check)}", *cells)
-    Console(soft_wrap=False).print(table)
+        cells = (escape(text) for text in (finding.found, finding.needed))
+        table.add_row(f"{_mark(finding)} {escape(finding.check)}", *cells)
+    console = Console()
+    console.print(table)
+    for finding in findings:
+        if not finding.ok and finding.fix:
+            line = f"{_mark(finding)} {escape(finding.check)}: {escape(finding.fix)}"
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def _mark(finding: Finding) -> str:
+    if finding.ok:
+        return "[green]ok[/]"
+    return "[red]fix[/]" if finding.required else "[yellow]--[/]"
