@@ -97,12 +97,15 @@ def _kinds() -> str:
         "",
         f"The same bundle and questions, at the default budget of {DEFAULT}.",
         "",
-        "| questions | accuracy | n |",
-        "|---|---|---|",
+        *_by_kind(document),
     ]
-    lines += [f"| {k} | {_share(row)} | {row['n']} |" for k, row in document["by_kind"].items()]
-    lines.append(f"| **all** | **{_share(document)}** | {document['n']} |")
     return "\n".join(lines)
+
+
+def _by_kind(document: dict[str, Any]) -> list[str]:
+    rows = [f"| {k} | {_share(row)} | {row['n']} |" for k, row in document["by_kind"].items()]
+    everything = f"| **all** | **{_share(document)}** | {document['n']} |"
+    return ["| questions | accuracy | n |", "|---|---|---|", *rows, everything]
 
 
 def _baselines() -> str:
@@ -252,11 +255,8 @@ def _photos() -> str:
         "Clips composed of test photos of Caltech-101, through the bundle; `thing` names one of "
         "about a hundred in free text.",
         "",
-        "| questions | accuracy | n |",
-        "|---|---|---|",
+        *_by_kind(document),
     ]
-    lines += [f"| {k} | {_share(row)} | {row['n']} |" for k, row in document["by_kind"].items()]
-    lines.append(f"| **all** | **{_share(document)}** | {document['n']} |")
     return "\n".join(lines)
 
 
