@@ -17,6 +17,8 @@ from vqedge.cli.options import (
     SeedOption,
     TemperatureOption,
     ThreadsOption,
+    TopKOption,
+    TopPOption,
 )
 
 
@@ -39,6 +41,8 @@ def ask(
     end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
     max_tokens: MaxTokensOption = 64,
     temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
@@ -74,7 +78,7 @@ def ask(
     from vqedge.commands.session import RunsOn
     from vqedge_runtime.llm import DecodingOptions
 
-    options = DecodingOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    options = DecodingOptions(max_tokens, temperature, top_p, top_k, seed)
     run(
         video,
         question,
@@ -105,6 +109,8 @@ def chat(
     gpu_layers: GpuLayersOption = None,
     max_tokens: MaxTokensOption = 64,
     temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
     seed: SeedOption = 0,
     history: Annotated[
         bool, typer.Option("--history", help="Let questions refer to earlier ones.")
@@ -123,7 +129,7 @@ def chat(
         bundle,
         budget=budget,
         runs_on=RunsOn(backend, threads, gpu_layers),
-        options=DecodingOptions(max_tokens=max_tokens, temperature=temperature, seed=seed),
+        options=DecodingOptions(max_tokens, temperature, top_p, top_k, seed),
         history=history,
     )
 

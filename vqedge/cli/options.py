@@ -32,6 +32,12 @@ ThreadsOption = Annotated[
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")]
+TopKOption = Annotated[
+    int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 is all.")
+]
+TopPOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")]
 GpuLayersOption = Annotated[
     int | None,
