@@ -37,7 +37,8 @@ def tensorrt_module(flavour: Flavour) -> Any:
 def log_of(trt: Any) -> Any:
     """The logger of a TensorRT that keeps its errors; `last_words()` gives them in one line, once.
 
-    One for the whole process: TensorRT goes on using the first that it was given.
+    One for the whole process: TensorRT goes on using the first that it was given. Call `forget()`
+    before what may fail, or it is told what failed earlier.
     """
     severity = trt.ILogger.Severity
     bad = (severity.ERROR, severity.INTERNAL_ERROR)
@@ -54,9 +55,13 @@ def log_of(trt: Any) -> Any:
             else:
                 logger.debug(message)
 
+        def forget(self) -> None:
+            self.errors = []
+
         def last_words(self) -> str:
-            told, self.errors = self.errors, []
-            return one_line(told[:_FIRST_ERRORS]) or "it gives no reason"
+            told = one_line(self.errors[:_FIRST_ERRORS])
+            self.forget()
+            return told or "it gives no reason"
 
     return Log()
 

@@ -113,6 +113,7 @@ class TensorRTEncoder:
 
     def _load(self, path: Path, record: EngineRecord) -> None:
         """Deserialise the engine and make a context for it."""
+        self._log.forget()
         self._runtime = self._trt.Runtime(self._log)
         if record.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such engines bring a runtime along
