@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from vqedge.bundle import open_bundle
 from vqedge.commands.encode import VIDEO_SUFFIXES
@@ -196,7 +197,9 @@ def main() -> None:
     }
     document["budget"] = open_bundle(options.bundle).manifest.quantizer.default_budget
     document["versions"] = {
-        tool: version(tool) for tool in ("vqedge", "onnxruntime", "llama-cpp-python")
+        "vqedge": version("vqedge"),
+        "onnxruntime": onnxruntime.__version__,
+        "llama-cpp-python": version("llama-cpp-python"),
     }
     text = json.dumps(document, indent=2) + "\n"
     print(text, end="")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from vqedge.data.suites import Item
 
 _PUNCTUATION = re.compile(
-    rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\S)[-+.](?=\d))|[{re.escape(string.punctuation)}]"
+    rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\w)[-+.](?=\.?\d))|[{re.escape(string.punctuation)}]"
 )
 _Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 
 from vqedge.checkpoint import model_config_of
 from vqedge.config import Config, ModelConfig
-from vqedge.data.seeds import HELD_OUT_SEEDS
+from vqedge.data.seeds import HELD_OUT_SEEDS, TEST_SPLIT
 from vqedge.errors import ConfigError
 from vqedge.validation import first_fault
 
@@ -135,8 +135,11 @@ class TrainConfig(Config):
             raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
         held_out = {_clips_of(source) for source in self.validation}
         for source in map(_clips_of, self.data.sources):
-            if source in held_out or source[1:] in [(seed,) for seed in HELD_OUT_SEEDS]:
-                raise ValueError(f"data.sources: {source[0]} {source[-1]} is to be held out")
+            if source in held_out or source[-1] in (*HELD_OUT_SEEDS, TEST_SPLIT):
+                raise ValueError(
+                    f"data.sources: {source[0]} {source[-1]} is held out to be asked about; "
+                    "choose another seed, split or file"
+                )
         if self.model.attention.kind != "paper":
             raise ValueError("model.attention.kind: only 'paper' is trained here")
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from vqedge.base.weights import encoder_weights, llm_weights
-from vqedge.bundle import Bundle, bundle_writer
+from vqedge.bundle import Bundle, EngineRecord, bundle_writer
 from vqedge.checkpoint import GRAPH, PARITY
 from vqedge.config import ModelConfig
 from vqedge.errors import ConfigError
@@ -112,13 +112,16 @@ def export_bundle(
         for target in BASE:
             logger.info("writing %s", target.name)
             target.export(making)
+        logger.info("measuring parity")
         comparing = open_llm if check and not plugin_node else None
         report = _report(opened, draft.folder, quant, comparing)
         if report.tolerance:
             require(report, report.tolerance)
-        logger.info("writing the bundle")
-        engines = tuple(record for target in targets for record in target.export(making))
-        bundle = finish(draft, checkpoint, opened.config, graph, report, engines)
+        engines: list[EngineRecord] = []
+        for target in targets:
+            logger.info("writing %s", target.name)
+            engines += target.export(making)
+        bundle = finish(draft, checkpoint, opened.config, graph, report, tuple(engines))
     if record:
         _record(checkpoint, graph, report)
     return bundle, report

@@ -16,9 +16,9 @@ from vqedge.files import file_sha256
 
 # share of patches that a lighter encoder may give another id at margins above the 5th percentile
 MOST_SAFE_IDS = 0.01
-# share of patches that another backend may put on another part of the index map, codes matched:
-# int8 and bfloat16 change 0.07 to 0.16 on the clips of docs/measured/ids.json
-MOST_MAPS_DIFFER = 0.25
+# share of patches that another backend may put on another part of the index map, codes matched: on
+# the clips of `check --backend` the tiny encoder moves 0.10 in bfloat16 and 0.25 in int8
+MOST_MAPS_DIFFER = 0.4
 
 
 class _Record(BaseModel):

@@ -159,7 +159,7 @@ class BatchEncoder:
         if len(spans) > (most := most_segments(header)):
             raise VqtError(
                 f"{printable(str(job.video))}: {len(spans)} segments of {self.window_s:g} s, and "
-                f"one file surely holds {most}; choose longer ones with --segment"
+                f"one file is sure to hold only {most}; choose longer ones with --segment"
             )
         spec = self.manifest.encoder
         walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans))

@@ -185,7 +185,7 @@ class VideoQA:
         Raises:
             ConfigError: the bundle's codes are ids, or bits are out of range.
             VideoError: the video's file is gone.
-            VqtError: the file cannot be written.
+            VqtError: the file cannot be written, or there is one of another kind.
         """
         source = video.source
         origin = origin_from_path(source) if isinstance(source, Path) else source

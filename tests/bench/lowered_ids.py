@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
+import onnxruntime
 
 from vqedge.bundle import EncoderRecord, open_bundle
 from vqedge.commands.frames import Frames, frames_in_folder
-from vqedge_export.flips import PARITY_SEED, OnnxReader, compared
+from vqedge.data.seeds import PARITY_SEED
+from vqedge_export.flips import OnnxReader, compared
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
     CALIBRATION_SEED,
@@ -59,7 +60,7 @@ def main() -> None:
         one = compared(wanted[-1:], found[-1:])
         print(f"{one.ids_differ:.2%} of ids, {one.maps_differ:.2%} of the map", flush=True)
     figures = compared(wanted, found).model_dump()
-    machine = {"machine": platform.machine(), "onnxruntime": version("onnxruntime")}
+    machine = {"machine": platform.machine(), "onnxruntime": onnxruntime.__version__}
     print(json.dumps({"precision": precision} | figures | machine))
 
 

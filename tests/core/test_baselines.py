@@ -62,7 +62,7 @@ def test_a_name_says_how_a_configuration_differs() -> None:
         update={"encoder": OURS.encoder.model_copy(update={"trained_blocks": 2})}
     )
     assert difference(blocks, OURS) == "encoder.trained_blocks=2"
-    assert difference(OURS, blocks) == "encoder.trained_blocks=None"
+    assert difference(OURS, blocks) == "encoder.trained_blocks=0"
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda comparison: comparison.folder)

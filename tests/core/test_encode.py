@@ -281,7 +281,10 @@ def test_segments_that_no_file_holds_are_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("vqedge_runtime.vqt.file.MAX_SEGMENTS", 9)
     words = complaint(run("encode", clip, "-o", "a.vqt", "--segment", "0.3"))
-    assert "10 segments of 0.3 s, and one file surely holds 9" in words and "--segment" in words
+    assert (
+        "10 segments of 0.3 s, and one file is sure to hold only 9" in words
+        and "--segment" in words
+    )
     assert "give seconds" in complaint(run("encode", clip, "-o", "a.vqt", "--segment", "inf"))
     assert encoder.calls == 0
 

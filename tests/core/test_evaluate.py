@@ -25,6 +25,9 @@ from vqedge.evaluate import EvalReport, Reply, Tally, evaluate, is_right, wilson
         ('"yes"', "Yes"),
         ("$3.50!", "3.50"),
         ("5-year-old", "5year-old."),
+        ("(-5)", "-5"),
+        ('"-.5"', "-.5"),
+        ("blue-2", "blue2"),
     ],
 )
 def test_right(found: str, wanted: str) -> None:
@@ -43,6 +46,8 @@ def test_right(found: str, wanted: str) -> None:
         ("2", "3"),
         ("35", "3.5"),
         ("5", "-5"),
+        ("(-5)", "5"),
+        ("-.5", "5"),
         ("130", "1:30"),
         ("the", "a"),
         ("...", "a"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ import vqedge_export
 import vqedge_runtime
 from vqedge_runtime import llm
 
+BENCH = Path(__file__).parents[1] / "bench"
 LIBRARIES = {
     "accelerate",
     "av",
@@ -52,6 +55,11 @@ def test_the_encoder_loads_onnx_runtime_and_no_onnx() -> None:
 def test_assembling_needs_no_torch() -> None:
     heavy = libraries_after("import vqedge_export.assemble")
     assert heavy == {"gguf", "llama_cpp", "numpy", "onnx", "safetensors"}
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_what_is_run_by_hand_can_be_imported(path: Path) -> None:
+    import_module(path.stem)
 
 
 def test_the_public_names() -> None:

@@ -123,14 +123,16 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("place", ["save_file", "carry_weights"])
-def test_a_kill_within_the_last_save_loses_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path, place: str
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kill_within_a_save_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path, place: str, first: bool
 ) -> None:
+    """Of the first save, or of the last one."""
     killed = tmp_path / "killed"
     part = getattr(folder_module, place)
 
     def dying(*words: Any) -> None:
-        if (killed / "step-000002").exists() and (killed / STATE).exists():
+        if first or ((killed / "step-000002").exists() and (killed / STATE).exists()):
             raise KeyboardInterrupt
         part(*words)
 
@@ -143,6 +145,7 @@ def test_a_kill_within_the_last_save_loses_nothing(
     for name in (STATE, MODEL, LORA):
         expected, found = load_file(whole / name), load_file(killed / name)
         assert all(torch.equal(found[tensor], value) for tensor, value in expected.items()), name
+    assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
 
 
 def test_encoding_clips_first_changes_no_weight(
@@ -551,8 +554,9 @@ FAULTS = {
     "optim.stepz: Extra inputs": ["optim.stepz=3"],
     "extra: Extra inputs": ["extra=1"],
     "optim.steps: Input should be greater than 0": ["optim.steps=0"],
-    "world 2 is to be held out": ["data.sources=[{kind: world, seed: 2}]"],
-    "world 70001 is to be held out": ["data.sources=[{kind: world, seed: 70001}]"],
+    "world 2 is held out": ["data.sources=[{kind: world, seed: 2}]"],
+    "world 70001 is held out": ["data.sources=[{kind: world, seed: 70001}]"],
+    "photos test is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: test}]"],
     "validation: Tuple should have at least 1 item": ["validation=[]"],
     "heads 5 do not divide width 384": ["model.attention.heads=5"],
     "seed: Input should be greater than or equal to 0": ["seed=-1"],

@@ -18,7 +18,7 @@ from vqedge.budget import Budget
 from vqedge.checkpoint import CONFIG, METRICS, model_config_of
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import result, say
-from vqedge.config import ModelConfig
+from vqedge.config import Config, ModelConfig
 from vqedge.data.suites import Item
 from vqedge.evaluate import Answerer, EvalReport, OnItem, PerturbedAnswerer, evaluate
 
@@ -122,9 +122,8 @@ def difference(config: ModelConfig, reference: ModelConfig) -> str:
 
     Empty if it does not: it was trained in another way.
     """
-    ours, theirs = _flat(config.model_dump(mode="json")), _flat(reference.model_dump(mode="json"))
-    keys = dict.fromkeys([*theirs, *ours])  # what a model does without is not written down
-    changes = {key: ours.get(key) for key in keys if ours.get(key) != theirs.get(key)}
+    ours, theirs = _flat(config), _flat(reference)
+    changes = {key: value for key, value in ours.items() if value != theirs.get(key)}
     for comparison in COMPARISONS:
         if changes == {comparison.key: comparison.value}:
             return comparison.name
@@ -168,11 +167,12 @@ def _opened(name: str, answerer: Answerer) -> Subject:
     return Subject(name, lambda: answerer)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
+def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; what files leave out, because a model does without, is there."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        if isinstance(value, Config):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

@@ -25,7 +25,12 @@ from vqedge.errors import BundleError, VqedgeError
 
 _MIN_PYTHON = (3, 11)
 _MIN_FREE_GB = 1.0
-_LIBRARIES = ("numpy", "av", "onnxruntime", "llama-cpp-python")
+_LIBRARIES = {
+    "numpy": ("numpy",),
+    "av": ("av",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),  # either of them
+    "llama-cpp-python": ("llama-cpp-python",),
+}
 _OPTIONAL = {
     "onnx": ("assemble bundles", "assemble"),
     "torch": ("train and export", "export"),
@@ -70,8 +75,8 @@ def _python(_: Path | None) -> Iterator[Finding]:
 
 
 def _libraries(_: Path | None) -> Iterator[Finding]:
-    for name in _LIBRARIES:
-        found = _version(name)
+    for name, packages in _LIBRARIES.items():
+        found = next(filter(None, map(_version, packages)), None)
         yield Finding(
             name, found or "missing", "installed", found is not None, "pip install vqedge"
         )

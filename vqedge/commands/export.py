@@ -67,10 +67,10 @@ def assemble(
 ) -> None:
     """Make a bundle without torch and print what it holds."""
     from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle, default_precision
+    from vqedge_export.report import report_from_file
 
     if precision == "fp16":
         raise ConfigError("--precision fp16 is about engines; add one with: vqedge build BUNDLE")
-    from vqedge_export.report import report_from_file
 
     bundle = assemble_bundle(
         checkpoint,
@@ -135,5 +135,6 @@ def print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
     parts |= parity.get("variants", {}) | parity.get("backends", {}) | parity.get("flips", {})
     for part, values in parts.items():
         for name, value in values.items():
-            say(f"{part} {name}: {value if isinstance(value, str) else format(value, '.6g')}")
+            told = format(value, ".6g") if isinstance(value, int | float) else value
+            say(f"{part} {name}: {told}")
     result(str(bundle.root))

@@ -26,11 +26,10 @@ from vqedge.data.clips import ClipSource, QuestionAnswer
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
 from vqedge.data.photos import PhotoClips
-from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED
+from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED, TEST_SPLIT
 from vqedge.errors import DatasetError
 
 _ASKED = 2  # raised when the same clips are asked other questions
-_TEST_SPLIT = "test"
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
@@ -157,7 +156,7 @@ def _synthetic(_rest: str) -> ClipSource:
 def _photos(rest: str) -> ClipSource:
     if not rest:
         raise DatasetError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
-    return PhotoClips(Path(rest), _TEST_SPLIT, PHOTOS_SEED, _ENDLESS)
+    return PhotoClips(Path(rest), TEST_SPLIT, PHOTOS_SEED, _ENDLESS)
 
 
 def _endless(source: Callable[[str], ClipSource], seed: int) -> Suite:

@@ -35,13 +35,12 @@ class EncodedClip(NamedTuple):
     codes: Tensor | None  # float16 [K, D], zero where unused; None with a learned codebook
     ids: Tensor | None  # int32 [K, levels], UNUSED where unused; None without one
     row_mask: Tensor | None = None  # bool [rows], True where a row is read; None: a row is a code
+    words: Tensor | None = None  # int32 [rows], each row's word; None where rows are no words
 
     @property
     def read(self) -> Tensor:
         """The rows that the language model reads, `[n, d_llm]`."""
         return self.tokens[self.mask if self.row_mask is None else self.row_mask]
-
-    words: Tensor | None = None  # int32 [rows], each row's word; None where rows are no words
 
 
 class ClipQuantizer(nn.Module):

@@ -46,7 +46,10 @@ def training_clips(
     stopped = anyone(clock.is_up(), accelerator)  # and wait for all
     if any(cache.missing() for cache in caches):
         if not stopped:
-            raise DatasetError(f"{cache_root()}: clips went missing while others were encoded")
+            raise DatasetError(
+                f"{cache_root()}: clips are missing that others were to encode; give all processes "
+                "one VQEDGE_CACHE that nothing else empties"
+            )
         return None
     return TrainingClips(
         sources,

@@ -107,7 +107,9 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop the log's lines about steps that a kill has undone."""
         path = self.path / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _logged_step(line) <= step]
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

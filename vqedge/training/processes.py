@@ -83,6 +83,6 @@ def leave_process_group() -> None:
     replica of the model does.
     """
     gc.collect()
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

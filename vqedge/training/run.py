@@ -88,10 +88,10 @@ class Run:
         """All steps that are left; None if time ran out before the last."""
         config = self.config
         first = self.folder.restore(self.model, self.optimizer) if resume else None
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(-1 if first is None else first)
         if first is None:
             first = self.start()
-        elif self.accelerator.is_main_process:
-            self.folder.forget_after(first)
         same_everywhere(self.model, self.accelerator)
         self.model.train()
         with progress("training", config.optim.steps, first) as advance:

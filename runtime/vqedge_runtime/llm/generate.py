@@ -147,8 +147,8 @@ class LlamaCpp:
 
     @property
     def state_identity(self) -> str:
-        """Of all that a prefix's state depends on, beside file and rows: build and template."""
-        return f"{system_info()} {self._model.quantisation} {self._reader.template}"
+        """Of what a prefix's state depends on beside file and rows: build, device, template."""
+        return f"{system_info()} {self.name} {self._reader.template}"
 
     def stream(
         self,

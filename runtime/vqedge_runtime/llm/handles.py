@@ -58,6 +58,11 @@ class Model(Owned):
         log.errors.clear()
         self._pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         if self._pointer is None:
+            if gpu_layers:
+                raise BackendUnavailable(
+                    f"{path}: cannot be loaded onto the GPU ({log.reason()}); ask for fewer of its "
+                    "layers with --gpu-layers N, 0 for none"
+                )
             raise BundleError(
                 f"{path}: cannot be loaded ({log.reason()}); export or fetch it again"
             )

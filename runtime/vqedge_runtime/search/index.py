@@ -92,7 +92,8 @@ def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
     with writing(connection):
         connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
     new = [path for path, stamp in there.items() if known.get(path) != stamp]
-    again = [path for path in there if path in failed.difference(new)]  # readable by now, maybe
+    retried = failed.difference(new)  # readable by now, maybe
+    again = [path for path in there if path in retried]
     for batch in _batches(_read(folder, path, there[path]) for path in new + again):
         with writing(connection):
             for item in batch:
