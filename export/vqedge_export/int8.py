@@ -51,8 +51,8 @@ def int8_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes += _activation_nodes(source) if source not in read else []
         nodes += _layer_nodes(node)
         read.add(source)
-    read_by_layers = (weights[node.input[1]] for node in layers.values())
-    lighter = [part for weight in read_by_layers for part in _weight_tensors(weight)]
+    read_by_layers = dict.fromkeys(node.input[1] for node in layers.values())  # some by two
+    lighter = [part for name in read_by_layers for part in _weight_tensors(weights[name])]
     replace_nodes(graph, nodes, lighter)
     return copy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from tiny_bundle import fill_folder, tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.bundle.writer as writer_module
-from vqedge.bundle import bundle_writer, open_bundle
+from vqedge.bundle import bundle_writer, open_bundle, rewritten
 from vqedge.errors import BundleError
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,41 @@ def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="call finish"), bundle_writer(out):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.vqedge"
+    words = r"llm\.gguf: No space left on device; free some space"
+    with pytest.raises(BundleError, match=words), bundle_writer(out) as draft:
+        raise OSError(errno.ENOSPC, "No space left on device", str(draft.folder / "llm.gguf"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_what_a_user_wrote_beside_the_files_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(writer_module, "_exchange", lambda *_: False)
+    (root / "NOTES.md").write_text("mine")
+    (root / "LICENSES").mkdir(exist_ok=True)
+    (root / "LICENSES/mine.txt").write_text("too")
+    rewritten(open_bundle(root), {"parity.json": b"{}"})
+    write_bundle(root, overwrite=True)
+    assert (root / "NOTES.md").read_text() == "mine"
+    assert (root / "LICENSES/mine.txt").read_text() == "too"
+    open_bundle(root)
+
+
+def test_a_bundle_that_changed_since_it_was_opened_is_not_sealed(root: Path) -> None:
+    opened = open_bundle(root)
+    rewritten(opened, {"parity.json": b"{}"})
+    with pytest.raises(BundleError, match="was changed meanwhile"):
+        rewritten(opened, {"parity.json": b"[]"})
+    again = open_bundle(root)
+    (root / "llm.gguf").write_bytes(b"damaged" * 3)
+    with pytest.raises(BundleError):
+        rewritten(again, {"parity.json": b"[]"})
 
 
 def test_a_draft_is_finished_once(tmp_path: Path) -> None:

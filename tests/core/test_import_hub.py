@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
+from vqedge.base.fetch import fetch_model
 from vqedge.base.hub import download_model
 from vqedge.commands import import_
 from vqedge.errors import BackendUnavailable, CheckpointError, FetchError
@@ -77,6 +79,26 @@ def test_a_commit_is_downloaded_once(hub: _FakeHub, tmp_path: Path) -> None:
     assert len(hub.calls) == len(TAKEN)
     download_model("owner/model", "v2", tmp_path / "model", _ignore)
     assert len(hub.calls) == 2 * len(TAKEN)
+
+
+def test_a_commit_that_lies_there_needs_no_network(hub: _FakeHub, tmp_path: Path) -> None:
+    commit = download_model("owner/model", "v1", tmp_path / "model", _ignore)
+    hub.model_info = lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline"))  # type: ignore[method-assign]
+    assert download_model("owner/model", commit, tmp_path / "model", _ignore) == commit
+    with pytest.raises(FetchError, match=f"offline; .* --revision {commit}"):
+        download_model("owner/model", "main", tmp_path / "model", _ignore)
+
+
+def test_a_full_disk_is_told_in_one_line(
+    hub: _FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "hf_hub_download", full)
+    with pytest.raises(FetchError, match="owner/model: no space left in"):
+        fetch_model("owner/model", "main", _ignore)
 
 
 def test_files_of_another_commit_do_not_stay(hub: _FakeHub, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import torch
 from onnx import TensorProto, helper
 
 from vqedge.base.vit import vit_arrays_from_onnx
-from vqedge.config import EncoderConfig
+from vqedge.config import DINOV2_S14, EncoderConfig
 from vqedge.errors import CheckpointError, ConfigError
+from vqedge.model.reducers.prumerge import attention_from_features
 from vqedge.model.vit import ViT, vit_from_source
 
 Array = np.ndarray[Any, Any]
@@ -149,3 +150,17 @@ def test_attention_is_that_of_the_source(
     assert torch.equal(found[..., :-1], plain), "features do not change"
     assert np.abs(found[..., -1].numpy() - wanted[:, 1:]).max() < 1e-5
     assert wanted[:, 1:].max() > 2 * wanted[:, 1:].mean(), "nothing to compare"
+
+
+def test_without_a_class_token_what_stands_out_is_attended_to() -> None:
+    small = {"class_token": False, "width": 24, "heads": 3, "hidden": 8}
+    shape = DINOV2_S14.model_copy(update=small)
+    torch.manual_seed(0)
+    vit = ViT(2, 56, True, shape).eval()
+    for values in (*vit.parameters(), vit.get_buffer("position")):
+        torch.nn.init.normal_(values, std=0.1)
+    frames = torch.randint(0, 256, (2, 56, 56, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        rows, both = vit(frames), vit(frames, True)
+    assert torch.equal(both[..., :-1], rows)
+    assert torch.equal(both[..., -1], attention_from_features(rows))

@@ -27,6 +27,7 @@ from vqedge_export.graph import (
     noted_reducer,
     save_model,
 )
+from vqedge_export.int8 import int8_encoder
 from vqedge_export.onnx_export import outputs_of, stripped_graph
 from vqedge_export.parity import encoder_parity
 from vqedge_export.records import encoder_record, quantizer_record
@@ -77,6 +78,17 @@ def test_the_graph_gives_what_pytorch_gives(
     parity = encoder_parity(checkpoint, tmp_path / "encoder.onnx", 4).encoder
     assert (parity.clips, parity.ids_differ, parity.safe_ids_differ) == (4, 0.0, 0.0)
     assert parity.token_cosine > 0.99999 and parity.margin_difference < 1e-3
+
+
+def test_weights_that_two_layers_read_are_in_an_int8_encoder_once(
+    vit_source: Path, tmp_path: Path
+) -> None:
+    """PruMerge's attention reads the query and key of a block, as the block does."""
+    checkpoint = random_checkpoint(tmp_path, config_of("reducer:prumerge"))
+    light = int8_encoder(whole_graph(checkpoint, vit_source))
+    names = [item.name for item in light.graph.initializer]
+    assert len(names) == len({*names})
+    onnx.checker.check_model(light)
 
 
 def test_it_is_described_as_codes_by_value_of_a_fixed_budget(

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from small_clip import CODES, FRAMES, GRID, PATCHES, Array, clip_of, cosines, first, reduced
 
 from vqedge.model.reducers.tome import BipartiteMerging
-from vqedge.model.reducers.vtm import MotionMerging, VideoTokenMerging, in_centre
+from vqedge.model.reducers.vtm import (
+    CentreMerging,
+    Live,
+    MotionMerging,
+    VideoTokenMerging,
+    in_centre,
+)
 
 CLIP = clip_of(9)
 
@@ -106,14 +112,16 @@ def test_gamma_six_is_every_sixth_patch() -> None:
     assert kept == list(range(24)), "every sixth patch leads a token of its own"
 
 
-def test_half_of_the_targets_lie_in_the_centre() -> None:
-    reducer = VideoTokenMerging(CODES, 1, 8, 1)
+@pytest.mark.parametrize(("count", "inside"), [(12, 6), (13, 7), (40, 16), (60, 16)])
+def test_half_of_the_targets_lie_in_the_centre(count: int, inside: int) -> None:
+    """As long as the centre has so many."""
     centre = in_centre(torch.arange(64), 8)
     assert int(centre.sum()) == 16 and centre.reshape(8, 8)[2:6, 2:6].all()
-    clip = clip_of(4, 1, 8)
-    found = reduced("vtm-centre", clip, 12)
-    assert int((found.sizes > 0).sum()) == 12
-    assert reducer.limits[-1] == 12
+    patch = torch.arange(64)
+    live = Live(torch.zeros(64, 4), patch, torch.tensor(64), patch, torch.zeros(64))
+    reducer = CentreMerging(CODES, 1, 8, 1)
+    found = reducer.targets(live, torch.tensor(count), torch.zeros(64))
+    assert (int(found.sum()), int((found & centre).sum())) == (count, inside)
 
 
 def test_a_moving_square_draws_the_targets() -> None:

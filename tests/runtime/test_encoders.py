@@ -151,6 +151,40 @@ def test_the_fastest_is_measured_once_chosen_and_announced(
     assert opened == ["quick"] and not caplog.text
 
 
+@pytest.mark.parametrize("error", [BackendUnavailable("no driver"), ImportError("libcudart")])
+def test_what_was_fastest_and_broke_since_is_measured_again(
+    bundle: Bundle,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise error
+
+    open_encoder("auto", bundle)
+    monkeypatch.setitem(ENCODERS, "openvino", EncoderBackend(broken, lambda: None))
+    for _ in range(2):
+        assert open_encoder("auto", bundle).name == "slow (auto: the only one here)"
+    assert caplog.text.count("openvino does not run any more") == 1, "then it is remembered"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    opened.clear()
+    open_encoder("auto", bundle)
+    assert len(opened) > 1, "another GPU may be faster"
+
+
+def test_a_large_model_is_measured_by_one_clip(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    monkeypatch.setattr(Timed, "encode", lambda _, frames, budget: encoded.append(budget))
+    monkeypatch.setattr(auto, "_MOST_S", 0.0)
+    monkeypatch.setattr(auto.time, "perf_counter", iter(range(100)).__next__)
+    monkeypatch.setattr(auto, "_MOST_S", 1.0)
+    assert auto.clip_ms_of("onnxruntime", bundle, None) == 1e3
+    assert len(encoded) == 1
+
+
 @pytest.mark.parametrize("change", ["threads", "versions", "bundle", "damage"])
 def test_another_machine_or_bundle_or_a_damaged_file_is_measured_again(
     bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str

@@ -101,6 +101,34 @@ def fetch(
         raise _fetch_error(error, name, root) from error
 
 
+def fetch_model(name: str, revision: str, progress: Progress) -> tuple[Path, str]:
+    """A repository of the Hugging Face hub in the cache, by one process at a time.
+
+    Args:
+        name: OWNER/NAME.
+        revision: branch, tag or commit.
+        progress: told what is going on.
+
+    Returns:
+        its folder and its commit.
+
+    Raises:
+        FetchError: no network, no access, no safetensors, a full disk or an unwritable cache.
+        BackendUnavailable: the huggingface_hub library is missing.
+    """
+    from vqedge.base.hub import download_model
+
+    root, slug = cache_root(), name.replace("/", "--")
+    try:
+        (root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = root / "locks" / f"{slug}.lock"
+        with locked(lock, on_wait=lambda: progress("waiting for another vqedge import", 0, 0)):
+            folder = root / "imports" / slug
+            return folder, download_model(name, revision, folder, progress)
+    except OSError as error:
+        raise _fetch_error(error, name, root) from error
+
+
 def cached(name: str, cache: Path | None = None) -> BaseWeights | None:
     """Weights that are in the cache already and look untouched; never downloads.
 

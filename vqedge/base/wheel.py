@@ -144,8 +144,8 @@ def _arrived_bytes(work: Path) -> int:
     sizes = [0]
     for parent, _, names in os.walk(work):
         for name in names:
-            path = Path(parent, name)
-            sizes.append(path.stat().st_size if path.exists() else 0)
+            with suppress(OSError):  # pip renames and removes its files meanwhile
+                sizes.append(Path(parent, name).stat().st_size)
     return max(sizes)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vqedge.bundle.manifest import BundleFacts, EngineRecord
-from vqedge.bundle.reader import Bundle
+from vqedge.bundle.reader import Bundle, open_bundle
 from vqedge.bundle.writer import bundle_writer
+from vqedge.errors import BundleError
+from vqedge.files import file_sha256
 
 
 def rewritten(
@@ -26,15 +28,20 @@ def rewritten(
             default.
 
     Raises:
-        BundleError: a file that has no place in a bundle, or the disk cannot be written.
+        BundleError: a file that has no place in a bundle, the bundle is no longer the one that
+            was verified, or the disk cannot be written.
     """
     manifest = bundle.manifest
+    if open_bundle(bundle.root, verify=False).manifest.digest != manifest.digest:
+        raise BundleError(f"{bundle.root}: was changed meanwhile; run the command again")
     kept = manifest.engines if engines is None else engines
     dropped = {engine.file for engine in manifest.engines} - {engine.file for engine in kept}
     with bundle_writer(bundle.root, overwrite=True) as draft:
         for file in manifest.files:
             if file.path not in dropped | put.keys():
                 _take_over(bundle.root / file.path, draft.folder / file.path)
+                if file_sha256(draft.folder / file.path) != file.sha256:
+                    raise BundleError(f"{bundle.root}: {file.path} is damaged; make it again")
         for path, content in put.items():
             target = draft.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,9 @@ def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft
         yield draft
         if not draft.finished:
             raise RuntimeError(f"{out}: the bundle was not finished; call finish() in the block")
+    except OSError as error:
+        where, why = error.filename or out, error.strerror or str(error)
+        raise BundleError(f"{where}: {why}; free some space, or choose another folder") from error
     finally:
         _discard(workspace, out, lock)
 
@@ -178,10 +181,21 @@ def _flush(path: Path) -> None:
 def _move_into_place(folder: Path, out: Path) -> None:
     if not os.path.lexists(out):
         os.rename(folder, out)
-    elif not _exchange(folder, out):
+    elif _exchange(folder, out):
+        _keep_texts(folder, out)
+    else:
         os.rename(out, folder.parent / "old")
         os.rename(folder, out)
+        _keep_texts(folder.parent / "old", out)
     _flush(out.parent)
+
+
+def _keep_texts(old: Path, out: Path) -> None:
+    """What a user wrote beside the old bundle's files stays."""
+    for path in scan(old).keys() - _listed(old):
+        if is_ignored(path) and not (out / path).exists():
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(old / path, out / path)
 
 
 def _exchange(folder: Path, out: Path) -> bool:

@@ -62,10 +62,8 @@ def _folder_of(source: str, revision: str) -> tuple[Path, str | None, str | None
         raise CheckpointError(
             f"{source}: no such folder, and not a repository of the hub; give OWNER/NAME or a path"
         )
-    from vqedge.base.fetch import cache_root
-    from vqedge.base.hub import download_model
+    from vqedge.base.fetch import fetch_model
 
-    folder = cache_root() / "imports" / source.replace("/", "--")
-    commit = download_model(source, revision, folder, talk)
+    folder, commit = fetch_model(source, revision, talk)
     say(f"downloaded to {folder}; you may delete it after the import")
     return folder, source, commit

@@ -20,6 +20,7 @@ from vqedge.base.backbones import BACKBONES
 from vqedge.base.tensors import Arrays
 from vqedge.config import DINOV2_S14, BackboneShape, EncoderConfig
 from vqedge.errors import CheckpointError, ConfigError
+from vqedge.model.reducers.prumerge import attention_from_features
 
 
 class Linear(nn.Module):
@@ -158,16 +159,18 @@ class ViT(nn.Module):
         Args:
             frames: uint8 `[T, size, size, 3]`.
             attended: add, as a last column, what the CLS token attends to in the last block that
-                runs: the mean over heads. With what it pays to itself a frame's sum is 1.
+                runs: the mean over heads. With what it pays to itself a frame's sum is 1. Without
+                a class token `attention_from_features` stands in.
 
         Returns:
             float `[T, grid * grid, D]`, with a column more if attended, row-major over the grid,
             without the class token.
 
-        Raises:
-            ConfigError: attended, and the backbone has no class token.
         """
         pixels = self._pixels(frames)
+        if attended and not self.first:
+            rows = self._projected(self.features(pixels))
+            return torch.cat([rows, attention_from_features(rows)[..., None]], dim=2)
         if attended:
             x, attention = self._attended(pixels)
             return torch.cat([self._projected(x), attention[..., None]], dim=2)
@@ -209,8 +212,6 @@ class ViT(nn.Module):
 
     def _attended(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Patches after the last block, and what the class token attends to in it."""
-        if not self.first:
-            raise ConfigError("encoder: this backbone has no class token to take attention from")
         last = self.blocks[-1]
         assert isinstance(last, Block)
         x = self._before_last(pixels, 1)

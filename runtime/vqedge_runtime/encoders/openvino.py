@@ -47,6 +47,7 @@ class OpenVinoEncoder:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
         }
+        self._path = path
         try:
             vit, quantizer = _compiled(path, settings)
         except RuntimeError as error:
@@ -70,7 +71,7 @@ class OpenVinoEncoder:
         if self._requests is None:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         vit = self._requests[0]
-        vit.infer({"frames": frames_thwc})
+        self._infer(vit, {"frames": frames_thwc})
         found: np.ndarray[Any, np.dtype[np.float32]] = vit.get_tensor(FEATURES).data
         return found
 
@@ -79,13 +80,20 @@ class OpenVinoEncoder:
 
         Raises:
             BackendUnavailable: the encoder was closed.
+            BundleError: the graph fails on these frames.
         """
         features = self.features(frames_thwc)
         assert self._requests
         quantizer = self._requests[1]
-        quantizer.infer({FEATURES: features, "budget": np.array(budget, np.int64)})
+        self._infer(quantizer, {FEATURES: features, "budget": np.array(budget, np.int64)})
         outputs = {name: quantizer.get_tensor(name).data.copy() for name in self._outputs}
         return codes_from_outputs(outputs | {"mask": outputs["mask"].astype(bool)})
+
+    def _infer(self, request: Any, feeds: dict[str, Any]) -> None:
+        try:
+            request.infer(feeds)
+        except RuntimeError as error:
+            raise _refusal(self._path, "OpenVINO", error) from error
 
     def close(self) -> None:
         """Free both models; twice is fine."""

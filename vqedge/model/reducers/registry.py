@@ -51,9 +51,19 @@ MakeTrainable = Callable[[int, int, int, int], Any]
 
 TRAINABLE_REDUCERS: dict[str, MakeTrainable] = {
     "group-queries": lambda codes, _frames, _grid, width: GroupQueries(codes, width),
-    "resampler": Resampler,
+    "resampler": lambda codes, frames, grid, width: Resampler(
+        codes, frames, grid, width, _heads_of(width)
+    ),
     "vtm-saliency": SalientMerging,
 }
+
+
+def _heads_of(width: int) -> int:
+    """Six, as the default encoder has, or as many as are 64 wide."""
+    for heads in (6, width // 64):
+        if heads and width % heads == 0:
+            return heads
+    raise ConfigError(f"reducer:resampler: neither 6 nor heads of 64 divide the width {width}")
 
 
 def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> Any:
