@@ -55,7 +55,7 @@ class Rows(nn.Module):
         self.seen.append((means.int().tolist(), int(budget)))
         rows = (means / 255 @ self.weight).view(CODES, -1)
         used = int(budget) or 2
-        return SimpleNamespace(tokens=rows, mask=torch.arange(CODES) < used, row_mask=None)
+        return SimpleNamespace(read=rows[:used])
 
 
 @dataclass(frozen=True)
