@@ -118,7 +118,7 @@ def log_probabilities(parts: Any, clip: Any, question: str, answer_ids: list[int
     rows = torch.empty(0, CONFIG.llm.width)
     if clip is not None:
         encoded = Rows()(torch.from_numpy(clip.frames(FRAMES, SIZE)), torch.tensor(CODES))
-        rows = encoded.tokens[encoded.mask]
+        rows = encoded.read
     after = torch.tensor([*TOKENIZER.question(question), *answer_ids])
     prompt = torch.cat([embed(torch.tensor(TOKENIZER.before_video)), rows, embed(after)])
     logits = llm(inputs_embeds=prompt[None], use_cache=False).logits[0, -len(answer_ids) - 1 :]
