@@ -15,7 +15,6 @@ MEASURED = ROOT / "docs" / "measured"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 BUDGETS = ("8", "16", "32", "64", "auto")
 DEFAULT = "32"
-_OLDEST_SUITE = "world2-seed70001"  # of documents that do not say
 
 INTRODUCTION = """# Results
 
@@ -197,7 +196,7 @@ def _of(document: dict[str, Any]) -> str:
     """Which suite was asked, where it is not that of the other figures."""
     current = _load("eval_checkpoint")
     assert current
-    asked, usual = (d.get("suite_version", _OLDEST_SUITE) for d in (document, current))
+    asked, usual = (d["suite_version"] for d in (document, current))
     return "" if asked == usual else f" ({asked}, where the other figures are of {usual})"
 
 
