@@ -37,6 +37,11 @@ class Config(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _require_whole_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"heads {heads} do not divide width {width}")
+
+
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
@@ -61,9 +66,8 @@ class BackboneShape(Config):
     std: tuple[float, float, float]
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} do not divide width {self.width}")
+    def _has_whole_heads(self) -> Self:
+        _require_whole_heads(self.width, self.heads)
         return self
 
 
@@ -187,9 +191,8 @@ class AttentionConfig(Config):
     """Rows say nothing: what the questions alone give away."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads {self.heads} do not divide width {self.width}")
+    def _has_whole_heads(self) -> Self:
+        _require_whole_heads(self.width, self.heads)
         return self
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 
 from vqedge.bundle import Manifest
@@ -11,6 +10,7 @@ from vqedge.errors import VqtError
 from vqedge.files import file_sha256, replacing
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import images_in
+from vqedge_runtime.video.clip import no_time_in
 from vqedge_runtime.video.faults import video_faults
 from vqedge_runtime.vqt import (
     Header,
@@ -96,9 +96,8 @@ def is_current(path: Path, header: Header) -> bool:
 
 
 def _number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
-    for flag, value in (("--start", start_s), ("--end", end_s)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise VqtError(f"{flag} {value} is not a time; give seconds from 0 up")
+    if (fault := no_time_in((start_s, end_s))) is not None:
+        raise VqtError(f"{fault}; give seconds from 0 up")
     spans = file.spans_us
     first_s, last_s = spans[0][0] / _MICROSECONDS, sum(spans[-1]) / _MICROSECONDS
     if start_s is None and end_s is None:

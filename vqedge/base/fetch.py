@@ -16,7 +16,8 @@ import json
 import os
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,11 +120,9 @@ def fetch_model(name: str, revision: str, progress: Progress) -> tuple[Path, str
     from vqedge.base.hub import download_model
 
     root, slug = cache_root(), name.replace("/", "--")
+    folder = root / "imports" / slug
     try:
-        (root / "locks").mkdir(parents=True, exist_ok=True)
-        lock = root / "locks" / f"{slug}.lock"
-        with locked(lock, on_wait=lambda: progress("waiting for another vqedge import", 0, 0)):
-            folder = root / "imports" / slug
+        with _its_turn(slug, root, progress):
             return folder, download_model(name, revision, folder, progress)
     except OSError as error:
         raise _fetch_error(error, name, root) from error
@@ -141,11 +140,18 @@ def cached(name: str, cache: Path | None = None) -> BaseWeights | None:
 def _fetch_locked(
     source: FetchedSource, root: Path, progress: Progress, verify: bool
 ) -> BaseWeights:
-    (root / "locks").mkdir(parents=True, exist_ok=True)
-    lock = root / "locks" / f"{_slug(source)}.lock"
-    with locked(lock, on_wait=lambda: progress("waiting for another vqedge fetch", 0, 0)):
+    with _its_turn(_slug(source), root, progress):
         untouched = None if verify else _untouched(source, root)
         return untouched or _intact(source, root) or _download(source, root, progress)
+
+
+@contextmanager
+def _its_turn(slug: str, root: Path, progress: Progress) -> Iterator[None]:
+    """One process at a time downloads what goes by this name."""
+    (root / "locks").mkdir(parents=True, exist_ok=True)
+    lock = root / "locks" / f"{slug}.lock"
+    with locked(lock, on_wait=lambda: progress("waiting for another vqedge fetch", 0, 0)):
+        yield
 
 
 def _untouched(source: FetchedSource, root: Path) -> BaseWeights | None:

@@ -11,7 +11,6 @@ from vqedge.bundle.manifest import BundleFacts, EngineRecord
 from vqedge.bundle.reader import Bundle, open_bundle
 from vqedge.bundle.writer import bundle_writer
 from vqedge.errors import BundleError
-from vqedge.files import file_sha256
 
 
 def rewritten(
@@ -36,12 +35,10 @@ def rewritten(
         raise BundleError(f"{bundle.root}: was changed meanwhile; run the command again")
     kept = manifest.engines if engines is None else engines
     dropped = {engine.file for engine in manifest.engines} - {engine.file for engine in kept}
+    stay = {f.path: f.sha256 for f in manifest.files if f.path not in dropped | put.keys()}
     with bundle_writer(bundle.root, overwrite=True) as draft:
-        for file in manifest.files:
-            if file.path not in dropped | put.keys():
-                _take_over(bundle.root / file.path, draft.folder / file.path)
-                if file_sha256(draft.folder / file.path) != file.sha256:
-                    raise BundleError(f"{bundle.root}: {file.path} is damaged; make it again")
+        for path in stay:
+            _take_over(bundle.root / path, draft.folder / path)
         for path, content in put.items():
             target = draft.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +47,7 @@ def rewritten(
             else:
                 target.write_bytes(content)
         parts = {name: getattr(manifest, name) for name in BundleFacts.model_fields}
-        return draft.finish(BundleFacts(**parts | {"engines": kept}))
+        return draft.finish(BundleFacts(**parts | {"engines": kept}), stay)
 
 
 def _take_over(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,21 +41,22 @@ class BundleDraft:
     overwrite: bool
     finished: bool = field(default=False, init=False)
 
-    def finish(self, facts: BundleFacts) -> Bundle:
+    def finish(self, facts: BundleFacts, known: Mapping[str, str] | None = None) -> Bundle:
         """Hash the files, add the manifest, flush all to disk, and move the bundle into place.
 
         Args:
             facts: everything about the bundle but its list of files.
+            known: sha256 that files have to have, by their paths.
 
         Raises:
-            BundleError: a file that has no place in a bundle, facts that name a file that is not
-                there, or an `out` that has appeared meanwhile.
+            BundleError: a file that has no place in a bundle or is not what is known of it, facts
+                that name a file that is not there, or an `out` that has appeared meanwhile.
             RuntimeError: it was called before.
         """
         if self.finished:
             raise RuntimeError(f"{self.out}: finish() was called before; a draft is written once")
         with bundle_errors(self.out):
-            manifest = Manifest.sealed(facts, self._files(facts))
+            manifest = Manifest.sealed(facts, self._files(facts, known or {}))
             (self.folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             for path in [*self.folder.rglob("*"), self.folder]:
                 _flush(path)
@@ -65,9 +66,11 @@ class BundleDraft:
         self.finished = True
         return Bundle(self.out, manifest)
 
-    def _files(self, facts: BundleFacts) -> tuple[FileRecord, ...]:
+    def _files(self, facts: BundleFacts, known: Mapping[str, str]) -> tuple[FileRecord, ...]:
         sizes = scan(self.folder)
         sha256 = hashes(self.folder, list(sizes))
+        if damaged := [path for path, wanted in known.items() if sha256.get(path) != wanted]:
+            raise BundleError(f"{damaged[0]} is damaged; make it again")
         return tuple(_record(facts, path, sizes[path], sha256[path]) for path in sorted(sizes))
 
 

@@ -249,11 +249,18 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
     return [int(p) if p.isdecimal() else p for p in parts], path.name
 
 
+def no_time_in(span: Span) -> str | None:
+    """What is wrong with an end of a span that is no time at all."""
+    for flag, value in zip(("--start", "--end"), span, strict=True):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            return f"{flag} {value} is not a time"
+    return None
+
+
 def _check_span(path: Path, span: Span) -> None:
     start_s, end_s = span
-    for flag, value in (("--start", start_s), ("--end", end_s)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise video_fault(path, f"{flag} {value} is not a time", "give seconds from 0 up")
+    if (fault := no_time_in(span)) is not None:
+        raise video_fault(path, fault, "give seconds from 0 up")
     if end_s is not None and (start_s or 0.0) >= end_s:
         what = f"--start {start_s or 0.0:g} is not before --end {end_s:g}"
         raise video_fault(path, what, "give a start below the end, in seconds")
