@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from _pages import ROOT, measured, share, table, write_or_compare
 
 from vqedge.flops import (
     Transformer,
@@ -17,8 +17,7 @@ from vqedge.flops import (
     staged_dropping,
 )
 
-ROOT = Path(__file__).parents[1]
-FIGURES, PAGE = ROOT / "docs" / "measured" / "reducers.json", ROOT / "docs" / "reducers.md"
+PAGE = ROOT / "docs" / "reducers.md"
 TEMPLATE = ROOT / "scripts" / "reducers.template.md"
 SMOLLM2 = Transformer(layers=30, width=576, ffn=1536, kv_width=192, vocabulary=49152)
 WORDS, PATCHES = 32, 2048
@@ -31,13 +30,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         the exit status.
     """
-    fresh = page(json.loads(FIGURES.read_text(encoding="utf-8")))
-    if "--write" in arguments:
-        PAGE.write_text(fresh, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
-        sys.stderr.write("docs/reducers.md: run scripts/_reducers.py --write\n")
-        return 1
-    return 0
+    return write_or_compare(PAGE, page(measured("reducers")), arguments)
 
 
 def page(document: dict[str, Any]) -> str:
@@ -68,56 +61,50 @@ def _facts(document: dict[str, Any]) -> str:
 
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     drop_in = [row for row in rows if row["protocol"] == "drop-in"]
+    heads = ("reducer", "accuracy", "tokens", "TokDense", "error", "PyTorch ms", "ONNX Runtime ms")
     for budget in sorted({row["budget"] for row in drop_in}):
-        lines = [
-            f"### {budget} tokens, drop-in",
-            "",
-            "| reducer | accuracy | tokens | TokDense | error | PyTorch ms | ONNX Runtime ms "
-            "| ids | peak MB | GFLOPs | prefill |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [_drop_in(row) for row in drop_in if row["budget"] == budget]
-        yield "\n".join(lines)
+        lines = (_drop_in(row) for row in drop_in if row["budget"] == budget)
+        yield f"### {budget} tokens, drop-in"
+        yield table((*heads, "ids", "peak MB", "GFLOPs", "prefill"), lines)
     trained = [row for row in rows if row["protocol"] == "trained"]
     if not trained:
         yield "No checkpoint trained with a reducer was there when this was measured."
         return
     budgets = sorted({row["budget"] for row in trained})
-    heads = " | ".join(f"{budget} tokens" for budget in budgets)
-    lines = ["### Trained", "", f"| reducer | steps | {heads} |", "|---" * (len(budgets) + 2) + "|"]
     names = dict.fromkeys(row["reducer"] for row in [*drop_in, *trained])
-    for name in names:
-        of_name = [row for row in trained if row["reducer"] == name]
-        if of_name:
-            lines.append(_trained(name, of_name, budgets))
-    yield "\n".join(lines)
-
-
-def _drop_in(row: dict[str, Any]) -> str:
-    peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-    return (
-        f"| {row['reducer']} | {_share(row)} | {row['tokens_mean']:.1f} | {row['tokdense']:.2f} "
-        f"| {row['error']:.3f} | {row['torch_ms']:.0f} | {row['onnx_ms']:.0f} "
-        f"| {row['ids_differ']:.2%} | {peak} | {row['reducer_gflops']:.2f} "
-        f"| {row['prefill_gflops']:.1f} |"
+    by_name = {name: [row for row in trained if row["reducer"] == name] for name in names}
+    yield "### Trained"
+    yield table(
+        ("reducer", "steps", *(f"{budget} tokens" for budget in budgets)),
+        (_trained(name, of_name, budgets) for name, of_name in by_name.items() if of_name),
     )
 
 
-def _trained(name: str, rows: list[dict[str, Any]], budgets: list[int]) -> str:
+def _drop_in(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["reducer"],
+        share(row, places=0),
+        f"{row['tokens_mean']:.1f}",
+        f"{row['tokdense']:.2f}",
+        f"{row['error']:.3f}",
+        f"{row['torch_ms']:.0f}",
+        f"{row['onnx_ms']:.0f}",
+        f"{row['ids_differ']:.2%}",
+        "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+        f"{row['reducer_gflops']:.2f}",
+        f"{row['prefill_gflops']:.1f}",
+    )
+
+
+def _trained(name: str, rows: list[dict[str, Any]], budgets: list[int]) -> tuple[str, ...]:
     """Accuracy of one checkpoint at every budget, with the tokens where they are fewer."""
-    shares = {row["budget"]: _share(row) + _fewer(row) for row in rows}
-    cells = " | ".join(shares.get(budget, "") for budget in budgets)
-    return f"| {name} | {rows[0]['steps']} | {cells} |"
+    shares = {row["budget"]: share(row, places=0) + _fewer(row) for row in rows}
+    return (name, str(rows[0]["steps"]), *(shares.get(budget, "") for budget in budgets))
 
 
 def _fewer(row: dict[str, Any]) -> str:
     spent = round(row["tokens_mean"], 1)
     return "" if spent == row["budget"] else f" at {spent}"
-
-
-def _share(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
-    return f"{row['accuracy']:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def _not_here() -> Iterator[str]:

@@ -1,0 +1,52 @@
+"""Keep in docs/measured what `scripts/measure` cannot keep as a command prints it.
+
+`--quant EXPORT EVAL` keeps what a type of weights costs, `--bench BENCH` a document a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from _pages import MEASURED
+
+
+def main(arguments: list[str]) -> int:
+    """Read the documents named, keep what is told of them.
+
+    Returns:
+        the exit status.
+    """
+    what, *names = arguments
+    documents = [json.loads(Path(name).read_text(encoding="utf-8")) for name in names]
+    {"--quant": record_quant, "--bench": record_bench}[what](*documents)
+    return 0
+
+
+def record_quant(export: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    """Keep what one type of weights costs, from the documents of `export` and `eval`."""
+    parity = export["parity"]
+    document = {
+        "quantization": parity["quantization"],
+        "llm_mb": export["files"]["llm.gguf"] / 1e6,
+        "accuracy": evaluation["accuracy"],
+        "n": evaluation["n"],
+        "top1_agreement": parity["llm"]["top1_agreement"],
+        "kl_mean": parity["llm"]["kl_mean"],
+    }
+    path = MEASURED / f"quant_{parity['quantization']}.json"
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def record_bench(bench: dict[str, Any]) -> None:
+    """Keep what `bench` measured, in a file named after the processor."""
+    name = re.sub(r"[^a-z0-9]+", "-", bench["machine"]["processor"].lower()).strip("-")
+    path = MEASURED / f"bench_{name}.json"
+    path.write_text(json.dumps(bench) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
