@@ -208,6 +208,17 @@ def test_a_next_qa_file(tmp_path: Path, videos: Path, prefix: str) -> None:
     assert item == Item(clip, "CH", "how do the two man play?", "strum", choices)
 
 
+def test_questions_about_a_video_come_one_after_another(
+    tmp_path: Path, videos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (videos / "7.mp4").touch()
+    rows = [ROW.replace("the two man", f"number {n}") for n in range(4)]
+    rows[1], rows[2] = (row.replace("4010069381", name) for row, name in zip(rows[1:], "78"))
+    items = suite_items(str(nextqa(tmp_path, *rows)), videos=videos)
+    assert [item.question[7:15] for item in items] == ["number 0", "number 3", "number 1"]
+    assert f"1 videos are not in {videos}" in caplog.text
+
+
 NEXTQA_FAULTS = {
     "answer": ROW.replace(",2,6,", ",5,6,"),
     "below zero": ROW.replace(",2,6,", ",-1,6,"),

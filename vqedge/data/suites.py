@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text
 from vqedge.data.photos import PhotoClips
 from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED, TEST_SPLIT
 from vqedge.errors import DatasetError
+
+logger = logging.getLogger(__name__)
 
 _ASKED = 2  # raised when the same clips are asked other questions
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
@@ -194,6 +197,8 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
     path = Path(rest)
     if videos is None or not videos.is_dir():
         raise DatasetError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
+    found: dict[str, list[Item]] = {}
+    missing: set[str] = set()
     for number, row in enumerate(_csv_rows(path), start=2):
         try:
             choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
@@ -202,8 +207,15 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error!r})") from error
         clip = _find_video(videos, video)
-        if clip is not None:
-            yield Item(VideoFile(clip), kind, question, answer, choices)
+        if clip is None:
+            missing.add(video)
+        else:
+            item = Item(VideoFile(clip), kind, question, answer, choices)
+            found.setdefault(video, []).append(item)
+    if missing:
+        logger.warning("%s: %d videos are not in %s", path, len(missing), videos)
+    for asked in found.values():  # the file has the questions about a video far apart
+        yield from asked
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
