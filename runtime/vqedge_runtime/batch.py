@@ -155,12 +155,7 @@ class BatchEncoder:
         if is_current(job.out, header):
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
             return
-        spans = self._spans_of(job.video)
-        if len(spans) > (most := most_segments(header)):
-            raise VqtError(
-                f"{printable(str(job.video))}: {len(spans)} segments of {self.window_s:g} s, and "
-                f"one file is sure to hold only {most}; choose longer ones with --segment"
-            )
+        spans = self._spans_of(job.video, most_segments(header))
         spec = self.manifest.encoder
         walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans))
         for number, span in enumerate(spans, start=1):
@@ -168,7 +163,7 @@ class BatchEncoder:
                 return
             yield _Window(job, header, number / len(spans), *span, walk=walk)
 
-    def _spans_of(self, video: Path) -> list[Span]:
+    def _spans_of(self, video: Path, most: int) -> list[Span]:
         """The windows of a video; one without times if it has no more than one."""
         if self.window_s is None:
             return [(None, None)]
@@ -176,6 +171,11 @@ class BatchEncoder:
         count = _window_count(duration_s, self.window_s)
         if count == 1:
             return [(None, None)]
+        if count > most:  # a header may claim any duration
+            raise VqtError(
+                f"{printable(str(video))}: {count} segments of {self.window_s:g} s, and one file "
+                f"is sure to hold only {most}; choose longer ones with --segment"
+            )
         window_s = round(self.window_s * 1e6) / 1e6  # as the header says it
         starts_s = [number * window_s for number in range(count)]
         return list(zip(starts_s, [*starts_s[1:], duration_s], strict=True))

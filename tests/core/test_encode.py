@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -289,6 +291,25 @@ def test_segments_that_no_file_holds_are_refused_before_any_work(
     assert encoder.calls == 0
 
 
+def test_a_claimed_length_of_ages_takes_no_memory(run: Any, encoder: FakeEncoder) -> None:
+    write_far(Path("far.mkv"), 10**14)
+    tracemalloc.start()
+    words = complaint(run("encode", "far.mkv", "-o", "a.vqt", "--segment", "10000"))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "10000000 segments of 10000 s, and one file is sure to hold only" in words
+    assert peak_bytes < 32 << 20
+
+
+def test_times_that_no_file_holds_stop_no_other(run: Any, clip: Path) -> None:
+    videos = folder_of(clip, "b.mp4")
+    write_far(videos / "a.mkv", 2 * 10**16)
+    found = run("encode", videos, "-o", "out")
+    assert found.out == ["out/b.mp4.vqt"]
+    assert "1 of 2 videos could not be encoded" in complaint(found)
+    assert "failed: out/a.mkv.vqt: a time is none that a file can hold" in found.err
+
+
 @pytest.mark.parametrize("workers", [1, 5])
 def test_segments_of_files_that_cannot_seek(bundle: Bundle, tmp_path: Path, workers: int) -> None:
     """In their order, whichever thread decodes them, and no file opened again for each."""
@@ -361,6 +382,19 @@ def write_slides(path: Path, count: int, codec: str = "mpeg4", rate: int = 1) ->
         for number in range(count):
             pixels[:, number % 64] = number % 251
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+def write_far(path: Path, last_ms: int) -> None:
+    """Two frames, ages apart."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in (0, last_ms):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
 
 

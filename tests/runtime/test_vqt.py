@@ -355,6 +355,15 @@ def test_segments_out_of_order_are_not_written() -> None:
         vqt_bytes(header(), [])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"start_us": -1}, {"duration_us": 2**64}, {"times_us": (0, 2**63)}],
+)
+def test_times_beyond_64_bits_are_not_written(change: dict[str, Any]) -> None:
+    with pytest.raises(VqtError, match="a time is none that a file can hold"):
+        vqt_bytes(header(), [replace(segment(), **change)])
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 3), (1, 2, 2)])
 def test_codes_of_another_header_are_not_written(shape: tuple[int, ...]) -> None:
     codes = Codes(np.zeros(shape, np.int32), segment().codes.values)

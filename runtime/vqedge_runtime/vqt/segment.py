@@ -53,15 +53,14 @@ def segment_bytes(segment: Segment, header: Header) -> bytes:
     """A segment's body.
 
     Raises:
-        VqtError: the segment is not one of this header.
+        VqtError: the segment is not one of this header, or a time is beyond 64 bits.
     """
     codes = segment.codes
     _check_codes(codes, header)
     packed = _packed_map(codes.index_map, header)
     return b"".join(
         (
-            _SPAN.pack(segment.start_us, segment.duration_us),
-            struct.pack(f"<{header.frames}q", *segment.times_us),
+            _packed_times(segment, header),
             _COUNTS.pack(codes.count, len(packed)),
             packed,
             _packed_values(codes.values, header),
@@ -124,6 +123,18 @@ def _check_codes(codes: Codes, header: Header) -> None:
         raise VqtError(f"an id is not within 0 and {entries - 1}; {_DAMAGED}")
     if entries is None and not np.isfinite(values).all():
         raise VqtError(f"a code is NaN or infinite; {_DAMAGED}")
+
+
+def _packed_times(segment: Segment, header: Header) -> bytes:
+    """The span and the time of each frame."""
+    try:
+        span = _SPAN.pack(segment.start_us, segment.duration_us)
+        return span + struct.pack(f"<{header.frames}q", *segment.times_us)
+    except struct.error as error:
+        raise VqtError(
+            f"a time is none that a file can hold ({error}); convert the video, its time stamps "
+            "are damaged"
+        ) from error
 
 
 def _packed_map(index_map: npt.NDArray[np.int32], header: Header) -> bytes:
