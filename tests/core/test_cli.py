@@ -253,6 +253,56 @@ def test_a_library_that_is_not_installed(
     assert_one_line(found, "gguf is not installed; pip install 'vqedge[assemble]'")
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModuleNotFoundError("gone", name="av.error"), "av.error is not installed; pip install"),
+        (ImportError("libx.so: not there", name="av._core"), "av._core does not load (libx.so"),
+        (ModuleNotFoundError("gone", name="yaml"), "--force-reinstall 'pyyaml>="),
+        (ModuleNotFoundError("gone", name="PIL"), "pip install 'vqedge[viz]'"),
+        (ModuleNotFoundError("gone", name="torch"), "pip install 'vqedge[export]'"),
+    ],
+)
+def test_a_library_that_is_missing_or_broken(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(VideoQA, "open", fails)
+    assert_one_line(run("ask", clip, "What?", "-m", "x.vqedge"), words)
+
+
+def test_an_import_that_fails_in_vqedge_itself_is_a_fault_of_ours(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ImportError("cannot import name 'x'", name="vqedge.files")
+
+    monkeypatch.setattr(VideoQA, "open", fails)
+    found = run("ask", clip, "What?", "-m", "x.vqedge")
+    assert_one_line(found, "internal error", code=3)
+
+
+@pytest.mark.parametrize("state", ["gone", "half removed", "broken"])
+@pytest.mark.parametrize("library", ["numpy", "av", "onnxruntime"])
+def test_the_doctor_names_a_library_that_does_not_load(
+    tmp_path: Path, library: str, state: str
+) -> None:
+    """In a process of its own, where nothing holds the library yet."""
+    (tmp_path / library).mkdir()
+    text = "raise RuntimeError('two versions')" if state == "broken" else ""
+    (tmp_path / library / "__init__.py").write_text(text)
+    before = f"sys.modules[{library!r}] = None" if state == "gone" else "sys.path.insert(0, '')"
+    run = "sys.argv[1:] = ['doctor', '--json']; from vqedge.cli import main; main()"
+    command = [sys.executable, "-c", f"import sys; {before}; {run}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    checks = json.loads(done.stdout.splitlines()[-1])["checks"]
+    line = next(row for row in checks if row["check"] == library)
+    assert not line["ok"] and f"--force-reinstall '{library}" in line["fix"]
+
+
 def test_the_version_is_printed(run: Any) -> None:
     found = run("--version")
     assert (found.code, found.out) == (0, f"vqedge {vqedge.__version__}\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from tiny_bundle import tiny_facts, write_bundle
 
 from vqedge.bundle import Bundle, VariantRecord, bundle_writer
 from vqedge.errors import BackendUnavailable, BundleError
+from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.encoders import (
     ENCODERS,
     EncoderBackend,
@@ -52,6 +55,18 @@ def test_a_backend_that_is_missing_is_refused_before_anything_is_loaded(
     monkeypatch.setitem(ENCODERS, "openvino", here)
     with pytest.raises(BackendUnavailable, match="encoder backend openvino: gone; install it"):
         open_encoder("openvino", bundle)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-int8", "openvino"])
+def test_an_onnx_runtime_that_is_removed_by_half_is_missing(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytest.importorskip(name.partition("-")[0])
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    with pytest.raises(BackendUnavailable, match=r"does not load .*pip install --force-reinstall"):
+        open_encoder(name, bundle)
+    with pytest.raises(BackendUnavailable, match=r"does not load .*pip install --force-reinstall"):
+        open_bridge(bundle.path_of("bridge"))
 
 
 def test_a_provider_of_another_build_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

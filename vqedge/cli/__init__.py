@@ -14,6 +14,7 @@ import traceback
 from vqedge.cli import asking, making, measuring  # they add their commands, in this order
 from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, app
 from vqedge.errors import VqedgeError, printable
+from vqedge.packages import install_line
 
 __all__ = ["app", "asking", "main", "making", "measuring"]
 
@@ -36,10 +37,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
-    except ModuleNotFoundError as error:
-        line = f"vqedge: {error.name} is not installed; {_install_line(error.name)}"
-        _fail(error, USER_ERROR, line)
     except Exception as error:
+        if lacking := _lacking(error):
+            _fail(error, USER_ERROR, f"vqedge: {lacking}")
         what = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         line = f"vqedge: internal error: {what}; please report it (--debug for more)"
         _fail(error, INTERNAL_ERROR, line)
@@ -60,6 +60,10 @@ def _fail(error: BaseException, code: int, line: str) -> None:
     sys.exit(code)
 
 
-def _install_line(module: str | None) -> str:
-    needs = {"onnx": "assemble", "gguf": "assemble", "safetensors": "assemble", "PIL": "viz"}
-    return f"pip install 'vqedge[{needs.get(module or '', 'export')}]'"
+def _lacking(error: Exception) -> str | None:
+    """Which library is missing or broken, and what mends it, if that is what failed."""
+    if not isinstance(error, ImportError) or not error.name or error.name.startswith("vqedge"):
+        return None
+    missing = isinstance(error, ModuleNotFoundError)
+    how = "is not installed" if missing else f"does not load ({error})"
+    return printable(" ".join(f"{error.name} {how}; {install_line(error.name)}".split()))

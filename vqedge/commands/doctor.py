@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,15 +24,19 @@ from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result
 from vqedge.errors import BundleError, VqedgeError
+from vqedge.packages import reinstall_line
+
+logger = logging.getLogger(__name__)
 
 _MIN_PYTHON = (3, 11)
 _MIN_FREE_GB = 1.0
-_LIBRARIES = {
+_LIBRARIES = {  # packages that bring each, either of them
     "numpy": ("numpy",),
     "av": ("av",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),  # either of them
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "llama-cpp-python": ("llama-cpp-python",),
 }
+_MODULES = ("numpy", "av", "onnxruntime")  # of them those to load; llama.cpp has a check of its own
 _OPTIONAL = {
     "onnx": ("assemble bundles", "assemble"),
     "torch": ("train and export", "export"),
@@ -53,13 +59,24 @@ class Finding:
 
 def run_doctor(bundle: Path | None = None, *, as_json: bool = False) -> bool:
     """Run all checks and print them; True if the default job can run."""
-    findings = [finding for check in CHECKS for finding in check(bundle)]
+    findings = [finding for check in CHECKS for finding in _findings(check, bundle)]
     healthy = all(finding.ok for finding in findings if finding.required)
     if as_json:
         json_result({"ok": healthy, "checks": [asdict(finding) for finding in findings]})
     else:
         _print_table(findings)
     return healthy
+
+
+def _findings(check: Check, bundle: Path | None) -> Iterator[Finding]:
+    """A check's lines; of one that itself fails, as on a broken library, a line that says so."""
+    try:
+        yield from check(bundle)
+    except Exception as error:
+        logger.debug("%s", check.__name__, exc_info=True)
+        name = check.__name__.strip("_").replace("_", " ")
+        fix = "mend what the lines above name, then try again"
+        yield Finding(name, f"{type(error).__name__}: {error}", "to be checked", False, fix)
 
 
 def _vqedge(_: Path | None) -> Iterator[Finding]:
@@ -77,9 +94,10 @@ def _python(_: Path | None) -> Iterator[Finding]:
 def _libraries(_: Path | None) -> Iterator[Finding]:
     for name, packages in _LIBRARIES.items():
         found = next(filter(None, map(_version, packages)), None)
-        yield Finding(
-            name, found or "missing", "installed", found is not None, "pip install vqedge"
-        )
+        fault = _load_fault(name) if found and name in _MODULES else None
+        told = ", ".join(filter(None, (found or "missing", fault)))
+        fits = found is not None and fault is None
+        yield Finding(name, told, "installed", fits, reinstall_line(name))
     for name, (use, extra) in _OPTIONAL.items():
         found = _version(name)
         fix = f"pip install 'vqedge[{extra}]'"
@@ -123,18 +141,16 @@ def _disk(_: Path | None) -> Iterator[Finding]:
 
 def _video(_: Path | None) -> Iterator[Finding]:
     """Write and read a clip with the FFmpeg libraries that are there."""
-    from vqedge.data.demo import write_demo
-    from vqedge_runtime.video import clip_from_path
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "doctor.mp4"
         try:
+            from vqedge.data.demo import write_demo
+            from vqedge_runtime.video import clip_from_path
+
             write_demo(path)
             frames = len(clip_from_path(path, 8, 224).frames_thwc)
-        except (VqedgeError, OSError, ValueError) as error:
-            yield Finding(
-                "video decoding", str(error), "H.264", False, "pip install --force-reinstall av"
-            )
+        except (VqedgeError, ImportError, OSError, ValueError) as error:
+            yield Finding("video decoding", str(error), "H.264", False, reinstall_line("av"))
             return
     yield Finding("video decoding", f"{frames} frames of a generated clip", "H.264", True)
 
@@ -186,7 +202,8 @@ def _base_weights(_: Path | None) -> Iterator[Finding]:
             )
 
 
-CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (
+Check = Callable[[Path | None], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (
     _vqedge,
     _python,
     _libraries,
@@ -204,6 +221,15 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _load_fault(module: str) -> str | None:
+    """Why a module does not load; a half-removed one does, but has nothing in it."""
+    try:
+        import_module(module).__version__  # noqa: B018 - that it is there
+    except Exception as error:
+        return f"does not load: {error}"
+    return None
 
 
 def _print_table(findings: list[Finding]) -> None:

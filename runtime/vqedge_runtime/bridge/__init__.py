@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from vqedge.errors import BackendUnavailable
 from vqedge_runtime.tokens import Codes, TokenSet
 
 
@@ -26,8 +27,13 @@ def open_bridge(path: Path, first_word: int | None = None) -> Bridge:
     """Open `bridge.onnx` of a verified bundle; see `vqedge_runtime.bridge.ort.OrtBridge`.
 
     Raises:
+        BackendUnavailable: ONNX Runtime is not here.
         BundleError: the file cannot be run.
     """
+    from vqedge_runtime.encoders.providers import missing_provider
+
+    if lacking := missing_provider("CPU"):
+        raise BackendUnavailable(f"the bridge: {lacking.why}; {lacking.fix}")
     from vqedge_runtime.bridge.ort import OrtBridge
 
     return OrtBridge(path, first_word)

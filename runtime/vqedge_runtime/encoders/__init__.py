@@ -78,9 +78,10 @@ def _openvino() -> EncoderBackend:
         return OpenVinoEncoder(bundle.path_of("encoder"), threads)
 
     def missing() -> Missing | None:
-        from vqedge_runtime.encoders.providers import missing_package
+        from vqedge_runtime.encoders.providers import missing_package, missing_provider
 
-        return missing_package("openvino", "pip install 'vqedge[openvino]'")
+        lacking = missing_package("openvino", "pip install 'vqedge[openvino]'")
+        return lacking or missing_provider("CPU")  # ONNX Runtime writes its graph
 
     return EncoderBackend(opened, missing)
 

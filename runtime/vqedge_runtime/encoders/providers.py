@@ -36,7 +36,7 @@ _GPU_PACKAGE = (
 PROVIDERS = {
     row.label: row
     for row in (
-        Provider("CPU", "CPUExecutionProvider", "pip install onnxruntime"),
+        Provider("CPU", "CPUExecutionProvider", "pip install --force-reinstall onnxruntime"),
         Provider(
             "CUDA",
             "CUDAExecutionProvider",
@@ -66,16 +66,20 @@ def missing_package(module: str, fix: str) -> Missing | None:
 def missing_provider(label: str) -> Missing | None:
     """Whether ONNX Runtime is here with this provider; a GPU is not looked for."""
     provider = PROVIDERS[label]
-    for module in ("onnxruntime", provider.plugin):
-        if module and (lacking := missing_package(module, provider.fix)):
-            return lacking
-    import onnxruntime as ort
-
+    try:
+        ort = import_module("onnxruntime")
+        offered = ort.get_available_providers()
+    except ModuleNotFoundError:
+        return Missing("onnxruntime is not installed", provider.fix)
+    except (ImportError, OSError, AttributeError) as error:  # the last: an empty folder
+        return Missing(f"onnxruntime does not load ({error})", provider.fix)
+    if provider.plugin and (lacking := missing_package(provider.plugin, provider.fix)):
+        return lacking
     if provider.plugin:
         found = bool(plugin_devices(provider))
         why = f"{provider.plugin} finds no device that it supports"
     else:
-        found = provider.name in ort.get_available_providers()
+        found = provider.name in offered
         why = f"this onnxruntime {ort.__version__} was built without {provider.name}"
     return None if found else Missing(why, provider.fix)
 
