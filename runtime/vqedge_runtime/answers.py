@@ -48,6 +48,9 @@ class Video:
         start_s: start of the span.
         budget: most codes it was encoded with, as the encoder takes it.
         source: path of the video, or what a `.vqt` says of it; None for frames from memory.
+        part: it is a span that was asked for, or a segment: the video may be longer.
+        stamp: size in bytes of a source that is a path, and time of its last change in nanoseconds,
+            when it was encoded.
     """
 
     tokens: TokenSet
@@ -58,6 +61,8 @@ class Video:
     start_s: float = 0.0
     budget: int = ADAPTIVE
     source: Path | Origin | None = None
+    part: bool = False
+    stamp: tuple[int, int] | None = None
 
     @property
     def end_s(self) -> float:

@@ -39,11 +39,14 @@ from vqedge_runtime.stored import (
     origin_from_path,
     read_stored,
     segment_from_codes,
+    segments_from_path,
+    stamp_from_path,
     write_stored,
 )
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.video import Clip, clip_from_path
-from vqedge_runtime.vqt import header_for, is_vqt
+from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
+from vqedge_runtime.vqt.header import PART_US
 
 PathLike = str | os.PathLike[str]
 
@@ -170,8 +173,21 @@ class VideoQA:
             return self._read(path, start_s, end_s)
         codes = self.checked_budget(budget)
         spec = self.manifest.encoder
+        stamp = stamp_from_path(path)
         clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s)
-        return replace(self._encoded(clip, codes), source=path)
+        part = (start_s, end_s) != (None, None)
+        return replace(self._encoded(clip, codes), source=path, part=part, stamp=stamp)
+
+    def encode_segments(self, vqt: PathLike) -> Iterator[Video]:
+        """Every segment of a `.vqt`, read one after another as they are asked for.
+
+        Raises:
+            VqtError: the file is damaged or of another bundle.
+        """
+        began = time.perf_counter()
+        for header, segment in segments_from_path(Path(vqt), self.manifest):
+            yield self._stored(header, segment, began)
+            began = time.perf_counter()
 
     def save(self, video: Video, path: PathLike, bits: int = 0) -> None:
         """Write an encoded video to a `.vqt`, which this bundle can be asked about instead.
@@ -184,12 +200,13 @@ class VideoQA:
 
         Raises:
             ConfigError: the bundle's codes are ids, or bits are out of range.
-            VideoError: the video's file is gone.
+            VideoError: the video's file is gone, or has changed since.
             VqtError: the file cannot be written, or there is one of another kind.
         """
         source = video.source
-        origin = origin_from_path(source) if isinstance(source, Path) else source
-        header = header_for(self.manifest, video.budget, origin, bits=bits)
+        origin = origin_from_path(source, video.stamp) if isinstance(source, Path) else source
+        window_us = PART_US if video.part else 0
+        header = header_for(self.manifest, video.budget, origin, window_us, bits)
         codes = video.tokens.codes
         segment = segment_from_codes(codes, video.start_s, video.duration_s, video.times_s)
         write_stored(Path(path), header, segment)
@@ -330,9 +347,12 @@ class VideoQA:
 
     def _read(self, path: Path, start_s: float | None, end_s: float | None) -> Video:
         """The video that a `.vqt` holds."""
-        self._check_open()
         began = time.perf_counter()
         header, segment = read_stored(path, self.manifest, start_s, end_s)
+        return self._stored(header, segment, began)
+
+    def _stored(self, header: Header, segment: Segment, began: float) -> Video:
+        self._check_open()
         read_ms = (time.perf_counter() - began) * 1e3
         tokens = self.bridge.tokens(segment.codes)
         encode_ms = (time.perf_counter() - began) * 1e3 - read_ms
@@ -345,6 +365,7 @@ class VideoQA:
             segment.start_us / 1e6,
             header.budget,
             header.origin,
+            part=header.window_us > 0,
         )
 
     def _encoded(self, clip: Clip, budget: int) -> Video:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from vqedge.bundle import Manifest
@@ -11,7 +12,7 @@ from vqedge.files import file_sha256, replacing
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import images_in
 from vqedge_runtime.video.clip import no_time_in
-from vqedge_runtime.video.faults import video_faults
+from vqedge_runtime.video.faults import video_fault, video_faults
 from vqedge_runtime.vqt import (
     Header,
     Origin,
@@ -28,12 +29,36 @@ _MICROSECONDS = 1_000_000
 _SLACK_US = 500_000  # as for the end of a video
 
 
-def origin_from_path(path: Path) -> Origin:
-    """Size and sha256 of a video's file, read in pieces; of all images of a folder, in order.
+def stamp_from_path(path: Path) -> tuple[int, int]:
+    """Size in bytes of a video's file, and time of its last change in nanoseconds.
+
+    Of a folder, all images together and the last of the changes.
 
     Raises:
         VideoError: it cannot be read.
     """
+    with video_faults(path):
+        found = [file.stat() for file in (images_in(path) if path.is_dir() else [path])]
+        return sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
+
+
+def origin_from_path(path: Path, stamp: tuple[int, int] | None = None) -> Origin:
+    """Size and sha256 of a video's file, read in pieces; of all images of a folder, in order.
+
+    Args:
+        path: the file or folder.
+        stamp: what `stamp_from_path` gave when it was encoded, if that is known.
+
+    Raises:
+        VideoError: it cannot be read, or has changed.
+    """
+    origin = _origin_from_path(path)
+    if stamp is not None and stamp_from_path(path) != stamp:
+        raise video_fault(path, "has changed since it was encoded", "encode it again")
+    return origin
+
+
+def _origin_from_path(path: Path) -> Origin:
     with video_faults(path):
         if not path.is_dir():
             return Origin(path.stat().st_size, file_sha256(path))
@@ -85,6 +110,19 @@ def read_stored(
         if manifest is not None:
             check_fit(file.header, manifest)
         return file.header, file.segment(_number_at(file, start_s, end_s))
+
+
+def segments_from_path(path: Path, manifest: Manifest) -> Iterator[tuple[Header, Segment]]:
+    """Every segment of a file, which is opened once.
+
+    Raises:
+        VqtError: damaged, or of another bundle.
+    """
+    file = open_vqt(path)
+    with vqt_errors(path):
+        check_fit(file.header, manifest)
+        for number in range(len(file.spans_us)):
+            yield file.header, file.segment(number)
 
 
 def is_current(path: Path, header: Header) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.vqt import open_vqt, vqt_bytes
 
 QUESTIONS = ("What color is it?", "How many?")
 
@@ -90,6 +92,31 @@ def test_a_file_that_cannot_be_read_is_named_and_stops_nothing(
     assert f"failed: {folder / 'c.vqt'}: not a .vqt file" in err
 
 
+def test_a_long_file_is_opened_once(
+    folder: Path,
+    llm: FakeLanguageModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = open_vqt(folder / "a.vqt")
+    first = parts.segment(0)
+    later = [replace(first, start_us=n * 3_000_000) for n in range(4)]
+    header = replace(parts.header, window_us=3_000_000)
+    (folder / "a.vqt").write_bytes(vqt_bytes(header, later))
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        "vqedge_runtime.stored.open_vqt", lambda path: opened.append(path) or open_vqt(path)
+    )
+    for _ in range(5):
+        llm.enqueue("Red.")
+    command.ask(folder, QUESTIONS[0])
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    spans = ["0-3", "3-6", "6-9", "9-12"]
+    wanted = [f"{folder / 'a.vqt'} {span} s" for span in spans]
+    assert names == [*wanted, str(folder / "below/b.vqt")]
+    assert opened == [folder / "a.vqt", folder / "below/b.vqt"]
+
+
 def test_an_answer_is_one_line_of_three_fields(
     folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -107,6 +134,8 @@ def test_an_answer_is_one_line_of_three_fields(
 def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one video"):
         command.ask(folder, QUESTIONS[0], start=1.0)
+    with pytest.raises(ConfigError, match="one video"):
+        command.ask(folder, QUESTIONS[0], budget="8")
     with pytest.raises(ConfigError, match="one video"):
         command.ask(folder, QUESTIONS[0], evidence=True)
     with pytest.raises(ConfigError, match="one video"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -449,6 +450,40 @@ def test_saving_what_was_encoded(clip: Path, qa: VideoQA, tmp_path: Path) -> Non
     qa.close()
     with pytest.raises(Exception, match="closed"):
         qa.encode(tmp_path / "a.vqt")
+
+
+def test_a_part_of_a_video_is_no_file_of_the_whole(
+    run: Any, clip: Path, qa: VideoQA, encoder: FakeEncoder
+) -> None:
+    for span in ((1.0, 2.0), (None, 1.0)):
+        qa.save(qa.encode(clip, None, *span), "a.vqt")
+        qa.save(qa.encode("a.vqt"), "b.vqt")
+        assert Path("a.vqt").read_bytes() == Path("b.vqt").read_bytes()
+        for segments in ((), ("--segment", "1")):
+            assert run("encode", clip, "-o", "a.vqt", *segments).code == 0
+            spans = open_vqt(Path("a.vqt")).spans_us
+            assert (spans[0][0], sum(spans[-1])) == (0, 3_000_000)
+            qa.save(qa.encode("a.vqt", start_s=0.0), "a.vqt")
+    qa.save(qa.encode(clip), "a.vqt")
+    assert "1 were up to date" in run("encode", clip, "-o", "a.vqt").err
+
+
+def test_a_video_that_has_changed_is_not_saved(clip: Path, qa: VideoQA, tmp_path: Path) -> None:
+    """Its codes would carry the sha256 of another."""
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    with av.open(str(clip)) as container:
+        for number, frame in zip(range(3), container.decode(video=0), strict=False):
+            frame.to_image().save(frames / f"{number}.png")
+    shutil.copy(clip, tmp_path / "a.mp4")
+    for source, changed in ((tmp_path / "a.mp4",) * 2, (frames, frames / "1.png")):
+        video = qa.encode(source)
+        qa.save(video, tmp_path / "a.vqt")
+        later_ns = changed.stat().st_mtime_ns + 10**9
+        os.utime(changed, ns=(later_ns, later_ns + 10**12))
+        with pytest.raises(VideoError, match="has changed since it was encoded; encode it again"):
+            qa.save(video, tmp_path / "b.vqt")
+    assert not (tmp_path / "b.vqt").exists()
 
 
 LEARNED = {"kind": "codebook", "codebook": {"levels": 4, "entries": 1024, "sha256": "ab" * 32}}

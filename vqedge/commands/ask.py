@@ -44,8 +44,10 @@ def ask(
         raise ConfigError("--evidence and --choices are for one question about one video")
     if keep_kv and (many or not is_vqt(video)):
         raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
-    if is_many(video) and (start, end) != (None, None):
-        raise ConfigError("--start and --end are for one video, and this is a folder of .vqt")
+    if is_many(video) and (start, end, budget) != (None, None, None):
+        raise ConfigError(
+            "--start, --end and --budget are for one video, and this is a folder of .vqt"
+        )
     if questions is not None and question is not None:
         raise ConfigError("give a question or --questions, not both")
     asked = questions_from_file(questions) if questions else [_question(question)]

@@ -13,7 +13,6 @@ from vqedge.budget import Budget
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
-from vqedge_runtime.vqt import open_vqt
 from vqedge_runtime.vqt.file import SUFFIX
 
 _STDIN = Path("-")
@@ -21,17 +20,8 @@ _AT_ONCE = 240  # prompts given to the model in one call; their clips are in mem
 
 
 @dataclass(frozen=True)
-class _Clip:
-    """A video, or a segment of a `.vqt`."""
-
-    path: Path
-    start_s: float | None = None
-    end_s: float | None = None
-
-
-@dataclass(frozen=True)
 class _Asked:
-    clip: _Clip
+    path: Path
     video: Video
     question: str
 
@@ -74,11 +64,13 @@ def ask_many(
         VqedgeError: some clips could not be read; all others are answered.
     """
     began = time.perf_counter()
-    clips = _clips_in(video) if is_many(video) else [_Clip(video, *span)]
     failed: list[str] = []
     rows: list[dict[str, Any]] = []
-    asked = _asked(qa, clips, questions, budget, failed)
+    videos = _folder(qa, video, failed) if is_many(video) else _one(qa, video, budget, span, failed)
+    asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
+    answered = 0
     for group in _groups(asked):
+        answered += len(group)
         found = qa.ask_many([(item.video, item.question) for item in group], options=options)
         for item, answer in zip(group, found, strict=True):
             if as_json:
@@ -95,7 +87,7 @@ def ask_many(
                 "backend": asdict(qa.backend),
             }
         )
-    _report(failed, len(clips))
+    _report(failed, answered // len(questions))
 
 
 def _field(text: str) -> str:
@@ -105,7 +97,7 @@ def _field(text: str) -> str:
 
 def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
     return {
-        "video": str(item.clip.path),
+        "video": str(item.path),
         "start_s": round(item.video.start_s, 6),
         "end_s": round(item.video.end_s, 6),
         "question": item.question,
@@ -115,32 +107,38 @@ def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _report(failed: Sequence[str], count: int) -> None:
-    if len(failed) == count == 1:
+def _report(failed: Sequence[str], answered: int) -> None:
+    if len(failed) == 1 and not answered:
         raise VqtError(failed[0])
     for error in failed:
         say(f"failed: {error}")
     if failed:
         raise VqtError(
-            f"{len(failed)} of {count} clips could not be read; they are listed above, all others "
-            "are answered"
+            f"{len(failed)} of {len(failed) + answered} clips could not be read; they are listed "
+            "above, all others are answered"
         )
 
 
-def _asked(
+def _one(
     qa: VideoQA,
-    clips: Sequence[_Clip],
-    questions: Sequence[str],
+    path: Path,
     budget: Budget | None,
+    span: tuple[float | None, float | None],
     failed: list[str],
-) -> Iterator[_Asked]:
-    for clip in clips:
+) -> Iterator[tuple[Path, Video]]:
+    try:
+        yield path, qa.encode(path, budget, *span)
+    except VqedgeError as error:
+        failed.append(str(error))
+
+
+def _folder(qa: VideoQA, folder: Path, failed: list[str]) -> Iterator[tuple[Path, Video]]:
+    """Every segment of every `.vqt` file; each is opened once."""
+    for path in _vqt_files(folder):
         try:
-            video = qa.encode(clip.path, budget, clip.start_s, clip.end_s)
+            yield from ((path, video) for video in qa.encode_segments(path))
         except VqedgeError as error:
             failed.append(str(error))
-            continue
-        yield from (_Asked(clip, video, question) for question in questions)
 
 
 def _groups(asked: Iterator[_Asked]) -> Iterator[list[_Asked]]:
@@ -154,25 +152,11 @@ def _groups(asked: Iterator[_Asked]) -> Iterator[list[_Asked]]:
         yield group
 
 
-def _clips_in(folder: Path) -> list[_Clip]:
-    """Every segment of every `.vqt` file; one that cannot be read stands for itself."""
-    clips: list[_Clip] = []
-    for path in _vqt_files(folder):
-        try:
-            spans = open_vqt(path).spans_us
-        except VqtError:
-            spans = ()
-        starts = [start_us / 1e6 for start_us, _ in spans] if len(spans) > 1 else [None]
-        clips += [_Clip(path, start_s) for start_s in starts]
-    return clips
-
-
 def _vqt_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.is_file())
 
 
 def _name(item: _Asked) -> str:
     """The path, with its span where a part of the file was asked about."""
-    clip, video = item.clip, item.video
-    whole = clip.start_s is None and clip.end_s is None
-    return f"{clip.path}" + ("" if whole else f" {video.start_s:g}-{video.end_s:g} s")
+    video = item.video
+    return f"{item.path}" + (f" {video.start_s:g}-{video.end_s:g} s" if video.part else "")

@@ -23,7 +23,7 @@ def header_for(
         manifest: of the bundle.
         budget: as the encoder takes it.
         origin: the video.
-        window_us: length of a segment, 0 for the whole video.
+        window_us: length of a segment, 0 for the whole video, `PART_US` for a part of it.
         bits: of each number of a code, 0 for float16.
 
     Raises:

@@ -12,6 +12,9 @@ from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS
 MAGIC: Final = b"\x89VQT\r\n\x1a\n"  # damaged by whatever takes the file for text
 VERSION: Final = 1
 LEVELS_VERSION: Final = 2  # of files whose codes are in levels of some bits, and of no others
+PART_US: Final = (
+    1 << 64
+) - 1  # for the length of a segment: a part of a video, chosen by its times
 MAX_PATCHES = 1 << 16  # of one segment
 MAX_CODES = 4096
 MAX_WIDTH = 1 << 16
@@ -49,7 +52,8 @@ class Header:
         frames, grid_height, grid_width: of a segment's index map.
         codes: most codes of a segment.
         budget: asked for when it was encoded, 0 for the adaptive one.
-        window_us: length of a segment that was asked for, 0 for the whole video.
+        window_us: length of a segment that was asked for, 0 for the whole video, `PART_US` for a
+            part of it.
         origin: the video.
         encoder_sha256: of the `encoder.onnx` that found the codes, for information.
         bridge_sha256: of the `bridge.onnx` that they are for.
