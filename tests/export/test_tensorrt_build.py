@@ -145,6 +145,24 @@ def test_the_plugin_is_kept_where_the_runtime_looks_for_it(
     assert without.plugin_sha256 is None and without.key != record.key
 
 
+@pytest.mark.parametrize("damage", ["deleted", "cut short"])
+def test_a_plugin_that_was_lost_is_kept_again_though_the_engine_is_in_the_cache(
+    source: Source, installed: Installed, tmp_path: Path, damage: str
+) -> None:
+    installed.version = "10.3.0"
+    plugin = tmp_path / "plugin.so"
+    plugin.write_bytes(b"elf")
+    sha256 = file_sha256(plugin)
+    first = engine_from_onnx(source, "tensorrt", BuildOptions(), plugin)
+    kept = cached_plugin(sha256)
+    if damage == "deleted":
+        kept.unlink()
+    else:
+        kept.write_bytes(b"e")
+    assert engine_from_onnx(source, "tensorrt", BuildOptions(), plugin) == first
+    assert cached_plugin(sha256) == kept and installed.engines == 1
+
+
 def test_free_frames_are_described_in_the_record(
     source: Source, installed: Installed, tmp_path: Path
 ) -> None:

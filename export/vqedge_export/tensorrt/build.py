@@ -94,13 +94,14 @@ def engine_from_onnx(
     capabilities = targets_of(options, offer)
     clips = source.calibration_clips() if options.precision == "int8" else ()
     calibration = digest_of(clips) if clips else None
+    kept = _kept(plugin)
     identity = EngineIdentity(
         flavour=flavour,
         version=offer.version,
         compute_capability=",".join(capabilities),
         precision=options.precision,
         onnx_sha256=file_sha256(source.onnx),
-        plugin_sha256=file_sha256(plugin) if plugin else None,
+        plugin_sha256=kept.stem if kept else None,
         options=options.spelled(calibration),
     )
     if (cached := cached_engine(identity.key)) is not None:
@@ -109,7 +110,7 @@ def engine_from_onnx(
     with tempfile.TemporaryDirectory() as folder:
         graph = _graph(source, options, clips, plugin is not None)
         save_model(graph, Path(folder) / PREPARED)
-        job = _job(source, offer, options, capabilities, _kept(plugin), Path(folder))
+        job = _job(source, offer, options, capabilities, kept, Path(folder))
         outcome = run_job(job)
         record = _record(identity, options, outcome, job.profiles)
         assert job.engine is not None, "the job has one"
@@ -188,8 +189,6 @@ def _job(
     plugin: Path | None,
     folder: Path,
 ) -> Job:
-    quantizer = source.quantizer
-    least = 1 if quantizer.adaptive_error is None else 0
     host = EngineHost(offer.flavour, offer.version, offer.compute_capability or "")
     return Job(
         flavour=offer.flavour,
@@ -200,18 +199,18 @@ def _job(
         inputs=source.encoder.inputs,
         outputs=engine_outputs(source.encoder),
         profiles=_profiles(source.encoder),
-        budget=(least, quantizer.default_budget, quantizer.codes),
         plugin=plugin,
         timing_cache=timing_cache(host),
     )
 
 
 def _kept(plugin: Path | None) -> Path | None:
-    """The plugin where the runtime looks for it: engines refer to it by its sha256."""
+    """The plugin where the runtime looks for it, whole: engines refer to it by its sha256."""
     if plugin is None:
         return None
-    kept = plugin_folder() / f"{file_sha256(plugin)}.so"
-    if not kept.is_file():
+    sha256 = file_sha256(plugin)
+    kept = plugin_folder() / f"{sha256}.so"
+    if not kept.is_file() or file_sha256(kept) != sha256:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as temporary:
             shutil.copyfile(plugin, temporary)
