@@ -1,7 +1,7 @@
 """A TensorRT made of Python: it records what it is told and builds plans that are JSON.
 
 `fake_tensorrt("10.3.0")` has the names that version has; 11 has no precision flags, RTX has compute
-capabilities. test_fake_tensorrt.py holds the RTX one against the real library.
+capabilities. tests/e2e/test_tensorrt_rtx.py holds the RTX one against the real library.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class FakeLayer:
         self._made = [SimpleNamespace(dtype=DataType[kind]) for kind in made]
         self._read = [kind and SimpleNamespace(dtype=DataType[kind]) for kind in read]
         self.precision: DataType | None = None
+        self.output_types: dict[int, DataType] = {}
+
+    def set_output_type(self, place: int, kind: DataType) -> None:
+        self.output_types[place] = kind
 
     def get_output(self, place: int) -> Any:
         return self._made[place]
@@ -137,13 +141,9 @@ class FakeConfig:
 class FakeProfile:
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[Any, Any, Any]] = {}
-        self.values: dict[str, tuple[Any, Any, Any]] = {}
 
     def set_shape(self, name: str, least: Any, usual: Any, most: Any) -> None:
         self.shapes[name] = (least, usual, most)
-
-    def set_shape_input(self, name: str, least: Any, usual: Any, most: Any) -> None:
-        self.values[name] = (least, usual, most)
 
 
 class FakeBuilder:

@@ -24,7 +24,6 @@ class Job(BaseModel):
     inputs: tuple[TensorRecord, ...] = ()  # that the manifest promises
     outputs: tuple[TensorRecord, ...] = ()
     profiles: tuple[ProfileRecord, ...] = ()
-    budget: tuple[int, int, int] = (1, 1, 1)  # least, usual, largest value, if it shapes tensors
     plugin: Path | None = None
     timing_cache: Path | None = None
 

@@ -89,14 +89,21 @@ def _network_from_onnx(library: Library, builder: Any, onnx: Path, job: Job, log
 
 
 def _pin_quantizer(library: Library, network: Any) -> None:
-    """Keep float32 behind the ViT where TensorRT picks types: its choice would turn ids."""
+    """Keep float32 behind the ViT where TensorRT picks types: its choice would turn ids.
+
+    A layer's precision is what it computes in; what it hands on has a type of its own.
+    """
     full = library.trt.DataType.FLOAT
     for place in range(network.num_layers):
         layer = network.get_layer(place)
-        made = {layer.get_output(number).dtype for number in range(layer.num_outputs)}
-        compares = made == {library.trt.DataType.BOOL} and full in _read_types(layer)
-        if not layer.name.startswith(VIT) and (full in made or compares):
-            layer.precision = full
+        made = [layer.get_output(number).dtype for number in range(layer.num_outputs)]
+        compares = set(made) == {library.trt.DataType.BOOL} and full in _read_types(layer)
+        if layer.name.startswith(VIT) or not (full in made or compares):
+            continue
+        layer.precision = full
+        for number, kind in enumerate(made):
+            if kind == full:
+                layer.set_output_type(number, full)
 
 
 def _read_types(layer: Any) -> set[Any]:
@@ -149,18 +156,20 @@ def _config_of(library: Library, builder: Any, network: Any, job: Job) -> Any:
 
 
 def _set_profile(builder: Any, network: Any, config: Any, job: Job) -> None:
-    """Ranges of what is free: shapes of inputs, and the budget where it shapes a tensor."""
+    """Ranges of inputs with free dimensions."""
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
-    free = [item for item in inputs if item.is_shape_tensor or min(item.shape, default=0) < 0]
+    if shaping := [item.name for item in inputs if item.is_shape_tensor]:
+        raise ExportError(
+            f"TensorRT takes {', '.join(shaping)} as a shape: shapes would change from run to run, "
+            "and vqedge runs engines whose shapes are fixed; export the checkpoint again"
+        )
+    free = [item for item in inputs if min(item.shape, default=0) < 0]
     if not free:
         return
     profile = builder.create_optimization_profile()
     ranges = {item.input: item for item in job.profiles}
     for item in free:
-        if item.is_shape_tensor:
-            profile.set_shape_input(item.name, *([value] for value in job.budget))
-        else:
-            profile.set_shape(item.name, *_range_of(ranges, item.name))
+        profile.set_shape(item.name, *_range_of(ranges, item.name))
     if config.add_optimization_profile(profile) < 0:
         raise ExportError("TensorRT refuses the optimisation profile; export the checkpoint again")
 
