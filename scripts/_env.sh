@@ -5,7 +5,7 @@
 #
 #   PYTHON             makes .venv                            (default: python3.11, else python3)
 #   VQEDGE_WHEELS      keeps the compiled llama.cpp           (default: in the user's cache folder)
-#   VQEDGE_CMAKE_ARGS  its build options, as -DGGML_CUDA=on   (default: chosen for this CPU)
+#   VQEDGE_CMAKE_ARGS  its build options, as -DGGML_CUDA=on   (after those chosen for this CPU)
 
 VQEDGE_WHEELS=${VQEDGE_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/vqedge/wheels}
 mkdir -p "$VQEDGE_WHEELS"
@@ -83,12 +83,10 @@ print(*sys.version_info[:2], sysconfig.get_platform())')
     echo "llama-cpp-python-$(pinned llama-cpp-python)-$(echo "$platform $(cmake_args)" | digest)"
 }
 
+# The user's options are last, so that they win; without the others llama.cpp would be built with AMX.
 cmake_args() {
-    if [ -n "${VQEDGE_CMAKE_ARGS:-}" ]; then
-        echo "$VQEDGE_CMAKE_ARGS"
-    else
-        "$python" runtime/vqedge_runtime/llm/build_flags.py
-    fi
+    options=$("$python" runtime/vqedge_runtime/llm/build_flags.py)
+    echo "$options${VQEDGE_CMAKE_ARGS:+ $VQEDGE_CMAKE_ARGS}"
 }
 
 install_llama() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import signal
 import subprocess
@@ -131,3 +132,14 @@ def test_the_pip_line_asks_for_what_the_package_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert build_flags.REQUIREMENT in project["dependencies"]
     assert build_flags.REQUIREMENT in build_flags.pip_line()
+
+
+def test_the_scripts_build_with_the_options_of_the_cpu_and_the_users_last(tmp_path: Path) -> None:
+    def build_options(**environment: str) -> str:
+        command = ["sh", "-c", ". scripts/_env.sh; cmake_args", "scripts/some"]
+        settings = os.environ | {"VQEDGE_WHEELS": str(tmp_path)} | environment
+        return subprocess.check_output(command, cwd=ROOT, env=settings, text=True).strip()
+
+    own = build_flags.cmake_args()
+    assert build_options(VQEDGE_CMAKE_ARGS="") == own
+    assert build_options(VQEDGE_CMAKE_ARGS="-DGGML_CUDA=on") == f"{own} -DGGML_CUDA=on"
