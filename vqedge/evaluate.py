@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
 from vqedge.data.suites import Item
+from vqedge.errors import VideoError, VqtError
 
 _PUNCTUATION = re.compile(
     rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\w)[-+.](?=\.?\d))|[{re.escape(string.punctuation)}]"
@@ -113,6 +115,29 @@ class Tally:
         }
 
 
+@dataclass
+class Prior:
+    """What can be scored without any video: one answer to all questions of a kind.
+
+    Of choices, one is picked blindly.
+    """
+
+    answers: Counter[str] = field(default_factory=Counter)
+    picked: float = 0.0
+
+    def add(self, item: Item) -> None:
+        """Count one question."""
+        if item.choices:
+            self.picked += 1 / len(item.choices)
+        else:
+            self.answers[_normalised(item.answer)] += 1
+
+    @property
+    def right(self) -> float:
+        """Questions that the most frequent answer is right for."""
+        return self.picked + max(self.answers.values(), default=0)
+
+
 @dataclass(frozen=True)
 class EvalReport:
     """The result of a suite; `to_dict` is the JSON that scripts read.
@@ -121,9 +146,11 @@ class EvalReport:
         suite: its name.
         overall: all answers.
         by_kind: answers by kind of question.
+        priors: what the most frequent answer would score, by kind of question.
         tokens_mean: video tokens the language model read, mean over the questions.
         tokens_before: visual tokens before quantisation.
         frames: frames looked at.
+        failed: why clips that cannot be read were left out, a line each.
         extra: more keys of the JSON.
         baselines: the same questions through something else, by what it is.
     """
@@ -131,9 +158,11 @@ class EvalReport:
     suite: str
     overall: Tally
     by_kind: dict[str, Tally]
+    priors: dict[str, Prior]
     tokens_mean: float
     tokens_before: int
     frames: int
+    failed: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, EvalReport] = field(default_factory=dict)
 
@@ -141,19 +170,26 @@ class EvalReport:
         """Plain values.
 
         TokDense is accuracy in percent per token (VQToken, section 4); `tokdense_denominator` names
-        the key that it is divided by.
+        the key that it is divided by. `prior` is the share that the most frequent answer of each
+        kind would score.
         """
         percent = 100 * self.overall.accuracy
+        by_kind = {
+            kind: {**tally.to_dict(), "prior": self.priors[kind].right / tally.total}
+            for kind, tally in sorted(self.by_kind.items())
+        }
         baselines = {name: report.to_dict() for name, report in self.baselines.items()}
         return {
             "suite": self.suite,
             **self.overall.to_dict(),
-            "by_kind": {kind: tally.to_dict() for kind, tally in sorted(self.by_kind.items())},
+            "prior": sum(prior.right for prior in self.priors.values()) / self.overall.total,
+            "by_kind": by_kind,
             "tokens_mean": self.tokens_mean,
             "tokens_before": self.tokens_before,
             "frames": self.frames,
             "tokdense": percent / self.tokens_mean if self.tokens_mean else 0.0,
             "tokdense_denominator": "tokens_mean",
+            "failed": self.failed,
             **self.extra,
             **({"baselines": baselines} if baselines else {}),
         }
@@ -172,25 +208,45 @@ def evaluate(
         suite: name for the report.
         items: the questions, at least one; those about one clip come one after another.
         on_item: told each answer.
+
+    Raises:
+        VideoError: none of the clips can be read.
     """
-    overall, tokens = Tally(), 0
+    overall, tokens, failed = Tally(), 0, list[str]()
     by_kind: dict[str, Tally] = {}
-    for item, reply in _answered(answerer, items):
+    priors: dict[str, Prior] = {}
+    for item, reply in _answered(answerer, items, failed):
         hit = reply.text == item.answer if item.choices else is_right(reply.text, item.answer)
         tokens += reply.tokens
         overall.add(hit, item.clip)
         by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
+        priors.setdefault(item.kind, Prior()).add(item)
         on_item(item, reply, hit)
-    mean = tokens / len(items)
-    before, frames = answerer.tokens_before, answerer.frames
-    extra = {"backend": answerer.backend}
-    return EvalReport(suite, overall, by_kind, mean, before, frames, extra)
+    if not overall.total:
+        raise VideoError(failed[0])
+    return EvalReport(
+        suite,
+        overall,
+        by_kind,
+        priors,
+        tokens / overall.total,
+        answerer.tokens_before,
+        answerer.frames,
+        failed,
+        {"backend": answerer.backend},
+    )
 
 
-def _answered(answerer: Answerer, items: Sequence[Item]) -> Iterator[tuple[Item, Reply]]:
+def _answered(
+    answerer: Answerer, items: Sequence[Item], failed: list[str]
+) -> Iterator[tuple[Item, Reply]]:
+    """Every question with its answer; what is wrong with clips that cannot be read is appended."""
     for _, group in groupby(items, key=lambda item: item.clip):
         about_one_clip = list(group)
-        yield from zip(about_one_clip, answerer.replies(about_one_clip), strict=True)
+        try:
+            yield from zip(about_one_clip, answerer.replies(about_one_clip), strict=True)
+        except (VideoError, VqtError) as error:
+            failed.append(str(error))
 
 
 def is_right(found: str, wanted: str) -> bool:

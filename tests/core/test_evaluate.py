@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item
+from vqedge.errors import VideoError
 from vqedge.evaluate import EvalReport, Reply, Tally, evaluate, is_right, wilson_interval
 
 # ---- one answer
@@ -144,13 +146,21 @@ def test_a_report_counts_by_kind_and_overall() -> None:
         "clips": 1,
         "accuracy": 0.75,
         "interval": list(wilson_interval(3, 4)),
+        "prior": 0.75,
         "by_kind": {
-            "color": {"n": 1, "clips": 1, "accuracy": 1.0, "interval": list(wilson_interval(1, 1))},
+            "color": {
+                "n": 1,
+                "clips": 1,
+                "accuracy": 1.0,
+                "interval": list(wilson_interval(1, 1)),
+                "prior": 1.0,
+            },
             "count": {
                 "n": 3,
                 "clips": 1,
                 "accuracy": 2 / 3,
                 "interval": list(wilson_interval(2, 3)),
+                "prior": 2 / 3,
             },
         },
         "tokens_mean": 25.0,
@@ -158,6 +168,7 @@ def test_a_report_counts_by_kind_and_overall() -> None:
         "frames": 8,
         "tokdense": 3.0,  # 75 percent over 25 tokens
         "tokdense_denominator": "tokens_mean",
+        "failed": [],
         "backend": {"encoder": "none", "llm": "none"},
     }
     assert list(document["by_kind"]) == ["color", "count"]
@@ -173,10 +184,38 @@ def test_a_report_counts_by_kind_and_overall() -> None:
 def test_extra_keys_are_added_and_no_token_means_no_density() -> None:
     tally = Tally()
     tally.add(True, "a clip")
-    report = EvalReport("x", tally, {}, 0.0, 2048, 8, {"backend": "none"})
+    report = EvalReport("x", tally, {}, {}, 0.0, 2048, 8, extra={"backend": "none"})
     assert report.to_dict()["backend"] == "none"
     assert report.to_dict()["tokdense"] == 0.0
     assert "baselines" not in report.to_dict()
+
+
+class OfOneFile(Parrot):
+    """Can read one file only."""
+
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        clip = items[0].clip
+        assert isinstance(clip, VideoFile)
+        if clip.path.name != "a.mp4":
+            raise VideoError(f"{clip.path}: no such codec")
+        return super().replies(items)
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_and_told() -> None:
+    broken = [Item(VideoFile(Path(name)), "count", "What?", "2") for name in ("b.mp4", "c.mp4")]
+    items = [*broken[:1], *items_of("count:2", "count:3"), *broken[1:]]
+    document = evaluate(OfOneFile(["2", "2"]), "mine", items).to_dict()
+    assert document["failed"] == ["b.mp4: no such codec", "c.mp4: no such codec"]
+    assert (document["n"], document["accuracy"], document["tokens_mean"]) == (2, 0.5, 15.0)
+    with pytest.raises(VideoError, match=r"b\.mp4: no such codec"):
+        evaluate(OfOneFile([]), "mine", broken)
+
+
+def test_of_choices_one_is_picked_blindly() -> None:
+    asked = items_of("thing:cat", "thing:a cat", "thing:dog")
+    choice = replace(asked[0], choices=("cat", "dog", "cow", "hen"))
+    document = evaluate(Parrot(["dog"] * 4), "mine", [*asked, choice]).to_dict()
+    assert document["by_kind"]["thing"]["prior"] == (2 + 0.25) / 4 == document["prior"]
 
 
 def test_a_report_holds_those_of_its_baselines() -> None:

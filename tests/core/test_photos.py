@@ -248,6 +248,21 @@ def test_which_comes_first_is_named_in_either_order(clips: list[PhotoClip]) -> N
     assert abs(named_first / len(firsts) - 0.5) < 0.12
 
 
+def test_how_long_a_thing_is_shown_does_not_tell_the_order(clips: list[PhotoClip]) -> None:
+    longest, chance, asked_for = 0, 0.0, 0
+    for number, clip in enumerate(clips):
+        shown = Counter[str]()
+        for showing in clip.showings:
+            shown[showing.photo.noun] += showing.end - showing.start
+        for item in asked(clip, number):
+            if item.kind == "first" or item.question in ("What comes first?", "What comes last?"):
+                named = [noun for noun in shown if noun in item.question] or list(shown)
+                longest += max(named, key=shown.__getitem__) in item.answer
+                chance += 1 / len(named)
+                asked_for += 1
+    assert asked_for > 100 and abs(longest - chance) < 0.1 * asked_for
+
+
 def test_articles_fit_the_nouns(clips: list[PhotoClip]) -> None:
     questions = " ".join(q.question for n, clip in enumerate(clips) for q in asked(clip, n))
     assert "an umbrella" in questions and "an orange chair" in questions and "a yak" in questions

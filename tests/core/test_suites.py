@@ -140,7 +140,7 @@ def test_the_photo_suite_asks_about_test_photos_only() -> None:
             name = showing.photo.path.relative_to(PHOTOS.parent).as_posix()
             assert split[name] == "test"
     assert items == suite_items(f"photos:{PHOTOS}", 60)
-    assert suite_version(f"photos:{PHOTOS}").endswith(f"-seed{PHOTOS_SEED}-asked2")
+    assert suite_version(f"photos:{PHOTOS}").endswith(f"-seed{PHOTOS_SEED}-asked3")
 
 
 # ---- files

@@ -22,7 +22,7 @@ from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, VideoError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
@@ -89,8 +89,14 @@ def run_eval(
     show: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Evaluate and print accuracy per kind with its interval; `baselines` is their folder."""
+    """Evaluate and print accuracy per kind with its interval; `baselines` is their folder.
+
+    Raises:
+        VideoError: clips cannot be read; all others were asked about, and the report is printed.
+    """
     items = suite_items(suite, limit, videos)
+    if baselines is not None:
+        _require_frames(items)
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, checkpoint, budget, runs_on)
         others = baselines_of(answerer, checkpoint, baselines, budget) if baselines else []
@@ -102,6 +108,22 @@ def run_eval(
         json_result(report.to_dict() | {"suite_version": suite_version(suite)})
     else:
         _print_table(report)
+    for failure in report.failed:
+        say(f"failed: {failure}")
+    if report.failed:
+        raise VideoError(
+            f"{len(report.failed)} clips could not be read; they are listed above, the figures are "
+            "of all others"
+        )
+
+
+def _require_frames(items: Sequence[Item]) -> None:
+    """Frames of every clip, so that they can be shuffled. Raises ConfigError for .vqt files."""
+    for clip in (item.clip for item in items):
+        if isinstance(clip, VideoFile) and is_vqt(clip.path):
+            raise ConfigError(
+                f"--baselines: {clip.path} holds no frames to shuffle; name its video in the suite"
+            )
 
 
 def _answerer(
@@ -136,7 +158,10 @@ def _show(item: Item, reply: Reply, hit: bool) -> None:
 def _print_table(report: EvalReport) -> None:
     document: dict[str, Any] = report.to_dict()
     low, high = document["interval"]
-    result(f"{report.suite}: {document['accuracy']:.1%} of {document['n']} [{low:.1%}, {high:.1%}]")
+    result(
+        f"{report.suite}: {document['accuracy']:.1%} of {document['n']} [{low:.1%}, {high:.1%}] "
+        f"(the most frequent answers alone: {document['prior']:.1%})"
+    )
     for kind, row in document["by_kind"].items():
         low, high = row["interval"]
         result(f"  {kind:<12} {row['accuracy']:6.1%}  of {row['n']} [{low:.1%}, {high:.1%}]")

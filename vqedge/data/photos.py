@@ -247,12 +247,10 @@ def _thing(
 def _first(
     things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
 ) -> QuestionAnswer | None:
-    """Which of two comes first; a thing that is shown twice counts from its first time."""
-    distinct = list(dict.fromkeys(things))
-    if len(distinct) < 2:
+    if not _ordered(things):
         return None
-    places = sorted(rng.permutation(len(distinct))[:2].tolist())
-    earlier, later = (distinct[place] for place in places)
+    places = sorted(rng.permutation(len(things))[:2].tolist())
+    earlier, later = (things[place] for place in places)
     named = (earlier, later) if rng.random() < 0.5 else (later, earlier)
     text = "Which comes first, the {} or the {}?".format(*named)
     return QuestionAnswer("first", text, f"the {earlier}")
@@ -261,16 +259,21 @@ def _first(
 def _sequence(
     things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
 ) -> QuestionAnswer | None:
-    if len(things) < 2:
+    if not _ordered(things):
         return None
     draw = int(rng.integers(3))
     if draw == 0:
         return QuestionAnswer("sequence", "What comes first?", things[0])
-    if draw == 1 or len(set(things)) < len(things):
+    if draw == 1:
         return QuestionAnswer("sequence", "What comes last?", things[-1])
     place = int(rng.integers(len(things) - 1))
     text = f"What comes right after the {things[place]}?"
     return QuestionAnswer("sequence", text, things[place + 1])
+
+
+def _ordered(things: Sequence[str]) -> bool:
+    """Is there an order to ask about; what is shown twice is shown longest, and tells it."""
+    return len(things) > 1 and len(set(things)) == len(things)
 
 
 def _different(

@@ -32,7 +32,7 @@ from vqedge.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-_ASKED = 2  # raised when the same clips are asked other questions
+_WORLD_ASKED, _PHOTOS_ASKED = 2, 3  # raised when the same clips are asked other questions
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
@@ -162,11 +162,11 @@ def _photos(rest: str) -> ClipSource:
     return PhotoClips(Path(rest), TEST_SPLIT, PHOTOS_SEED, _ENDLESS)
 
 
-def _endless(source: Callable[[str], ClipSource], seed: int) -> Suite:
+def _endless(source: Callable[[str], ClipSource], seed: int, asked: int) -> Suite:
     """The suite of a source whose clips are made when they are asked for."""
     return Suite(
         lambda rest, _videos: _made(source(rest), seed),
-        lambda rest: f"{source(rest).fingerprint}-asked{_ASKED}",
+        lambda rest: f"{source(rest).fingerprint}-asked{asked}",
         limit=300,
     )
 
@@ -240,8 +240,8 @@ def _version_of_file(rest: str) -> str:
 
 
 SUITES: dict[str, Suite] = {
-    "synthetic": _endless(_synthetic, SYNTHETIC_SEED),
-    "photos": _endless(_photos, PHOTOS_SEED),
+    "synthetic": _endless(_synthetic, SYNTHETIC_SEED, _WORLD_ASKED),
+    "photos": _endless(_photos, PHOTOS_SEED, _PHOTOS_ASKED),
     "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
     "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS),
 }
