@@ -109,7 +109,7 @@ def read_stored(
     with vqt_errors(path):
         if manifest is not None:
             check_fit(file.header, manifest)
-        return file.header, file.segment(_number_at(file, start_s, end_s))
+        return file.header, file.segment(number_at(file, start_s, end_s))
 
 
 def segments_from_path(path: Path, manifest: Manifest) -> Iterator[tuple[Header, Segment]]:
@@ -133,7 +133,12 @@ def is_current(path: Path, header: Header) -> bool:
         return False
 
 
-def _number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
+def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
+    """The number of the segment that a span lies in; times in seconds as for `read_stored`.
+
+    Raises:
+        VqtError: it lies in no one segment.
+    """
     if (fault := no_time_in((start_s, end_s))) is not None:
         raise VqtError(f"{fault}; give seconds from 0 up")
     spans = file.spans_us

@@ -195,6 +195,24 @@ def test_search(run: Any, clip: Path) -> None:
     assert "0 of 4 codes are new here" in found.err
 
 
+def test_a_query_is_not_found_under_the_name_of_a_link(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "elsewhere/a.vqt")
+    Path("tokens").mkdir()
+    Path("tokens/link.vqt").symlink_to(Path("elsewhere/a.vqt").absolute())
+    assert run("search", "tokens/link.vqt", "tokens").out == []
+    assert "4 of 4 codes are new here" in run("search", "tokens/link.vqt", "tokens", "--novel").err
+    run("encode", clip, "-o", "tokens/b.vqt")
+    Path("outside.vqt").symlink_to("tokens/b.vqt")
+    for query in ("tokens/b.vqt", "outside.vqt"):
+        assert run("search", query, "tokens").out == ["1.0000  link.vqt  0.00-3.00 s"]
+
+
+def test_a_segment_is_compared_with_the_others_of_its_file(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "tokens/a.vqt", "--segment", "1")
+    found = run("search", "tokens/a.vqt", "tokens", "--start", "1.5")
+    assert sorted(line.split()[2] for line in found.out) == ["0.00-1.00", "2.00-3.00"]
+
+
 def test_search_as_json(run: Any, clip: Path) -> None:
     run("encode", clip, "-o", "tokens/a.vqt")
     document = json.loads(run("search", clip, "tokens", "--json").out[-1])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from vqedge.errors import SearchError, VqtError
 from vqedge_runtime.search import Query, ask_folder, duplicates, novel, similar, space_of
+from vqedge_runtime.search import index as index_module
 from vqedge_runtime.search.bounds import basis_from_values, most_alike, split
 from vqedge_runtime.search.index import codes_from_blobs
 from vqedge_runtime.search.measure import (
@@ -188,7 +189,35 @@ def test_segments_are_clips(tmp_path: Path, made: bench.Made) -> None:
     assert (hits[0].segment, hits[0].start_s, hits[0].end_s) == (1, 1.0, 2.0)
 
 
+def test_the_other_segments_of_the_file_are_compared(tmp_path: Path, made: bench.Made) -> None:
+    """A repetition in one long recording is found, and is not new."""
+    write(tmp_path / "long.vqt", made.header, *(made.codes[n] for n in (0, 18, 18)))
+    query = Query(made.codes[18], space_of(made.header), path=b"long.vqt", segment=2)
+    _, hits = ask_folder(tmp_path, lambda index: duplicates(index, query, 0.9, 5))
+    assert [(hit.path, hit.segment) for hit in hits] == [(b"long.vqt", 1)]
+    _, found = ask_folder(tmp_path, lambda index: novel(index, query))
+    assert {item.path for item in found if item.match > 0.999} == {b"long.vqt"}
+
+
 # ---- the index
+
+
+def test_what_another_adds_meanwhile_is_not_gone(
+    folder: Path, made: bench.Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at the folder and at the index."""
+    ask_folder(folder, lambda _: None)
+    real = index_module._stamps
+
+    def stamps(root: Path) -> Iterator[tuple[bytes, tuple[int, int]]]:
+        yield from real(root)
+        monkeypatch.setattr(index_module, "_stamps", real)
+        write(root / "new.vqt", made.header, made.codes[0])
+        assert ask_folder(root, lambda _: None)[0].read == 1
+
+    monkeypatch.setattr(index_module, "_stamps", stamps)
+    state = ask_folder(folder, lambda _: None)[0]
+    assert (state.gone, state.clips) == (0, CLIPS + 1)
 
 
 def test_only_what_is_new_or_changed_is_read(folder: Path, made: bench.Made) -> None:

@@ -23,8 +23,9 @@ from vqedge_runtime.search import (
     similar,
     space_of,
 )
-from vqedge_runtime.stored import origin_from_path, read_stored
-from vqedge_runtime.vqt import header_for, is_vqt
+from vqedge_runtime.stored import number_at, origin_from_path
+from vqedge_runtime.vqt import header_for, is_vqt, open_vqt
+from vqedge_runtime.vqt.file import vqt_errors
 
 _DUPLICATE, _KNOWN, _KNOWN_ID = 0.9, 0.8, 1.0
 
@@ -109,20 +110,26 @@ def _run_novel(query: Query, folder: Path, settings: SearchOptions, as_json: boo
 def _query(path: Path, folder: Path, bundle: Path | None, settings: SearchOptions) -> Query:
     span = (settings.start_s, settings.end_s)
     if is_vqt(path):
-        header, segment = read_stored(path, None, *span)
-        codes, source = segment.codes, header.origin.sha256
-    else:
-        opened = open_bundle(bundle_or_default(bundle))
-        budget = opened.manifest.quantizer.default_budget
-        _, codes = encoded_clip(path, span, opened, budget, settings.backend, settings.threads)
-        header, source = header_for(opened.manifest, budget), origin_from_path(path).sha256
-    return Query(codes, space_of(header), source, _place(path, folder))
+        file = open_vqt(path)
+        with vqt_errors(path):
+            number = number_at(file, *span)
+            codes, origin = file.segment(number).codes, file.header.origin
+        place = _place(path, folder)
+        return Query(codes, space_of(file.header), origin.sha256, place, number)
+    opened = open_bundle(bundle_or_default(bundle))
+    budget = opened.manifest.quantizer.default_budget
+    _, codes = encoded_clip(path, span, opened, budget, settings.backend, settings.threads)
+    header, source = header_for(opened.manifest, budget), origin_from_path(path).sha256
+    return Query(codes, space_of(header), source)
 
 
 def _place(path: Path, folder: Path) -> bytes | None:
-    """The query's name in the folder, if it lies there."""
-    whole, root = path.resolve(), folder.resolve()
-    return os.fsencode(whole.relative_to(root)) if whole.is_relative_to(root) else None
+    """The name that the index has for the query, if it lies in the folder or is a link to there."""
+    root = folder.resolve()
+    for whole in (path.parent.resolve() / path.name, path.resolve()):
+        if whole.is_relative_to(root):
+            return os.fsencode(whole.relative_to(root))
+    return None
 
 
 def _say_state(state: Refresh) -> None:

@@ -82,11 +82,11 @@ class Refresh:
 
 def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
     """Read what is new or changed in a folder, forget what is gone."""
-    there = dict(_stamps(folder))
     known = {
         path: (size, mtime_ns)
         for path, size, mtime_ns in connection.execute("SELECT path, size, mtime_ns FROM files")
     }
+    there = dict(_stamps(folder))  # later: what others add meanwhile is not known, so not gone
     failed = {path for (path,) in connection.execute("SELECT path FROM files WHERE error != ''")}
     gone = [path for path in known if path not in there]
     with writing(connection):

@@ -79,13 +79,15 @@ class Query:
         codes: its codes.
         space: what it can be compared with.
         source: sha256 of the file it was made from; zeros if it was none.
-        path: its name in the folder, if it lies there: it is not compared with itself.
+        path: its file's name in the folder, if that lies there.
+        segment: its number in that file: it is not compared with itself.
     """
 
     codes: Codes
     space: str
     source: str = "00" * 32
     path: bytes | None = None
+    segment: int = 0
 
     @property
     def features(self) -> Features:
@@ -234,9 +236,9 @@ class _Reader:
     def _sketched_rows(self) -> sqlite3.Cursor:
         """All clips but those that somebody is just adding to a new space."""
         return self._connection.execute(
-            "SELECT id, codes, weights, sketch FROM clips WHERE space = ? AND path IS NOT ?"
-            " AND sketch IS NOT NULL ORDER BY path, segment",
-            (self._space, self._query.path),
+            "SELECT id, codes, weights, sketch FROM clips WHERE space = ?"
+            " AND NOT (path IS ? AND segment = ?) AND sketch IS NOT NULL ORDER BY path, segment",
+            (self._space, self._query.path, self._query.segment),
         )
 
     def _learned_rows(self) -> sqlite3.Cursor:
@@ -246,8 +248,8 @@ class _Reader:
         return self._connection.execute(
             "SELECT id, codes, weights, numbers FROM clips JOIN codes ON codes.clip = id"
             f" WHERE id IN (SELECT clip FROM postings WHERE space = ? AND first IN ({marks}))"
-            " AND path IS NOT ? ORDER BY path, segment",
-            (self._space, *firsts, self._query.path),
+            " AND NOT (path IS ? AND segment = ?) ORDER BY path, segment",
+            (self._space, *firsts, self._query.path, self._query.segment),
         )
 
     def _bounds_of(self, rows: Sequence[tuple[int, int, bytes, bytes]]) -> _Clips:
