@@ -192,6 +192,16 @@ def test_different_majors_are_refused(tmp_path: Path, number: int, said: str) ->
         find_tensorrt(tmp_path)
 
 
+def test_headers_are_compared_with_what_python_loads(
+    tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel of another major beside packages whose headers and library agree."""
+    wheel = make_library(tmp_path / "wheel", 110100).parent
+    monkeypatch.setattr(installation, "_wheel_folders", lambda: iter([wheel]))
+    with pytest.raises(BackendUnavailable, match=rf"10\.3\.0\.26.*{wheel}.* is 11\.1\.0\. Fix:"):
+        find_tensorrt(tensorrt)
+
+
 def test_tensorrt_8_is_too_old(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"8\.3\.0\.26, the plugin needs 10.*Fix:"):
         header_version(make_headers(tmp_path, 8))

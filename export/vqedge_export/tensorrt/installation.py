@@ -49,8 +49,8 @@ def find_tensorrt(root: Path | None = None) -> TensorRT:
     if found.split(".")[0] != version.split(".")[0]:
         raise BackendUnavailable(
             f"the headers in {include} are TensorRT {version}, the library {library} is {found}. "
-            f"Fix: install the headers of {found} (apt-get install libnvinfer-headers-dev), or set "
-            f"{ROOT_VARIABLE} to an installation that has both"
+            f"Fix: install the headers of {found} (apt-get install libnvinfer-headers-dev), or "
+            f"unpack NVIDIA's tarball of it and set {ROOT_VARIABLE}"
         )
     return TensorRT(include, version, library, found)
 
@@ -138,8 +138,8 @@ def _include_folders(root: Path | None) -> Iterator[Path]:
 
 
 def _find_library(include: Path, root: Path | None) -> Path:
-    """The newest libnvinfer beside the headers, in a system folder or in the wheels."""
-    folders = list(dict.fromkeys([*_library_folders(root), *_wheel_folders()]))
+    """The newest libnvinfer of the wheels, which `import tensorrt` prefers, else of the system."""
+    folders = list(dict.fromkeys([*_wheel_folders(), *_library_folders(root)]))
     for folder in folders:
         if found := sorted(folder.glob("libnvinfer.so.*"), key=_by_version):
             return found[-1]
