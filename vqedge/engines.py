@@ -31,6 +31,7 @@ MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt
 LEAST_TENSORRT = (10, 3)
 _RECIPE = 2  # of making engines from encoder.onnx; raise it and cached engines are built again
 _AMPERE = (8, 0)
+JETSONS = ("7.2", "8.7", "10.1", "11.0")  # Xavier, Orin, Thor by CUDA 12 and by CUDA 13
 
 
 @dataclass(frozen=True)
@@ -198,4 +199,4 @@ def _version_fits(record: EngineRecord, here: str) -> bool:
 def _capability_fits(record: EngineRecord, here: str) -> bool:
     if here in record.compute_capability.split(","):
         return True
-    return record.hardware_compatible and version_of(here) >= _AMPERE
+    return record.hardware_compatible and here not in JETSONS and version_of(here) >= _AMPERE

@@ -63,7 +63,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"tensorrt_version": "10.3.1"}, "made by tensorrt 10.3.1, here is 10.3.0"),
         ({"compute_capability": "8.6"}, "made for SM 8.6, this GPU is 8.7"),
         ({"compute_capability": "8.6,8.7"}, None),
-        ({"compute_capability": "8.0", "hardware_compatible": True}, None),
+        ({"compute_capability": "8.0", "hardware_compatible": True}, "made for SM 8.0, this"),
+        ({"compute_capability": "8.7", "hardware_compatible": True}, None),
         ({"tensorrt_version": "10.1.0", "version_compatible": True}, None),
         ({"tensorrt_version": "10.4.0", "version_compatible": True}, "here is 10.3.0"),
         ({"tensorrt_version": "9.9.0", "version_compatible": True}, "here is 10.3.0"),
@@ -81,6 +82,8 @@ def test_hardware_compatibility_begins_with_ampere() -> None:
     everywhere = record(compute_capability="8.7", hardware_compatible=True)
     assert misfit(everywhere, turing, ONNX) == "made for SM 8.7, this GPU is 7.5"
     assert misfit(everywhere, EngineHost("tensorrt", "10.3.0", "12.0"), ONNX) is None
+    thor = EngineHost("tensorrt", "10.3.0", "11.0")
+    assert misfit(everywhere, thor, ONNX) == "made for SM 8.7, this GPU is 11.0"
 
 
 def test_a_key_is_readable_and_changes_with_every_fact() -> None:

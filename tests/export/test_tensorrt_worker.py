@@ -277,6 +277,16 @@ def offer(**changes: Any) -> Offer:
     return Offer(**values | changes)
 
 
+@pytest.mark.parametrize("capability", ["8.7", "11.0", "8.6", None])
+def test_hardware_compatibility_is_refused_on_a_jetson(capability: str | None) -> None:
+    options, here = BuildOptions(hardware_compatible=True), offer(compute_capability=capability)
+    if capability in ("8.7", "11.0"):
+        with pytest.raises(ExportError, match="JetPack has no hardware compatibility"):
+            require_possible(options, here, plugin=False)
+    else:
+        require_possible(options, here, plugin=False)
+
+
 def test_tensorrt_builds_for_this_gpu_only() -> None:
     assert targets_of(BuildOptions(), offer()) == ("8.7",)
     assert targets_of(BuildOptions(capabilities=("8.7",)), offer()) == ("8.7",)

@@ -205,7 +205,7 @@ class EngineRecord(Record):
     onnx_sha256: Sha256
     precision: Precision
     version_compatible: bool  # later TensorRT of the same major version may run it
-    hardware_compatible: bool  # GPUs of compute capability 8.0 and above may run it
+    hardware_compatible: bool  # GPUs of compute capability 8.0 and above, Jetsons aside, may run it
     inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
     outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
     profiles: Annotated[tuple[ProfileRecord, ...], Field(max_length=16)]

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from vqedge.engines import LEAST_TENSORRT, EnginePrecision, Flavour, version_of
+from vqedge.engines import JETSONS, LEAST_TENSORRT, EnginePrecision, Flavour, version_of
 from vqedge.errors import ConfigError, ExportError
 
 LEVELS = range(6)
@@ -26,7 +26,7 @@ class BuildOptions:
         optimization_level: 0 (fast to build) to 5 (fast to run).
         workspace_mb: most scratch memory of a layer on the GPU; None for no limit.
         version_compatible: later TensorRT of the same major version may run the engine.
-        hardware_compatible: any GPU of compute capability 8.0 and above may run it.
+        hardware_compatible: any GPU of compute capability 8.0 and above may run it, Jetsons aside.
         device: "gpu"; "dla" is refused, with the reason.
     """
 
@@ -139,6 +139,10 @@ def _refusals(options: BuildOptions, offer: Offer, plugin: bool) -> list[tuple[b
         (
             rtx and options.hardware_compatible,
             "has no hardware compatibility level; list the GPUs with --sm instead",
+        ),
+        (
+            not rtx and options.hardware_compatible and offer.compute_capability in JETSONS,
+            "JetPack has no hardware compatibility; leave out --hardware-compatible",
         ),
         (
             rtx and options.version_compatible,
