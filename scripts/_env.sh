@@ -143,6 +143,16 @@ cores() {
 print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())'
 }
 
+# The last line that a command prints, kept in a file; what was there stays if the command fails.
+keep() { # FILE COMMAND
+    kept=$1
+    shift
+    "$@" >"$kept.printed"
+    tail -n 1 "$kept.printed" >"$kept.new"
+    rm "$kept.printed"
+    mv "$kept.new" "$kept"
+}
+
 say() { echo "vqedge: $*" >&2; }
 
 fail() {
