@@ -10,6 +10,7 @@ from fake_tensorrt import FakeTensorRT
 
 from vqedge.bundle import open_bundle
 from vqedge.errors import ExportError
+from vqedge.tensorrt import log_of
 from vqedge_export.tensorrt import build
 from vqedge_export.tensorrt.build import ENGINES, offer_of, run_job
 from vqedge_export.tensorrt.into_bundle import build_into_bundle
@@ -32,6 +33,17 @@ def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
 
 
+def require_whole(plan: bytes) -> None:
+    """TensorRT-RTX reads it as an engine of this version. Valid it is on its GPUs only."""
+    import tensorrt_rtx as trt
+
+    runtime = trt.Runtime(log_of(trt))
+    faults = trt.EngineInvalidityDiagnostics
+    wrong = int(faults.MALFORMED_ENGINE) | int(faults.VERSION_MISMATCH)
+    assert not int(runtime.get_engine_validity(plan)[1]) & wrong
+    assert int(runtime.get_engine_validity(b"x" + plan[1:])[1]) & int(faults.MALFORMED_ENGINE)
+
+
 def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path) -> None:
     made, record = build_into_bundle(bundle_copy, "tensorrt-rtx", BuildOptions())
     manifest = open_bundle(made.root).manifest
@@ -45,6 +57,7 @@ def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path
     sizes = {file.path: file.size_bytes for file in manifest.files}
     assert sizes[record.file] == (made.root / record.file).stat().st_size
     assert sizes[record.file] > 0.4 * sizes["encoder.onnx"], "its weights are in it, in float16"
+    require_whole((made.root / record.file).read_bytes())
 
 
 def test_the_tiny_encoder_is_built_in_int8(
@@ -93,7 +106,7 @@ def test_the_fake_has_no_name_that_the_real_one_lacks() -> None:
         "hardware_compatibility_level num_compute_capabilities",
         "INetworkDefinition": "num_inputs num_outputs num_layers get_input get_output get_layer",
         "OnnxParser": "parse_from_file num_errors get_error",
-        "IOptimizationProfile": "set_shape set_shape_input",
+        "IOptimizationProfile": "set_shape",
         "Runtime": "deserialize_cuda_engine engine_host_code_allowed get_plugin_registry",
         "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_dtype create_execution_context",
         "IExecutionContext": "set_input_shape get_tensor_shape set_tensor_address "
