@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from vqedge.cuda import Cuda
-from vqedge.errors import BackendUnavailable
+from vqedge.engines import FLAVOURS, Flavour
+from vqedge.errors import BackendUnavailable, ExportError
+from vqedge_export.tensorrt.build import offer_of
+from vqedge_export.tensorrt.options import BuildOptions, targets_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def _vqedge(*words: str) -> dict[str, dict[str, dict[str, float]]]:
@@ -26,19 +27,18 @@ def _vqedge(*words: str) -> dict[str, dict[str, dict[str, float]]]:
     return document
 
 
-@pytest.mark.parametrize("flavour", MODULES)
+@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_two_new_processes_find_the_same_ids(
-    request: pytest.FixtureRequest, flavour: str, precision: str
+    request: pytest.FixtureRequest, flavour: Flavour, precision: str
 ) -> None:
-    if importlib.util.find_spec(MODULES[flavour]) is None:
-        pytest.skip(f"{flavour} is not installed")
     try:
-        capability = Cuda().compute_capability.replace(".", "")
-    except BackendUnavailable as error:
+        capability = Cuda().compute_capability
+        targets_of(BuildOptions(capabilities=(capability,)), offer_of(flavour))
+    except (BackendUnavailable, ExportError) as error:  # TensorRT-RTX builds for some GPUs only
         pytest.skip(str(error))
     bundle: Path = request.getfixturevalue("bundle_copy")
-    target = ["--target", flavour, "--precision", precision, "--sm", capability]
+    target = ["--target", flavour, "--precision", precision, "--sm", capability.replace(".", "")]
     _vqedge("build", str(bundle), *target)
     first = _vqedge("check", str(bundle), "--backend", flavour)["parity"]["backends"][flavour]
     again = _vqedge("check", str(bundle), "--backend", flavour)["parity"]["backends"][flavour]
