@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vqedge.base.fetch import cached
+from vqedge.base.fetch import cache_root, cached
 
 if TYPE_CHECKING:
     from vqedge_runtime import VideoQA
 
 ROOT = Path(__file__).parents[1]
+_DOWNLOADED = ("base", "downloads", "locks", "wheels")  # what tests share with the user's cache
 
 _THREADS = "2"  # libraries read it when they load; CI has two cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -27,6 +28,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden files anew; review the diff"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests measure and compile stays theirs; what was downloaded is there for them."""
+    users, own = cache_root(), tmp_path_factory.mktemp("cache")
+    for name in _DOWNLOADED:
+        if (users / name).is_dir():
+            (own / name).symlink_to(users / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VQEDGE_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -325,6 +325,12 @@ def test_a_process_killed_while_downloading_blocks_nobody(index: Path, cache: Pa
     assert not list(cache.rglob("*.part"))
 
 
+def test_what_tests_keep_is_not_in_the_users_cache(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert cache_root().is_relative_to(tmp_path_factory.getbasetemp())
+
+
 @pytest.mark.parametrize(
     ("platform", "variable", "expected"),
     [
