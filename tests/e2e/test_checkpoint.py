@@ -20,6 +20,7 @@ from vqedge_export.report import report_from_file
 from vqedge_runtime import VideoQA
 
 SIZE_LIMIT_BYTES = 30e6
+LEAST = 0.85  # of the synthetic suite: without the frames' order a model got 84 %, without any 32 %
 
 
 def test_checkpoint_is_small_and_holds_no_pickle(checkpoint: Path) -> None:
@@ -50,11 +51,14 @@ def test_parity_report_is_within_its_tolerance(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_accuracy_on_held_out_clips_through_the_bundle(qa: VideoQA, checkpoint: Path) -> None:
-    """Sixty questions; the bound lies three standard errors below what the checkpoint reached."""
+    """Sixty questions; at least what was measured of this checkpoint, less three standard errors.
+
+    Never less than `LEAST`, whatever was measured.
+    """
     items = suite_items("synthetic", 60)
     report = evaluate(BundleAnswerer(qa), "synthetic", items).to_dict()
     measured = json.loads((checkpoint.parents[1] / "docs/measured/eval_bundle.json").read_text())
     share = measured["accuracy"]
     slack = 3 * (share * (1 - share) / len(items)) ** 0.5
-    assert report["accuracy"] >= share - slack
+    assert report["accuracy"] >= max(LEAST, share - slack)
     assert report["tokens_mean"] <= 32

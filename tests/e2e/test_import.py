@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import unittest.mock
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_vqedge
 from hf_maker import SPECIAL, write_llava
 
 import vqedge.cli
@@ -33,13 +33,6 @@ from vqedge_runtime.evidence import find_evidence
 from vqedge_runtime.llm import open_llama_cpp
 
 FRAMES, QUESTION = 4, "What moves?"
-
-
-def run_vqedge(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vqedge.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
-    )
 
 
 @pytest.fixture(scope="module")

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import run_vqedge
 
 from vqedge.errors import VqedgeError
 from vqedge_runtime import DecodingOptions, VideoQA
 
 ODD = Path(__file__).parents[3] / "shared" / "data" / "odd"
-
-
-def run_ask(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vqedge.cli", "ask", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
-    )
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str]) -> None:
@@ -46,7 +39,7 @@ def test_every_odd_file_gives_an_answer_or_one_line(qa: VideoQA) -> None:
 
 
 def test_missing_bundle(demo_clip: Path, tmp_path: Path) -> None:
-    done = run_ask(demo_clip, "What moves?", "-m", tmp_path / "none.vqedge")
+    done = run_vqedge("ask", demo_clip, "What moves?", "-m", tmp_path / "none.vqedge")
     assert_one_line(done)
     assert "none.vqedge" in done.stderr
 
@@ -57,7 +50,7 @@ def test_flipped_byte(bundle_copy: Path, demo_clip: Path, name: str) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert_one_line(run_ask(demo_clip, "What moves?", "-m", bundle_copy))
+    assert_one_line(run_vqedge("ask", demo_clip, "What moves?", "-m", bundle_copy))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +64,7 @@ def test_flipped_byte(bundle_copy: Path, demo_clip: Path, name: str) -> None:
     ],
 )
 def test_bad_argument(bundle: Path, demo_clip: Path, arguments: list[str], words: str) -> None:
-    done = run_ask(demo_clip, *arguments, "-m", bundle)
+    done = run_vqedge("ask", demo_clip, *arguments, "-m", bundle)
     assert_one_line(done)
     assert words in done.stderr
 
@@ -79,6 +72,6 @@ def test_bad_argument(bundle: Path, demo_clip: Path, arguments: list[str], words
 def test_text_named_mp4(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "notes.mp4"
     path.write_text("not a video")
-    done = run_ask(path, "What moves?", "-m", bundle)
+    done = run_vqedge("ask", path, "What moves?", "-m", bundle)
     assert_one_line(done)
     assert "notes.mp4" in done.stderr

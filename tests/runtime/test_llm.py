@@ -146,7 +146,6 @@ def test_a_held_prefix_changes_nothing(name: str, request: pytest.FixtureRequest
     assert (cold.reused_prefix, warm.reused_prefix) == (False, True)
     assert cold.text == warm.text
     np.testing.assert_array_equal(llm._reader.context.last_logits(), cold_logits)
-    assert warm.prefix_ms < cold.prefix_ms
 
 
 def test_rows_beyond_one_batch_are_read_and_the_context_grows(wild: Any) -> None:
