@@ -147,7 +147,7 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
         if len(spans) > 1:
             raise VqtError(
                 f"holds {len(spans)} segments from {first_s:g} to {last_s:g} s; "
-                "say which with --start SECONDS"
+                "say which with --start SECONDS, or /video PATH SECONDS in chat"
             )
         return 0
     start_us = spans[0][0] if start_s is None else _us(start_s)

@@ -11,8 +11,9 @@ from tiny_bundle import write_bundle
 
 from vqedge.commands.chat import HELP, Chat
 from vqedge.data.demo import write_demo
-from vqedge.errors import VideoError, VqtError
+from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime import DecodingOptions, VideoQA
+from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
@@ -93,6 +94,39 @@ def test_what_cannot_be_done_ends_nothing(
     Chat(qa, clip).talk(iter([line, "What?"]))
     out, err = capsys.readouterr()
     assert words in err and out == "Red.\n"
+
+
+def test_a_segment_is_chosen_by_a_second_of_it(
+    qa: VideoQA, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts, named = tmp_path / "parts.vqt", tmp_path / "parts.vqt 2"
+    outcomes = BatchEncoder(qa.encoder, qa.manifest, 16, 1.0).run([Job(clip, parts)])
+    assert [outcome.error for outcome in outcomes] == [""]
+    talk = Chat(qa, parts, start_s=1.5)
+    assert (talk.video.start_s, talk.video.duration_s) == (1.0, 1.0)
+    talk.talk(iter([f"/video {parts}  2.5"]))
+    assert talk.video.start_s == 2.0
+    talk.talk(iter([f"/video {clip} 0.5"]))
+    assert (talk.video.start_s, talk.video.duration_s) == (0.5, 2.5)
+    assert f"{clip}: 2.5 s from 0.5 s, 32 tokens" in capsys.readouterr().err
+    talk.talk(iter([f"/video {parts}", f"/video {parts} nan"]))
+    err = capsys.readouterr().err
+    assert "say which with --start SECONDS, or /video PATH SECONDS" in err
+    assert "nan is not a time" in err and talk.video.start_s == 0.5
+    named.write_bytes(clip.read_bytes())
+    talk.talk(iter([f"/video {named}"]))
+    assert talk.video.source == named
+
+
+def test_a_file_of_codes_has_its_budget(qa: VideoQA, clip: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "a.vqt"
+    qa.save(qa.encode(clip, 16), saved)
+    talk = Chat(qa, clip, 8)
+    for path, count in ((saved, 16), (clip, 8)):
+        talk.talk(iter([f"/video {path}"]))
+        assert talk.video.tokens.count == count
+    with pytest.raises(ConfigError, match="has its tokens already"):
+        Chat(qa, saved, 8)
 
 
 def test_ids_are_shown(qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.cli
 import vqedge.commands.encode as command
+import vqedge.commands.words as words_command
 import vqedge_runtime.video.clip as clip_module
 from vqedge.bundle import Bundle
 from vqedge.data.demo import write_demo
@@ -30,6 +31,7 @@ from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.video_words import PromptPiece
 from vqedge_runtime.vqt import open_vqt
 
 
@@ -136,7 +138,7 @@ def test_one_video(run: Any, clip: Path, out: str, made: str) -> None:
 def test_into_a_folder_that_is_there(run: Any, clip: Path) -> None:
     Path("there").mkdir()
     assert run("encode", clip, "-o", "there").out == ["there/demo.mp4.vqt"]
-    assert run("encode", clip, "-o", "new/").out == ["new.vqt"], "pathlib drops the slash"
+    assert run("encode", clip, "-o", "new/").out == ["new/demo.mp4.vqt"]
 
 
 def test_a_budget(run: Any, clip: Path) -> None:
@@ -154,7 +156,37 @@ def test_a_video_from_a_pipe(run: Any, clip: Path) -> None:
     assert (found.code, found.out) == (0, ["a.vqt"]), found.err
     run("encode", clip, "-o", "b.vqt")
     assert Path("a.vqt").read_bytes() == Path("b.vqt").read_bytes()
-    assert "standard input is one video" in complaint(run("encode", "-", clip, "-o", "c"))
+    assert "a pipe is for one video" in complaint(run("encode", "-", clip, "-o", "c"))
+    assert "-o out/: what comes through a pipe has no name" in complaint(
+        run("encode", "-", "-o", "out/", stdin=clip.read_bytes())
+    )
+
+
+def test_what_is_no_video_in_a_pipe_is_called_so(run: Any) -> None:
+    found = run("encode", "-", "-o", "a.vqt", stdin=b"no video")
+    assert complaint(found).startswith("vqedge: -: is not a video")
+    found = run("encode", "-", "-o", "a.vqt", "--json", stdin=b"no video")
+    assert json.loads(found.out[0])["files"][0]["video"] == "-"
+
+
+def test_a_file_into_a_pipe(run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("encode", clip, "-o", "a.vqt")
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
+    assert run("encode", clip, "-o", "-").code == 0
+    sys.stdout.flush()
+    assert pipe.getvalue() == Path("a.vqt").read_bytes()
+    assert [path.name for path in Path().iterdir()] == ["a.vqt"]
+    folder_of(clip, "a.mp4", "b.mp4")
+    for arguments, words in (
+        (("clips", "-o", "-"), "a pipe is for one video"),
+        (("clips/a.mp4", "clips/b.mp4", "-o", "-"), "a pipe is for one video"),
+        ((clip, "-o", "-", "--json"), "-o -: the file goes to a pipe, without --json"),
+    ):
+        assert words in complaint(run("encode", *arguments))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "-o -: the file goes to a pipe" in complaint(run("encode", clip, "-o", "-"))
+    assert pipe.getvalue() == Path("a.vqt").read_bytes(), "nothing but the file"
 
 
 def test_a_pipe_without_end(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,13 +220,13 @@ def test_a_folder_of_frames_is_one_video(run: Any, clip: Path) -> None:
 
 
 def test_a_folder_with_a_bad_file(run: Any, clip: Path, encoder: FakeEncoder) -> None:
-    videos = folder_of(clip, "a.mp4", "bad.mp4", "sub/b.mkv", ".hidden.mp4", "notes.txt")
+    videos = folder_of(clip, "a.mp4", "bad.mp4", "c.MTS", "sub/b.mkv", ".hidden.mp4", "notes.txt")
     found = run("encode", videos, "-o", "out")
-    assert found.out == ["out/a.mp4.vqt", "out/sub/b.mkv.vqt"]
-    assert "1 of 3 videos could not be encoded" in complaint(found)
+    assert found.out == ["out/a.mp4.vqt", "out/c.MTS.vqt", "out/sub/b.mkv.vqt"]
+    assert "1 of 4 videos could not be encoded" in complaint(found)
     assert "failed: clips/bad.mp4: is not a video" in found.err
-    assert encoder.calls == 2
-    assert sorted(map(str, Path("out").rglob("*.*"))) == ["out/a.mp4.vqt", "out/sub/b.mkv.vqt"]
+    assert encoder.calls == 3
+    assert sorted(map(str, Path("out").rglob("*.*"))) == found.out
 
 
 def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEncoder) -> None:
@@ -427,6 +459,31 @@ def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
         assert "in no one of its 3 segments" in complaint(run("ask", "a.vqt", "What?", *span))
 
 
+def test_words_of_a_segment(
+    run: Any, clip: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The codes that become words are those from `--start` on."""
+    monkeypatch.setattr(words_command, "vocabulary_of_bundle", lambda _: None)
+    monkeypatch.setattr(words_command, "open_bridge", lambda *_: FakeBridge(576))
+    monkeypatch.setattr("vqedge.commands.encoded.open_encoder", lambda *_: encoder)
+    told: list[Any] = []
+
+    def piece(_: Any, tokens: Any) -> PromptPiece:
+        told.append(tokens.codes.values)
+        return PromptPiece("", (1, 2))
+
+    monkeypatch.setattr(words_command, "prompt_piece", piece)
+    run("encode", clip, "-o", "a.vqt", "--segment", "1")
+    assert "say which with --start" in complaint(run("encode", "a.vqt", "--as", "ids"))
+    for video in ("a.vqt", clip):
+        found = run("encode", video, "--as", "ids", "--start", "2")
+        assert found.out == ["1 2"], found.err
+    last = open_vqt(Path("a.vqt")).segment(2).codes.values
+    assert all(np.array_equal(values, last) for values in told) and len(told) == 2
+    whole = run("encode", clip, "-o", "b.vqt", "--start", "2")
+    assert "--start: goes with --as" in complaint(whole)
+
+
 def test_a_budget_of_what_has_its_tokens(run: Any, clip: Path, qa: VideoQA) -> None:
     run("encode", clip, "-o", "a.vqt")
     found = run("ask", "a.vqt", "What?", "--budget", "8")
@@ -534,7 +591,7 @@ def test_eval_takes_a_file(run: Any, clip: Path, qa: VideoQA, encoder: FakeEncod
     assert json.loads(found.out[0])["accuracy"] == 1.0 and encoder.calls == calls
     qa.llm.enqueue("Red.")
     shuffled = run("eval", "--suite", "mine.jsonl", "--baselines", "--json")
-    assert "a.vqt: holds codes, no frames; give the video" in complaint(shuffled)
+    assert "a.vqt holds no frames to shuffle" in complaint(shuffled)
 
 
 def test_inspecting_a_file(run: Any, clip: Path) -> None:

@@ -104,6 +104,10 @@ def chat(
     budget: Annotated[
         str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
     ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(help="Look from this second on; of a .vqt, the segment there."),
+    ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -128,6 +132,7 @@ def chat(
         video,
         bundle,
         budget=budget,
+        start=start,
         runs_on=RunsOn(backend, threads, gpu_layers),
         options=DecodingOptions(max_tokens, temperature, top_p, top_k, seed),
         history=history,
@@ -140,8 +145,13 @@ def encode(
         list[Path], typer.Argument(help="Videos, folders of them, or - for standard input.")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="File to make, or folder for several videos."),
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="PATH",
+            help="File to make, FOLDER/ or - for standard output; of several videos the folder.",
+        ),
     ] = None,
     as_: Annotated[
         str | None,
@@ -154,6 +164,10 @@ def encode(
     question: Annotated[
         str | None,
         typer.Option(help="With --as ids: print the whole prompt that asks this of the video."),
+    ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(help="With --as: look from this second on; of a .vqt, the segment there."),
     ] = None,
     bundle: BundleOption = None,
     budget: Annotated[
@@ -184,7 +198,7 @@ def encode(
     from vqedge.commands.encode import encode as run
     from vqedge.commands.words import tell
 
-    options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0)
+    options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0, start)
     if as_ is None and question is None:
         run(videos, out, bundle, options=options, as_json=as_json)
     else:

@@ -16,14 +16,15 @@ from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.errors import ConfigError, VqedgeError
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
+from vqedge_runtime.vqt import is_vqt
 
 HELP = """\
-/video PATH   talk about another video, or a .vqt
-/tokens       what the video became
-/save PATH    write it to a .vqt
-/history on   let questions refer to earlier ones about this video; off again
-/help         this
-/quit         leave, as does the end of the input
+/video PATH [SECONDS]   talk about another video, or a .vqt; from a second on
+/tokens                 what the video became
+/save PATH              write it to a .vqt
+/history on             let questions refer to earlier ones about this video; off again
+/help                   this
+/quit                   leave, as does the end of the input
 anything else is a question; each one stands alone, unless /history is on"""
 
 _MOST_TURNS = 8
@@ -34,6 +35,7 @@ def chat(
     bundle: Path | None = None,
     *,
     budget: str | None = None,
+    start: float | None = None,
     runs_on: RunsOn = BEST_HERE,
     options: DecodingOptions | None = None,
     history: bool = False,
@@ -44,7 +46,7 @@ def chat(
         VideoError: the first video cannot be read.
     """
     with open_session(bundle, runs_on) as qa:
-        Chat(qa, video, budget_from_text(budget), history, options).talk(_lines())
+        Chat(qa, video, budget_from_text(budget), history, options, start).talk(_lines())
 
 
 class Chat:
@@ -53,9 +55,10 @@ class Chat:
     Args:
         qa: the open session.
         video: what to begin with.
-        budget: most tokens of a video.
+        budget: most tokens of a video; a later `.vqt` has its own.
         history: let the model read earlier turns about the video, the last eight.
         options: how to pick tokens; greedy by default.
+        start_s: from when on to look at it, in seconds.
     """
 
     def __init__(
@@ -65,10 +68,11 @@ class Chat:
         budget: Budget | None = None,
         history: bool = False,
         options: DecodingOptions | None = None,
+        start_s: float | None = None,
     ) -> None:
         self.qa, self.budget, self.history, self.options = qa, budget, history, options
         self._turns: deque[Exchange] = deque(maxlen=_MOST_TURNS)
-        self.video = self._encoded(video)
+        self.video = self._encoded(video, budget, start_s)
         self._commands: dict[str, Callable[[str], None]] = {
             "/video": self._switch,
             "/tokens": self._show_tokens,
@@ -115,10 +119,11 @@ class Chat:
         say(f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms")
         say_if_cut(stream.answer)
 
-    def _switch(self, path: str) -> None:
-        if not path:
+    def _switch(self, rest: str) -> None:
+        if not rest:
             raise ConfigError("/video: give a path, as /video clip.mp4")
-        self.video = self._encoded(Path(path))
+        path, start_s = _path_and_start(rest)
+        self.video = self._encoded(path, None if is_vqt(path) else self.budget, start_s)
         self._turns.clear()
 
     def _set_history(self, choice: str) -> None:
@@ -145,10 +150,20 @@ class Chat:
         if tokens.ids is not None:
             say(f"ids: {tokens.ids.tolist()}")
 
-    def _encoded(self, path: Path) -> Video:
-        video = self.qa.encode(path, self.budget)
-        say(f"{path}: {video.duration_s:.1f} s, {video.tokens.count} tokens; /help for commands")
+    def _encoded(self, path: Path, budget: Budget | None, start_s: float | None) -> Video:
+        video = self.qa.encode(path, budget, start_s)
+        span = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
+        say(f"{path}: {span}, {video.tokens.count} tokens; /help for commands")
         return video
+
+
+def _path_and_start(text: str) -> tuple[Path, float | None]:
+    """A path and the second after it, unless a file is called all of that."""
+    path, _, last = text.rpartition(" ")
+    with suppress(ValueError):
+        if path and not Path(text).exists():
+            return Path(path.rstrip()), float(last)
+    return Path(text), None
 
 
 def _lines() -> Iterator[str]:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,11 +26,12 @@ from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
 STDIN = Path("-")
+_STDOUT = "-"
 MAX_STDIN_BYTES = 4 << 30
 _CHUNK_BYTES = 1 << 20
 VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov"),
-    *(".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv"),
+    *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
 
 
@@ -44,17 +45,26 @@ class EncodeOptions:
     backend: str = AUTO
     threads: int | None = None
     bits: int = 0
+    start_s: float | None = None
 
 
 def encode(
     videos: Sequence[Path],
-    out: Path | None,
+    out: str | None,
     bundle: Path | None = None,
     *,
     options: EncodeOptions | None = None,
     as_json: bool = False,
 ) -> None:
     """Write a file a video; the paths go to stdout as they are done, what failed to stderr.
+
+    Args:
+        videos: files, folders of them, or `-` for standard input.
+        out: a file, or a folder: one that is there or ends in a slash, or for several videos; `-`
+            for standard output.
+        bundle: whose codes they become.
+        options: how they are encoded.
+        as_json: print one document instead.
 
     Raises:
         VqtError: some videos could not be encoded. All others were.
@@ -63,8 +73,7 @@ def encode(
     if out is None:
         raise ConfigError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
     settings = options or EncodeOptions()
-    if settings.segment_s is not None and not math.isfinite(settings.segment_s):
-        raise ConfigError(f"--segment {settings.segment_s}: give seconds, as 10")
+    _check_flags(settings, out, as_json)
     opened = open_bundle(bundle_or_default(bundle))
     header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
     budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
@@ -81,10 +90,22 @@ def encode(
             workers=settings.jobs,
             bits=settings.bits,
         )
-        outcomes = _run(batch, jobs, quiet=as_json)
+        outcomes = _run(batch, jobs, quiet=as_json or out == _STDOUT)
+        if out == _STDOUT and not outcomes[0].error:
+            sys.stdout.buffer.write(jobs[0].out.read_bytes())
+    outcomes = [_as_given(outcome, videos, out) for outcome in outcomes]
     if as_json:
         json_result({"files": [_document(outcome) for outcome in outcomes]})
     _report(outcomes)
+
+
+def _check_flags(settings: EncodeOptions, out: str, as_json: bool) -> None:
+    if settings.start_s is not None:
+        raise ConfigError("--start: goes with --as; a .vqt holds all of a video")
+    if out == _STDOUT and (as_json or sys.stdout.isatty()):
+        raise ConfigError("-o -: the file goes to a pipe, without --json; or give -o FILE.vqt")
+    if settings.segment_s is not None and not math.isfinite(settings.segment_s):
+        raise ConfigError(f"--segment {settings.segment_s}: give seconds, as 10")
 
 
 def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]:
@@ -104,6 +125,17 @@ def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]
             if not outcome.error and not quiet:
                 result(str(outcome.job.out))
     return outcomes
+
+
+def _as_given(outcome: Outcome, videos: Sequence[Path], out: str) -> Outcome:
+    """An outcome that names pipes, not the temporary files in their place."""
+    job = outcome.job
+    given = Job(STDIN if STDIN in videos else job.video, Path(out) if out == _STDOUT else job.out)
+    names = {str(job.video): str(given.video), str(job.out): str(given.out)}
+    error, note = outcome.error, outcome.note
+    for name, own in names.items():
+        error, note = error.replace(name, own), note.replace(name, own)
+    return replace(outcome, job=given, error=error, note=note)
 
 
 def _report(outcomes: Sequence[Outcome]) -> None:
@@ -144,23 +176,35 @@ def _document(outcome: Outcome) -> dict[str, str | int | bool]:
 
 
 @contextmanager
-def _jobs(videos: Sequence[Path], out: Path) -> Iterator[list[Job]]:
-    """One job a video; standard input lies in a temporary file meanwhile."""
-    if STDIN in videos:
-        if len(videos) > 1:
-            raise ConfigError("-: standard input is one video; give it alone")
-        with _stdin_file(sys.stdin.buffer) as path:
-            yield [Job(path, with_suffix(out))]
+def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
+    """One job a video; what comes or goes through a pipe lies in a temporary file meanwhile."""
+    if STDIN not in videos and out != _STDOUT:
+        yield _jobs_of(videos, out)
         return
+    if len(videos) > 1 or _holds_videos(videos[0]):
+        raise ConfigError("-: a pipe is for one video; give it alone")
+    if _means_folder(out):
+        raise ConfigError(f"-o {out}: what comes through a pipe has no name; give the file's")
+    with tempfile.TemporaryDirectory() as folder:
+        video = videos[0]
+        if video == STDIN:
+            video = Path(folder) / "stdin"
+            _copy_stdin(sys.stdin.buffer, video)
+        place = Path(folder) / "stdout" if out == _STDOUT else Path(out)
+        yield [Job(video, with_suffix(place))]
+
+
+def _jobs_of(videos: Sequence[Path], out: str) -> list[Job]:
+    """One job a video, none of them through a pipe."""
+    place = Path(out)
     found = list(dict.fromkeys(pair for video in videos for pair in _found(video)))
     if not found:
         raise VideoError(f"{videos[0]}: no videos in this folder; give the files themselves")
     if len(found) == 1 and not _means_folder(out) and not _holds_videos(videos[0]):
-        yield [Job(found[0][0], with_suffix(out))]
-        return
-    if out.suffix.lower() == SUFFIX or out.is_file():
+        return [Job(found[0][0], with_suffix(place))]
+    if place.suffix.lower() == SUFFIX or place.is_file():
         raise ConfigError(f"-o {out}: {len(found)} videos go to a folder; give its name")
-    yield _jobs_in(out, found)
+    return _jobs_in(place, found)
 
 
 def _jobs_in(out: Path, found: Sequence[tuple[Path, Path]]) -> list[Job]:
@@ -189,8 +233,8 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "." and path.is_file()
 
 
-def _means_folder(out: Path) -> bool:
-    return out.is_dir() or str(out).endswith(os.sep)
+def _means_folder(out: str) -> bool:
+    return out.endswith(("/", os.sep)) or Path(out).is_dir()
 
 
 def with_suffix(out: Path) -> Path:
@@ -198,22 +242,14 @@ def with_suffix(out: Path) -> Path:
     return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + SUFFIX)
 
 
-@contextmanager
-def _stdin_file(stdin: BinaryIO) -> Iterator[Path]:
-    """A file with what comes through the pipe; FFmpeg seeks."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            _copy_at_most(MAX_STDIN_BYTES, stdin, file)
-        yield path
-
-
-def _copy_at_most(limit_bytes: int, source: BinaryIO, target: BinaryIO) -> None:
+def _copy_stdin(stdin: BinaryIO, path: Path) -> None:
+    """Write what comes through the pipe to a file; FFmpeg seeks."""
     copied_bytes = 0
-    while chunk := source.read(_CHUNK_BYTES):
-        copied_bytes += len(chunk)
-        if copied_bytes > limit_bytes:
-            raise VideoError(
-                f"-: more than {limit_bytes >> 30} GiB from the pipe; give a file instead"
-            )
-        target.write(chunk)
+    with path.open("wb") as file:
+        while chunk := stdin.read(_CHUNK_BYTES):
+            copied_bytes += len(chunk)
+            if copied_bytes > MAX_STDIN_BYTES:
+                raise VideoError(
+                    f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
+                )
+            file.write(chunk)

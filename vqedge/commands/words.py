@@ -26,7 +26,7 @@ def tell(
     videos: Sequence[Path],
     form: str | None,
     question: str | None = None,
-    out: Path | None = None,
+    out: str | None = None,
     bundle: Path | None = None,
     *,
     options: EncodeOptions | None = None,
@@ -35,7 +35,7 @@ def tell(
     """Print a video's words.
 
     Args:
-        videos: one, or a `.vqt` of one segment.
+        videos: one, or a `.vqt`; `options` say which of its segments.
         form: `text` or `ids`.
         question: print the ids of the whole prompt that asks this; it is never read as words of a
             video, whatever it spells.
@@ -66,7 +66,7 @@ def _check_flags(
     videos: Sequence[Path],
     form: str | None,
     question: str | None,
-    out: Path | None,
+    out: str | None,
     options: EncodeOptions,
 ) -> None:
     if form not in (TEXT, IDS):
@@ -86,9 +86,10 @@ def _codes(video: Path, bundle: Bundle, options: EncodeOptions) -> Codes:
     if is_vqt(video):
         if options.budget is not None:
             raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
-        return read_stored(video, bundle.manifest, None, None)[1].codes
+        return read_stored(video, bundle.manifest, options.start_s, None)[1].codes
     most = codes_from_budget(budget_from_text(options.budget), bundle.manifest.quantizer)
-    return encoded_clip(video, (None, None), bundle, most, options.backend, options.threads)[1]
+    span = (options.start_s, None)
+    return encoded_clip(video, span, bundle, most, options.backend, options.threads)[1]
 
 
 def _prompt(bundle: Bundle, video: tuple[int, ...], question: str) -> list[int]:
