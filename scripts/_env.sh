@@ -5,6 +5,8 @@
 #
 #   PYTHON             makes .venv                            (default: python3.11, else python3)
 #   VQEDGE_WHEELS      keeps the compiled llama.cpp           (default: in the user's cache folder)
+#   VQEDGE_TORCH_INDEX where PyTorch comes from: the URL that pytorch.org gives for your CUDA
+#                                                         (default: pip's own indexes)
 #   VQEDGE_CMAKE_ARGS  its build options, as -DGGML_CUDA=on   (after those chosen for this CPU)
 
 VQEDGE_WHEELS=${VQEDGE_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/vqedge/wheels}
@@ -35,7 +37,9 @@ stale_environment() {
     usable_venv || return 0
     llama=$(llama_build_name)
     python_version=$("$python" -VV)
-    stamp=$({ cat pyproject.toml constraints.txt; echo "$python_version $root $llama"; } | digest)
+    stamp=$({ cat pyproject.toml constraints.txt
+        echo "$python_version $root $llama${VQEDGE_TORCH_INDEX:+ $VQEDGE_TORCH_INDEX}"
+    } | digest)
     ! grep -qsxF "$stamp" ".venv/vqedge-$1.stamp"
 }
 
@@ -44,9 +48,10 @@ install_environment() {
     rm -f .venv/vqedge-assemble.stamp .venv/vqedge-full.stamp
     install_llama
     if [ "$1" = full ]; then
-        say "installing PyTorch (CPU), then the rest"
+        say "installing PyTorch, then the rest"
         # alone and first: in one go with the rest, pip may pick a build with gigabytes of CUDA
-        run_pip install --constraint constraints.txt torch
+        run_pip install --constraint constraints.txt \
+            ${VQEDGE_TORCH_INDEX:+--upgrade --index-url "$VQEDGE_TORCH_INDEX"} torch
         run_pip install --constraint constraints.txt --editable '.[export,dev]'
         echo "$stamp" >.venv/vqedge-full.stamp
     else

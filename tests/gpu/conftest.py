@@ -19,6 +19,11 @@ _TABLE = pytest.StashKey[Table]()
 @pytest.fixture(scope="session")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     """Built anew each session, so that the sources in this tree are what is tested."""
+    if torch.version.cuda is None:
+        index = "VQEDGE_TORCH_INDEX=URL, the one that pytorch.org gives for this CUDA,"
+        pytest.skip(
+            f"PyTorch {torch.__version__} is built for the CPU; {index} brings one for GPUs"
+        )
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no NVIDIA GPU")
     cache: Path = tmp_path_factory.mktemp("kernel")
