@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def printable(text: str) -> str:
     """The text with everything escaped that could move a terminal's cursor or hide a part of it."""
@@ -44,7 +47,16 @@ class ExportError(VqedgeError):
 
 
 class ParityError(ExportError):
-    """The exported files do not compute what the checkpoint computes."""
+    """The exported files do not compute what the checkpoint computes.
+
+    Args:
+        message: which figures are out of bounds.
+        figures: everything that was measured.
+    """
+
+    def __init__(self, message: str, figures: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.figures = dict(figures or {})
 
 
 class BackendUnavailable(VqedgeError):

@@ -23,6 +23,7 @@ from vqedge.errors import ExportError
 from vqedge.index_maps import matched_share
 from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES
+from vqedge_export.op_function import ensure_function
 from vqedge_export.report import VariantParity
 
 _ERRORS_ONLY = 3
@@ -56,6 +57,7 @@ class OnnxReader:
         else:
             name, shown = "encoder.onnx", onnx.ModelProto()
             shown.CopyFrom(source)
+        ensure_function(shown)
         if not any(FEATURES in node.output for node in shown.graph.node):
             raise ExportError(f"{name}: no tensor {FEATURES!r} in the graph; export it again")
         shown.graph.output.add(name=FEATURES)

@@ -57,6 +57,12 @@ def attach_function(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(DOMAIN, OP_VERSION))
 
 
+def ensure_function(model: onnx.ModelProto) -> None:
+    """Make a model one that ONNX Runtime can run, also if it was exported without the body."""
+    if not any(function.name == OP_NAME for function in model.functions):
+        attach_function(model)
+
+
 def _metric_of(node: onnx.NodeProto) -> str:
     values = [item.s.decode() for item in node.attribute if item.name == "metric"]
     return values[0] if values else "l2"

@@ -36,6 +36,7 @@ from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
 from vqedge_export.onnx_export import outputs_of
+from vqedge_export.op_function import ensure_function
 from vqedge_export.report import (
     CodebookParity,
     EncoderParity,
@@ -73,6 +74,7 @@ class _Deployed:
 
     def __init__(self, path: Path, config: ModelConfig) -> None:
         model = onnx.load(str(path))
+        ensure_function(model)
         searches = [node for node in model.graph.node if node.op_type == OP_NAME]
         shown = 0 if noted_reducer(model) else rounds_of(config) + 1
         self.rounds = [node.output[0] for node in searches[:shown]]
@@ -268,7 +270,8 @@ def require(report: ParityReport, tolerance: Tolerance) -> None:
     if faults:
         raise ParityError(
             f"the export does not compute what the checkpoint computes: {'; '.join(faults)}; "
-            "nothing was written (--no-check writes it all the same)"
+            "nothing was written (--no-check writes it all the same)",
+            report.model_dump(mode="json"),
         )
 
 

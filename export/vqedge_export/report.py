@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -124,7 +124,8 @@ class ParityReport(_Record):
     variants: dict[str, MeasuredVariant] = {}  # by precision
     tolerance: Tolerance | None = None
     backends: dict[str, BackendParity] = {}  # by the backend's name, on the machine of `check`
-    measured: Literal["at export", "not measured"] = "at export"
+    flips: dict[str, VariantParity] = {}  # the same, on the clips of `check --videos`
+    measured: Literal["at export", "on this machine", "not measured"] = "at export"
 
     def faults(self, tolerance: Tolerance) -> list[str]:
         """Every figure that is outside its tolerance, in words."""
@@ -160,16 +161,14 @@ class ParityReport(_Record):
         return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
 
-def with_backend(bundle: Bundle, name: str, figures: dict[str, Any]) -> ParityReport:
-    """A bundle's report with the figures of one backend in it, new or in place of the old."""
-    report = report_from_file(bundle.root / PARITY) or ParityReport(
+def report_of(bundle: Bundle) -> ParityReport:
+    """A bundle's report; if it has none, one in which nothing is measured."""
+    return report_from_file(bundle.root / PARITY) or ParityReport(
         encoder_sha256=encoder_sha256(bundle),
         llm_sha256=file_sha256(bundle.path_of("llm")),
         quantization=bundle.manifest.llm.quantization,
         measured="not measured",
     )
-    backends = report.backends | {name: BackendParity.model_validate(figures)}
-    return report.model_copy(update={"backends": backends})
 
 
 def report_from_file(path: Path) -> ParityReport | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vqedge.commands.bench import run_bench
+from vqedge.commands.check import check
 from vqedge.commands.doctor import run_doctor
 from vqedge.commands.evaluate import run_eval
-from vqedge.commands.export import check
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import BundleError, ConfigError
 

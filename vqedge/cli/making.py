@@ -241,7 +241,7 @@ def check(
 
     Example: vqedge check tiny.vqedge --backend tensorrt
     """
-    from vqedge.commands.export import check as run
+    from vqedge.commands.check import check as run
 
     run(
         bundle,

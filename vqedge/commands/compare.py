@@ -1,10 +1,11 @@
-"""`vqedge check --backend`: one encoder backend against ONNX Runtime, for the parity report."""
+"""What `vqedge check` measures on this machine: each into the bundle's parity report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqedge.budget import ADAPTIVE
@@ -14,21 +15,48 @@ from vqedge.data.seeds import PARITY_SEED
 from vqedge.errors import ParityError
 
 if TYPE_CHECKING:
+    from vqedge_export.report import ParityReport
     from vqedge_runtime.encoders import Encoder, Frames
+
+Figures = dict[str, Any]
 
 _CLIPS = 12
 _REFERENCE = "onnxruntime"
 
 
-def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, dict[str, Any]]:
-    """Measure a backend on this machine and write the figures into the bundle's parity report.
+def checkpoint_figures(bundle: Bundle, checkpoint: Path) -> tuple[Bundle, Figures]:
+    """Measure a bundle against the checkpoint it came from.
+
+    Raises:
+        ParityError: a figure is outside its tolerance; the report has them all.
+        CheckpointError: the checkpoint is incomplete.
+        BundleError: the bundle cannot be written.
+    """
+    from vqedge_export.pipeline import measured_report
+    from vqedge_export.report import TOLERANCES
+    from vqedge_runtime.llm import open_llama_cpp
+
+    report = measured_report(checkpoint, bundle, open_llama_cpp)
+    changed = _reported(bundle, report)
+    figures = report.model_dump(mode="json", exclude={"backends", "flips"})
+    if faults := report.faults(TOLERANCES[report.quantization]):
+        raise ParityError(
+            f"{bundle.root}: does not compute what the checkpoint computes: {'; '.join(faults)}; "
+            f"{PARITY} has the figures, export it again",
+            figures,
+        )
+    return changed, figures
+
+
+def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
+    """Measure an encoder backend against ONNX Runtime.
 
     Raises:
         ParityError: its index maps are others; the report says how far.
         BackendUnavailable: it cannot run here.
         BundleError: the bundle cannot be written.
     """
-    from vqedge_export.report import MOST_MAPS_DIFFER, with_backend
+    from vqedge_export.report import MOST_MAPS_DIFFER, BackendParity, report_of
     from vqedge_runtime.bridge import open_bridge
     from vqedge_runtime.compare import compared
     from vqedge_runtime.encoders import open_encoder
@@ -40,15 +68,38 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, dict[str, Any
             stack.callback(opened[-1].close)
         bridge = open_bridge(bundle.path_of("bridge"))
         stack.callback(bridge.close)
-        figures = compared(opened[0], opened[1], bridge, _clips(bundle.manifest))
-    report = with_backend(bundle, backend, asdict(figures))
-    changed = rewritten(bundle, {PARITY: report.to_json().encode()})
-    if not figures.maps_differ <= MOST_MAPS_DIFFER:
+        found = compared(opened[0], opened[1], bridge, _clips(bundle.manifest))
+    known, row = report_of(bundle), asdict(found)
+    backends = known.backends | {backend: BackendParity.model_validate(row)}
+    changed = _reported(bundle, known.model_copy(update={"backends": backends}))
+    figures = {"backends": {backend: row}}
+    if not found.maps_differ <= MOST_MAPS_DIFFER:
         raise ParityError(
-            f"{figures.backend}: maps_differ {figures.maps_differ:.4g}, at most "
-            f"{MOST_MAPS_DIFFER:g} allowed; {PARITY} has the figures, use another backend"
+            f"{found.backend}: maps_differ {found.maps_differ:.4g}, at most "
+            f"{MOST_MAPS_DIFFER:g} allowed; {PARITY} has the figures, use another backend",
+            figures,
         )
-    return changed, {backend: asdict(figures)}
+    return changed, figures
+
+
+def flip_figures(bundle: Bundle, folder: Path, limit: int | None) -> tuple[Bundle, Figures]:
+    """Measure the lighter encoders on a folder of clips, see `vqedge.commands.flips`.
+
+    Raises:
+        ConfigError: the folder has no video, or there is nothing to compare.
+        BundleError: the bundle cannot be written.
+    """
+    from vqedge.commands.flips import flips_of
+    from vqedge_export.report import report_of
+
+    found = flips_of(bundle, folder, limit)
+    changed = _reported(bundle, report_of(bundle).model_copy(update={"flips": found}))
+    return changed, {"flips": {name: row.model_dump() for name, row in found.items()}}
+
+
+def _reported(bundle: Bundle, report: ParityReport) -> Bundle:
+    """The bundle with this report in it."""
+    return rewritten(bundle, {PARITY: report.to_json().encode()})
 
 
 def _clips(manifest: Manifest) -> Iterator[tuple[Frames, int]]:

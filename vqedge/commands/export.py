@@ -1,16 +1,16 @@
-"""`vqedge export`, `vqedge assemble`, `vqedge check`: make bundles and measure them."""
+"""`vqedge export`, `vqedge assemble`: make bundles and tell what they hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from vqedge.bundle import Bundle, open_bundle
+from vqedge.bundle import Bundle
 from vqedge.checkpoint import PARITY, model_config_of
 from vqedge.commands.build import build_options, plugin_library_for
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, ParityError
 
 
 def export(
@@ -28,7 +28,16 @@ def export(
     overwrite: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Export a checkpoint and print the parity table."""
+    """Export a checkpoint and print the parity table; in JSON also one that failed.
+
+    Raises:
+        ConfigError: flags that do not go together, or a value that is none of those offered.
+        BackendUnavailable: a target's TensorRT is not installed.
+        CheckpointError: the checkpoint is incomplete.
+        ExportError: the encoder cannot be traced, or the language model not quantised.
+        ParityError: a figure is outside its tolerance.
+        BundleError: `out` cannot be written.
+    """
     from vqedge_export.assemble import DEFAULT_QUANT, default_precision
     from vqedge_export.pipeline import export_bundle
     from vqedge_export.targets import engine_targets
@@ -39,20 +48,25 @@ def export(
         flag = "--sm" if sm else "--precision fp16"
         raise ConfigError(f"{flag} is about engines; add --target tensorrt or tensorrt-rtx")
     options = build_options(precision, sm)
-    bundle, report = export_bundle(
-        checkpoint,
-        out,
-        open_llama_cpp,
-        quant=llm_quant or DEFAULT_QUANT,
-        precision=precision or default_precision(model_config_of(checkpoint)),
-        check=check,
-        record=record,
-        plugin_node=plugin_node,
-        overwrite=overwrite,
-        targets=targets,
-        options=options,
-        plugin=plugin_library_for([row.name for row in targets], options, plugin),
-    )
+    try:
+        bundle, report = export_bundle(
+            checkpoint,
+            out,
+            open_llama_cpp,
+            quant=llm_quant or DEFAULT_QUANT,
+            precision=precision or default_precision(model_config_of(checkpoint)),
+            check=check,
+            record=record,
+            plugin_node=plugin_node,
+            overwrite=overwrite,
+            targets=targets,
+            options=options,
+            plugin=plugin_library_for([row.name for row in targets], options, plugin),
+        )
+    except ParityError as error:
+        if as_json:
+            json_result({"bundle": None, "files": {}, "parity": error.figures})
+        raise
     print_bundle(bundle, report.model_dump(mode="json"), as_json)
 
 
@@ -65,7 +79,14 @@ def assemble(
     overwrite: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Make a bundle without torch and print what it holds."""
+    """Make a bundle without torch and print what it holds.
+
+    Raises:
+        ConfigError: a precision that is about engines.
+        CheckpointError: the checkpoint is incomplete, or was not exported with `--record`.
+        ExportError: the language model cannot be quantised.
+        BundleError: `out` cannot be written.
+    """
     from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle, default_precision
     from vqedge_export.report import report_from_file
 
@@ -81,46 +102,6 @@ def assemble(
     )
     report = report_from_file(bundle.root / PARITY)
     print_bundle(bundle, report.model_dump(mode="json") if report else {}, as_json)
-
-
-def check(
-    bundle: Path,
-    *,
-    checkpoint: Path | None = None,
-    backend: str | None = None,
-    videos: Path | None = None,
-    limit: int | None = None,
-    as_json: bool = False,
-) -> None:
-    """Verify a bundle's files; measure its parity on this machine.
-
-    Args:
-        bundle: the bundle.
-        checkpoint: where it was exported from, to compare with PyTorch.
-        backend: of the encoder, to compare with ONNX Runtime on generated clips.
-        videos: a folder of clips that the lighter encoders are compared on.
-        limit: most clips of it.
-        as_json: print one document.
-    """
-    opened = open_bundle(bundle)
-    figures: dict[str, Any] = {}
-    if checkpoint is not None:
-        from vqedge_export.pipeline import measured_report
-        from vqedge_runtime.llm import open_llama_cpp
-
-        figures = measured_report(checkpoint, opened, open_llama_cpp).model_dump(mode="json")
-    if backend is not None:
-        from vqedge.commands.compare import backend_figures
-
-        opened, figures["backends"] = backend_figures(opened, backend)
-    if videos is not None:
-        from vqedge.commands.flips import flips_of
-
-        found = flips_of(opened, videos, limit)
-        figures["flips"] = {name: row.model_dump() for name, row in found.items()}
-    if not figures:
-        say("files are intact; --checkpoint, --backend or --videos measures parity")
-    print_bundle(opened, figures, as_json)
 
 
 def print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:

@@ -23,7 +23,7 @@ from vqedge.errors import ExportError
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_export.graph import BRIDGED
 from vqedge_export.layers import replace_nodes
-from vqedge_export.op_function import attach_function
+from vqedge_export.op_function import ensure_function
 from vqedge_export.tensorrt.half import halved
 from vqedge_export.tensorrt.qdq import Channels, quantised
 
@@ -129,12 +129,12 @@ def _with_row(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 def settle_op(model: onnx.ModelProto, plugin: bool) -> None:
     """A plugin takes plain nodes; without one the op needs its body."""
+    if not plugin:
+        ensure_function(model)
+        return
     kept = [function for function in model.functions if function.name != OP_NAME]
-    if plugin:
-        del model.functions[:]
-        model.functions.extend(kept)
-    elif len(kept) == len(model.functions):
-        attach_function(model)
+    del model.functions[:]
+    model.functions.extend(kept)
 
 
 def _uint8_inputs(model: onnx.ModelProto) -> set[str]:

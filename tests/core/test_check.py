@@ -1,0 +1,168 @@
+"""`vqedge check`: what it measures is printed and kept, also where parity is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bundle import fill_folder, tiny_facts
+
+from vqedge.bundle import bundle_writer
+from vqedge.commands import export as exporting
+from vqedge.commands import flips
+from vqedge.commands.check import check
+from vqedge.errors import BundleError, ParityError
+from vqedge_export import pipeline
+from vqedge_export.assemble import DEFAULT_PRECISION
+from vqedge_export.report import (
+    BackendParity,
+    EncoderParity,
+    LlmParity,
+    ParityReport,
+    VariantParity,
+    report_from_file,
+)
+from vqedge_runtime import bridge
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend
+from vqedge_runtime.encoders.fake import FakeEncoder
+
+VARIANT = VariantParity(
+    clips=3,
+    patches=768,
+    ids_differ=0.01,
+    safe_ids_differ=0.0,
+    worst_clip_ids_differ=0.02,
+    maps_differ=0.1,
+    feature_cosine=0.99,
+)
+BACKEND = BackendParity(
+    backend="other",
+    reference="onnxruntime",
+    clips=12,
+    clips_same=12,
+    ids_differ=0.0,
+    safe_ids_differ=0.0,
+    margin_where_ids_differ=0.0,
+    token_cosine=1.0,
+    token_cosine_mean=1.0,
+)
+
+
+def measured(top1: float = 1.0) -> ParityReport:
+    encoder = EncoderParity(
+        clips=3,
+        patches=768,
+        ids_differ=0.0,
+        safe_ids_differ=0.0,
+        margin_where_ids_differ=0.0,
+        margin_difference=0.0,
+        token_cosine=1.0,
+    )
+    llm = LlmParity(prompts=4, positions=9, top1_agreement=top1, kl_mean=0.0, kl_max=0.0)
+    return ParityReport(
+        encoder_sha256="0" * 64, llm_sha256="1" * 64, quantization="Q4_0", encoder=encoder, llm=llm
+    )
+
+
+def reported(bundle: Path) -> ParityReport:
+    report = report_from_file(bundle / "parity.json")
+    assert report is not None
+    return report
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    (line,) = capsys.readouterr().out.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    earlier = measured().model_copy(update={"llm": None, "backends": {"other": BACKEND}})
+    with bundle_writer(tmp_path / "a.vqedge") as draft:
+        fill_folder(draft.folder)
+        (draft.folder / "parity.json").write_text(earlier.to_json())
+        return draft.finish(tiny_facts()).root
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[ParityReport]:
+    """What measuring against a checkpoint gives."""
+    reports = [measured()]
+    monkeypatch.setattr(pipeline, "_report", lambda *_: reports[0])
+    monkeypatch.setattr(pipeline, "open_checkpoint", lambda path: path)
+    return reports
+
+
+def test_what_was_measured_with_a_checkpoint_is_kept_beside_the_backends(
+    bundle: Path, found: list[ParityReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    check(bundle, checkpoint=tmp_path, as_json=True)
+    told = document(capsys)
+    assert told["parity"]["llm"]["positions"] == 9 and "backends" not in told["parity"]
+    kept = reported(bundle)
+    assert kept.llm == found[0].llm and kept.measured == "on this machine"
+    assert kept.backends == {"other": BACKEND}
+
+
+def test_what_was_measured_on_videos_is_kept(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(flips, "flips_of", lambda *_: {"openvino": VARIANT})
+    before = reported(bundle)
+    check(bundle, videos=Path("clips"), as_json=True)
+    assert document(capsys)["parity"] == {"flips": {"openvino": VARIANT.model_dump()}}
+    assert reported(bundle) == before.model_copy(update={"flips": {"openvino": VARIANT}})
+
+
+def test_a_lost_parity_is_printed_and_kept_all_the_same(
+    bundle: Path, found: list[ParityReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found[0] = measured(top1=0.1)
+    with pytest.raises(ParityError, match=r"top1_agreement 0\.1, .*parity\.json has the figures"):
+        check(bundle, checkpoint=tmp_path, as_json=True)
+    told = document(capsys)
+    assert told["bundle"] == str(bundle) and told["files"].keys() >= {"parity.json"}
+    assert told["parity"]["llm"]["top1_agreement"] == 0.1
+    assert reported(bundle).llm == found[0].llm
+
+
+def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(FakeEncoder):
+        def encode(self, *arguments: Any) -> Any:
+            codes = super().encode(*arguments)
+            codes.index_map[...] = 0
+            return codes
+
+    for name, encoder in (("onnxruntime", FakeEncoder(32, 576)), ("other", Other(32, 576))):
+        backend = EncoderBackend(lambda *_, encoder=encoder: encoder, lambda: None)  # type: ignore[misc]
+        monkeypatch.setitem(ENCODERS, name, backend)
+    monkeypatch.setattr(bridge, "open_bridge", lambda *_: FakeBridge(576))
+    with pytest.raises(ParityError, match=r"maps_differ .*parity\.json has the figures"):
+        check(bundle, backend="other", as_json=True)
+    row = document(capsys)["parity"]["backends"]["other"]
+    assert row["maps_differ"] > 0.4
+    assert reported(bundle).backends["other"].maps_differ == row["maps_differ"]
+
+
+def test_an_export_that_fails_prints_what_it_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ParityError("lost", {"llm": {"kl_mean": 9.0}})
+
+    monkeypatch.setattr(pipeline, "export_bundle", fails)
+    with pytest.raises(ParityError):
+        exporting.export(tmp_path, tmp_path / "b.vqedge", precision=DEFAULT_PRECISION, as_json=True)
+    assert document(capsys)["parity"] == {"llm": {"kl_mean": 9.0}}
+
+
+def test_an_altered_bundle_is_not_measured(bundle: Path, found: list[ParityReport]) -> None:
+    (bundle / "llm.gguf").write_bytes(b"else")
+    with pytest.raises(BundleError, match=r"llm\.gguf"):
+        check(bundle, checkpoint=bundle)

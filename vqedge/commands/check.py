@@ -1,0 +1,65 @@
+"""`vqedge check`: are a bundle's files whole, and what do they compute on this machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from vqedge.bundle import Bundle, open_bundle
+from vqedge.commands.compare import Figures, backend_figures, checkpoint_figures, flip_figures
+from vqedge.commands.export import print_bundle
+from vqedge.commands.output import say
+from vqedge.errors import ParityError
+
+Measure = Callable[[Bundle], tuple[Bundle, Figures]]
+
+
+def check(
+    bundle: Path,
+    *,
+    checkpoint: Path | None = None,
+    backend: str | None = None,
+    videos: Path | None = None,
+    limit: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Verify a bundle's files; measure its parity, print it and write it into the bundle.
+
+    Args:
+        bundle: the bundle.
+        checkpoint: where it was exported from, to compare with PyTorch.
+        backend: of the encoder, to compare with ONNX Runtime on generated clips.
+        videos: a folder of clips that the lighter encoders are compared on.
+        limit: most clips of it.
+        as_json: print one document, also where parity is lost.
+
+    Raises:
+        BundleError: a file is missing or altered, or the report cannot be written.
+        ParityError: a figure is out of bounds.
+        BackendUnavailable: the backend cannot run here.
+    """
+    opened = open_bundle(bundle)
+    figures: Figures = {}
+    try:
+        for measure in _measures(checkpoint, backend, videos, limit):
+            opened, found = measure(opened)
+            figures |= found
+    except ParityError as error:
+        if as_json:
+            print_bundle(open_bundle(bundle, verify=False), figures | error.figures, as_json)
+        raise
+    if not figures:
+        say("files are intact; --checkpoint, --backend or --videos measures parity")
+    print_bundle(opened, figures, as_json)
+
+
+def _measures(
+    checkpoint: Path | None, backend: str | None, videos: Path | None, limit: int | None
+) -> Iterator[Measure]:
+    if checkpoint is not None:
+        yield partial(checkpoint_figures, checkpoint=checkpoint)
+    if backend is not None:
+        yield partial(backend_figures, backend=backend)
+    if videos is not None:
+        yield partial(flip_figures, folder=videos, limit=limit)
