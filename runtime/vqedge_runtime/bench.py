@@ -82,7 +82,7 @@ def side_by_side(
     Returns:
         by backend: `name`; `encode_ms`; `cpu_ms`, time on the CPU, which with one thread does not
         depend on what else the machine does; `over_fp32`, the time as a share of ONNX Runtime's in
-        float32 on the CPU. Or `error`, why it does not run.
+        float32 on the CPU, if that runs. Or `error`, why it does not run.
     """
     budget = bundle.manifest.quantizer.default_budget
     rows: dict[str, dict[str, Any]] = {}
@@ -110,9 +110,9 @@ def side_by_side(
                 "encode_ms": _median([1e3 * s for s in wall_s]),
                 "cpu_ms": _median([1e3 * s for s in cpu_s]),
             }
-    fp32_ms = rows["onnxruntime"]["encode_ms"]
+    fp32_ms = rows.get("onnxruntime", {}).get("encode_ms")
     for row in rows.values():
-        if "encode_ms" in row:
+        if fp32_ms and "encode_ms" in row:
             row["over_fp32"] = round(row["encode_ms"] / fp32_ms, 3)
     return rows
 

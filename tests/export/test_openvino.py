@@ -80,6 +80,11 @@ def test_a_closed_encoder_and_a_strange_file_say_so(path: Path) -> None:
     encoder.close()
     with pytest.raises(BackendUnavailable, match="closed"):
         encoder.encode(clip(), 32)
+    bare = onnx.load(path)
+    del bare.functions[:]
+    onnx.save(bare, path)
+    with pytest.raises(BackendUnavailable, match="exported with --plugin-node"):
+        OpenVinoEncoder(path, 1)
     path.write_bytes(b"no graph")
     with pytest.raises(BundleError, match="cannot load it"):
         OpenVinoEncoder(path, 1)

@@ -11,11 +11,14 @@ import torch
 from tiny_export import LEVELS, BothArrays
 
 from vqedge.budget import ADAPTIVE
+from vqedge.errors import BackendUnavailable
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import EncodedClip
 from vqedge.model.quantizer import Assignment
+from vqedge_export.flips import OnnxReader
 from vqedge_export.graph import filled, save_model
 from vqedge_export.parity import _Deployed, _Found, _Patches, encoder_parity
+from vqedge_runtime.encoders.ort import OrtEncoder
 
 
 def test_parity_of_a_good_export(checkpoint: Checkpoint, model: bytes, tmp_path: Path) -> None:
@@ -31,6 +34,18 @@ def test_parity_of_a_good_export(checkpoint: Checkpoint, model: bytes, tmp_path:
         assert found.codebook.ids_differ == found.codebook.safe_ids_differ == 0
     else:
         assert found.codebook is None
+
+
+def test_parity_of_an_export_for_a_plugin_is_measured_with_the_body_put_back(
+    checkpoint: Checkpoint, model: bytes, tmp_path: Path
+) -> None:
+    bare = onnx.load_from_string(model)
+    del bare.functions[:]
+    save_model(bare, tmp_path / "encoder.onnx")
+    assert encoder_parity(checkpoint, tmp_path / "encoder.onnx", 1).encoder.ids_differ == 0
+    assert OnnxReader(tmp_path / "encoder.onnx").session.get_outputs()
+    with pytest.raises(BackendUnavailable, match="exported with --plugin-node"):
+        OrtEncoder(tmp_path / "encoder.onnx")
 
 
 @pytest.mark.parametrize("checkpoint", ["codebook"], indirect=True)

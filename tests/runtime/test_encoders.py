@@ -14,6 +14,7 @@ from tiny_bundle import tiny_facts, write_bundle
 
 from vqedge.bundle import Bundle, VariantRecord, bundle_writer
 from vqedge.errors import BackendUnavailable, BundleError
+from vqedge_runtime.bench import side_by_side
 from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.encoders import (
     ENCODERS,
@@ -246,3 +247,30 @@ def test_nothing_that_runs_is_an_error_with_the_reasons(
         monkeypatch.setitem(ENCODERS, name, gone)
     with pytest.raises(BackendUnavailable, match="vqedge doctor"):
         open_encoder("auto", bundle)
+
+
+def test_nothing_that_can_run_the_bundle_is_an_error_with_a_reason(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> FakeEncoder:
+        raise BackendUnavailable("exported with --plugin-node")
+
+    for name in auto.CANDIDATES:
+        monkeypatch.setitem(ENCODERS, name, EncoderBackend(refuses, lambda: None))
+    with pytest.raises(BackendUnavailable, match=r"runs here; .*: exported with --plugin-node"):
+        open_encoder("auto", bundle)
+    frames = np.zeros((8, 224, 224, 3), np.uint8)
+    rows = side_by_side(bundle, frames, 1)
+    assert {row["error"] for row in rows.values()} == {"exported with --plugin-node"}
+
+
+def test_backends_are_timed_without_a_share_where_the_reference_does_not_run(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> FakeEncoder:
+        raise BackendUnavailable("not here")
+
+    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(refuses, lambda: None))
+    rows = side_by_side(bundle, np.zeros((8, 224, 224, 3), np.uint8), 1)
+    assert rows["onnxruntime"] == {"error": "not here"}
+    assert rows["openvino"]["encode_ms"] >= 0 and "over_fp32" not in rows["openvino"]

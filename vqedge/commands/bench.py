@@ -80,9 +80,9 @@ def _print_table(document: dict[str, Any]) -> None:
         if "error" in row:
             result(f"  {backend:<26} {row['error']}")
             continue
+        share = f"{row['over_fp32']:6.2f} of fp32, " if "over_fp32" in row else ""
         result(
-            f"  {row['name']:<26} {row['encode_ms']:10.1f} ms  {row['over_fp32']:6.2f} of fp32, "
-            f"{row['cpu_ms']:.0f} ms of CPU"
+            f"  {row['name']:<26} {row['encode_ms']:10.1f} ms  {share}{row['cpu_ms']:.0f} ms of CPU"
         )
     for name in ("cold_first_token", "reask_first_token", "unreduced_first_token"):
         result(f"{name.replace('_', ' '):<28} {document[f'{name}_ms']:10.1f} ms")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from vqedge.bundle import Bundle
 from vqedge.engines import MODULES, Flavour
-from vqedge.errors import BackendUnavailable
+from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.tokens import Codes
 
 AUTO = "auto"  # not a backend: the fastest one, see `vqedge_runtime.encoders.auto`
@@ -129,6 +130,16 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
     if lacking := ENCODERS[name].missing():
         raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {lacking.fix}")
     return ENCODERS[name].open(bundle, threads)
+
+
+def refusal(path: Path, reader: str, reason: str) -> BundleError | BackendUnavailable:
+    """Why a library does not take an encoder's file: mostly the file's fault."""
+    if OP_NAME in reason:
+        return BackendUnavailable(
+            f"{path}: exported with --plugin-node, which only TensorRT runs; "
+            "use --backend tensorrt, or export again without it"
+        )
+    return BundleError(f"{path}: {reader} cannot load it ({reason}); export again")
 
 
 def encoder_path(bundle: Bundle, precision: str) -> Path:

@@ -129,14 +129,15 @@ def remembered(bundle: Bundle, threads: int | None = None) -> Measured | None:
 
 def _measured_now(bundle: Bundle, threads: int | None, names: list[str]) -> Measured:
     logger.warning("measuring %s on this machine, once", ", ".join(names))
-    clip_ms = {}
+    clip_ms, why = {}, ""
     for name in names:
         try:
             clip_ms[name] = clip_ms_of(name, bundle, threads)
         except Exception as error:  # whatever a library raises costs its own place only
             logger.warning("%s does not run: %s", name, error)
+            why = f"{name}: {error}"
     if not clip_ms:
-        raise BackendUnavailable("no encoder backend runs here; see the lines before this one")
+        raise BackendUnavailable(f"no encoder backend runs here; {why}")
     measured = Measured(clip_ms=clip_ms)
     _remember(_key(bundle, threads), measured)
     return measured

@@ -23,7 +23,7 @@ from vqedge.base.fetch import cache_root
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256, replacing
 from vqedge_runtime.cores import usable_cores
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders import Frames, refusal
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 FEATURES = "features"
@@ -143,9 +143,8 @@ def _without_functions(path: Path, out: Path) -> Path:
     return out
 
 
-def _refusal(path: Path, reader: str, error: Exception) -> BundleError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return BundleError(f"{path}: {reader} cannot load it ({reason}); export again")
+def _refusal(path: Path, reader: str, error: Exception) -> BundleError | BackendUnavailable:
+    return refusal(path, reader, next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def _features_of(model: ov.Model, path: Path) -> Any:

@@ -10,8 +10,9 @@ import numpy as np
 import onnxruntime as ort
 
 from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.cores import usable_cores
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders import Frames, refusal
 from vqedge_runtime.encoders.providers import PROVIDERS, Provider, plugin_devices
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
@@ -111,8 +112,8 @@ def run_session(
 
 def _refusal(path: Path, provider: Provider, reason: str) -> BundleError | BackendUnavailable:
     """On the CPU the file is at fault; elsewhere more likely a driver or a library."""
-    if provider is _CPU:
-        return BundleError(f"{path}: ONNX Runtime cannot load it ({reason}); export again")
+    if provider is _CPU or OP_NAME in reason:
+        return refusal(path, "ONNX Runtime", reason)
     return BackendUnavailable(
         f"onnxruntime {provider.label} does not start on this machine ({reason}); "
         "check the driver and its libraries, or use --backend auto"
