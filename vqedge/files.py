@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
 import sys
 import time
@@ -12,6 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _POLL_S = 0.1
+_REFUSALS = {  # of a disk or its owner, not of a program
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+_IN_RUST = re.compile(r"\(os error (\d+)\)")  # so safetensors tells it
 
 if sys.platform == "win32":
     import msvcrt
@@ -41,6 +49,16 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_fault(error: Exception) -> str | None:
+    """What the disk refuses, and where, if that is why a file could not be read or written."""
+    told = _IN_RUST.search(str(error))
+    number = error.errno if isinstance(error, OSError) else told and int(told[1])
+    if number not in _REFUSALS or number is None:
+        return None
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"{where}{os.strerror(number)}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -301,6 +302,32 @@ def test_the_doctor_names_a_library_that_does_not_load(
     checks = json.loads(done.stdout.splitlines()[-1])["checks"]
     line = next(row for row in checks if row["check"] == library)
     assert not line["ok"] and f"--force-reinstall '{library}" in line["fix"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/cache/engines/a.engine"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_no_fault_of_ours(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(VideoQA, "open", fails)
+    found = run("ask", clip, "What?", "-m", "x.vqedge")
+    assert_one_line(found, getattr(error, "filename", ""), "No space left", "VQEDGE_CACHE")
+
+
+def test_a_file_that_a_program_forgot_is_a_fault_of_ours(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VideoQA, "open", lambda *_, **__: Path("forgotten").stat())
+    found = run("ask", clip, "What?", "-m", "x.vqedge")
+    assert_one_line(found, "internal error: FileNotFoundError", code=3)
 
 
 def test_the_version_is_printed(run: Any) -> None:

@@ -14,6 +14,7 @@ import traceback
 from vqedge.cli import asking, making, measuring  # they add their commands, in this order
 from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, app
 from vqedge.errors import VqedgeError, printable
+from vqedge.files import disk_fault
 from vqedge.packages import install_line
 
 __all__ = ["app", "asking", "main", "making", "measuring"]
@@ -38,8 +39,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
     except Exception as error:
-        if lacking := _lacking(error):
-            _fail(error, USER_ERROR, f"vqedge: {lacking}")
+        if known := _lacking(error) or _refused(error):
+            _fail(error, USER_ERROR, f"vqedge: {known}")
         what = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         line = f"vqedge: internal error: {what}; please report it (--debug for more)"
         _fail(error, INTERNAL_ERROR, line)
@@ -67,3 +68,12 @@ def _lacking(error: Exception) -> str | None:
     missing = isinstance(error, ModuleNotFoundError)
     how = "is not installed" if missing else f"does not load ({error})"
     return printable(" ".join(f"{error.name} {how}; {install_line(error.name)}".split()))
+
+
+def _refused(error: Exception) -> str | None:
+    """What the disk refuses, if that is what failed."""
+    fault = disk_fault(error)
+    return fault and (
+        f"{printable(fault)}; make room there or allow it, or name another place: "
+        "-o for results, VQEDGE_CACHE for the cache"
+    )
