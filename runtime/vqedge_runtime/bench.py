@@ -23,7 +23,7 @@ from vqedge.bundle import Bundle
 from vqedge.errors import VqedgeError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.encoders import ENCODERS, Frames
-from vqedge_runtime.encoders.auto import candidates
+from vqedge_runtime.encoders.auto import available
 from vqedge_runtime.llm import DecodingOptions, Generation, Prompt, VideoRows
 from vqedge_runtime.session import VideoQA
 
@@ -69,7 +69,7 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
 def side_by_side(
     bundle: Bundle, frames_thwc: Frames, runs: int, threads: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Time every encoder backend that `auto` chooses from on one clip, in turns.
+    """Time every encoder backend that is installed and has a file in the bundle, in turns.
 
     Turns, because a machine that is busy for a while then slows all of them down.
 
@@ -89,14 +89,14 @@ def side_by_side(
     times: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
         encoders = {}
-        for backend in candidates(bundle):
+        for backend in available(bundle, ENCODERS):
             try:
-                encoder = ENCODERS[backend].open(bundle, threads)
+                encoder = stack.enter_context(closing(ENCODERS[backend].open(bundle, threads)))
+                encoder.encode(frames_thwc, budget)  # warm-up
             except VqedgeError as error:
                 rows[backend] = {"error": str(error)}
                 continue
-            encoders[backend] = stack.enter_context(closing(encoder))
-            encoder.encode(frames_thwc, budget)  # warm-up
+            encoders[backend] = encoder
         for _ in range(runs):
             for backend, encoder in encoders.items():
                 began = time.perf_counter(), time.process_time()

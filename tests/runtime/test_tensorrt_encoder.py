@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from vqedge.bundle import Bundle, EngineRecord, ProfileRecord, rewritten
 from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256
-from vqedge_runtime.encoders import ENCODERS, open_encoder
+from vqedge_runtime.bench import side_by_side
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend, auto, open_encoder, tensorrt
+from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.encoders.tensorrt import TensorRTEncoder
 
 FRAMES_THWC = np.arange(FRAMES * SIZE * SIZE * 3, dtype=np.uint8).reshape(FRAMES, SIZE, SIZE, 3)
@@ -249,3 +253,84 @@ def test_both_flavours_are_in_the_table_and_say_what_is_missing(tmp_path: Path) 
             open_encoder("tensorrt", rig.bundle.path_of("encoder"))
     else:
         pytest.skip("TensorRT is installed")
+
+
+# ---- among the other backends
+
+
+class Slow(FakeEncoder):
+    def encode(self, frames_thwc: Any, budget: int) -> Any:
+        time.sleep(0.02)
+        return super().encode(frames_thwc, budget)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, rig: Rig) -> None:
+    """The rig's TensorRT and GPU, and beside them nothing but a slow ONNX Runtime."""
+    monkeypatch.setenv("VQEDGE_CACHE", str(rig.bundle.root.parent / "cache"))
+    monkeypatch.setattr(tensorrt, "Cuda", lambda: rig.gpu)
+    monkeypatch.setattr(tensorrt, "tensorrt_module", lambda _: rig.trt)
+    here = replace(ENCODERS["tensorrt"], missing=lambda: None)
+    slow = EncoderBackend(lambda *_: Slow(), lambda: None)
+    for name in list(ENCODERS):
+        monkeypatch.delitem(ENCODERS, name)
+    monkeypatch.setitem(ENCODERS, "tensorrt", here)
+    monkeypatch.setitem(ENCODERS, "onnxruntime", slow)
+    monkeypatch.setattr(auto, "CANDIDATES", ("tensorrt", "onnxruntime"))
+
+
+def test_auto_takes_an_engine_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(tmp_path)
+    install(monkeypatch, rig)
+    encoder = open_encoder("auto", rig.bundle)
+    assert encoder.name == "tensorrt 10.3.0 SM 8.7 fp16 (auto: fastest of 2 here)"
+    assert "measuring tensorrt, onnxruntime on this machine, once" in caplog.text
+    assert_encodes(encoder, FRAMES_THWC, 2)
+    encoder.close()
+    caplog.clear()
+    open_encoder("auto", rig.bundle).close()
+    assert not caplog.text, "remembered"
+    rig.with_plan(rig.plan() + b" ")
+    open_encoder("auto", rig.bundle).close()
+    assert "measuring tensorrt" in caplog.text, "another engine is measured anew"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"compute_capability": "8.6"}, {"onnx_sha256": "c" * 64}, {"plugin_sha256": "d" * 64}],
+)
+def test_auto_leaves_out_an_engine_that_must_not_or_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    rig = Rig(tmp_path, **changes)
+    install(monkeypatch, rig)
+    assert open_encoder("auto", rig.bundle).name == "fake encoder (auto: the only one here)"
+    assert rig.trt.runtime is None, "nothing of it was loaded"
+
+
+def test_a_bundle_without_engines_costs_no_look_at_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    install(monkeypatch, rig)
+    monkeypatch.setattr(tensorrt, "Cuda", lambda: pytest.fail("asked for the GPU"))
+    monkeypatch.setattr(tensorrt, "tensorrt_module", lambda _: pytest.fail("loaded TensorRT"))
+    bare = write_bundle(tmp_path / "bare.vqedge")
+    assert list(auto.candidates(bare)) == ["onnxruntime"]
+
+
+def test_the_bench_has_a_row_for_an_engine_though_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `auto` would not take it, and where the first clip fails."""
+    rig = Rig(tmp_path)
+    install(monkeypatch, rig)
+    monkeypatch.setattr(auto, "CANDIDATES", ("onnxruntime",))
+    rows = side_by_side(rig.bundle, FRAMES_THWC, 1)
+    assert rows["tensorrt"]["name"] == "tensorrt 10.3.0 SM 8.7 fp16"
+    assert rows["tensorrt"]["over_fp32"] < 1
+    rig.trt.fails_to_run = True
+    rows = side_by_side(rig.bundle, FRAMES_THWC, 1)
+    assert "TensorRT failed" in rows["tensorrt"]["error"] and "encode_ms" in rows["onnxruntime"]
+    assert rig.gpu.alive == 0

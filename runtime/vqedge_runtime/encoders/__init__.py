@@ -43,6 +43,10 @@ class Missing:
     fix: str
 
 
+def _encoder_file(bundle: Bundle) -> str:
+    return bundle.manifest.encoder.file
+
+
 @dataclass(frozen=True)
 class EncoderBackend:
     """A way to run a bundle's encoder.
@@ -50,10 +54,13 @@ class EncoderBackend:
     Attributes:
         open: opens it on a verified bundle, with so many threads if it runs on the CPU.
         missing: tells, without loading a model, whether it can run here.
+        file: the file of a bundle that it would run here, as the manifest lists it; a
+            BackendUnavailable says why there is none.
     """
 
     open: Callable[[Bundle, int | None], Encoder]
     missing: Callable[[], Missing | None]
+    file: Callable[[Bundle], str] = _encoder_file
 
 
 def _onnxruntime(provider: str, precision: str = "fp32") -> EncoderBackend:
@@ -69,7 +76,7 @@ def _onnxruntime(provider: str, precision: str = "fp32") -> EncoderBackend:
 
         return missing_provider(provider)
 
-    return EncoderBackend(opened, missing)
+    return EncoderBackend(opened, missing, lambda bundle: _file_in(bundle, precision))
 
 
 def _openvino() -> EncoderBackend:
@@ -98,7 +105,12 @@ def _engine(flavour: Flavour) -> EncoderBackend:
 
         return missing_package(MODULES[flavour], f"pip install 'vqedge[{flavour}]'")
 
-    return EncoderBackend(opened, missing)
+    def file(bundle: Bundle) -> str:
+        from vqedge_runtime.encoders.tensorrt import engine_here
+
+        return engine_here(flavour, bundle).file
+
+    return EncoderBackend(opened, missing, file)
 
 
 ENCODERS: dict[str, EncoderBackend] = {
@@ -148,6 +160,10 @@ def encoder_path(bundle: Bundle, precision: str) -> Path:
     Raises:
         BackendUnavailable: the bundle has none.
     """
+    return bundle.path_of(_file_in(bundle, precision))
+
+
+def _file_in(bundle: Bundle, precision: str) -> str:
     encoder = bundle.manifest.encoder
     files = {item.precision: item.file for item in encoder.variants}
     files |= {encoder.precision: encoder.file}
@@ -156,4 +172,4 @@ def encoder_path(bundle: Bundle, precision: str) -> Path:
             f"{bundle.root}: holds no encoder in {precision} (only {', '.join(files)}); "
             f"export again with --precision {precision}, or use --backend auto"
         )
-    return bundle.path_of(files[precision])
+    return files[precision]

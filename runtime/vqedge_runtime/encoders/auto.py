@@ -1,7 +1,8 @@
 """The fastest backend of this machine: measured once for a bundle, kept in the cache, announced.
 
-The file `backends.json` in the cache remembers, by bundle, processor, cores and library versions,
-how long each backend took for a clip. Remove it to measure again; where the fastest no longer runs,
+An engine of the bundle that may run here is a candidate as any other. The file `backends.json` in
+the cache remembers, by what each backend would run, processor, cores and library versions, how long
+each took for a clip. Remove it to measure again; where the fastest no longer runs,
 that is done by itself.
 """
 
@@ -13,6 +14,7 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,8 +31,15 @@ from vqedge_runtime.encoders import ENCODERS, Encoder, Frames
 from vqedge_runtime.tokens import Codes
 
 # Those that load in about a second and compute what the exporter checked. Earlier wins a tie.
-CANDIDATES = ("onnxruntime-int8", "openvino", "onnxruntime-cuda", "onnxruntime")
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+CANDIDATES = (
+    "tensorrt",
+    "tensorrt-rtx",
+    "onnxruntime-int8",
+    "openvino",
+    "onnxruntime-cuda",
+    "onnxruntime",
+)
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 _ROUNDS = 5
 _MOST_S = 2.0  # of a backend's clips
 _GPU_FILES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu")  # the latter of a Jetson
@@ -86,16 +95,16 @@ def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
     Raises:
         BackendUnavailable: none can run.
     """
-    names = candidates(bundle)
-    if len(names) == 1:
-        return ChosenEncoder(ENCODERS[names[0]].open(bundle, threads), 1)
+    files = candidates(bundle)
+    if len(files) == 1:
+        return ChosenEncoder(ENCODERS[next(iter(files))].open(bundle, threads), 1)
     measured = remembered(bundle, threads)
     if measured is not None:
         try:
             return _opened(measured, bundle, threads)
         except Exception as error:  # a driver or a library went away since
             logger.warning("%s does not run any more: %s", measured.fastest, error)
-    return _opened(_measured_now(bundle, threads, names), bundle, threads)
+    return _opened(_measured_now(bundle, threads, files), bundle, threads)
 
 
 def _opened(measured: Measured, bundle: Bundle, threads: int | None) -> Encoder:
@@ -103,16 +112,13 @@ def _opened(measured: Measured, bundle: Bundle, threads: int | None) -> Encoder:
     return ChosenEncoder(encoder, len(measured.clip_ms))
 
 
-def candidates(bundle: Bundle) -> list[str]:
-    """Backends to choose from: those that are installed and have a file in the bundle.
+def candidates(bundle: Bundle) -> dict[str, str]:
+    """Backends to choose from, and the file of the bundle that each would run.
 
     Raises:
         BackendUnavailable: there is none.
     """
-    held = {item.precision for item in bundle.manifest.encoder.variants}
-    names = [n for n in CANDIDATES if n != "onnxruntime-int8" or "int8" in held]
-    lacking = {name: ENCODERS[name].missing() for name in names}
-    found = [name for name in names if lacking[name] is None]
+    found = available(bundle, CANDIDATES)
     if not found:
         raise BackendUnavailable(
             "no encoder backend can run here; vqedge doctor says what is missing"
@@ -120,17 +126,31 @@ def candidates(bundle: Bundle) -> list[str]:
     return found
 
 
+def available(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
+    """Of some backends those that are installed, and the file of the bundle that each would run."""
+    found = {}
+    for name in names:
+        if ENCODERS[name].missing() is not None:
+            continue
+        try:
+            found[name] = ENCODERS[name].file(bundle)
+        except BackendUnavailable as error:
+            logger.info("%s is left out: %s", name, error)
+    return found
+
+
 def remembered(bundle: Bundle, threads: int | None = None) -> Measured | None:
     """What was measured before, on this machine as it is now."""
-    found = _memory().machines.get(_key(bundle, threads))
-    usable = found and found.clip_ms and found.clip_ms.keys() <= set(candidates(bundle))
+    files = candidates(bundle)
+    found = _memory().machines.get(_key(bundle, threads, files))
+    usable = found and found.clip_ms and found.clip_ms.keys() <= files.keys()
     return found if usable else None
 
 
-def _measured_now(bundle: Bundle, threads: int | None, names: list[str]) -> Measured:
-    logger.warning("measuring %s on this machine, once", ", ".join(names))
+def _measured_now(bundle: Bundle, threads: int | None, files: dict[str, str]) -> Measured:
+    logger.warning("measuring %s on this machine, once", ", ".join(files))
     clip_ms, why = {}, ""
-    for name in names:
+    for name in files:
         try:
             clip_ms[name] = clip_ms_of(name, bundle, threads)
         except Exception as error:  # whatever a library raises costs its own place only
@@ -139,7 +159,7 @@ def _measured_now(bundle: Bundle, threads: int | None, names: list[str]) -> Meas
     if not clip_ms:
         raise BackendUnavailable(f"no encoder backend runs here; {why}")
     measured = Measured(clip_ms=clip_ms)
-    _remember(_key(bundle, threads), measured)
+    _remember(_key(bundle, threads, files), measured)
     return measured
 
 
@@ -161,12 +181,11 @@ def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _RO
     return round(1e3 * min(times[1:] or times), 3)
 
 
-def _key(bundle: Bundle, threads: int | None) -> str:
-    encoder = bundle.manifest.encoder
-    files = {encoder.file, *(item.file for item in encoder.variants)}
-    hashes = sorted(file.sha256 for file in bundle.manifest.files if file.path in files)
+def _key(bundle: Bundle, threads: int | None, files: dict[str, str]) -> str:
+    hashes = {file.path: file.sha256 for file in bundle.manifest.files}
+    would_run = {name: hashes[file] for name, file in files.items()}
     processor = [processor_name(), platform.machine(), threads or usable_cores()]
-    facts = [hashes, processor, _gpus(), _versions()]
+    facts = [would_run, processor, _gpus(), _versions()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -39,6 +39,28 @@ def open_engine(flavour: Flavour, bundle: Bundle) -> TensorRTEncoder:
     return TensorRTEncoder(bundle, flavour, tensorrt_module(flavour), Cuda())
 
 
+def engine_here(flavour: Flavour, bundle: Bundle) -> EngineRecord:
+    """The engine that `open_engine` would run, found without loading any.
+
+    Raises:
+        BackendUnavailable: no TensorRT, no GPU, no engine that may run here, or no plugin for it.
+    """
+    if all(item.tensorrt_flavour != flavour for item in bundle.manifest.engines):
+        raise BackendUnavailable(f"{bundle.root}: it holds no engine of {flavour}")
+    capability = Cuda().compute_capability
+    host = EngineHost(flavour, str(tensorrt_module(flavour).__version__), capability)
+    record = fitting_engine(bundle, host)
+    _plugin_of(record)
+    return record
+
+
+def _plugin_of(record: EngineRecord) -> Path | None:
+    """The plugin library to load before an engine; a version-compatible one brings its own."""
+    if record.plugin_sha256 is None or record.version_compatible:
+        return None
+    return cached_plugin(record.plugin_sha256)
+
+
 @dataclass(frozen=True)
 class _Buffer:
     """One input or output: on the GPU, and pinned on the host, where `array` looks at it."""
@@ -117,8 +139,8 @@ class TensorRTEncoder:
         self._runtime = self._trt.Runtime(self._log)
         if record.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such engines bring a runtime along
-        elif record.plugin_sha256 is not None:
-            self._load_plugin(cached_plugin(record.plugin_sha256))
+        elif (plugin := _plugin_of(record)) is not None:
+            self._load_plugin(plugin)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BundleError(f"{path}: TensorRT refuses the engine: {self._log.last_words()}")
