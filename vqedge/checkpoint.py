@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -38,3 +39,12 @@ def model_config_of(folder: Path) -> ModelConfig:
         return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     except ValidationError as error:
         raise CheckpointError(f"{folder / CONFIG}: {first_fault(error)}") from error
+
+
+def steps_of(folder: Path) -> int | None:
+    """How many steps a checkpoint was trained for, with those of what it started from."""
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        return int(metrics["step"]) + int(metrics.get("steps_before", 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINES_APART_S = 30.0
 
 
 class Clock:
@@ -22,18 +26,44 @@ class Clock:
 
 
 @contextmanager
-def progress(what: str, total: int, completed: int = 0) -> Iterator[Callable[[str], None]]:
+def progress(
+    what: str, total: int, completed: int = 0, shown: bool = True
+) -> Iterator[Callable[[str], None]]:
     """A bar with the time that is left; call the result after every step with a remark.
 
-    Nothing is shown if there is nothing to do.
+    A line now and then where stderr is no terminal; nothing if there is nothing to do, or if it is
+    not to be shown.
     """
+    console = Console(stderr=True)
+    wanted = shown and total > completed
+    if wanted and not console.is_terminal:
+        yield _Lines(what, total, completed)
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=total <= completed,
+        console=console,
+        disable=not wanted,
     ) as bar:
         task = bar.add_task(what, total=total, completed=completed)
         yield lambda remark: bar.update(task, advance=1, description=f"{what}  {remark}".rstrip())
+
+
+class _Lines:
+    """How far it is and how long it will take, for a log that is read later."""
+
+    def __init__(self, what: str, total: int, completed: int) -> None:
+        self._what, self._total, self._done, self._first = what, total, completed, completed
+        self._began = self._told = time.monotonic()
+
+    def __call__(self, remark: str) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told < _LINES_APART_S:
+            return
+        self._told = now
+        left = (now - self._began) / (self._done - self._first) * (self._total - self._done)
+        share = f"{self._done}/{self._total}, {timedelta(seconds=round(left))} left"
+        sys.stderr.write(f"{self._what}: {share}  {remark}".rstrip() + "\n")

@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from vqedge.checkpoint import model_config_of
 from vqedge.config import Config, ModelConfig
 from vqedge.data.seeds import HELD_OUT_SEEDS, TEST_SPLIT
+from vqedge.data.world import WORLD_VERSION
 from vqedge.errors import ConfigError
 from vqedge.validation import first_fault
 
@@ -96,6 +97,15 @@ class OptimConfig(Config):
     a compiler is at hand and the steps are enough to be worth the minute."""
 
 
+def source_identity(source: SourceConfig) -> str:
+    """What must not change of a source while a run goes on; how many clips it has may."""
+    if isinstance(source, WorldConfig):
+        return f"{source.kind}{WORLD_VERSION}.{source.seed}"
+    if isinstance(source, PhotosConfig):
+        return f"{source.kind}.{source.seed}"
+    return source.kind
+
+
 def _clips_of(source: SourceConfig) -> tuple[str | int, ...]:
     """What two sources may not have in common if one is held out."""
     if isinstance(source, WorldConfig):
@@ -150,8 +160,10 @@ class TrainConfig(Config):
         return self.init or self.output
 
 
-def read_recipe(path: Path, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a recipe and apply `key.sub=value` overrides.
+def read_recipe(
+    path: Path, overrides: list[str] | None = None, output: Path | None = None
+) -> TrainConfig:
+    """Read a recipe and apply `key.sub=value` overrides; `output` is one of its own.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
@@ -164,6 +176,8 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> TrainConfig:
             )
         for override in overrides or []:
             _apply_override(values, override)
+        if output is not None:
+            values["output"] = str(output)
         if values.get("init") and "model" not in values:
             values["model"] = model_config_of(Path(values["init"])).model_dump(mode="json")
         return TrainConfig.model_validate(values)

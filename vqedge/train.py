@@ -4,7 +4,8 @@ Everything frozen is done once (`vqedge.training.clips`), so a step is only the 
 language model; and what makes the codes, if that is trained: a reducer with weights, or the last
 blocks of the backbone, for which features are kept instead of codes. A run is a pure function of
 its configuration: clips, budgets and questions derive from (seed, step), so that a killed run
-resumes at its last save and goes on exactly as if it had not been killed.
+resumes at its last save and goes on exactly as if it had not been killed: on a CPU, and on a GPU as
+far as its kernels repeat their sums.
 `accelerate launch -m vqedge.cli train ...` runs it on several GPUs.
 """
 
@@ -37,20 +38,24 @@ def train(
         The checkpoint, or None if time ran out.
 
     Raises:
-        CheckpointError: the output folder holds another run, or `config.init` does not fit.
+        CheckpointError: the output folder holds another run or a finished checkpoint, or
+            `config.init` does not fit.
         ConfigError: a launcher's processes cannot share a step.
         DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """
     clock = Clock(minutes)
     folder = RunFolder(config)
+    folder.refuse_checkpoint()
     if not resume:
         folder.refuse_old_run()
     accelerator = accelerator_for(config)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, quantizer, read, accelerator, clock)
+    if clips is None:
+        return None
     held_out = training_clips(config, config.validation, quantizer, read, accelerator, clock)
-    if clips is None or held_out is None:
+    if held_out is None:
         return None
     torch.manual_seed(config.seed)  # here: encoding clips draws numbers, and may have been done
     run = Run(config, folder, clips, held_out, quantizer.vit, accelerator)

@@ -13,13 +13,12 @@ from tiny_bundle import write_bundle
 
 import vqedge.commands.baselines as baselines
 import vqedge.commands.evaluate as evaluating
-from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL
+from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, steps_of
 from vqedge.commands.baselines import (
     COMPARISONS,
     Comparison,
     baselines_of,
     difference,
-    steps_of,
     trained_baselines,
 )
 from vqedge.commands.evaluate import BundleAnswerer
@@ -72,10 +71,11 @@ def test_the_command_that_is_printed_trains_what_is_missing(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {attention: {depth: 3}}\n")
     words = shlex.split(comparison.command(Path("runs/baselines")))
-    assert words[:3] == ["vqedge", "train", "recipes/tiny.yaml"]
-    assert words[4:] == ["-o", f"runs/baselines/{comparison.folder}"]
-    config: TrainConfig = read_recipe(recipe, [words[3]])
+    assert words[:3] == ["vqedge", "train", "ITS_RECIPE"]
+    assert words[-2:] == ["-o", f"runs/baselines/{comparison.folder}"]
+    config: TrainConfig = read_recipe(recipe, words[3:-2])
     assert difference(config.model, read_recipe(recipe).model) == comparison.name
+    assert (config.optim.naming_steps == 0) == config.model.attention.blind, "nothing to name"
 
 
 def test_comparisons_have_names_and_folders_of_their_own() -> None:
@@ -105,7 +105,8 @@ def test_trained_comparisons_are_found_by_their_configuration(
     ]
     lines = capsys.readouterr().err.splitlines()
     missing = [comparison for comparison in COMPARISONS if comparison.name != "random codes"]
-    assert lines == [
+    assert lines[0] == f"{folder / 'any name'}: trained for 120 steps, {ours} for 300"
+    assert lines[1:] == [
         f"no trained baseline {comparison.name!r}: {comparison.command(folder)}"
         for comparison in missing
     ]
@@ -173,6 +174,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     monkeypatch.setattr(baselines, "opened_checkpoint", fake)
     monkeypatch.setattr(evaluating, "opened_checkpoint", fake)
+    monkeypatch.setattr("vqedge.progress._LINES_APART_S", 0.0)
     return log
 
 
@@ -207,7 +209,7 @@ def test_the_report_holds_a_row_for_each(
         assert set(row["by_kind"]) == set(document["by_kind"])
         assert row["interval"][0] < row["accuracy"] < row["interval"][1]
     assert opened == [("ours", 16), ("random", 16)]
-    assert [name for name in rows if f"{name} " in err] == list(rows), "each has its bar"
+    assert [name for name in rows if f"{name}: " in err] == list(rows), "each told how far it was"
 
 
 def test_the_table_has_a_line_and_a_column_for_each(

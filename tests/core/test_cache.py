@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,9 +21,10 @@ from vqedge.data.features import (
     load_features,
     shard_rows,
 )
-from vqedge.data.generated import GeneratedClips
+from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.mixture import Pick
 from vqedge.data.training import TrainingClips
+from vqedge.errors import VideoError
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import make_reducer
@@ -210,6 +213,23 @@ def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any
     alone = filled(cache(tmp_path / "alone", clips=4), quantizer).load()
     helped = filled(cache(tmp_path / "helped", clips=4), quantizer, workers=2).load()
     assert torch.equal(alone[4].codes, helped[4].codes)
+
+
+class Unreadable(SceneClip):
+    """A clip whose file cannot be read."""
+
+    def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
+        raise VideoError("seven.mp4: no such codec")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_cannot_be_read_is_one_line(
+    tmp_path: Path, quantizer: Any, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("vqedge.data.generated.SceneClip", Unreadable)
+    with pytest.raises(VideoError) as caught:
+        filled(cache(tmp_path, clips=2), quantizer, workers)
+    assert str(caught.value) == "seven.mp4: no such codec"
 
 
 def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

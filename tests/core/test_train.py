@@ -36,6 +36,7 @@ from torch import Tensor
 from torch._inductor.exc import InductorError
 from typer.testing import CliRunner
 
+from vqedge.checkpoint import steps_of
 from vqedge.cli import app
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.checkpoint import (
@@ -53,11 +54,12 @@ from vqedge.model.checkpoint import (
 from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
 from vqedge.model.llm import compile_blocks, hidden_states, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
-from vqedge.recipe import OptimConfig, read_recipe
+from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig, read_recipe
 from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
-from vqedge.training.folder import LOG, STATE
-from vqedge.training.processes import share_of
+from vqedge.training.folder import LESSON, LOG, STATE
+from vqedge.training.naming_lesson import NamingLesson
+from vqedge.training.processes import accelerator_for, share_of
 from vqedge.training.run import compiles
 from vqedge.training.schedule import learning_rate_factor
 
@@ -71,7 +73,7 @@ OTHER = CONFIG.model_copy(
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny language model, no backbone, and a cache that holds random clips."""
     cache = tmp_path_factory.mktemp("cache")
-    for config, seed in itertools.product((CONFIG, OTHER), (1, 2)):
+    for config, seed in itertools.product((CONFIG, OTHER), (1, 2, 3)):
         fill_cache(cache, config, seed)
     for seed in (1, 2):
         fill_features(cache, CONFIG, seed)
@@ -283,9 +285,19 @@ def test_a_run_is_not_overwritten(whole: Path) -> None:
     assert (whole / STATE).read_bytes() == before
 
 
-def test_another_model_does_not_go_on_from_it(whole: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": OTHER},
+        {"seed": 1},
+        {"data": DataConfig(sources=(WorldConfig(seed=3, clips=3),), budgets=BUDGETS)},
+        {"optim": OptimConfig(steps=STEPS, clips_per_step=2, naming_steps=2)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_another_run_does_not_go_on_from_it(whole: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="another model, other data"):
-        run(config_for(whole, model=OTHER), resume=True)
+        run(config_for(whole, **changes), resume=True)
 
 
 def test_a_run_stops_when_its_time_is_up_and_goes_on(tmp_path: Path, whole: Path) -> None:
@@ -296,6 +308,69 @@ def test_a_run_stops_when_its_time_is_up_and_goes_on(tmp_path: Path, whole: Path
     assert [record["step"] for record in log_of(stopped)] == [0, 1, 2, 3, 4]
     expected, found = load_file(whole / STATE), load_file(stopped / STATE)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+LESSONS = OptimConfig(steps=1, clips_per_step=2, warmup_steps=2, naming_steps=3)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("resumed", ["stopped", "killed"])
+def test_a_lesson_that_was_cut_short_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, resumed: str
+) -> None:
+    """The first lesson, and of words the second."""
+
+    def config(name: str) -> TrainConfig:
+        return config_for(tmp_path / name, model=MODELS[kind], optim=LESSONS, save_every=1)
+
+    run(config("whole"))
+    if resumed == "stopped":
+        calls = itertools.takewhile(
+            lambda done: done is None,
+            (run(config(resumed), resume=True, minutes=0.0) for _ in range(20)),
+        )
+        assert len(list(calls)) >= 3 * (1 + (kind == "words"))
+    else:
+        for fatal in (1, 4 if kind == "words" else 1):
+            killed_lesson(monkeypatch, fatal)
+            with pytest.raises(KeyboardInterrupt):
+                run(config(resumed), resume=True)
+            assert (tmp_path / resumed / LESSON).exists()
+            torch.manual_seed(99)  # a new process has another random state
+        run(config(resumed), resume=True)
+    assert not (tmp_path / resumed / LESSON).exists()
+    expected, found = (load_file(tmp_path / name / STATE) for name in ("whole", resumed))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert log_of(tmp_path / resumed)[0] == log_of(tmp_path / "whole")[0]
+
+
+def killed_lesson(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+    """The next run dies before this step of its lessons, counted through, once."""
+    step, steps = NamingLesson._step, itertools.count()
+
+    def dying(self: NamingLesson, number: int) -> float:
+        if next(steps) == fatal:
+            monkeypatch.setattr(NamingLesson, "_step", step)
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(NamingLesson, "_step", dying)
+
+
+def test_a_lesson_is_not_overwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(config_for(tmp_path / "run"), minutes=0.0)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        run(config_for(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_without_its_run_is_not_overwritten(whole: Path, resume: bool) -> None:
+    for name in (STATE, LOG):
+        (whole / name).unlink()
+    before = (whole / MODEL).read_bytes()
+    with pytest.raises(CheckpointError, match=r"is a finished checkpoint.*init="):
+        run(config_for(whole), resume=resume)
+    assert (whole / MODEL).read_bytes() == before
 
 
 def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
@@ -410,6 +485,16 @@ def test_a_reducer_may_start_from_a_checkpoint_with_or_without_it(
     assert torch.equal(reducer.quantizer.get_parameter("reducer.queries"), kept)
 
 
+def test_steps_count_from_what_a_run_started_from(tmp_path: Path, whole: Path) -> None:
+    run(config_for(tmp_path / "on", steps=1, init=whole))
+    run(config_for(tmp_path / "further", steps=2, init=tmp_path / "on"))
+    assert [steps_of(folder) for folder in (whole, tmp_path / "on", tmp_path / "further")] == [
+        STEPS,
+        STEPS + 1,
+        STEPS + 3,
+    ]
+
+
 def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:
     slow = OptimConfig(steps=1, learning_rate=1e-12, bridge_learning_rate=1e-12, naming_steps=1)
     run(
@@ -454,8 +539,18 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -
     assert max(drift) < 5e-3  # the mean of two halves is not quite the mean of all answers
 
 
-def process(number: int, count: int, kind: DistributedType = DistributedType.MULTI_CPU) -> Any:
-    return SimpleNamespace(process_index=number, num_processes=count, distributed_type=kind)
+def process(
+    number: int,
+    count: int,
+    kind: DistributedType = DistributedType.MULTI_CPU,
+    device: str = "cpu",
+) -> Any:
+    return SimpleNamespace(
+        process_index=number,
+        num_processes=count,
+        distributed_type=kind,
+        device=torch.device(device),
+    )
 
 
 def test_processes_that_find_different_things_done_leave_nothing_out() -> None:
@@ -477,6 +572,19 @@ def test_processes_that_cannot_share_a_step_are_told(
     monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
     with pytest.raises(ConfigError, match=words):
         run(config_for(tmp_path, optim=OptimConfig(**optim)))
+
+
+def test_a_gpu_is_asked_to_repeat_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda *words, **more: asked.append((words, more))
+    )
+    there = process(0, 1, device="cuda")
+    monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    accelerator_for(config_for(tmp_path))
+    assert asked == [((True,), {"warn_only": True})]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_old_checkpoints_are_pruned_and_curves_drawn(tmp_path: Path) -> None:
@@ -535,6 +643,11 @@ def test_a_recipe_with_overrides(recipe: Path) -> None:
         Path("runs/x"),
     )
     assert config.model.llm.width == 8
+
+
+@pytest.mark.parametrize("name", ["2026-11-29", "7", "runs/x: y"])
+def test_a_folder_is_its_name_whatever_it_would_be_in_yaml(recipe: Path, name: str) -> None:
+    assert read_recipe(recipe, output=Path(name)).output == Path(name)
 
 
 def test_an_override_reaches_into_a_list(recipe: Path) -> None:

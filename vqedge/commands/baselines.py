@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqedge.budget import Budget
-from vqedge.checkpoint import CONFIG, METRICS, model_config_of
+from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import result, say
 from vqedge.config import Config, ModelConfig
@@ -36,9 +36,10 @@ class Comparison:
     value: str | int | bool
 
     def command(self, folder: Path) -> str:
-        """How to train it."""
+        """How to train it, by the recipe of the checkpoint that it is compared with."""
         change = f"model.{self.key}={json.dumps(self.value).strip(chr(34))}"
-        return f"vqedge train recipes/tiny.yaml {change} -o {folder / self.folder}"
+        naming = " optim.naming_steps=0" if self.key == "attention.blind" else ""
+        return f"vqedge train ITS_RECIPE {change}{naming} -o {folder / self.folder}"
 
 
 COMPARISONS = (
@@ -97,7 +98,10 @@ def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> 
         checked_budget(config.quantizer, budget)
         name = difference(config, reference) or path.name
         name = f"{name} ({path.name})" if name in found else name
-        found[name] = Subject(name, partial(opened_checkpoint, path, budget), steps_of(path))
+        steps = steps_of(path)
+        if steps != steps_of(checkpoint):
+            say(f"{path}: trained for {steps} steps, {checkpoint} for {steps_of(checkpoint)}")
+        found[name] = Subject(name, partial(opened_checkpoint, path, budget), steps)
     for comparison in COMPARISONS:
         if comparison.name not in found:
             say(f"no trained baseline {comparison.name!r}: {comparison.command(folder)}")
@@ -128,15 +132,6 @@ def difference(config: ModelConfig, reference: ModelConfig) -> str:
         if changes == {comparison.key: comparison.value}:
             return comparison.name
     return ", ".join(f"{key}={value}" for key, value in changes.items())
-
-
-def steps_of(checkpoint: Path) -> int | None:
-    """How long it was trained."""
-    try:
-        step = json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int) else None
 
 
 def report_of(subject: Subject, suite: str, items: Sequence[Item], on_item: OnItem) -> EvalReport:

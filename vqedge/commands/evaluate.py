@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
+from vqedge.checkpoint import steps_of
 from vqedge.commands.baselines import (
     Subject,
     baselines_of,
     opened_checkpoint,
     print_comparison,
     report_of,
-    steps_of,
 )
 from vqedge.commands.frames import read_frames
 from vqedge.commands.output import json_result, result, say

@@ -25,8 +25,7 @@ def run_train(
     from vqedge.training.processes import leave_process_group
     from vqedge_export.onnx_export import write_graph
 
-    extra = [f"output={out}"] if out else []
-    settings = read_recipe(config, [*overrides, *extra])
+    settings = read_recipe(config, overrides, out)
     checkpoint = train(settings, read_frames, resume, minutes)
     leave_process_group()
     if int(os.environ.get("RANK", 0)) > 0:

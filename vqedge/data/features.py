@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
+from vqedge.errors import VqedgeError
 from vqedge.files import replacing
 
 if TYPE_CHECKING:
@@ -110,8 +111,12 @@ class FeatureCache:
         return FeatureClips(self.folder, len(self.source))
 
 
-class _Frames(Dataset[Tensor]):
-    """Clips as frames, for a loader's worker processes."""
+class _Frames(Dataset[Tensor | VqedgeError]):
+    """Clips as frames, for a loader's worker processes.
+
+    What is wrong with one is handed over instead: an error raised in a worker comes with its
+    traceback as its message.
+    """
 
     def __init__(self, source: ClipSource, numbers: Sequence[int], encoder: EncoderConfig) -> None:
         self.source, self.numbers, self.encoder = source, numbers, encoder
@@ -119,9 +124,12 @@ class _Frames(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Tensor:
-        clip = self.source[self.numbers[place]]
-        return torch.from_numpy(clip.frames(self.encoder.frames, self.encoder.size))
+    def __getitem__(self, place: int) -> Tensor | VqedgeError:
+        try:
+            clip = self.source[self.numbers[place]]
+            return torch.from_numpy(clip.frames(self.encoder.frames, self.encoder.size))
+        except VqedgeError as error:
+            return error
 
 
 def features_folder(root: Path, encoder: EncoderConfig, source: ClipSource) -> Path:
@@ -183,6 +191,9 @@ def encoded_shards(
 
     Yields:
         a shard's number and its features, float16 `[clips, N, D]` on the CPU.
+
+    Raises:
+        VqedgeError: of one kind or another, a clip cannot be drawn or decoded.
     """
     if not shards:
         return
@@ -195,8 +206,11 @@ def encoded_shards(
     for shard in shards:
         rows = []
         for _ in shard_numbers(source, shard):
+            frames = next(clips)
+            if isinstance(frames, VqedgeError):
+                raise frames
             with torch.inference_mode():
-                rows.append(read(next(clips).to(device)).half().cpu())
+                rows.append(read(frames.to(device)).half().cpu())
         yield shard, torch.stack(rows)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,13 @@ class Mixture:
         size = self.sizes[source]
         views = size * (2 if self.reversible[source] else 1)
         epoch, position = divmod(place, views)
-        order = np.random.default_rng([self.seed, 1, source, epoch]).permutation(views)
+        order = _epoch_order(self.seed, source, epoch, views)
         return Pick(source, int(order[position]) % size, bool(order[position] >= size))
+
+
+@lru_cache(maxsize=64)
+def _epoch_order(seed: int, source: int, epoch: int, views: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, 1, source, epoch]).permutation(views)
 
 
 def drawn_budget(budgets: Sequence[int], seed: int, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
 
 from vqedge.data.training import TrainingClips, joint_vocabulary
 from vqedge.model.checkpoint import start_from
@@ -13,12 +14,15 @@ from vqedge.model.llm import PromptTokenizer
 from vqedge.model.naming import NamingLoss
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.model.word_bridge import WordBridge
-from vqedge.progress import progress
+from vqedge.progress import Clock, progress
 from vqedge.recipe import TrainConfig
+from vqedge.training.folder import RunFolder
 from vqedge.training.naming_lesson import NamingLesson
+from vqedge.training.processes import anyone
 from vqedge.training.schedule import learning_rate_factor
 
 _CODEBOOK_ROWS = 100_000  # that a learned codebook starts from
+_PAST_CODEBOOK, _NAMING = "naming", "naming codes"
 
 
 class Beginning:
@@ -26,26 +30,39 @@ class Beginning:
 
     Args:
         config: the run.
+        folder: of the run; lessons are saved in it as they go on.
         model: on its device.
         tokenizer: of its language model.
         clips: what it is trained on.
         held_out: what it is looked at with.
+        accelerator: the processes, which all do the same.
+        clock: when to save and stop.
     """
 
     def __init__(
         self,
         config: TrainConfig,
+        folder: RunFolder,
         model: VideoLanguageModel,
         tokenizer: PromptTokenizer,
         clips: TrainingClips,
         held_out: TrainingClips,
+        accelerator: Accelerator,
+        clock: Clock,
     ) -> None:
-        self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.config, self.folder, self.model, self.tokenizer = config, folder, model, tokenizer
         self.clips, self.held_out = clips, held_out
+        self.accelerator, self.clock = accelerator, clock
         self.device = next(model.parameters()).device
 
-    def begin(self) -> dict[str, float]:
-        """All of it; how many codes are named right by group of words, if there was a lesson."""
+    def begin(self) -> dict[str, float] | None:
+        """All of it, or the rest where a lesson was saved.
+
+        Returns:
+            how many codes are named right by group of words, if there was a lesson; None if time
+            ran out on the way.
+        """
+        saved = self.folder.lesson()
         torch.manual_seed(self.config.seed)
         codebook = self.model.bridge.codebook
         narrows = codebook is not None and codebook.narrow is not None
@@ -54,10 +71,15 @@ class Beginning:
         init, parts = self.config.init, (self.model.bridge, self.model.llm, self.model.reducer)
         if init is not None and start_from(init, self.config.model, *parts):
             return {}
-        if narrows:  # its tables are of features that are learned first
-            self._name_codes(quantised=False)
+        if narrows and (saved is None or saved[0] == _PAST_CODEBOOK):
+            # its tables are of features that are learned first
+            if not self._name_codes(_PAST_CODEBOOK, saved):
+                return None
+            saved = None
             self._fit_codebook()
-        return self._name_codes()
+        if not self._name_codes(_NAMING, saved):
+            return None
+        return self._accuracy()
 
     def _fit_codebook(self) -> None:
         """Tables of a learned codebook from the codes that there are."""
@@ -74,16 +96,46 @@ class Beginning:
         if isinstance(self.model.bridge, WordBridge):
             self.model.bridge.name_entries()
 
-    def _name_codes(self, quantised: bool = True) -> dict[str, float]:
-        """The bridge's first lesson, without the language model; its accuracy by group of words.
+    def _name_codes(self, name: str, saved: tuple[str, int] | None) -> bool:
+        """The bridge's first lesson, without the language model, from where it was saved.
 
-        Not quantised, it goes past the learned codebook.
+        Returns:
+            whether it came to its end.
         """
+        lesson, optim = self._lesson(quantised=name == _NAMING), self.config.optim
+        if lesson is None:
+            return True
+        first = 0
+        if saved is not None:
+            first = saved[1]
+            self.folder.restore_lesson(self.model, lesson.optimizer)
+        schedule: Callable[[int], float] = lambda step: learning_rate_factor(  # noqa: E731
+            step, optim.warmup_steps, optim.naming_steps
+        )
+        speaks = self.accelerator.is_main_process
+        with progress(name, optim.naming_steps, first, speaks) as advance:
+
+            def on_step(step: int, loss: float) -> bool:
+                advance(f"loss {loss:.3f}")
+                stop = anyone(self.clock.is_up(), self.accelerator)
+                if speaks and (stop or step % self.config.save_every == 0):
+                    self.folder.save_lesson(name, step, self.model, lesson.optimizer)
+                return stop
+
+            return lesson.run(schedule, first, on_step)
+
+    def _accuracy(self) -> dict[str, float]:
+        lesson = self._lesson()
+        budget = self.config.model.quantizer.default_budget
+        return {} if lesson is None else lesson.accuracy(self.held_out, budget)
+
+    def _lesson(self, quantised: bool = True) -> NamingLesson | None:
+        """None where there is nothing to name; not quantised, it goes past the codebook."""
         optim, vocabulary = self.config.optim, joint_vocabulary(self.clips.sources)
         if not optim.naming_steps or not vocabulary:
-            return {}
+            return None
         embeddings = self.model.llm.get_input_embeddings().weight.detach()
-        lesson = NamingLesson(
+        return NamingLesson(
             self.model.bridge,
             self.clips,
             NamingLoss(embeddings, self.tokenizer, vocabulary).to(self.device),
@@ -93,9 +145,3 @@ class Beginning:
             quantised,
             self.model.reducer,
         )
-        schedule: Callable[[int], float] = lambda step: learning_rate_factor(  # noqa: E731
-            step, optim.warmup_steps, optim.naming_steps
-        )
-        with progress("naming codes" if quantised else "naming", optim.naming_steps) as advance:
-            lesson.run(schedule, lambda value: advance(f"loss {value:.3f}"))
-        return lesson.accuracy(self.held_out, self.config.model.quantizer.default_budget)

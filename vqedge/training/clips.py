@@ -36,9 +36,10 @@ def training_clips(
     model, data = config.model, config.data
     sources = tuple(source_from_config(entry, read) for entry in entries)
     caches = [_cache_of(config, source) for source in sources]
+    speaks = accelerator.is_main_process
     for cache in caches:
-        mine = share_of(cache.missing(), accelerator)
-        with progress(f"encoding {cache.source.fingerprint}", len(mine)) as advance:
+        mine = [] if clock.is_up() else share_of(cache.missing(), accelerator)
+        with progress(f"encoding {cache.source.fingerprint}", len(mine), shown=speaks) as advance:
             for _shard in cache.fill(mine, quantizer, data.workers):
                 advance("")
                 if clock.is_up():

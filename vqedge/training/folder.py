@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqedge.base.weights import carry_weights
+from vqedge.checkpoint import CONFIG, steps_of
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
-from vqedge.recipe import TrainConfig
+from vqedge.recipe import TrainConfig, source_identity
 from vqedge.training.curves import CURVES, draw_curves
+from vqedge.training.state import restore_state, state_of
 
-STATE, LOG = "training.safetensors", "metrics.jsonl"
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE, LESSON, LOG = "training.safetensors", "naming.safetensors", "metrics.jsonl"
 _USAGE = "codebook.usage"  # how often entries were picked lately
 _NUMBERED = "step-"
 
@@ -39,9 +41,22 @@ class RunFolder:
         Raises:
             CheckpointError: it does.
         """
-        if (self.path / STATE).exists():
+        if (self.path / STATE).exists() or (self.path / LESSON).exists():
             raise CheckpointError(
                 f"{self.path}: holds a run already; pass --resume or another -o folder"
+            )
+
+    def refuse_checkpoint(self) -> None:
+        """Before any work: a checkpoint that came here without its run is not overwritten.
+
+        Raises:
+            CheckpointError: there is one.
+        """
+        ours = any((self.path / name).exists() for name in (STATE, LESSON, LOG))
+        if (self.path / CONFIG).exists() and not ours:
+            raise CheckpointError(
+                f"{self.path}: is a finished checkpoint, not a run that can go on; give another -o "
+                f"folder, and init={self.path} to start from it"
             )
 
     def save(
@@ -55,19 +70,7 @@ class RunFolder:
         """Write weights, optimiser moments, the deployable checkpoint and the curves."""
         self.path.mkdir(parents=True, exist_ok=True)
         model.bridge.finish()
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in _trained(model).items():
-            tensors[f"weight.{name}"] = parameter.detach().cpu()
-            state = optimizer.state.get(parameter, {})
-            for moment in _ADAM_MOMENTS:
-                if moment in state:
-                    tensors[f"{moment}.{name}"] = state[moment].cpu()
-            if "step" in state:
-                tensors[f"step.{name}"] = torch.as_tensor(state["step"]).reshape(1).cpu()
-        for name, buffer in _fitted(model).items():
-            tensors[f"buffer.{name}"] = buffer.cpu()
-        if model.bridge.codebook is not None:
-            tensors[_USAGE] = model.bridge.codebook.usage.cpu()
+        tensors = _all_of(model, _trained(model), optimizer)
         self._checkpoint(self.path, record, model, position)
         if self.config.keep and step:
             self._checkpoint(self.path / f"{_NUMBERED}{step:06d}", record, model, position)
@@ -75,6 +78,7 @@ class RunFolder:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
             save_file(tensors, path, {"step": str(step), "run": self._identity()})
+        (self.path / LESSON).unlink(missing_ok=True)  # what it led to is saved
         self._prune()
         draw_curves(self.path / LOG, self.path / CURVES)
 
@@ -84,25 +88,50 @@ class RunFolder:
         Raises:
             CheckpointError: the save belongs to another run.
         """
-        if not (self.path / STATE).exists():
+        found = self._saved(STATE)
+        if found is None:
             return None
-        with safe_open(self.path / STATE, framework="pt") as file:
-            info = file.metadata()
+        info, tensors = found
+        _give_all(tensors, model, _trained(model), optimizer)
+        return int(info["step"])
+
+    def save_lesson(
+        self, name: str, step: int, model: VideoLanguageModel, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write how far a lesson before the first step is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors = _all_of(model, _taught(model), optimizer)
+        info = {"lesson": name, "step": str(step), "run": self._identity()}
+        with replacing(self.path / LESSON) as path:
+            save_file(tensors, path, info)
+
+    def lesson(self) -> tuple[str, int] | None:
+        """Which lesson was saved, and how many steps of it; None if there is none.
+
+        Raises:
+            CheckpointError: it belongs to another run.
+        """
+        found = self._saved(LESSON)
+        return found and (found[0]["lesson"], int(found[0]["step"]))
+
+    def restore_lesson(self, model: VideoLanguageModel, optimizer: torch.optim.Optimizer) -> None:
+        """Give the model what the lesson had taught it when it was saved."""
+        found = self._saved(LESSON)
+        assert found is not None, "the caller has asked for the lesson"
+        _give_all(found[1], model, _taught(model), optimizer)
+
+    def _saved(self, name: str) -> tuple[dict[str, str], dict[str, Tensor]] | None:
+        """What one of the run's files says and holds, None if it is not there."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            info: dict[str, str] = file.metadata()
         if info["run"] != self._identity():
             raise CheckpointError(
                 f"{self.path}: was written with another model, other data or another seed"
             )
-        tensors = load_file(self.path / STATE)
-        for name, parameter in _trained(model).items():
-            parameter.data.copy_(tensors[f"weight.{name}"])
-            if f"step.{name}" in tensors:  # none yet right after the naming steps
-                moments = {m: tensors[f"{m}.{name}"].to(parameter.device) for m in _ADAM_MOMENTS}
-                optimizer.state[parameter] = {"step": tensors[f"step.{name}"][0], **moments}
-        for name, buffer in _fitted(model).items():
-            buffer.copy_(tensors[f"buffer.{name}"])
-        if model.bridge.codebook is not None:
-            model.bridge.codebook.usage.copy_(tensors[_USAGE])
-        return int(info["step"])
+        return info, load_file(path)
 
     def forget_after(self, step: int) -> None:
         """Drop the log's lines about steps that a kill has undone."""
@@ -123,23 +152,27 @@ class RunFolder:
     def _checkpoint(
         self, path: Path, record: dict[str, Any], model: VideoLanguageModel, position: Tensor
     ) -> None:
+        init = self.config.init
         told = self.config.model_dump(mode="json", exclude={"model", "output", "init"})
-        told["init"] = self.config.init and self.config.init.name  # not whose folder it was in
+        told["init"] = init and init.name  # not whose folder it was in
+        before = (steps_of(init) or 0) if init else 0
         save_checkpoint(
             path,
             self.config.model,
             position,
             model.bridge,
             model.llm,
-            {**record, "train": told},
+            {**record, "steps_before": before, "train": told},
             model.reducer,
         )
         carry_weights(self.config.model, self.config.base, path)
 
     def _identity(self) -> str:
         """What must not change between the parts of a run; steps, rates and clip counts may."""
-        kinds = [entry.kind for entry in self.config.data.sources]
-        return f"{self.config.model.fingerprint()}-{'-'.join(kinds)}-{self.config.seed}"
+        config = self.config
+        sources = "-".join(map(source_identity, config.data.sources))
+        begun = config.init.name if config.init else f"named{config.optim.naming_steps}"
+        return f"{config.model.fingerprint()}-{sources}-{begun}-{config.seed}"
 
     def _prune(self) -> None:
         """Drop all numbered checkpoints but the newest few."""
@@ -150,6 +183,39 @@ class RunFolder:
 
 def _trained(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _taught(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
+    """All that a lesson without the language model changes."""
+    return {name: p for name, p in _trained(model).items() if not name.startswith("llm.")}
+
+
+def _all_of(
+    model: VideoLanguageModel,
+    named: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Tensor]:
+    """Weights, their moments, and what was fitted."""
+    tensors = state_of(named, optimizer)
+    for name, buffer in _fitted(model).items():
+        tensors[f"buffer.{name}"] = buffer.cpu()
+    if model.bridge.codebook is not None:
+        tensors[_USAGE] = model.bridge.codebook.usage.cpu()
+    return tensors
+
+
+def _give_all(
+    tensors: Mapping[str, Tensor],
+    model: VideoLanguageModel,
+    named: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """The reverse of `_all_of`."""
+    restore_state(tensors, named, optimizer)
+    for name, buffer in _fitted(model).items():
+        buffer.copy_(tensors[f"buffer.{name}"])
+    if model.bridge.codebook is not None:
+        model.bridge.codebook.usage.copy_(tensors[_USAGE])
 
 
 def _fitted(model: VideoLanguageModel) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How a model does on clips that it is not trained on, a few at a time."""
+"""How a model does on clips that it is not trained on, a few at a time, and what its codes use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from accelerate import Accelerator
 from vqedge.data.training import TrainingClips
 from vqedge.model.codebook import usage_report
 from vqedge.model.quantizing import quantized
+from vqedge.model.token_hash import token_hash
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.training.batches import Batches
+
+_CODES_AN_ENTRY = 20
 
 
 @torch.no_grad()
@@ -39,14 +42,21 @@ def exact_match(
 def codebook_usage(
     model: VideoLanguageModel, clips: TrainingClips, budget: int, entries: int
 ) -> dict[str, Any]:
-    """How evenly clips use a learned codebook of so many entries a level; empty without one."""
-    if model.bridge.codebook is None:
+    """How evenly clips use a learned codebook of so many entries a level; empty without one.
+
+    A few codes cannot meet all entries: some twenty an entry are looked at, where there are.
+    """
+    codebook = model.bridge.codebook
+    if codebook is None:
         return {}
-    device, ids = next(model.parameters()).device, []
+    device, ids = next(model.parameters()).device, list[torch.Tensor]()
     with _evaluated(model):
         for picks in clips.parts():
             coded = quantized(clips.batch(picks, budget).to(device), model.reducer)
-            ids.append(model.bridge(*coded).ids)
+            used = token_hash(coded.indices, clips.frames, coded.codes.shape[1]).mask
+            ids.append(codebook(coded.codes, used).ids.cpu())
+            if sum(map(len, ids)) * budget >= _CODES_AN_ENTRY * entries:
+                break
     return {"codebook": usage_report(torch.cat(ids), entries)}
 
 

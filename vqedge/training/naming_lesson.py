@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,8 +14,6 @@ from vqedge.model.naming import NamingLoss
 from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
 from vqedge.recipe import OptimConfig
-
-logger = logging.getLogger(__name__)
 
 
 class NamingLesson:
@@ -56,17 +53,29 @@ class NamingLesson:
         )
 
     def run(
-        self, schedule: Callable[[int], float], on_step: Callable[[float], None] = lambda _: None
-    ) -> float:
-        """All steps; `schedule` is the factor of the learning rate. Returns the last loss."""
-        value = float("nan")
-        for step in range(self.optim.naming_steps):
+        self,
+        schedule: Callable[[int], float],
+        first: int = 0,
+        on_step: Callable[[int, float], bool] = lambda *_: False,
+    ) -> bool:
+        """All steps that are left.
+
+        Args:
+            schedule: the factor of the learning rate at a step.
+            first: steps that were taken before.
+            on_step: told how many steps there were and the last one's loss; says whether to stop.
+
+        Returns:
+            whether the lesson came to its end.
+        """
+        for step in range(first, self.optim.naming_steps):
+            torch.manual_seed(self.seed + step)  # a codebook draws rows for its dead entries
             for group in self.optimizer.param_groups:
                 group["lr"] = self.optim.naming_learning_rate * schedule(step)
             value = self._step(step)
-            on_step(value)
-        logger.info("named codes: loss %.4f after %d steps", value, self.optim.naming_steps)
-        return value
+            if on_step(step + 1, value):
+                return False
+        return True
 
     def _step(self, step: int) -> float:
         count = self.optim.naming_clips_per_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterable
 
 import torch
@@ -34,6 +35,8 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
             f"{accelerator.distributed_type.value}: what is trained is small; launch without it, "
             "as: accelerate launch --multi_gpu -m vqedge.cli train"
         )
+    if accelerator.device.type == "cuda":
+        repeatable_kernels()
     parts = config.optim.accumulate * accelerator.num_processes
     if config.optim.clips_per_step % parts:
         raise ConfigError(
@@ -41,6 +44,15 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
             "optim.accumulate times the processes"
         )
     return accelerator
+
+
+def repeatable_kernels() -> None:
+    """Ask PyTorch for the same sums every time; a kernel that cannot give them warns, once.
+
+    cuBLAS reads its variable when it begins.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def leave_out(model: nn.Module, part: nn.Module) -> None:

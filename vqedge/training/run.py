@@ -91,10 +91,13 @@ class Run:
         if self.accelerator.is_main_process:
             self.folder.forget_after(-1 if first is None else first)
         if first is None:
-            first = self.start()
+            if not self.start(clock):
+                return None
+            first = 0
         same_everywhere(self.model, self.accelerator)
         self.model.train()
-        with progress("training", config.optim.steps, first) as advance:
+        speaks = self.accelerator.is_main_process
+        with progress("training", config.optim.steps, first, speaks) as advance:
             for step in range(first, config.optim.steps):
                 record = self.step(step)
                 advance(_summary(record))
@@ -122,13 +125,23 @@ class Run:
             groups, lr=optim.learning_rate, betas=(0.9, 0.98), weight_decay=optim.weight_decay
         )
 
-    def start(self) -> int:
-        """Begin a new run, up to its first save."""
+    def start(self, clock: Clock) -> bool:
+        """Begin a new run, up to its first save; False if time ran out before."""
         beginning = Beginning(
-            self.config, self.model, self.batches.tokenizer, self.clips, self.held_out
+            self.config,
+            self.folder,
+            self.model,
+            self.batches.tokenizer,
+            self.clips,
+            self.held_out,
+            self.accelerator,
+            clock,
         )
-        self.save(0, {"step": 0, "naming": beginning.begin()}, due=True)
-        return 0
+        named = beginning.begin()
+        if named is None:
+            return False
+        self.save(0, {"step": 0, "naming": named}, due=True)
+        return True
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step; returns its record for the log."""
@@ -177,11 +190,11 @@ class Run:
         return [mine[place : place + size] for place in range(0, len(mine), size)]
 
     def validated(self) -> dict[str, Any]:
-        """What the log says of held-out clips."""
+        """What the log says of held-out clips, and of the entries that the run's clips use."""
         quantizer = self.config.model.quantizer
         budget, entries = quantizer.default_budget, quantizer.entries
         share = exact_match(self.model, self.held_out, self.batches, self.accelerator)
-        usage = codebook_usage(self.model, self.held_out, budget, entries)
+        usage = codebook_usage(self.model, self.clips, budget, entries)
         return {"validation": share} | usage
 
     def save(self, step: int, record: dict[str, Any], due: bool) -> None:
