@@ -183,18 +183,6 @@ def test_the_cache_gives_back_what_was_put_in(cache: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["engine", "note", "other key"])
-def test_a_cache_that_cannot_be_written_is_the_users_to_mend(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "built").write_text("engine")
-    for place in ("file", "file/below"):
-        monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / place))
-        with pytest.raises(OSError, match="file") as caught:
-            cache_engine(tmp_path / "built", record())
-        assert disk_fault(caught.value) is not None
-
-
 def test_a_damaged_cache_gives_nothing(cache: Path, tmp_path: Path, damage: str) -> None:
     built = tmp_path / "built.engine"
     built.write_bytes(b"plan")
@@ -222,3 +210,15 @@ def test_a_plugin_library_is_found_by_its_hash_only(cache: Path, tmp_path: Path)
     kept.write_bytes(b"evil")
     with pytest.raises(BackendUnavailable, match="missing or altered"):
         cached_plugin(sha256)
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "built").write_text("engine")
+    for place in ("file", "file/below"):
+        monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / place))
+        with pytest.raises(OSError, match="file") as caught:
+            cache_engine(tmp_path / "built", record())
+        assert disk_fault(caught.value) is not None
