@@ -85,15 +85,15 @@ def _mac(identity: bytes, state: bytes) -> bytes | None:
 
 
 def _secret() -> bytes | None:
-    """This user's secret, made at its first use; readable by nobody else."""
+    """This user's secret, made where there is no whole one; readable by nobody else."""
     path = cache_root() / "kv.secret"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(_SECRET_BYTES))
-        found = path.read_bytes()
+        if not path.exists() or path.stat().st_size != _SECRET_BYTES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(secrets.token_bytes(_SECRET_BYTES))
+        return path.read_bytes()  # of two that make one at once, the last one's
     except OSError:
         return None
-    return found if len(found) == _SECRET_BYTES else None

@@ -8,6 +8,7 @@ with VideoQA.open("tiny.vqedge") as qa:
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Self
 
 from vqedge.budget import Budget
 from vqedge.bundle import Manifest, open_bundle
-from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.errors import BackendUnavailable, ConfigError, printable
 from vqedge_runtime.answers import Answer, Backend, Timings, Video, timings_with_llm
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.budget import codes_from_budget
@@ -49,6 +50,8 @@ from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
 from vqedge_runtime.vqt.header import PART_US
 
 PathLike = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerStream(Iterator[str]):
@@ -233,7 +236,8 @@ class VideoQA:
         Args:
             video: an encoded video.
             kv: file to keep what was read in (see `vqedge_runtime.kv`): if it fits it is taken
-                instead of reading, if it is missing or stale it is written, where that is possible.
+                instead of reading, if it is missing or stale it is written; a warning is logged
+                where that is not possible.
 
         Returns:
             the prefix; `reused` if it was held already or came from the file.
@@ -247,7 +251,11 @@ class VideoQA:
             held = self.llm.prefill_video(video.rows)
             return replace(held, ms=(time.perf_counter() - began) * 1e3)
         prefix = self.llm.prefill_video(video.rows)
-        write_kv(Path(kv), identity, self.llm.prefix_state(video.rows))
+        if not write_kv(Path(kv), identity, self.llm.prefix_state(video.rows)):
+            logger.warning(
+                "%s: cannot be written, or is another program's; the next ask reads the video anew",
+                printable(str(kv)),
+            )
         return prefix
 
     def ask(

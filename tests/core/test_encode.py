@@ -509,6 +509,29 @@ def test_saving_what_was_encoded(clip: Path, qa: VideoQA, tmp_path: Path) -> Non
         qa.encode(tmp_path / "a.vqt")
 
 
+def test_what_cannot_be_kept_is_told(
+    run: Any,
+    clip: Path,
+    qa: VideoQA,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    monkeypatch.setenv("VQEDGE_CACHE", "cache")
+    run("encode", clip, "-o", "a.vqt")
+    Path("a.kv").write_text("another program's")
+    qa.llm.enqueue("Red.")
+    found = run("ask", "a.vqt", "What?", "--keep-kv")
+    assert (found.code, found.out) == (0, ["Red."])
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "a.kv: cannot be written, or is another program's" in record.getMessage()
+    Path("a.kv").unlink()
+    qa.llm.enqueue("Red.")
+    run("ask", "a.vqt", "What?", "--keep-kv")
+    assert Path("a.kv").exists() and len(caplog.records) == 1
+
+
 def test_a_part_of_a_video_is_no_file_of_the_whole(
     run: Any, clip: Path, qa: VideoQA, encoder: FakeEncoder
 ) -> None:

@@ -73,6 +73,16 @@ def test_where_nothing_can_be_written_nothing_is(tmp_path: Path) -> None:
     assert not write_kv(tmp_path / "no" / "such" / "folder.kv", b"who", STATE)
 
 
+@pytest.mark.parametrize("left", [b"", b"half"])
+def test_a_secret_whose_writing_was_cut_is_made_anew(tmp_path: Path, left: bytes) -> None:
+    secret, path = tmp_path / "cache/kv.secret", tmp_path / "clip.kv"
+    secret.parent.mkdir()
+    secret.write_bytes(left)
+    assert write_kv(path, b"who", STATE)
+    assert read_kv(path, b"who") == STATE
+    assert secret.stat().st_mode & 0o077 == 0
+
+
 def test_a_restored_prefix_gives_the_logits_of_a_read_one(wild: Any) -> None:
     clip = video(3, rows=20)
     wild.stream(clip, "What moves?", SHORT)
