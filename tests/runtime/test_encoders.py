@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from tiny_bundle import tiny_facts, write_bundle
 
 from vqedge.bundle import Bundle, VariantRecord, bundle_writer
@@ -92,6 +93,61 @@ def test_a_session_that_fell_back_to_the_cpu_is_an_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(ort.ort, "InferenceSession", HandedToTheCpu)
     with pytest.raises(BackendUnavailable, match=r"CUDA does not start.*gave the graph to the CPU"):
         ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["CUDA"])
+
+
+class Shared:
+    """A session of two providers and the CPU, as ONNX Runtime tells of it."""
+
+    def __init__(self, _: str, options: Any, providers: list[Any], **__: Any) -> None:
+        assert options.get_session_config_entry(ort._RECORD_NODES) == "1"
+        self.providers = [name for name, _ in providers]
+
+    def get_providers(self) -> list[str]:
+        return self.providers
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("codes", "index_map", "mask", "margin")]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        nodes = {"TensorrtExecutionProvider": 900, "CUDAExecutionProvider": 99}
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda count=count: [None] * count)
+            for name, count in (nodes | {"CPUExecutionProvider": 1}).items()
+        ]
+
+
+def test_what_tensorrt_cannot_run_goes_to_cuda_and_the_name_says_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [PROVIDERS[label].name for label in ("TensorRT", "CUDA", "CPU")]
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort.ort, "InferenceSession", Shared)
+    encoder = ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["TensorRT"])
+    told = "onnxruntime TensorRT fp32, 9.9% of nodes on CUDA, 0.1% of nodes on CPU"
+    assert encoder.name == told
+    assert encoder._session.providers == names
+    monkeypatch.delattr(Shared, "get_provider_graph_assignment_info")
+    older = ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["TensorRT"])
+    assert older.name == "onnxruntime TensorRT fp32, may run parts elsewhere"
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: [names[0], names[2]])
+    without = ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["TensorRT"])
+    assert without._session.providers == [names[0], names[2]]
+
+
+def test_onnx_runtime_tells_who_runs_a_node() -> None:
+    x = [helper.make_tensor_value_info("x", 1, [2])]
+    y = [helper.make_tensor_value_info("y", 1, [2])]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", x, y)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = ort.ort.SessionOptions()
+    options.add_session_config_entry(ort._RECORD_NODES, "1")
+    found = ort.ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    if not hasattr(found, "get_provider_graph_assignment_info"):
+        pytest.skip(f"ONNX Runtime {ort.ort.__version__} does not tell")
+    assert ort._elsewhere(found, PROVIDERS["CUDA"]) == ", 100.0% of nodes on CPU"
+    assert ort._elsewhere(found, PROVIDERS["CPU"]) == ""
 
 
 def test_a_file_that_is_no_graph_is_the_bundles_fault(bundle: Bundle) -> None:

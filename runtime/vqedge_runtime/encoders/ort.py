@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 _CPU = PROVIDERS["CPU"]
+_RECORD_NODES = "session.record_ep_graph_assignment_info"
 
 
 class OrtEncoder:
@@ -26,7 +28,8 @@ class OrtEncoder:
     Args:
         path: the ONNX file of a verified bundle.
         threads: worker threads; the CPUs this process may use by default.
-        provider: what runs the nodes; those it cannot run are left to the CPU.
+        provider: what runs the nodes; those it cannot run are left to others, and the name says
+            how many.
         precision: what the file computes in, for the name.
 
     Raises:
@@ -43,7 +46,8 @@ class OrtEncoder:
     ) -> None:
         session = open_session(path, threads or usable_cores(), provider)
         self._session: ort.InferenceSession | None = session
-        self._file, self._label = path.name, f"{provider.label} {precision}"
+        self._file = path.name
+        self._label = f"{provider.label} {precision}{_elsewhere(session, provider)}"
         self._outputs = code_outputs([output.name for output in session.get_outputs()])
 
     @property
@@ -79,11 +83,12 @@ def open_session(path: Path, threads: int, provider: Provider = _CPU) -> ort.Inf
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
-    chosen = [] if provider is _CPU else [(provider.name, dict(provider.options))]
+    names: list[Any] | None = [(row.name, dict(row.options)) for row in _chain(provider)]
+    if provider is not _CPU:
+        options.add_session_config_entry(_RECORD_NODES, "1")
     if provider.plugin:
         options.add_provider_for_devices(plugin_devices(provider)[:1], {})
-        chosen = []
-    names = None if provider.plugin else [*chosen, _CPU.name]
+        names = None
     try:
         session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen private types here
@@ -91,6 +96,27 @@ def open_session(path: Path, threads: int, provider: Provider = _CPU) -> ort.Inf
     if provider.name not in session.get_providers():
         raise _refusal(path, provider, "it gave the graph to the CPU")
     return session
+
+
+def _chain(provider: Provider) -> list[Provider]:
+    """A provider, and those that take what it cannot run."""
+    offered = ort.get_available_providers()
+    between = [PROVIDERS[label] for label in provider.then if PROVIDERS[label].name in offered]
+    return [_CPU] if provider is _CPU else [provider, *between, _CPU]
+
+
+def _elsewhere(session: ort.InferenceSession, provider: Provider) -> str:
+    """How many nodes others than the provider run, in words for the name."""
+    if provider is _CPU:
+        return ""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # before ONNX Runtime 1.24
+        return ", may run parts elsewhere"
+    nodes: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        nodes[part.ep_name] += len(part.get_nodes())
+    labels = {row.name: row.label for row in PROVIDERS.values()}
+    others = ((labels.get(name, name), n) for name, n in nodes.items() if name != provider.name)
+    return "".join(f", {n / nodes.total():.1%} of nodes on {label}" for label, n in others)
 
 
 def run_session(

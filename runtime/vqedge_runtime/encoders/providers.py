@@ -20,6 +20,7 @@ class Provider:
         fix: what to install.
         plugin: the module of its library, where it comes as a package of its own.
         options: what it is told.
+        then: labels of those that take the nodes it cannot run, before the CPU does.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Provider:
     fix: str
     plugin: str | None = None
     options: tuple[tuple[str, str], ...] = ()
+    then: tuple[str, ...] = ()
 
 
 # both packages own the same files
@@ -47,6 +49,7 @@ PROVIDERS = {
             "TensorRT",
             "TensorrtExecutionProvider",
             f"pip install 'vqedge[tensorrt]' && {_GPU_PACKAGE}",
+            then=("CUDA",),
         ),
         Provider(
             "TensorRT-RTX",
