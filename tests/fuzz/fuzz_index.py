@@ -1,0 +1,49 @@
+"""Whatever lies where a folder's search index does, the folder is searched, or one line says why.
+
+An input is the SQLite file. Its folder holds four small `.vqt` files of two spaces.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from tiny_vqt import header, segment, tiny_file
+
+from vqedge.errors import SearchError
+from vqedge_runtime.search import Query, ask_folder, duplicates, novel, similar, space_of
+from vqedge_runtime.search.schema import NAME
+
+MAX_BYTES = 1 << 17
+QUERY = Query(segment().codes, space_of(header()))
+
+
+def one_input(data: bytes) -> None:
+    """Put it there, ask all three questions, once more from what is there then."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = _filled(Path(name))
+        (folder / NAME).write_bytes(data)
+        for _ in range(2):
+            try:
+                ask_folder(folder, _asked)
+            except SearchError as error:
+                line = str(error)
+                assert line.isprintable() and len(line) < 600, line
+
+
+def _asked(index: sqlite3.Connection) -> None:
+    similar(index, QUERY, 3), duplicates(index, QUERY, 0.5, 3), novel(index, QUERY)
+
+
+def _filled(folder: Path) -> Path:
+    for number in range(4):
+        (folder / f"{number}.vqt").write_bytes(tiny_file(number % 2 == 1, 1 + number // 2))
+    return folder
+
+
+def seeds() -> list[bytes]:
+    """The index of the folder."""
+    with tempfile.TemporaryDirectory() as name:
+        ask_folder(_filled(Path(name)), _asked)
+        return [(Path(name) / NAME).read_bytes()]
