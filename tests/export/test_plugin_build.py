@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,9 +222,20 @@ def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
         find_tensorrt(tmp_path)
 
 
-def test_wheels_are_looked_for_without_being_imported() -> None:
-    assert all(folder.is_dir() for folder in _real_wheel_folders())
-    assert all(path.is_file() for path in _real_wheel_candidates())
+def test_wheels_are_found_without_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = tmp_path / "nvidia/cu99/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("")
+    libraries = tmp_path / "tensorrt_libs"
+    libraries.mkdir()
+    for package in (tmp_path / "nvidia", libraries):
+        (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+        monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(_real_wheel_folders()) == [libraries]
+    assert list(_real_wheel_candidates()) == [nvcc]
 
 
 # ---- building
