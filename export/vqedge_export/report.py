@@ -101,6 +101,7 @@ class BackendParity(_Record):
     """One encoder backend against ONNX Runtime, see `vqedge_runtime.compare.BackendFigures`."""
 
     backend: str
+    engine: str | None = None  # key of the engine that ran, if it was one
     reference: str
     clips: int
     clips_same: int

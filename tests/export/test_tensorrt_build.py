@@ -14,10 +14,12 @@ from fake_tensorrt import FakeTensorRT
 from tiny_bundle import fill_folder, tiny_facts, tiny_quantizer
 from tiny_engine import ENGINE_OUTPUTS, tiny_encoder, write_tiny_onnx
 
-from vqedge.bundle import bundle_writer, open_bundle
+from vqedge.bundle import bundle_writer, open_bundle, rewritten
+from vqedge.checkpoint import PARITY
 from vqedge.engines import cached_engine, cached_plugin
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256
+from vqedge_export.report import BackendParity, report_from_file, report_of
 from vqedge_export.tensorrt import build
 from vqedge_export.tensorrt.build import Source, engine_from_onnx, offer_of
 from vqedge_export.tensorrt.into_bundle import build_into_bundle
@@ -201,13 +203,19 @@ def test_a_library_that_does_not_load_is_unavailable(
         offer_of("tensorrt")
 
 
+def unreported_bundle(folder: Path, source: Source) -> Path:
+    """A bundle with the source's encoder and without a parity report."""
+    with bundle_writer(folder / "t.vqedge") as draft:
+        fill_folder(draft.folder)
+        (draft.folder / "encoder.onnx").write_bytes(source.onnx.read_bytes())
+        (draft.folder / PARITY).unlink()
+        return draft.finish(tiny_facts(encoder=source.encoder)).root
+
+
 def test_an_engine_goes_into_a_bundle_and_takes_the_place_of_what_it_supersedes(
     source: Source, installed: Installed, tmp_path: Path
 ) -> None:
-    with bundle_writer(tmp_path / "t.vqedge") as draft:
-        fill_folder(draft.folder)
-        (draft.folder / "encoder.onnx").write_bytes(source.onnx.read_bytes())
-        root = draft.finish(tiny_facts(encoder=source.encoder)).root
+    root = unreported_bundle(tmp_path, source)
     for version in ("1.7.1.116", "1.8.0"):
         installed.version = version
         build_into_bundle(root, "tensorrt-rtx", RTX)
@@ -220,3 +228,27 @@ def test_an_engine_goes_into_a_bundle_and_takes_the_place_of_what_it_supersedes(
     assert bundle.manifest.engines[0] == newest
     assert (bundle.path_of("encoder")).read_bytes() == source.onnx.read_bytes()
     assert len(list((root / "engines").iterdir())) == 2
+
+
+def test_figures_of_the_engine_that_ran_before_leave_the_report(
+    source: Source, installed: Installed, tmp_path: Path
+) -> None:
+    root = unreported_bundle(tmp_path, source)
+    bundle, first = build_into_bundle(root, "tensorrt-rtx", RTX)
+    zero = dict.fromkeys(("ids_differ", "safe_ids_differ", "margin_where_ids_differ"), 0.0)
+    zero |= {"token_cosine": None, "token_cosine_mean": 1.0, "clips": 1, "clips_same": 1}
+    row = BackendParity(backend="b", reference="r", **zero)
+    rows = {"tensorrt-rtx": row.model_copy(update={"engine": first.key})}
+    rows |= {"openvino": row, "auto": row, "tensorrt": row}
+    report = report_of(bundle).model_copy(update={"backends": rows})
+    rewritten(bundle, {PARITY: report.to_json().encode()})
+
+    def told() -> set[str]:
+        found = report_from_file(open_bundle(root).root / PARITY)
+        assert found is not None
+        return set(found.backends)
+
+    build_into_bundle(root, "tensorrt-rtx", RTX)
+    assert told() == {"tensorrt-rtx", "openvino", "tensorrt"}, "the same engine"
+    build_into_bundle(root, "tensorrt-rtx", replace(RTX, precision="fp16"))
+    assert told() == {"openvino", "tensorrt"}

@@ -25,6 +25,7 @@ from tiny_engine import (
 )
 
 from vqedge.bundle import Bundle, EngineRecord, ProfileRecord, rewritten
+from vqedge.commands.compare import engine_key
 from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256
@@ -294,6 +295,16 @@ def test_auto_takes_an_engine_that_fits(
     rig.with_plan(rig.plan() + b" ")
     open_encoder("auto", rig.bundle).close()
     assert "measuring tensorrt" in caplog.text, "another engine is measured anew"
+
+
+def test_a_check_says_which_engine_it_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    install(monkeypatch, rig)
+    assert engine_key(rig.bundle, "tensorrt") == "k"
+    assert engine_key(rig.bundle, "onnxruntime") is None
+    assert engine_key(rig.bundle, "auto") is None
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
         stack.callback(bridge.close)
         found = compared(opened[0], opened[1], bridge, _clips(bundle.manifest))
     known, row = report_of(bundle), asdict(found)
+    if (key := engine_key(bundle, backend)) is not None:
+        row["engine"] = key
     backends = known.backends | {backend: BackendParity.model_validate(row)}
     changed = _reported(bundle, known.model_copy(update={"backends": backends}))
     figures = {"backends": {backend: row}}
@@ -80,6 +82,14 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
             figures,
         )
     return changed, figures
+
+
+def engine_key(bundle: Bundle, backend: str) -> str | None:
+    """Which engine of a bundle a backend runs here; None if it is no engine's, or `auto`."""
+    from vqedge_runtime.encoders import ENCODERS
+
+    file = ENCODERS[backend].file(bundle) if backend in ENCODERS else None
+    return next((item.key for item in bundle.manifest.engines if item.file == file), None)
 
 
 def flip_figures(bundle: Bundle, folder: Path, limit: int | None) -> tuple[Bundle, Figures]:

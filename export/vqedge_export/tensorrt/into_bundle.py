@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqedge.bundle import Bundle, EngineRecord, open_bundle, rewritten
+from vqedge.checkpoint import PARITY
 from vqedge.engines import Flavour
+from vqedge_export.report import report_from_file
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
 from vqedge_export.tensorrt.calibration import Frames
 from vqedge_export.tensorrt.options import BuildOptions
+
+_AUTO = "auto"  # as a backend is checked by: it may have been an engine
 
 
 def build_into_bundle(
@@ -22,7 +26,8 @@ def build_into_bundle(
     """Build an engine on this machine and put it into the bundle.
 
     Engines that it makes useless leave the bundle: those of another encoder, and those of the same
-    TensorRT flavour for the same GPUs in the same precision. The bundle changes as a whole or not
+    TensorRT flavour for the same GPUs in the same precision. What `vqedge check` measured of the
+    engine that ran before leaves the parity report. The bundle changes as a whole or not
     at all.
 
     Args:
@@ -44,7 +49,23 @@ def build_into_bundle(
     source = Source(encoder, manifest.encoder, manifest.quantizer, tuple(calibration))
     engine, record = engine_from_onnx(source, flavour, options, plugin)
     kept = tuple(old for old in manifest.engines if not _supersedes(record, old))
-    return rewritten(bundle, {record.file: engine}, (record, *kept)), record
+    files: dict[str, Path | bytes] = {record.file: engine, **_report_left(bundle, record)}
+    return rewritten(bundle, files, (record, *kept)), record
+
+
+def _report_left(bundle: Bundle, new: EngineRecord) -> dict[str, Path | bytes]:
+    """The parity report, if it told of another engine where the new one will run."""
+    report = report_from_file(bundle.root / PARITY)
+    if report is None:
+        return {}
+    backends = {
+        name: item
+        for name, item in report.backends.items()
+        if name not in (new.tensorrt_flavour, _AUTO) or item.engine == new.key
+    }
+    if backends == report.backends:
+        return {}
+    return {PARITY: report.model_copy(update={"backends": backends}).to_json().encode()}
 
 
 def _supersedes(new: EngineRecord, old: EngineRecord) -> bool:
