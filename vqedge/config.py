@@ -164,7 +164,8 @@ class QuantizerConfig(Config):
     """Codes are compared with a learned codebook by so few features, a learned projection of them:
     what no answer needs is left behind before entries are spent on it."""
     unit_means: bool = unless_false
-    """A code is the mean of features of length one, as in the official code, not of raw ones."""
+    """A code is the mean of features of length one, as in the official code, not of raw ones; a
+    reducer reads them at that length."""
 
     @model_validator(mode="after")
     def _default_within_codes(self) -> Self:

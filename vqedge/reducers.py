@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vqedge.errors import ConfigError
+
 PREFIX: Final = "reducer:"
 TRAINING_FREE: Final = (
     "uniform-pool",
@@ -33,6 +35,21 @@ PER_QUESTION: Final = ("query-window",)
 """Modules whose tokens follow the question: nothing to keep for the next one."""
 ATTENTION: Final = frozenset({"prumerge", "prumerge+", "window-merge"})
 """Those that read what the CLS token attends to."""
+ALL_PAIRS: Final = frozenset(
+    {
+        "prumerge",
+        "prumerge+",
+        "tome",
+        "vtm-motion",
+        "kmedoids",
+        "dpc-spatial",
+        "window-merge",
+        "vtm-saliency",
+    }
+)
+"""Those that compare all pairs of a clip's patches, in several tables of N x N float32 at once."""
+MOST_IN_PAIRS: Final = 8192
+"""The most patches of a clip that they take: 0.3 GB a table then, and 0.4 to 1.4 GB in all."""
 _SHORT: Final = {"grid": "uniform-pool", "random": "random-prune"}  # kinds with a name of their own
 
 
@@ -71,3 +88,41 @@ def checked_kind(kind: str) -> str:
         return kind
     choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in reducers)))
     raise ValueError(f"no quantizer {kind!r}; choose one of {choices}")
+
+
+def training_free_kind(name: str) -> str:
+    """The kind of quantizer that a reducer without weights is.
+
+    Raises:
+        ConfigError: it has weights, follows the question, or is not known.
+    """
+    if name in TRAINING_FREE:
+        return f"{PREFIX}{name}"
+    if name in TRAINABLE:
+        raise ConfigError(
+            f"--reducer {name}: has weights of its own, which no published model brings; train "
+            f"with quantizer.kind {PREFIX}{name} (docs/reducers.md), or choose of "
+            f"{', '.join(TRAINING_FREE)}"
+        )
+    if name in PER_QUESTION:
+        raise ConfigError(f"--reducer {name}: makes its tokens from the question, not of a clip")
+    raise ConfigError(f"--reducer {name}: choose one of {', '.join(TRAINING_FREE)}")
+
+
+def has_room(name: str, patches: int) -> bool:
+    """Can a reducer take clips of so many patches?"""
+    return name not in ALL_PAIRS or patches <= MOST_IN_PAIRS
+
+
+def require_room(name: str, patches: int) -> None:
+    """See that a reducer can take clips of so many patches.
+
+    Raises:
+        ConfigError: it compares all pairs of them, and they are too many.
+    """
+    if not has_room(name, patches):
+        raise ConfigError(
+            f"{PREFIX}{name}: compares all pairs of a clip's {patches:,} patches, "
+            f"{4 * patches**2 / 1e9:.1f} GB a table, and takes {MOST_IN_PAIRS:,} at most; use "
+            f"fewer frames, or {PREFIX}vtm, {PREFIX}scissor, {PREFIX}uniform-pool or kmeans"
+        )

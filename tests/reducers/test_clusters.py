@@ -119,6 +119,44 @@ def test_anchors_are_the_peaks_of_every_frame(neighbours: int, window: int, alph
         assert rows == [2 * frame, 2 * frame + 1]
 
 
+def weight_of(patch: int, anchor: int, window: int, alpha: float) -> float:
+    """What a distance of features is multiplied by: more, the more patches lie nearer."""
+    row, column = divmod(patch, GRID)
+    far = [((j // GRID - row) ** 2 + (j % GRID - column) ** 2, j) for j in range(PATCHES)]
+    rank = [j for _, j in sorted(far)].index(anchor)
+    return (1 - alpha) * min(rank, window) / window + alpha
+
+
+@pytest.mark.parametrize("budget", [1, 3, 8, 12])
+@pytest.mark.parametrize(("window", "alpha"), [(20, 0.5), (8, 0.1), (35, 0.0)])
+def test_patches_go_to_the_anchor_that_is_nearest_in_features_and_in_space(
+    window: int, alpha: float, budget: int
+) -> None:
+    neighbours = 5
+    found = SpatialDensityPeaks(CODES, FRAMES, GRID, neighbours, window, alpha).reduce(
+        CLIP, torch.tensor(budget)
+    )
+    rows, wish = CLIP.flatten(0, 1).double().numpy(), peaks(CLIP, neighbours, window, alpha)
+    assign, plain = found.assign.flatten().tolist(), 0
+    for frames, places in shares(budget, FRAMES, FRAMES):
+        inside = range(frames.start * PATCHES, frames.stop * PATCHES)
+        anchors = [inside.start + i for i in first(wish[inside.start : inside.stop], len(places))]
+        for i in inside:
+            gap = [float(np.linalg.norm(rows[i] - rows[a])) for a in anchors]
+            far = [
+                g * weight_of(i % PATCHES, a % PATCHES, window, alpha)
+                for g, a in zip(gap, anchors, strict=True)
+            ]
+            row = anchors.index(i) if i in anchors else int(np.argmin(far))
+            assert assign[i] == places[row]
+            plain += row != (anchors.index(i) if i in anchors else int(np.argmin(gap)))
+        for row in places:
+            members = [i for i in inside if assign[i] == row]
+            assert np.abs(found.tokens[row].numpy() - rows[members].mean(axis=0)).max() < 1e-4
+    if budget > FRAMES:
+        assert plain, "place decides for some"
+
+
 def test_blobs_that_lie_apart_are_found_and_unfolded() -> None:
     grid, width = 8, 8
     blob = torch.tensor([[2 * (r // 4) + c // 4 for c in range(grid)] for r in range(grid)])

@@ -124,6 +124,42 @@ def test_half_of_the_targets_lie_in_the_centre(count: int, inside: int) -> None:
     assert (int(found.sum()), int((found & centre).sum())) == (count, inside)
 
 
+def evenly(members: list[int], count: int) -> list[int]:
+    """`count` of them at equal distances, the first one in."""
+    return [m for i, m in enumerate(members) if (i * count) % len(members) < count]
+
+
+def centred(patches: list[int], count: int) -> list[int]:
+    """Places in a list of patches: half of the chosen in the middle quarter of their frame."""
+    quarter = range(GRID // 4, GRID - GRID // 4)
+    inside = [
+        i
+        for i, patch in enumerate(patches)
+        if patch % PATCHES // GRID in quarter and patch % GRID in quarter
+    ]
+    outside = [i for i in range(len(patches)) if i not in inside]
+    half = max(min(-(-count // 2), len(inside)), count - len(outside))
+    return sorted([*evenly(inside, half), *evenly(outside, count - half)])
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("budget", [2, 7, 12])
+def test_centred_merging_follows_the_patches_through_its_rounds(budget: int, rounds: int) -> None:
+    """What is in the centre later is told by the patch that a token grew from."""
+    clip, patches = clip_of(10), FRAMES * PATCHES
+    found = CentreMerging(CODES, FRAMES, GRID, rounds).reduce(clip, torch.tensor(budget))
+    assert float(found.margin.min()) > 0, "no close call, which float32 might decide otherwise"
+    left, targets = list(range(patches)), []
+    for done in range(1, rounds + 1):
+        count = round(patches * (budget / patches) ** (done / rounds))
+        targets.append(centred(left, count))
+        left = [left[i] for i in targets[-1]]
+    wanted = chosen_merge(clip.flatten(0, 1).numpy(), targets)
+    assert len(wanted) == budget
+    assert np.abs(found.tokens[:budget].numpy() - wanted).max() < 1e-4
+    assert [int(found.assign.flatten()[patch]) for patch in left] == list(range(budget))
+
+
 def test_a_moving_square_draws_the_targets() -> None:
     grid, frames = 8, 4
     still = torch.randn(1, grid * grid, 16, generator=torch.Generator().manual_seed(2))

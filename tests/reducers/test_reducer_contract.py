@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from torch import Tensor
 
 from vqedge.config import EncoderConfig, ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError
-from vqedge.model.encoder import quantizer_from_config
+from vqedge.model.encoder import ClipQuantizer, quantizer_from_config
 from vqedge.model.quantizer import Quantized
 from vqedge.model.reducers.measure import quantisation_error
 from vqedge.model.reducers.protocol import DROPPED, unfold
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import REDUCERS, TRAINABLE_REDUCERS, make_reducer
 from vqedge.reducers import (
+    ALL_PAIRS,
     ATTENTION,
+    MOST_IN_PAIRS,
     TRAINABLE,
     TRAINING_FREE,
     checked_kind,
@@ -81,6 +84,71 @@ def test_it_comes_at_several_budgets(name: str) -> None:
         alone = quantizer(patches, torch.tensor(budget))
         assert found.codes.shape == (budget, 16) and torch.equal(found.indices, alone.indices)
         assert torch.equal(found.codes, alone.codes[:budget])
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_features_of_length_one_are_what_it_reads_if_its_means_are_to_be_of_those(
+    name: str,
+) -> None:
+    reducer = make_reducer(name, CODES, FRAMES, GRID, 16)
+    quantizer = ReducerQuantizer(reducer, CODES, FRAMES, unit_means=True)
+    long = patches_of(name, CLIPS["random"])
+    short = torch.cat([torch.nn.functional.normalize(long[:, :16], dim=1), long[:, 16:]], dim=1)
+    wanted, budget = quantizer_of(name)(short, torch.tensor(7)), torch.tensor(7)
+    found = quantizer(long, budget)
+    assert torch.equal(found.indices, wanted.indices) and torch.equal(found.codes, wanted.codes)
+    session = ort.InferenceSession(
+        quantizer_graph(quantizer, long).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    ids, codes = session.run(
+        ["indices", "codes"], {"features": long.numpy(), "budget": np.array(7, np.int64)}
+    )
+    assert np.array_equal(ids, found.indices.numpy())
+    assert np.abs(codes - found.codes.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["uniform-pool", "tome", "window-merge", "dpc-spatial"])
+def test_its_codes_are_then_means_of_features_of_length_one_as_those_of_k_means(name: str) -> None:
+    config = ModelConfig(
+        quantizer=QuantizerConfig(
+            kind=f"reducer:{name}", codes=CODES, default_budget=8, unit_means=True
+        ),
+        encoder=EncoderConfig(frames=FRAMES, size=14 * GRID),
+    )
+    rows = patches_of(name, 3 * CLIPS["random"])
+    found = quantizer_from_config(config)(rows, torch.tensor(8))
+    looks = torch.nn.functional.normalize(rows[:, :16], dim=1)
+    for row in range(int(found.mask.sum())):
+        members = looks[found.indices == row]
+        torch.testing.assert_close(found.codes[row], members.mean(dim=0))
+    assert quantisation_error(rows[:, :16], found, True) < 1
+    assert quantisation_error(rows[:, :16], found) > 0.8, "of another scale than raw features"
+
+
+BY_BUDGET = {"uniform-pool", "tpool", "tsample", "spool", "gridpool", "uniform-prune"}
+BY_BUDGET |= {"vtm", "vtm-centre", "vtm-motion"}  # they look the budget up, which `meta` cannot
+
+
+@pytest.mark.parametrize("name", [name for name in REDUCERS if name not in BY_BUDGET])
+def test_whatever_it_makes_is_made_where_its_patches_are(name: str) -> None:
+    quantizer = quantizer_of(name).to("meta")
+    patches = patches_of(name, CLIPS["random"]).to("meta")
+    assert {part.device.type for part in quantizer.at_budgets(patches, [7])[0]} == {"meta"}
+
+
+def test_a_clip_is_quantised_where_its_frames_are() -> None:
+    config = ModelConfig(
+        quantizer=QuantizerConfig(kind="reducer:kmedoids", codes=CODES, default_budget=8),
+        encoder=EncoderConfig(frames=FRAMES, size=14 * GRID),
+    )
+
+    class Looks(torch.nn.Module):
+        def forward(self, frames: Tensor) -> Tensor:
+            return torch.empty(FRAMES, PATCHES, 16, device=frames.device)
+
+    looks: Any = Looks()
+    frames = torch.empty(FRAMES, 14 * GRID, 14 * GRID, 3, dtype=torch.uint8, device="meta")
+    assert ClipQuantizer(config, looks).to("meta").quantize(frames).indices.device.type == "meta"
 
 
 @pytest.fixture(scope="module", params=list(REDUCERS))
@@ -170,3 +238,15 @@ def test_names_are_the_same_with_and_without_torch() -> None:
         make_reducer("none", 4, 2, 4, 8)
     with pytest.raises(ConfigError, match=r"quantizer.codes 33: a clip has 32 patches"):
         make_reducer("tome", 33, 2, 4, 8)
+
+
+@pytest.mark.parametrize("name", (*REDUCERS, *TRAINABLE_REDUCERS))
+def test_too_many_patches_to_compare_all_pairs_of_are_refused(name: str) -> None:
+    frames, grid = 8, 32  # 8,192 patches
+    assert frames * grid**2 == MOST_IN_PAIRS
+    make_reducer(name, 8, frames, grid, 12)
+    if name not in ALL_PAIRS:
+        return
+    words = rf"reducer:{re.escape(name)}: compares all pairs of a clip's 9,216 .* 0\.3 GB .*:vtm"
+    with pytest.raises(ConfigError, match=words):
+        make_reducer(name, 8, 9, grid, 12)

@@ -212,6 +212,34 @@ def test_a_token_depends_on_its_window_only() -> None:
     assert (before != after).any(dim=1).nonzero()[:, 0].tolist() == [4]
 
 
+def test_a_windows_token_is_attention_of_its_query_to_its_patches() -> None:
+    module, asked, stride, heads = query_windows(), question(3), 3, 4
+    found, side, width = reduced(module, text=asked), GRID // 3, WIDTH // 4
+    with torch.inference_mode():
+        query = module.query(CLIP + module.text(asked)).double().numpy()
+        key, value = (part(CLIP).double().numpy() for part in (module.key, module.value))
+    kernel, bias = (w.detach().double().numpy() for w in module.shrink.parameters())
+    matrix, shift = (w.detach().double().numpy() for w in module.output.parameters())
+    for frame in range(FRAMES):
+        for window in range(side * side):
+            top, left = (stride * place for place in divmod(window, side))
+            places = [(top + r, left + c) for r in range(stride) for c in range(stride)]
+            inside = [row * GRID + column for row, column in places]
+            asks = bias + sum(
+                kernel[:, 0, row - top, column - left] * query[frame, row * GRID + column]
+                for row, column in places
+            )
+            seen = []
+            for head in range(heads):
+                part = slice(head * width, (head + 1) * width)
+                scores = key[frame, inside, part] @ asks[part] / width**0.5
+                shares = np.exp(scores) / np.exp(scores).sum()
+                seen.append(shares @ value[frame, inside, part])
+            wanted = matrix @ np.concatenate(seen) + shift
+            token = found.tokens[frame * side * side + window].numpy()
+            assert np.abs(token - wanted).max() < 1e-4
+
+
 # ---- export, and what is refused
 
 

@@ -80,6 +80,54 @@ def test_key_patches_stay_alone_and_all_others_are_merged_where_they_lie(budget:
         ), "a token is a whole window but for its keys"
 
 
+def whole_windows(rows: Array, keys: list[int], budget: int) -> list[frozenset[int]]:
+    """The windows that merge at the least bound within the budget, by trying every bound.
+
+    In the order of tokens: the largest first, and in their order within a level.
+    """
+    levels = [level.tolist() for level in window_levels(FRAMES, GRID)[0]]
+    windows: list[list[frozenset[int]]] = []
+    for level in levels:
+        groups: dict[int, set[int]] = {n: set() for n in range(max(level) + 1)}
+        for i, n in enumerate(level):
+            groups[n] |= {i} - {*keys}
+        windows.append([frozenset(group) for group in groups.values()])
+    spreads = {
+        group: spread(rows[sorted(group)]) if len(group) > 1 else -1.0
+        for level in windows
+        for group in level
+        if group
+    }
+    for bound in sorted(spreads.values()):
+        chosen, taken = [], set[int]()
+        for group in (group for level in windows for group in level if group):
+            if spreads[group] <= bound and not group & taken:
+                chosen.append(group)
+                taken |= group
+        if len(chosen) <= budget:
+            return chosen
+    raise AssertionError("the whole clip is a window")
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 8, 12])
+@pytest.mark.parametrize("seed", [41, 42, 43])
+def test_the_windows_are_those_of_the_least_bound_that_keeps_the_budget(
+    seed: int, budget: int
+) -> None:
+    clip = clip_of(seed)
+    rows = clip.flatten(0, 1).double().numpy()
+    keys = first(ATTENTION.flatten().numpy(), -(-8 * (budget - 1) // 100))
+    wanted = [frozenset([key]) for key in keys]
+    wanted += whole_windows(rows, keys, budget - len(keys))
+    found = REDUCER.reduce(clip, torch.tensor(budget), ATTENTION)
+    assign = found.assign.flatten()
+    for row, group in enumerate(wanted):
+        assert (assign == row).nonzero()[:, 0].tolist() == sorted(group)
+        mean = rows[sorted(group)].mean(axis=0)
+        assert np.abs(found.tokens[row].numpy() - mean).max() < 1e-4
+    assert int(assign.max()) == len(wanted) - 1
+
+
 def test_what_is_alike_is_merged_and_what_is_not_is_split() -> None:
     clip = clip_of(1, 1, 8)[:, :1].expand(1, 64, -1).clone()
     clip[0, [0, 1, 8, 9]] = torch.randn(4, 16, generator=torch.Generator().manual_seed(3)) * 5

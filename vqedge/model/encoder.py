@@ -69,7 +69,7 @@ class ClipQuantizer(nn.Module):
     @torch.inference_mode()
     def quantize(self, frames: Tensor) -> Quantized:
         """`forward` at the full budget, without gradients."""
-        return self(frames, torch.tensor(self.config.quantizer.codes))
+        return self(frames, torch.tensor(self.config.quantizer.codes, device=frames.device))
 
 
 def quantizer_from_config(config: ModelConfig) -> KMeansQuantizer | ReducerQuantizer:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqedge.model.reducers.common import Choice, Segments, best, flat, one_hot, segments
+from vqedge.model.reducers.common import Choice, Segments, best, flat, one_hot, segments, settled
 from vqedge.model.reducers.protocol import Reduced
 
-ROUNDS = 10  # the paper allows 100 and stops when nothing moves
+ROUNDS = 10  # the paper allows 100 and stops when nothing moves: after 8 at most, see docs
 _FRAMES_A_SEGMENT = 2
 
 
@@ -66,7 +66,7 @@ class SegmentMedoids(nn.Module):
         segment = torch.arange(self.segments, device=rows.device)
         inside = cut.number[:, None] == segment
         quota, first = (_of_segment(values, inside) for values in (cut.quota, cut.first))
-        score = rows.square().sum(dim=1)
+        score = settled(rows.square().sum(dim=1))  # rows of length one tie, in every runtime
         nearest = torch.full_like(score, torch.inf)
         picked, places = [], []
         for step in range(-(-self.codes // min(self.codes, self.segments))):

@@ -14,19 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vqedge.flops import Transformer, nearest_codebook
 from vqedge.model.quantizer import Quantized
+from vqedge.model.reducers.common import unit
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what proc(5) wants written
 
 
-def quantisation_error(patches: Tensor, found: Quantized) -> float:
-    """Squared distance of patches to the codes that stand for them, as a share of their squares."""
+def quantisation_error(patches: Tensor, found: Quantized, unit_means: bool = False) -> float:
+    """Squared distance of patches to the codes that stand for them, as a share of their squares.
+
+    Args:
+        patches: float `[N, D]`.
+        found: their codes.
+        unit_means: codes are means of patches of length one, which is what is compared then.
+    """
+    patches = unit(patches) if unit_means else patches
     rest = patches - found.codes[found.indices.long()]
     return float(rest.square().sum() / patches.square().sum())
 
 
 def median_ms(call: Callable[[], object], runs: int) -> float:
-    """Median wall time after one run to warm up."""
+    """Median wall time of a call on the CPU, after one run to warm up."""
     call()
     times = []
     for _ in range(runs):

@@ -25,11 +25,13 @@ class ReducerQuantizer(nn.Module):
         reducer: an `nn.Module` that is a `Reducer`.
         codes: rows K of the result, the largest budget.
         frames: T of the clip.
+        unit_means: the reducer reads features of length one, so that its means are means of those.
     """
 
-    def __init__(self, reducer: Reducer, codes: int, frames: int) -> None:
+    def __init__(self, reducer: Reducer, codes: int, frames: int, unit_means: bool = False) -> None:
         super().__init__()
         self.slot: Tensor
+        self.unit_means = unit_means
         self.reducer, self.codes, self.frames = reducer, codes, frames
         self.register_buffer("slot", torch.arange(codes), persistent=False)
 
@@ -45,6 +47,7 @@ class ReducerQuantizer(nn.Module):
         attention = None
         if self.reducer.reads_attention:
             features, attention = features[..., :-1], features[..., -1]
+        features = unit(features) if self.unit_means else features
         found = self.reducer.reduce(features, budget, attention)
         return self.mapped(found, flat(features))
 

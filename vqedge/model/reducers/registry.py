@@ -21,7 +21,7 @@ from vqedge.model.reducers.scissor import Scissor
 from vqedge.model.reducers.tome import BipartiteMerging
 from vqedge.model.reducers.vtm import CentreMerging, MotionMerging, VideoTokenMerging
 from vqedge.model.reducers.windows import WindowMerging
-from vqedge.reducers import reducer_of
+from vqedge.reducers import reducer_of, require_room
 
 Make = Callable[[int, int, int], Any]
 """From codes, frames and patches per side to a module that is a `Reducer`."""
@@ -77,10 +77,12 @@ def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> A
         width: D of the features.
 
     Raises:
-        ConfigError: no reducer has this name, or there are fewer patches than codes.
+        ConfigError: no reducer has this name, or there are fewer patches than codes or more than it
+            can compare.
     """
     if codes > frames * grid**2:
         raise ConfigError(f"quantizer.codes {codes}: a clip has {frames * grid**2} patches")
+    require_room(name, frames * grid**2)
     if name in TRAINABLE_REDUCERS:
         return TRAINABLE_REDUCERS[name](codes, frames, grid, width)
     if name not in REDUCERS:
@@ -91,8 +93,17 @@ def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> A
 
 def reducer_quantizer(config: ModelConfig) -> ReducerQuantizer:
     """The quantizer of a `quantizer.kind` that is a reducer's."""
-    codes, encoder = config.quantizer.codes, config.encoder
     name = reducer_of(config.quantizer.kind)
     assert name is not None, "a kind of its own"
-    reducer = make_reducer(name, codes, encoder.frames, encoder.grid, encoder.width)
-    return ReducerQuantizer(reducer, codes, encoder.frames)
+    return named_quantizer(name, config)
+
+
+def named_quantizer(name: str, config: ModelConfig) -> ReducerQuantizer:
+    """A reducer in the place of the quantizer that a configuration has.
+
+    Raises:
+        ConfigError: as `make_reducer`.
+    """
+    quantizer, encoder = config.quantizer, config.encoder
+    reducer = make_reducer(name, quantizer.codes, encoder.frames, encoder.grid, encoder.width)
+    return ReducerQuantizer(reducer, quantizer.codes, encoder.frames, quantizer.unit_means)
