@@ -22,6 +22,7 @@ TEMPLATE = ROOT / "scripts" / "reducers.template.md"
 SMOLLM2 = Transformer(layers=30, width=576, ffn=1536, kv_width=192, vocabulary=49152)
 WORDS, PATCHES = 32, 2048
 _ENOUGH = 100  # questions
+_COSTS = ("error", "PyTorch ms", "ONNX Runtime ms", "ids", "peak MB", "GFLOPs", "prefill")
 
 
 def main(arguments: list[str]) -> int:
@@ -61,11 +62,11 @@ def _facts(document: dict[str, Any]) -> str:
 
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     drop_in = [row for row in rows if row["protocol"] == "drop-in"]
-    heads = ("reducer", "accuracy", "tokens", "TokDense", "error", "PyTorch ms", "ONNX Runtime ms")
+    heads = ("reducer", "accuracy", "tokens", "TokDense", *_COSTS)
     for budget in sorted({row["budget"] for row in drop_in}):
         lines = (_drop_in(row) for row in drop_in if row["budget"] == budget)
         yield f"### {budget} tokens, drop-in"
-        yield table((*heads, "ids", "peak MB", "GFLOPs", "prefill"), lines)
+        yield table(heads, lines)
     trained = [row for row in rows if row["protocol"] == "trained"]
     if not trained:
         yield "No checkpoint trained with a reducer was there when this was measured."
@@ -78,6 +79,18 @@ def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
         ("reducer", "steps", *(f"{budget} tokens" for budget in budgets)),
         (_trained(name, of_name, budgets) for name, of_name in by_name.items() if of_name),
     )
+    dropped_in = {row["reducer"] for row in drop_in}
+    others = [row for row in trained if row["reducer"] not in dropped_in and "torch_ms" in row]
+    if others:
+        yield "### Costs of those that are trained only"
+        heads = ("reducer", "budget", "tokens", *_COSTS)
+        yield table(
+            heads,
+            (
+                (row["reducer"], str(row["budget"]), f"{row['tokens_mean']:.1f}", *_costs(row))
+                for row in others
+            ),
+        )
 
 
 def _drop_in(row: dict[str, Any]) -> tuple[str, ...]:
@@ -86,6 +99,12 @@ def _drop_in(row: dict[str, Any]) -> tuple[str, ...]:
         share(row, places=0),
         f"{row['tokens_mean']:.1f}",
         f"{row['tokdense']:.2f}",
+        *_costs(row),
+    )
+
+
+def _costs(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
         f"{row['error']:.3f}",
         f"{row['torch_ms']:.0f}",
         f"{row['onnx_ms']:.0f}",

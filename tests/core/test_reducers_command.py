@@ -9,18 +9,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_baselines import Stub, write_checkpoint
+from torch import nn
 
+import vqedge.cli
 import vqedge.commands.reducers as command
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError
+from vqedge.model import reduced_answer
 from vqedge.model.checkpoint import open_checkpoint
-from vqedge.model.quantizer import KMeansQuantizer
+from vqedge.model.quantizer import KMeansQuantizer, Quantized
 from vqedge.model.reducers.measure import median_ms, peak_mb, quantisation_error
-from vqedge.reducers import TRAINABLE, TRAINING_FREE
+from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.reducers.registry import make_reducer
+from vqedge.reducers import MOST_IN_PAIRS, TRAINABLE, TRAINING_FREE
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "_reducers.py"), run_name="reducers_page")
@@ -78,6 +84,33 @@ def test_it_wants_a_checkpoint(tmp_path: Path) -> None:
         run_reducers("all", "synthetic", None, trained=tmp_path)
 
 
+def test_what_says_nothing_of_reducers_is_refused_by_name() -> None:
+    command.require_alone({"-m": False, "--show": False})
+    with pytest.raises(ConfigError, match="every reducer alike: leave out -m, --show"):
+        command.require_alone({"-m": True, "--baselines": False, "--show": True})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["-m", "a.vqedge"], ["--baselines"], ["--backend", "x"], ["--threads", "1"], ["--show"]],
+    ids=lambda words: words[0],
+)
+def test_the_command_line_refuses_it(option: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"leave out {option[0]}$"):
+        vqedge.cli.app(["eval", "--reducers", "tome", *option], standalone_mode=False)
+
+
+def test_those_that_compare_all_pairs_are_left_out_of_all_and_refused_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["tome", "vtm", "kmedoids"]
+    assert command.with_room(names, MOST_IN_PAIRS, leave_out=False) == names
+    assert command.with_room(names, MOST_IN_PAIRS + 1, leave_out=True) == ["vtm"]
+    assert "tome is left out: 8,193 patches are too many" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="reducer:tome: compares all pairs of a clip's 8,193"):
+        command.with_room(names, MOST_IN_PAIRS + 1, leave_out=False)
+
+
 # ---- costs
 
 
@@ -85,6 +118,74 @@ def test_the_error_is_a_share_of_the_squares() -> None:
     rows = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     found = KMeansQuantizer(2, 4, 0.5)(rows, torch.tensor(2))
     assert quantisation_error(rows, found) == pytest.approx(2.0 / 14.0)
+
+
+def test_means_of_features_of_length_one_are_compared_with_those() -> None:
+    rows = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    for budget, error in ((2, 0.0), (1, 1.0 - 5.0 / 9.0)):
+        found = KMeansQuantizer(2, 4, 0.5, unit_means=True)(rows, torch.tensor(budget))
+        assert quantisation_error(rows, found, True) == pytest.approx(error, abs=1e-6)
+
+
+class _OnGpu(nn.Module):
+    """Uniform pooling that says where it is and takes patches from there only."""
+
+    device = "cuda"
+
+    def __init__(self) -> None:
+        super().__init__()
+        reducer = make_reducer("uniform-pool", 4, 2, 2, 3)
+        self.inner = ReducerQuantizer(reducer, 4, 2)
+
+    def to(self, device: Any) -> _OnGpu:
+        self.device = device
+        return self
+
+    def forward(self, patches: torch.Tensor, budget: torch.Tensor) -> Quantized:
+        assert self.device == patches.device.type == budget.device.type
+        found: Quantized = self.inner(patches, budget)
+        return found
+
+
+def test_costs_are_the_cpus_wherever_answers_come_from() -> None:
+    quantizer, patches = _OnGpu(), torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
+    there = SimpleNamespace(to=lambda device: patches.to(device), device="cuda")
+    reduced: Any = SimpleNamespace(
+        quantizer=quantizer,
+        config=ModelConfig(),
+        device=torch.device("cuda"),
+        seen=lambda _item: there,
+    )
+    item: Any = None
+    found = command._Costs(reduced, [item]).at(4)
+    assert found["ids_differ"] == 0 and 0 < found["error"] < 1
+    assert min(found["torch_ms"], found["onnx_ms"]) > 0 and found["reducer_gflops"] > 0
+    assert quantizer.device == "cuda", "answers still come from where they came"
+
+
+def test_patches_of_clips_are_kept_as_far_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[int] = []
+
+    def look(frames: torch.Tensor, _attended: bool) -> torch.Tensor:
+        encoded.append(int(frames))
+        return torch.zeros(2, 4, 3)
+
+    monkeypatch.setattr(reduced_answer, "frames_of", lambda clip, *_: np.array(clip))
+    answerer: Any = SimpleNamespace(
+        config=ModelConfig(),
+        frames=2,
+        read=None,
+        device="cpu",
+        encoder=SimpleNamespace(quantizer=SimpleNamespace(vit=look)),
+    )
+    patches = reduced_answer.SharedPatches(answerer, most_bytes=2 * 2 * 4 * 3 * 4)
+    for _ in range(2):
+        for clip in (1, 2, 3):
+            item: Any = SimpleNamespace(clip=clip)
+            assert patches.of(item).shape == (8, 3)
+    assert encoded == [1, 2, 3, 3], "the third has no room"
 
 
 def test_time_is_a_median_and_memory_is_what_a_call_takes() -> None:
@@ -117,7 +218,11 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
 
     monkeypatch.setattr(command, "opened_checkpoint", fake)
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
+    costs = SimpleNamespace(at=lambda budget: {"torch_ms": float(budget)})
+    monkeypatch.setattr(command, "_Costs", lambda *_: costs)
+    monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
+    bench.clips = []
     bench.items = command.suite_items("synthetic", 20)
     rows = list(bench.trained([OWN, "tome", "scissor"], [8, 32], tmp_path))
     assert [(row["reducer"], row["budget"], row["steps"]) for row in rows] == [
@@ -127,10 +232,29 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     ]
     assert opened == ["any name", "means"], "each is opened once for all its budgets"
     assert all(row["protocol"] == "trained" and row["n"] == 20 for row in rows)
+    assert all(row["torch_ms"] == row["budget"] and row["prefill_gflops"] == 2.5 for row in rows)
     said = capsys.readouterr().err
     kind = "model.quantizer.kind=reducer:scissor"
     assert f"scissor was not trained: vqedge train recipes/reducers.yaml {kind} -o" in said
     assert "tome was not trained" not in said and "vqtoken was not trained" not in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"), [("kmeans", OWN), ("codebook", "codebook"), ("reducer:tome", "reducer:tome")]
+)
+def test_the_checkpoints_own_row_is_named_after_what_it_is(
+    kind: str, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
+    monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
+    monkeypatch.setattr(command, "_Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
+    bench = object.__new__(command._Bench)
+    own: Any = SimpleNamespace(config=ModelConfig(quantizer=QuantizerConfig(kind=kind)))
+    bench.answerer, bench.clips = own, []
+    bench.items = command.suite_items("synthetic", 20)
+    rows = list(bench.drop_in([OWN, "tome", "resampler"], [8]))
+    assert [found["reducer"] for found in rows] == [row, "tome"]
 
 
 # ---- the real thing
@@ -155,10 +279,12 @@ def test_rows_of_the_real_checkpoint(
     assert (document["n"], document["clips"], document["tokens_before"]) == (4, 1, 2048)
     own, attended, trained = document["rows"]
     assert [row["reducer"] for row in document["rows"]] == [OWN, "prumerge", OWN]
-    assert {key: own[key] for key in trained if key not in {"protocol", "steps"}} == {
-        key: value for key, value in trained.items() if key not in {"protocol", "steps"}
+    differing = {"protocol", "steps", "torch_ms", "onnx_ms", "peak_mb"}
+    assert {key: own[key] for key in own if key not in differing} == {
+        key: value for key, value in trained.items() if key not in differing
     }
-    for row in (own, attended):
+    assert document["costs_on"] == "cpu"
+    for row in (own, attended, trained):
         assert row["ids_differ"] == 0 and row["torch_ms"] > 0 and row["onnx_ms"] > 0
         assert 1 <= row["tokens_mean"] <= 8
         assert row["prefill_gflops"] == own["prefill_gflops"] > 1
@@ -173,9 +299,7 @@ def test_rows_of_the_real_checkpoint(
 
 def test_the_page_has_a_row_for_each_and_says_what_is_missing() -> None:
     page = SCRIPT["page"](DOCUMENT)
-    assert (
-        "| tome | 50% [35%, 65%] | 8.0 | 6.25 | 0.250 | 90 | 80 | 0.10% | | 1.50 | 9.2 |" in page
-    )
+    assert "| tome | 50% [35%, 65%] | 8.0 | 6.25 | 0.250 | 90 | 80 | 0.10% | | 1.50 | 9.2 |" in page
     assert "No checkpoint trained with a reducer was there" in page
     trained = {**DROP_IN, "protocol": "trained", "steps": 120}
     fewer = {**trained, "budget": 16, "tokens_mean": 9.26, "accuracy": 0.6}
@@ -189,6 +313,16 @@ def test_the_page_has_a_row_for_each_and_says_what_is_missing() -> None:
 | resampler | 120 | | 50% [35%, 65%] |
 """
     assert table in page, "in the order of the drop-in rows"
+    costs = """### Costs of those that are trained only
+
+| reducer | budget | tokens | error | PyTorch ms | ONNX Runtime ms | ids | peak MB | GFLOPs | prefill |
+|---|---|---|---|---|---|---|---|---|---|
+| resampler | 16 | 16.0 | 0.250 | 90 | 80 | 0.10% | | 1.50 | 9.2 |
+"""  # noqa: E501
+    assert costs in page, "tome's are in its drop-in row"
+    older = {key: value for key, value in other.items() if key != "torch_ms"}
+    page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, older, trained]})
+    assert "Costs of those" not in page, "a document that has none"
 
 
 def test_the_page_describes_every_reducer_and_every_method_on_paper() -> None:

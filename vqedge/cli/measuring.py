@@ -63,8 +63,18 @@ def evaluate(
     Example: vqedge eval -m tiny.vqedge --suite synthetic --limit 300 --json
     """
     if reducers is not None:
-        from vqedge.commands.reducers import run_reducers
+        from vqedge.commands.reducers import require_alone, run_reducers
 
+        require_alone(
+            {
+                "-m": bundle is not None,
+                "--baselines": baselines,
+                "--backend": backend != "auto",
+                "--threads": threads is not None,
+                "--gpu-layers": gpu_layers is not None,
+                "--show": show,
+            }
+        )
         run_reducers(
             reducers,
             suite,

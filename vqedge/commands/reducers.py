@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqedge.checkpoint import CONFIG, model_config_of
-from vqedge.commands.baselines import opened_checkpoint, steps_of
+from vqedge.checkpoint import CONFIG, model_config_of, steps_of
+from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.output import json_result, result, say
 from vqedge.data.suites import Item, suite_items, suite_version
 from vqedge.errors import ConfigError
 from vqedge.evaluate import EvalReport, evaluate
-from vqedge.reducers import ATTENTION, PREFIX, TRAINABLE, TRAINING_FREE, reducer_of
+from vqedge.reducers import (
+    PREFIX,
+    TRAINABLE,
+    TRAINING_FREE,
+    has_room,
+    reads_attention,
+    reducer_of,
+    require_room,
+)
 from vqedge_runtime.cores import processor_name, usable_cores
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vqedge.model.answer import CheckpointAnswerer
     from vqedge.model.reduced_answer import ReducedAnswerer, SharedPatches
 
-OWN = "vqtoken"  # the row of the checkpoint's own quantizer
+OWN = "vqtoken"  # the checkpoint's own quantizer; its row says its kind if that is no k-means
+COSTS_ON = "cpu"  # wherever answers come from: ONNX Runtime's side and the memory are the CPU's
 _CLIPS = 5  # that time, memory and error are measured on
 _RUNS = 5
 _KEYS = ("n", "accuracy", "interval", "tokens_mean", "tokdense", "by_kind")
@@ -45,6 +55,22 @@ def names_from_text(text: str) -> list[str]:
     return names
 
 
+def require_alone(given: Mapping[str, bool]) -> None:
+    """See that no option was given that says nothing of reducers in PyTorch.
+
+    Args:
+        given: of every such option, whether it was.
+
+    Raises:
+        ConfigError: names those that were.
+    """
+    if odd := [option for option, there in given.items() if there]:
+        raise ConfigError(
+            f"--reducers runs a --checkpoint in PyTorch, every reducer alike: leave out "
+            f"{', '.join(odd)}"
+        )
+
+
 def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
     """Numbers of tokens with commas between them; the checkpoint's default without any.
 
@@ -59,6 +85,20 @@ def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
         if not 1 <= budget <= codes:
             raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
     return budgets
+
+
+def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
+    """Those that can take clips of so many patches; the others are left out, or refused.
+
+    Raises:
+        ConfigError: one cannot, and was asked for by name.
+    """
+    for name in names:
+        if not leave_out:
+            require_room(name, patches)
+        elif not has_room(name, patches):
+            say(f"{name} is left out: {patches:,} patches are too many to compare all pairs of")
+    return [name for name in names if has_room(name, patches)]
 
 
 def run_reducers(
@@ -80,8 +120,10 @@ def run_reducers(
     if checkpoint is None:
         raise ConfigError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
     chosen = names_from_text(names)
-    quantizer = model_config_of(checkpoint).quantizer
-    budgets = budgets_from_text(budget, quantizer.codes, quantizer.default_budget)
+    config = model_config_of(checkpoint)
+    chosen = with_room(chosen, config.encoder.patches, leave_out=names == "all")
+    codes, default = config.quantizer.codes, config.quantizer.default_budget
+    budgets = budgets_from_text(budget, codes, default)
     items = suite_items(suite, limit, videos)
     bench = _Bench(checkpoint, items)
     rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]
@@ -115,21 +157,19 @@ class _Bench:
             "frames": answerer.frames,
             "tokens_before": answerer.tokens_before,
             "backend": answerer.backend,
+            "costs_on": COSTS_ON,
             "machine": f"{processor_name()}, {usable_cores()} cores",
             "versions": {tool: version(tool) for tool in _TOOLS},
         }
 
     def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Rows of reducers whose tokens the checkpoint's bridge reads, though it never saw them."""
+        own = self.answerer.config.quantizer.kind
         for name in (name for name in names if name not in TRAINABLE):
-            quantizer = self._quantizer(name)
-            reduced = self._reduced(self.answerer, name, quantizer)
-            run = _exported(quantizer, reduced(1).seen(self.clips[0]))
-            for budget in budgets:
-                say(f"{name}, budget {budget}")
-                report = evaluate(reduced(budget), name, self.items)
-                row = _row(name, "drop-in", budget, report) | self._costs(reduced(budget), run)
-                yield row | {"prefill_gflops": self._prefill(report)}
+            kind = own if name == OWN else PREFIX + name
+            row_name = kind if name == OWN and own != "kmeans" else name
+            reduced = self._reduced(self.answerer, kind, self._quantizer(name))
+            yield from self._rows(row_name, "drop-in", reduced, budgets)
 
     def trained(
         self, names: Sequence[str], budgets: Sequence[int], folder: Path
@@ -142,67 +182,45 @@ class _Bench:
             say(f"{name} was not trained: {command}")
         for name, path in found.items():
             answerer = opened_checkpoint(path)
-            reduced = self._reduced(answerer, name, answerer.encoder.quantizer.quantizer)
-            for budget in (n for n in budgets if n <= answerer.config.quantizer.codes):
-                say(f"{name}, trained, budget {budget}")
-                row = _row(name, "trained", budget, evaluate(reduced(budget), name, self.items))
+            quantizer = answerer.config.quantizer
+            reduced = self._reduced(answerer, quantizer.kind, answerer.encoder.quantizer.quantizer)
+            fitting = [budget for budget in budgets if budget <= quantizer.codes]
+            for row in self._rows(name, "trained", reduced, fitting):
                 yield row | {"steps": steps_of(path)}
 
-    def _quantizer(self, name: str) -> nn.Module:
-        from vqedge.model.reducers.quantizer import ReducerQuantizer
-        from vqedge.model.reducers.registry import make_reducer
+    def _rows(
+        self,
+        name: str,
+        protocol: str,
+        reduced: Callable[[int], ReducedAnswerer],
+        budgets: Sequence[int],
+    ) -> Iterator[dict[str, Any]]:
+        """Answers and costs at every budget."""
+        costs = _Costs(reduced(1), self.clips[:_CLIPS])
+        for budget in budgets:
+            say(f"{name}, {protocol}, budget {budget}")
+            report = evaluate(reduced(budget), name, self.items)
+            row = _row(name, protocol, budget, report) | costs.at(budget)
+            yield row | {"prefill_gflops": self._prefill(report)}
 
-        config = self.answerer.config
+    def _quantizer(self, name: str) -> nn.Module:
+        from vqedge.model.reducers.registry import named_quantizer
+
         if name == OWN:
             return self.answerer.encoder.quantizer.quantizer
-        codes, encoder = config.quantizer.codes, config.encoder
-        reducer = make_reducer(name, codes, encoder.frames, encoder.grid, encoder.width)
-        return ReducerQuantizer(reducer, codes, encoder.frames).to(self.answerer.device).eval()
+        return named_quantizer(name, self.answerer.config).to(self.answerer.device).eval()
 
     def _reduced(
-        self, answerer: CheckpointAnswerer, name: str, quantizer: nn.Module
+        self, answerer: CheckpointAnswerer, kind: str, quantizer: nn.Module
     ) -> Callable[[int], ReducedAnswerer]:
-        """A checkpoint that reads a reducer's tokens, at any budget."""
+        """A checkpoint that reads the tokens of a kind of quantizer, at any budget."""
         from vqedge.model.reduced_answer import ReducedAnswerer, SharedPatches
 
-        alike = answerer.config.encoder == self.answerer.config.encoder
-        patches = self.patches if alike else SharedPatches(answerer)
-        kind = answerer.config.quantizer.kind
-        attended = (reducer_of(kind) if name == OWN else name) in ATTENTION
-        return partial(ReducedAnswerer, answerer, patches, quantizer, attended)
-
-    def _costs(self, reduced: ReducedAnswerer, run: Callable[..., Any]) -> dict[str, Any]:
-        """Time, memory, error and FLOPs of the reducer alone, medians or means over a few clips."""
-        import numpy as np
-        import torch
-
-        from vqedge.model.reducers.measure import (
-            matrix_flops,
-            median_ms,
-            peak_mb,
-            quantisation_error,
-        )
-
-        budget = torch.tensor(reduced.budget, device=reduced.device)
-        seen = [reduced.seen(item) for item in self.clips[:_CLIPS]]
-        with torch.inference_mode():
-            found = [reduced.quantizer(patches, budget) for patches in seen]
-            call = lambda: reduced.quantizer(seen[0], budget)  # noqa: E731
-            deployed = [run(patches, reduced.budget) for patches in seen]
-            features = [patches[:, : found[0].codes.shape[1]] for patches in seen]
-            errors = [quantisation_error(*pair) for pair in zip(features, found, strict=True)]
-            differ = [
-                (there != here.indices.cpu().numpy()).mean()
-                for there, here in zip(deployed, found, strict=True)
-            ]
-            return {
-                "error": float(np.mean(errors)),
-                "ids_differ": float(np.mean(differ)),
-                "torch_ms": median_ms(call, _RUNS),
-                "onnx_ms": median_ms(lambda: run(seen[0], reduced.budget), _RUNS),
-                "peak_mb": peak_mb(call),
-                "reducer_gflops": matrix_flops(call) / 1e9,
-            }
+        encoder = answerer.config.encoder
+        alike = encoder == self.answerer.config.encoder and not encoder.trained_blocks
+        shared = alike or answerer is self.answerer
+        patches = self.patches if shared else SharedPatches(answerer)
+        return partial(ReducedAnswerer, answerer, patches, quantizer, reads_attention(kind))
 
     def _prefill(self, report: EvalReport) -> float:
         """Of the language model over the template and the tokens, without a question."""
@@ -213,7 +231,56 @@ class _Bench:
         return prefill(decoder_of(self.answerer.llm), template + round(report.tokens_mean)) / 1e9
 
 
-def _exported(quantizer: nn.Module, patches: Any) -> Callable[..., Any]:
+class _Costs:
+    """What a quantizer alone costs and loses on a few clips, on the CPU.
+
+    Args:
+        reduced: reads its tokens, on whatever device.
+        clips: a question about each.
+    """
+
+    def __init__(self, reduced: ReducedAnswerer, clips: Sequence[Item]) -> None:
+        self.quantizer = copy.deepcopy(reduced.quantizer).to(COSTS_ON)
+        self.unit_means = reduced.config.quantizer.unit_means
+        self.seen = [reduced.seen(item).to(COSTS_ON) for item in clips]
+        self.run = _exported(self.quantizer, self.seen[0])
+
+    def at(self, tokens: int) -> dict[str, Any]:
+        """Time, memory, error and FLOPs at a budget, medians or means over the clips."""
+        import numpy as np
+        import torch
+
+        from vqedge.model.reducers.measure import (
+            matrix_flops,
+            median_ms,
+            peak_mb,
+            quantisation_error,
+        )
+
+        budget, seen = torch.tensor(tokens), self.seen
+        with torch.inference_mode():
+            found = [self.quantizer(patches, budget) for patches in seen]
+            call = lambda: self.quantizer(seen[0], budget)  # noqa: E731
+            deployed = [self.run(patches, tokens) for patches in seen]
+            errors = [
+                quantisation_error(patches[:, : codes.codes.shape[1]], codes, self.unit_means)
+                for patches, codes in zip(seen, found, strict=True)
+            ]
+            differ = [
+                (there != here.indices.numpy()).mean()
+                for there, here in zip(deployed, found, strict=True)
+            ]
+            return {
+                "error": float(np.mean(errors)),
+                "ids_differ": float(np.mean(differ)),
+                "torch_ms": median_ms(call, _RUNS),
+                "onnx_ms": median_ms(lambda: self.run(seen[0], tokens), _RUNS),
+                "peak_mb": peak_mb(call),
+                "reducer_gflops": matrix_flops(call) / 1e9,
+            }
+
+
+def _exported(quantizer: nn.Module, patches: Tensor) -> Callable[..., Any]:
     """The quantizer in ONNX Runtime: from patches and budget to the index map."""
     import numpy as np
     import onnxruntime as ort
@@ -223,7 +290,7 @@ def _exported(quantizer: nn.Module, patches: Any) -> Callable[..., Any]:
     model = quantizer_graph(quantizer, patches).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     return lambda rows, budget: session.run(
-        ["indices"], {"features": rows.cpu().numpy(), "budget": np.array(budget, np.int64)}
+        ["indices"], {"features": rows.numpy(), "budget": np.array(budget, np.int64)}
     )[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +11,36 @@ from torch import Tensor, nn
 from vqedge.data.suites import Item, frames_of
 from vqedge.model.answer import CheckpointAnswerer
 
+MOST_BYTES: Final = 1 << 30
+
 
 class SharedPatches:
     """Features of clips with CLS attention beside them, encoded once for all reducers.
 
+    The first clips are kept, as many as there is room for; the others are encoded every time: every
+    reducer goes through all clips in turn, so that the latest would be gone before their next turn.
+
     Args:
         answerer: whose backbone looks.
+        most_bytes: room for what is kept.
     """
 
-    def __init__(self, answerer: CheckpointAnswerer) -> None:
-        self.answerer = answerer
+    def __init__(self, answerer: CheckpointAnswerer, most_bytes: int = MOST_BYTES) -> None:
+        self.answerer, self.most_bytes = answerer, most_bytes
         self._known: dict[object, Tensor] = {}
 
     @torch.inference_mode()
     def of(self, item: Item) -> Tensor:
         """Float `[N, D + 1]` of an item's clip, attention last."""
-        if item.clip not in self._known:
-            answerer, size = self.answerer, self.answerer.config.encoder.size
-            frames = frames_of(item.clip, answerer.frames, size, answerer.read)
-            vit = answerer.encoder.quantizer.vit
-            both = vit(torch.from_numpy(frames).to(answerer.device), True)
-            self._known[item.clip] = both.flatten(0, 1)
-        return self._known[item.clip]
+        if item.clip in self._known:
+            return self._known[item.clip]
+        answerer, size = self.answerer, self.answerer.config.encoder.size
+        frames = frames_of(item.clip, answerer.frames, size, answerer.read)
+        vit = answerer.encoder.quantizer.vit
+        both: Tensor = vit(torch.from_numpy(frames).to(answerer.device), True).flatten(0, 1)
+        if (len(self._known) + 1) * both.nbytes <= self.most_bytes:
+            self._known[item.clip] = both
+        return both
 
 
 class ReducedAnswerer(CheckpointAnswerer):
