@@ -1,0 +1,72 @@
+"""What `vqedge bench` times: prompts that are read whole, each as often as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_gguf import WIDTH, video, wild_tensors, write_gguf
+
+from vqedge_runtime import bench
+from vqedge_runtime.llm import open_llama_cpp
+
+ROWS = 8
+
+
+@pytest.fixture
+def qa(tmp_path: Path) -> Iterator[Any]:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
+    with open_llama_cpp(path, threads=1, context=256) as llm:
+        yield SimpleNamespace(llm=llm)
+
+
+@pytest.fixture
+def clip() -> Any:
+    """Four hundred patches, more than the context at first has room for."""
+    rows = video(3, ROWS, WIDTH)
+    index_map = np.arange(400, dtype=np.int32).reshape(1, 20, 20) % ROWS
+    return SimpleNamespace(tokens=SimpleNamespace(rows=rows.rows, index_map=index_map), rows=rows)
+
+
+def test_side_by_side_reads_as_much_as_one_by_one(
+    qa: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    ask, ask_many = qa.llm.ask, qa.llm.ask_many
+
+    def noted(rows: Any, question: str, options: Any) -> Any:
+        held.append(qa.llm._reader._holds(rows))
+        return ask(rows, question, options)
+
+    def noted_many(prompts: Any, options: Any) -> Any:
+        held.extend(qa.llm._reader._holds(prompt.video) for prompt in prompts)
+        return ask_many(prompts, options)
+
+    monkeypatch.setattr(qa.llm, "ask", noted)
+    monkeypatch.setattr(qa.llm, "ask_many", noted_many)
+    found = bench._together(qa, clip, 1)
+    clips, questions = held[:16], held[16:]
+    assert not any(clips), "eight clips are read in both ways"
+    assert questions == [False, *[True] * 7, *[False] * 8], "one clip is read once in both"
+    assert {row["prompts"] for row in found.values()} == {8}
+
+
+def test_the_unreduced_prompt_is_read_whole_in_a_context_that_is_there(
+    qa: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, ask = [], qa.llm.ask
+
+    def noted(*arguments: Any) -> Any:
+        sizes.append(qa.llm._reader.context.size)
+        return ask(*arguments)
+
+    monkeypatch.setattr(qa.llm, "ask", noted)
+    found = bench._asked_unreduced(qa, clip, 2)
+    assert sizes[0] < 400 < sizes[1] == sizes[2], "the first is a warm-up"
+    assert [answer.reused_prefix for answer in found] == [False, False]
+    assert {answer.video_tokens for answer in found} == {400}
