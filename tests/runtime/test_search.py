@@ -139,7 +139,8 @@ def test_a_basis_is_orthonormal_whatever_it_is_made_from(shape: tuple[int, int])
 
 def test_answers_are_those_of_comparing_with_all(folder: Path, made: bench.Made) -> None:
     queries = [bench.query_of(made, number) for number in (0, 30, 18, 19)]
-    _, equal = ask_folder(folder, lambda i: [bench.agree(i, query, made) for query in queries])
+    everyone = bench.prepared(made)
+    _, equal = ask_folder(folder, lambda i: [bench.agree(i, query, everyone) for query in queries])
     assert equal == [True] * 4
 
 
@@ -241,7 +242,7 @@ def test_bases_are_made_anew_as_a_folder_grows(tmp_path: Path, made: bench.Made)
         ask_folder(tmp_path, lambda _: None)
     few = bench.Made(made.header, made.codes[:20])
     query = bench.query_of(few, 3)
-    _, equal = ask_folder(tmp_path, lambda index: bench.agree(index, query, few))
+    _, equal = ask_folder(tmp_path, lambda index: bench.agree(index, query, bench.prepared(few)))
     assert equal
     if made.header.kind == "kmeans":
         with connect(tmp_path / NAME) as index:
@@ -370,7 +371,7 @@ def test_two_writers_at_once(folder: Path, made: bench.Made) -> None:
     assert [process.returncode for process in running] == [0, 0, 0], ends
     assert {out for out, _ in ends} == {f"{CLIPS} 0\n"}
     query = bench.query_of(made, 18)
-    state, equal = ask_folder(folder, lambda index: bench.agree(index, query, made))
+    state, equal = ask_folder(folder, lambda index: bench.agree(index, query, bench.prepared(made)))
     assert equal and state.read == 0
 
 
