@@ -11,9 +11,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +24,7 @@ from vqedge.errors import BackendUnavailable, ConfigError, printable
 from vqedge_runtime.answers import Answer, Backend, Timings, Video, timings_with_llm
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import AUTO, Encoder, Frames, open_encoder
+from vqedge_runtime.encoders import AUTO, Encoder, Frames, open_encoder, require_backend
 from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
     ChoiceScores,
@@ -46,10 +47,12 @@ from vqedge_runtime.stored import (
 )
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.video import Clip, clip_from_path
-from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
+from vqedge_runtime.vqt import Header, Origin, Segment, header_for, is_vqt
 from vqedge_runtime.vqt.header import PART_US
 
 PathLike = str | os.PathLike[str]
+
+NO_ENCODER = "none (codes from a file)"
 
 logger = logging.getLogger(__name__)
 
@@ -82,17 +85,21 @@ class VideoQA:
     Not thread safe: calls on one object must not overlap.
 
     Args:
-        encoder: frames to codes.
+        encoder: frames to codes, or what opens it when it is first needed.
         bridge: codes to tokens.
         llm: tokens to text.
         manifest: what the bundle says about them.
     """
 
     def __init__(
-        self, encoder: Encoder, bridge: Bridge, llm: LanguageModel, manifest: Manifest
+        self,
+        encoder: Encoder | Callable[[], Encoder],
+        bridge: Bridge,
+        llm: LanguageModel,
+        manifest: Manifest,
     ) -> None:
-        self.encoder, self.bridge, self.llm, self.manifest = encoder, bridge, llm, manifest
-        self._closed = False
+        self.bridge, self.llm, self.manifest = bridge, llm, manifest
+        self._encoder, self._closed = encoder, False
 
     @classmethod
     def open(
@@ -105,7 +112,7 @@ class VideoQA:
         max_context: int | None = None,
         gpu_layers: int | None = None,
     ) -> Self:
-        """Open and verify a bundle and load its models.
+        """Open and verify a bundle and load its models; the encoder when it is first needed.
 
         Args:
             bundle: a `NAME.vqedge` folder.
@@ -124,9 +131,8 @@ class VideoQA:
         """
         opened = open_bundle(Path(bundle))
         manifest = opened.manifest
+        require_backend(encoder)
         with ExitStack() as stack:
-            engine = open_encoder(encoder, opened, threads)
-            stack.callback(engine.close)
             bridge = open_bridge(opened.path_of("bridge"), manifest.llm.first_video_word)
             stack.callback(bridge.close)
             llm = open_llama_cpp(
@@ -138,12 +144,29 @@ class VideoQA:
                 system=manifest.llm.system_prompt,
             )
             stack.pop_all()
-        return cls(engine, bridge, llm, manifest)
+        return cls(partial(open_encoder, encoder, opened, threads), bridge, llm, manifest)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Frames to codes; a `.vqt` has its codes and needs none.
+
+        Raises:
+            BackendUnavailable: it cannot run here or on this bundle.
+            BundleError: its file cannot be run.
+        """
+        if callable(self._encoder):
+            self._check_open()
+            self._encoder = self._encoder()
+        return self._encoder
 
     @property
     def backend(self) -> Backend:
         """What runs where."""
-        return Backend(self.encoder.name, self.llm.name)
+        return self.backend_for(stored=False)
+
+    def backend_for(self, stored: bool) -> Backend:
+        """What runs where for a video, or for one that is stored in a `.vqt`."""
+        return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
 
     def encode(
         self,
@@ -333,7 +356,8 @@ class VideoQA:
         """Free the models; twice is fine."""
         self._closed = True
         with ExitStack() as stack:
-            stack.callback(self.encoder.close)
+            if not callable(self._encoder):
+                stack.callback(self._encoder.close)
             stack.callback(self.bridge.close)
             stack.callback(self.llm.close)
 
@@ -384,8 +408,9 @@ class VideoQA:
 
     def _tokens(self, frames: Frames, budget: int) -> tuple[TokenSet, float]:
         self._check_open()
+        encoder = self.encoder
         began = time.perf_counter()
-        tokens = self.bridge.tokens(self.encoder.encode(frames, budget))
+        tokens = self.bridge.tokens(encoder.encode(frames, budget))
         return tokens, (time.perf_counter() - began) * 1e3
 
     def _check_open(self) -> None:
@@ -410,7 +435,7 @@ class VideoQA:
             result.text,
             video.tokens.count,
             timings_with_llm(spent, prefill_ms, result.first_token_ms, result.total_ms),
-            self.backend,
+            self.backend_for(isinstance(video.source, Origin)),
             video,
             generated_tokens=result.generated_tokens,
             tokens_per_s=result.tokens_per_s,
@@ -421,4 +446,5 @@ class VideoQA:
         prefill_ms = scores.prefix_ms + scores.question_ms
         timings = timings_with_llm(spent, prefill_ms, prefill_ms, scores.total_ms)
         probabilities = dict(zip(scores.choices, scores.probabilities, strict=True))
-        return Answer(scores.best, video.tokens.count, timings, self.backend, video, probabilities)
+        backend = self.backend_for(isinstance(video.source, Origin))
+        return Answer(scores.best, video.tokens.count, timings, backend, video, probabilities)

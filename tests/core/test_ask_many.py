@@ -12,7 +12,7 @@ from tiny_bundle import write_bundle
 
 import vqedge.commands.ask as command
 from vqedge.data.demo import write_demo
-from vqedge.errors import ConfigError, PromptError, VqtError
+from vqedge.errors import BackendUnavailable, ConfigError, PromptError, VqtError
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
@@ -147,3 +147,40 @@ def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None
     (tmp_path / "q.txt").write_text("\n \n")
     with pytest.raises(PromptError, match="no question"):
         command.ask(folder, None, questions=tmp_path / "q.txt")
+
+
+def test_codes_from_files_open_no_encoder(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qa = VideoQA.open("")
+    qa._encoder = lambda: pytest.fail("an encoder was opened")
+    for text in ("Red.", "Red.", "Blue."):
+        llm.enqueue(text)
+    command.ask(folder / "a.vqt", QUESTIONS[0], as_json=True)
+    command.ask(folder, QUESTIONS[0], as_json=True)
+    found = capsys.readouterr()
+    documents = [json.loads(line) for line in found.out.splitlines()]
+    assert {row["backend"]["encoder"] for row in documents} == {"none (codes from a file)"}
+    assert found.err.startswith("encoder: none (codes from a file); llm: fake\n")
+
+
+def test_an_encoder_is_opened_once_when_it_is_needed(folder: Path) -> None:
+    opened: list[FakeEncoder] = []
+
+    def opens() -> FakeEncoder:
+        opened.append(FakeEncoder(32, 576))
+        return opened[-1]
+
+    made = VideoQA.open("")
+    qa = VideoQA(opens, made.bridge, made.llm, made.manifest)
+    qa.encode(folder / "a.vqt")
+    assert not opened
+    for _ in range(2):
+        qa.encode(folder.parent / "demo.mp4")
+    assert qa.backend.encoder == "fake encoder" and len(opened) == 1
+    qa.close()
+    never = VideoQA(opens, made.bridge, made.llm, made.manifest)
+    never.close()
+    with pytest.raises(BackendUnavailable, match="closed"):
+        never.encode(folder.parent / "demo.mp4")
+    assert len(opened) == 1

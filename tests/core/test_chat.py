@@ -130,7 +130,7 @@ def test_a_file_of_codes_has_its_budget(qa: VideoQA, clip: Path, tmp_path: Path)
 
 
 def test_ids_are_shown(qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    qa.encoder = FakeEncoder(32, 576, levels=2)
+    qa._encoder = FakeEncoder(32, 576, levels=2)
     Chat(qa, clip, 2).talk(iter(["/tokens"]))
     assert "ids: [[0, 1], [2, 3]]" in capsys.readouterr().err
 

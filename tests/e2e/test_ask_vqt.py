@@ -32,6 +32,10 @@ def test_the_commands_agree_in_processes_of_their_own(
     assert first["answer"] == second["answer"] == "red"
     assert first["tokens"] == second["tokens"] and first["video"] == second["video"]
     assert second["timings_ms"]["preprocess"] == 0
+    assert first["backend"]["encoder"].startswith("o")
+    assert second["backend"]["encoder"] == "none (codes from a file)"
+    refused = run_vqedge("ask", out, QUESTIONS[0], "-m", bundle, "--backend", "none")
+    assert refused.returncode == 1 and "no encoder backend 'none'" in refused.stderr
 
 
 def test_rows_and_answers_of_held_out_clips(qa: VideoQA, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vqedge.budget import budget_from_text
+from vqedge.budget import Budget, budget_from_text
 from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.errors import ConfigError, PromptError, VqedgeError
 from vqedge.prompt import question_text
-from vqedge_runtime import Answer, DecodingOptions
+from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.kv import kv_path
 from vqedge_runtime.vqt import Origin, is_vqt
@@ -38,7 +38,6 @@ def ask(
     keep_kv: bool = False,
 ) -> None:
     """Answer on stdout, the backends on stderr."""
-    options_or_default = options or DecodingOptions()
     many = questions is not None or is_many(video)
     if many and (evidence or choices is not None):
         raise ConfigError("--evidence and --choices are for one question about one video")
@@ -48,37 +47,60 @@ def ask(
         raise ConfigError(
             "--start, --end and --budget are for one video, and this is a folder of .vqt"
         )
-    if questions is not None and question is not None:
-        raise ConfigError("give a question or --questions, not both")
-    asked = questions_from_file(questions) if questions else [_question(question)]
-    words = asked[0]
-    with open_session(bundle, runs_on) as qa:
+    asked = _asked(question, questions)
+    span, most, decoding = (start, end), budget_from_text(budget), options or DecodingOptions()
+    with open_session(bundle, runs_on, is_vqt(video) or is_many(video)) as qa:
         if many:
-            limit, span = budget_from_text(budget), (start, end)
-            ask_many(qa, video, asked, limit, span, options_or_default, as_json)
+            ask_many(qa, video, asked, most, span, decoding, as_json)
             return
-        encoded = qa.encode(video, budget_from_text(budget), start, end)
-        if isinstance(encoded.source, Origin) and (start, end) != (None, None):
-            say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
+        encoded = _encoded(qa, video, most, span)
         prefix_ms = qa.prefill(encoded, kv_path(video)).ms if keep_kv else 0.0
-        if choices is not None:
-            answer = qa.ask(encoded, words, choices=_choices(choices))
-        elif stream and not as_json:
-            answer = _streamed(qa.stream(encoded, words, options=options_or_default))
-        else:
-            answer = qa.ask(encoded, words, options=options_or_default)
-        if not answer.text.strip():
-            raise VqedgeError(
-                "the model gave no words; ask in other words, or try --temperature 0.7"
-            )
+        streamed = stream and not as_json and choices is None
+        answer = _answer(qa, encoded, asked[0], choices, decoding, streamed)
         answer = answer.including_encoding(prefix_ms)
         if not as_json:
-            _print_text(answer, streamed=stream and choices is None)
-        found = evidence_for(qa, answer, words) if evidence else None
+            _print_text(answer, streamed)
+        found = evidence_for(qa, answer, asked[0]) if evidence else None
     if as_json:
         json_result(document_of(answer, found))
     elif found is not None:
         result(evidence_line(found))
+
+
+def _asked(question: str | None, questions: Path | None) -> list[str]:
+    if questions is None:
+        return [_question(question)]
+    if question is not None:
+        raise ConfigError("give a question or --questions, not both")
+    return questions_from_file(questions)
+
+
+def _encoded(
+    qa: VideoQA, video: Path, budget: Budget | None, span: tuple[float | None, float | None]
+) -> Video:
+    encoded = qa.encode(video, budget, *span)
+    if isinstance(encoded.source, Origin) and span != (None, None):
+        say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
+    return encoded
+
+
+def _answer(
+    qa: VideoQA,
+    video: Video,
+    question: str,
+    choices: str | None,
+    options: DecodingOptions,
+    streamed: bool,
+) -> Answer:
+    if choices is not None:
+        answer = qa.ask(video, question, choices=_choices(choices))
+    elif streamed:
+        answer = _streamed(qa.stream(video, question, options=options))
+    else:
+        answer = qa.ask(video, question, options=options)
+    if not answer.text.strip():
+        raise VqedgeError("the model gave no words; ask in other words, or try --temperature 0.7")
+    return answer
 
 
 def document_of(answer: Answer, evidence: Evidence | None = None) -> dict[str, Any]:

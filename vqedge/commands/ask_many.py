@@ -13,7 +13,7 @@ from vqedge.budget import Budget
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
-from vqedge_runtime.vqt.file import SUFFIX
+from vqedge_runtime.vqt.file import SUFFIX, is_vqt
 
 _STDIN = Path("-")
 _AT_ONCE = 240  # prompts given to the model in one call; their clips are in memory
@@ -84,7 +84,7 @@ def ask_many(
                 "answers": rows,
                 "failed": failed,
                 "timings_ms": {"total": spent_ms},
-                "backend": asdict(qa.backend),
+                "backend": asdict(qa.backend_for(is_vqt(video) or is_many(video))),
             }
         )
     _report(failed, answered // len(questions))

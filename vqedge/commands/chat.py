@@ -45,7 +45,7 @@ def chat(
     Raises:
         VideoError: the first video cannot be read.
     """
-    with open_session(bundle, runs_on) as qa:
+    with open_session(bundle, runs_on, is_vqt(video)) as qa:
         Chat(qa, video, budget_from_text(budget), history, options, start).talk(_lines())
 
 

@@ -22,13 +22,23 @@ class RunsOn:
 BEST_HERE = RunsOn()
 
 
-def open_session(bundle: Path | None, runs_on: RunsOn) -> VideoQA:
-    """Open a bundle, or the one that lies here, and say what runs where."""
+def open_session(bundle: Path | None, runs_on: RunsOn, stored: bool = False) -> VideoQA:
+    """Open a bundle, or the one that lies here, and say what runs where.
+
+    Args:
+        bundle: the bundle.
+        runs_on: where its models run.
+        stored: the video is a `.vqt`, so that no encoder is needed.
+
+    Raises:
+        BundleError: there is no bundle, or it is altered.
+        BackendUnavailable: a model cannot run here.
+    """
     qa = VideoQA.open(
         bundle_or_default(bundle),
         encoder=runs_on.backend,
         threads=runs_on.threads,
         gpu_layers=runs_on.gpu_layers,
     )
-    say(str(qa.backend))
+    say(str(qa.backend_for(stored)))
     return qa

@@ -89,7 +89,7 @@ def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
 
 def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
     """The same with an answer and its evidence."""
-    with open_session(bundle, settings.runs_on) as qa:
+    with open_session(bundle, settings.runs_on, is_vqt(video)) as qa:
         budget = budget_from_text(settings.budget)
         encoded = qa.encode(video, budget, settings.start_s, settings.end_s)
         answer = qa.ask(encoded, question)

@@ -132,16 +132,27 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
         BackendUnavailable: no such backend, or it cannot run here or on this bundle.
         BundleError: the file cannot be run.
     """
+    require_backend(name)
     if name == AUTO:
         from vqedge_runtime.encoders.auto import open_fastest
 
         return open_fastest(bundle, threads)
+    return ENCODERS[name].open(bundle, threads)
+
+
+def require_backend(name: str) -> None:
+    """Refuse a backend that cannot run here, before any work.
+
+    Raises:
+        BackendUnavailable: no such backend, or something that it needs is missing.
+    """
+    if name == AUTO:
+        return
     if name not in ENCODERS:
         known = ", ".join((AUTO, *ENCODERS))
         raise BackendUnavailable(f"no encoder backend {name!r}; there is: {known}")
     if lacking := ENCODERS[name].missing():
         raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {lacking.fix}")
-    return ENCODERS[name].open(bundle, threads)
 
 
 def refusal(path: Path, reader: str, reason: str) -> BundleError | BackendUnavailable:
