@@ -5,6 +5,9 @@ from __future__ import annotations
 import builtins
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import vqedge.cli
 import vqedge.commands.encode
 import vqedge.commands.encoded
 from vqedge.bundle import Bundle
+from vqedge.commands.evidence import evidence_for
 from vqedge.data.demo import write_demo
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
@@ -127,6 +131,26 @@ def test_evidence_as_json(run: Any, clip: Path, llm: FakeLanguageModel) -> None:
     assert first["share"] == pytest.approx(3 / 3.5)
     assert document["evidence_span_s"] == [0, 3] and document["log_likelihood"] == -1.0
     assert document["answer"] == "red"
+
+
+def test_the_bar_counts_codes_and_not_rows(
+    clip: Path, llm: FakeLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A code told in words is several rows."""
+    totals, steps = list[int](), list[str]()
+
+    @contextmanager
+    def bar(_: str, total: int) -> Iterator[Callable[[str], None]]:
+        totals.append(total)
+        yield steps.append
+
+    monkeypatch.setattr("vqedge.commands.evidence.progress", bar)
+    qa = VideoQA.open("")
+    llm.enqueue("red")
+    for total in (-1.0, -1.5, -1.0, -0.5, -4.0):
+        llm.enqueue_scores(total)
+    evidence_for(qa, replace(qa.ask(clip, "What?"), tokens=24), "What?")
+    assert totals == [len(steps)] == [4]
 
 
 def test_without_the_flag_there_is_no_evidence(

@@ -18,7 +18,7 @@ from vqedge_runtime.evidence import evidence_from_drops
 from vqedge_runtime.tokens import Codes, TokenSet
 from vqedge_runtime.video import clip_from_path
 from vqedge_runtime.viz import Picture, write_picture
-from vqedge_runtime.viz.canvas import PAPER, fitted, overlaid, wrapped
+from vqedge_runtime.viz.canvas import PAPER, Canvas, fitted, overlaid, wrapped
 from vqedge_runtime.viz.html import html_from_picture
 from vqedge_runtime.viz.palette import colors, distances
 from vqedge_runtime.viz.sheet import layout_of, sheet
@@ -200,6 +200,20 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     assert "\u202e" not in page and "\x1b" not in page and "http://" not in page
     assert seen.tags.count("figure") == 4 and seen.tags.count("tr") == 4
     assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("codes", [3, 20])
+def test_captions_say_what_evidence_is_of_few_codes_and_of_many(
+    codes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only of few is it what the answer loses without the code."""
+    both = asked(picture(np.arange(codes, dtype=np.int32).reshape(1, 1, codes)), [1.0] * codes)
+    drawn: list[str] = []
+    monkeypatch.setattr("vqedge_runtime.viz.sheet.fitted", lambda words, *_: words)
+    monkeypatch.setattr(Canvas, "text", lambda _, at, words, *__: drawn.append(words))
+    sheet(both)
+    for words in (Seen(html_from_picture(both).decode()).text, " ".join(drawn)):
+        assert "likelier where" in words and "loses" not in words
 
 
 def test_paths_of_the_page_cover_each_patch_once() -> None:

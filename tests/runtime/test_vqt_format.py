@@ -80,13 +80,15 @@ def test_the_table_of_the_header() -> None:
 
 def test_the_limits() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    limits = dict(re.findall(r"^\| ([^|]+) \| ([\d,]+|256 MiB) \|$", page, re.M))
-    found = {
-        "file": f"{files.MAX_FILE_BYTES >> 20} MiB",
-        "segments": f"{files.MAX_SEGMENTS:,}",
-        "T x h x w": f"{headers.MAX_PATCHES:,}",
-        "K": f"{headers.MAX_CODES:,}",
-        "levels": f"{headers.MAX_LEVELS}",
-        "width": f"{headers.MAX_WIDTH:,}",
+    rows = re.findall(r"^\| ([^|]+) \|(?: (\d+))? \| ([\d,]+|256 MiB|K) \|$", page, re.M)
+    assert {what: (low, high) for what, low, high in rows} == {
+        "file": ("", f"{files.MAX_FILE_BYTES >> 20} MiB"),
+        "segments": ("1", f"{files.MAX_SEGMENTS:,}"),
+        "T x h x w": ("1", f"{headers.MAX_PATCHES:,}"),
+        "K": ("1", f"{headers.MAX_CODES:,}"),
+        "budget": ("0", "K"),
+        "levels (`codebook`)": ("1", f"{headers.MAX_LEVELS}"),
+        "bits (version 2)": (f"{headers.MIN_BITS}", f"{headers.MAX_BITS}"),
+        "width (`kmeans`)": ("1", f"{headers.MAX_WIDTH:,}"),
+        "width (`codebook`)": ("2", f"{headers.MAX_WIDTH:,}"),
     }
-    assert limits == found

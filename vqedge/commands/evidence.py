@@ -12,7 +12,7 @@ from vqedge_runtime.evidence import Evidence, find_evidence
 
 def evidence_for(qa: VideoQA, answer: Answer, question: str) -> Evidence:
     """Leave codes out, with a bar on stderr."""
-    with progress("evidence", answer.tokens) as step:
+    with progress("evidence", answer.video.tokens.codes.count) as step:
         return find_evidence(
             qa.llm, answer.video, question, answer.text, lambda code: step(f"code {code}")
         )

@@ -93,8 +93,9 @@ def _asked(picture: Picture) -> str:
         return ""
     return (
         f'<p class="asked">{_words(picture.question)} <b>{_words(evidence.answer)}</b></p>\n'
-        f"<p>evidence from {evidence.start_s:.2f} to {evidence.end_s:.2f} s: what the answer's "
-        f"log-likelihood ({evidence.log_likelihood:.2g} nats) loses without a code</p>"
+        f"<p>evidence from {evidence.start_s:.2f} to {evidence.end_s:.2f} s: nats by which the "
+        f"answer ({evidence.log_likelihood:.2g} nats with all codes) is likelier where a code is "
+        "read</p>"
     )
 
 

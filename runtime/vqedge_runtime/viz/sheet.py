@@ -190,7 +190,7 @@ def _span(canvas: Canvas, picture: Picture, layout: Layout) -> None:
 def _foot(canvas: Canvas, picture: Picture, layout: Layout) -> None:
     words = "Height of a band: square root of the code's share of the frame."
     if picture.evidence is not None:
-        words += " Evidence: what the answer's log-likelihood loses without the code."
+        words += " Evidence: nats by which the answer is likelier where the code is read."
     at = (_MARGIN, layout.height - _MARGIN + 4)
     canvas.text(at, fitted(words, _SMALL, layout.width - 2 * _MARGIN), _SMALL, QUIET)
 
