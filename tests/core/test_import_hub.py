@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import sys
 import types
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
 from vqedge.base.fetch import fetch_model
 from vqedge.base.hub import download_model
+from vqedge.base.pickles import conversion_line
 from vqedge.commands import import_
 from vqedge.errors import BackendUnavailable, CheckpointError, FetchError
 
@@ -111,9 +112,16 @@ def test_files_of_another_commit_do_not_stay(hub: _FakeHub, tmp_path: Path) -> N
 
 def test_a_repository_of_pickles(hub: _FakeHub, tmp_path: Path) -> None:
     hub.listed = ("config.json", "pytorch_model.bin")
-    with pytest.raises(FetchError, match="owner/model: has no safetensors"):
+    with pytest.raises(FetchError, match="owner/model: has no safetensors") as caught:
         download_model("owner/model", "main", tmp_path / "model", _ignore)
     assert hub.calls == []
+    fetched = "hf download owner/model --revision commit-of-main --local-dir model && "
+    paths = [PurePath("model/pytorch_model.bin")]
+    line = conversion_line(paths, PurePath("model/model.safetensors"))
+    assert str(caught.value).endswith(fetched + line)
+    hub.listed = ("config.json", "flax_model.msgpack")
+    with pytest.raises(FetchError, match="has no safetensors, nor other weights that are known"):
+        download_model("owner/model", "main", tmp_path / "model", _ignore)
 
 
 def test_a_repository_that_is_not_there(hub: _FakeHub, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
+from vqedge.base.pickles import conversion_line, pickles_among
 from vqedge.base.sources import HubSource, Progress
 from vqedge.errors import BackendUnavailable, FetchError
 
@@ -91,7 +94,7 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     listed = [item.rfilename for item in info.siblings or ()]
     files = tuple(file for file in listed if file in _MODEL_FILES or _is_shard(file))
     if not any(map(_is_shard, files)):
-        raise FetchError(f"{name}: has no safetensors; pickles are not read, ask for a conversion")
+        raise FetchError(f"{name}: has no safetensors{_conversion(name, str(info.sha), listed)}")
     if whole == info.sha:
         return str(info.sha)
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,6 +104,20 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     commit = download(source, folder, folder.with_name(f"{folder.name}.part"), progress)
     (folder / _COMMIT).write_text(commit)
     return commit
+
+
+def _conversion(name: str, commit: str, listed: Sequence[str]) -> str:
+    """What to do about a repository of pickles."""
+    pickles = pickles_among(listed)
+    if not pickles:
+        return ", nor other weights that are known"
+    folder = PurePath(name.rpartition("/")[2])
+    fetched = shlex.join(["hf", "download", name, "--revision", commit])
+    line = conversion_line([folder / file for file in pickles], folder / "model.safetensors")
+    return (
+        f", and {pickles[0]} is a pickle, which runs code when it is read; convert it, then "
+        f"import {folder}: {fetched} --local-dir {shlex.quote(str(folder))} && {line}"
+    )
 
 
 def _commit_of(folder: Path) -> str | None:

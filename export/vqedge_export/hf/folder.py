@@ -11,17 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vqedge.base.pickles import conversion_line, pickles_among
 from vqedge.base.tensors import Array, TensorFile
 from vqedge.errors import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MAX_JSON_BYTES = 64 << 20  # tokenizer.json of a large vocabulary has some 10 MB
 _MAX_SHARDS = 512
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_CONVERSION = (
-    'python -c "from transformers import AutoModel as M; '
-    "M.from_pretrained('{folder}').save_pretrained('{folder}-safe', safe_serialization=True)\""
-)
 
 
 class HfFolder:
@@ -84,12 +80,12 @@ class HfFolder:
             return {name: self._shard(name) for name in sorted(set(named.values()))}
         if (self.path / SINGLE).exists():
             return {SINGLE: self._shard(SINGLE)}
-        pickles = sorted(p.name for p in self.path.iterdir() if p.suffix in _PICKLES)
-        if pickles:
-            line = _CONVERSION.format(folder=self.path.name)
+        if pickles := pickles_among([path.name for path in self.path.iterdir()]):
+            whole = self.path.resolve()
+            line = conversion_line([whole / name for name in pickles], whole / SINGLE)
             raise CheckpointError(
                 f"{self.path}: {pickles[0]} is a pickle, which runs code when it is read; convert "
-                f"it where you trust it: {line}"
+                f"it, then import the folder again: {line}"
             )
         raise CheckpointError(f"{self.path}: no {SINGLE} and no {INDEX}")
 
