@@ -22,11 +22,12 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.frames import read_frames
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError
-from vqedge.model.checkpoint import load_tensors
+from vqedge.model.checkpoint import load_tensors, open_checkpoint
 from vqedge.recipe import read_recipe
 from vqedge.train import train
 from vqedge_export.assemble import assemble_bundle
 from vqedge_export.hf.importing import checkpoint_from_folder
+from vqedge_export.parity import encoder_parity
 from vqedge_export.pipeline import export_bundle
 from vqedge_runtime import VideoQA
 from vqedge_runtime.evidence import find_evidence
@@ -137,6 +138,34 @@ def test_plain_llava_onevision(work: Path, tmp_path: Path, mode: str, rows: int)
         assert video.tokens.count == rows
         if mode == "codes":
             codes = video.tokens.codes.values.astype(np.float32)
+            assert np.array_equal(video.tokens.rows[:-1], codes)
+        assert qa.ask(video, QUESTION).text
+
+
+@pytest.mark.parametrize(
+    ("attention", "reducer", "mode"),
+    [(False, "vtm", "none"), (False, "prumerge", "none"), (True, "kmedoids", "official")],
+)
+def test_a_reducer_in_the_place_of_k_means(
+    work: Path, tmp_path: Path, attention: bool, reducer: str, mode: str
+) -> None:
+    source = work / "source" if attention else write_llava(tmp_path / "plain", attention=False)
+    out = tmp_path / "reduced"
+    told = told_here("import", source, "-o", out, "--frames", FRAMES, "--reducer", reducer)
+    assert (told["quantizer"], told["attention"]) == (f"reducer:{reducer}", mode)
+    bundle, _ = export_bundle(
+        out, tmp_path / "reduced.vqedge", open_llama_cpp, precision="fp32", check=False
+    )
+    parity = encoder_parity(open_checkpoint(out), bundle.root / "encoder.onnx", 4).encoder
+    assert parity.ids_differ == 0 and parity.token_cosine > 0.9999
+    with VideoQA.open(bundle.root, encoder="onnxruntime") as qa:
+        video = qa.encode(work / "demo.mp4", budget=8)
+        codes = video.tokens.codes.values.astype(np.float32)
+        assert 1 < video.tokens.count <= 8 + 1, "a row a code, and the newline"
+        if attention:
+            lengths = np.linalg.norm(codes, axis=1)
+            assert np.abs(lengths - 1).max() < 1e-2, "medoids of features of length one"
+        else:
             assert np.array_equal(video.tokens.rows[:-1], codes)
         assert qa.ask(video, QUESTION).text
 

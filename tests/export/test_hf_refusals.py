@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import string
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from hf_maker import llava_state, tiny_tokenizer, write_json, write_llava, write_shards
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from vqedge.base.pickles import conversion_line
 from vqedge.base.weights import encoder_weights, origin_of
 from vqedge.checkpoint import ORIGIN
 from vqedge.errors import CheckpointError, ConfigError, VqedgeError
@@ -129,10 +133,63 @@ def test_a_folder_that_is_wrong(source: Path, name: str) -> None:
     assert message in refused(source)
 
 
-def test_a_pickle_comes_with_the_line_that_converts_it(source: Path) -> None:
-    as_pickle(source)
+def run_here(line: str, folder: Path) -> None:
+    """A command that a message gives, with this Python for `python`, as a shell runs it."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(line)]
+    subprocess.run(words, cwd=folder, check=True, timeout=120)
+
+
+def test_a_pickle_comes_with_the_line_that_converts_it(tmp_path: Path) -> None:
+    """Two shards in a folder whose name needs quotes, beside a pickle of other things."""
+    source = write_llava(tmp_path / "it's a source")
+    wanted = checkpoint_from_folder(source, tmp_path / "safe").path
+    state = {}
+    for number, name in enumerate((SHARD, SHARD.replace("1-of", "2-of")), 1):
+        part = load_file(source / name)
+        state |= part
+        torch.save(part, source / f"pytorch_model-0000{number}-of-00002.bin")
+    for name in (INDEX, SHARD, SHARD.replace("1-of", "2-of")):
+        (source / name).unlink()
+    torch.save({"rate": 1}, source / "training_args.bin")
     line = refused(source)
-    assert "safe_serialization=True" in line and "source" in line
+    assert "training_args" not in line
+    run_here(line.partition("then import the folder again: ")[2], tmp_path)
+    assert load_file(source / "model.safetensors").keys() == state.keys()
+    found = checkpoint_from_folder(source, tmp_path / "converted").path
+    for name in ("encoder.safetensors", "llm.gguf", "model.safetensors"):
+        assert (found / name).read_bytes() == (wanted / name).read_bytes()
+
+
+def test_tensors_that_share_memory_are_converted(tmp_path: Path) -> None:
+    both = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": both, "b": both[0], "c": both.T}, tmp_path / "pytorch_model.bin")
+    out = tmp_path / "model.safetensors"
+    run_here(conversion_line([tmp_path / "pytorch_model.bin"], out), tmp_path)
+    found = load_file(out)
+    assert torch.equal(found["a"], both) and torch.equal(found["c"], both.T)
+    assert torch.equal(found["b"], both[0])
+
+
+@pytest.mark.parametrize("option", ["block", "size"])
+def test_what_a_llava_fixes_is_no_option_of_it(source: Path, option: str) -> None:
+    line = refused(source, ConfigError, **{option: 14})
+    assert f"--{option}: " in line and "was trained on one block and one size" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "words"),
+    [
+        ("resampler", 4, "has weights of its own, which no published model brings"),
+        ("query-window", 4, "makes its tokens from the question"),
+        ("none", 4, "choose one of uniform-pool, tpool"),
+        ("tome", 1000, "compares all pairs of a clip's 16,000 patches, 1.0 GB a table"),
+        ("vtm", 3, "quantizer.codes 64: a clip has 48 patches"),
+    ],
+)
+def test_a_reducer_that_does_not_go_with_it(
+    source: Path, name: str, frames: int, words: str
+) -> None:
+    assert words in refused(source, ConfigError, reducer=name, frames=frames)
 
 
 def test_every_missing_unknown_and_wrong_tensor_is_named(source: Path) -> None:
@@ -145,6 +202,7 @@ def test_every_missing_unknown_and_wrong_tensor_is_named(source: Path) -> None:
     state["model.layers.0.mlp.up_proj.weight"] = torch.zeros(96, 64, dtype=torch.int32)
     write_shards(source, state)
     line = refused(source)
+    assert not (source.parent / "out.tensors.txt").exists(), "the message holds them all"
     assert "2 missing: model.mm_projector.2.bias, model.norm.weight" in line
     assert "2 unknown: model.extra, model.layers.7.mlp.up_proj.weight" in line
     assert "model.image_newline is F32 [9], want [64]" in line
@@ -166,8 +224,10 @@ def test_more_names_than_a_line_can_hold_are_counted(source: Path) -> None:
     write_shards(source, state)
     line = refused(source)
     listed = line.count(".weight")
-    assert "26 unknown: model.a" in line and line.endswith(f" and {26 - listed} more")
+    assert "26 unknown: model.a" in line and f" and {26 - listed} more; every name: " in line
     assert 10 < listed < 26 and len(line) < 4000
+    names = (source.parent / "out.tensors.txt").read_text().splitlines()
+    assert names == [f"unknown: model.{letter * 200}.weight" for letter in string.ascii_lowercase]
 
 
 def test_what_is_known_to_be_harmless_is_named_not_refused(source: Path) -> None:

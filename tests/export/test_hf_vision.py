@@ -17,7 +17,7 @@ from vqedge.base.backbones import BACKBONES
 from vqedge.base.weights import encoder_weights
 from vqedge.budget import ADAPTIVE
 from vqedge.checkpoint import MODEL
-from vqedge.errors import CheckpointError, ExportError
+from vqedge.errors import CheckpointError, ConfigError, ExportError
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, open_checkpoint
 from vqedge.model.vit import ViT
 from vqedge_export import graph
@@ -117,9 +117,11 @@ def test_an_encoder_that_no_onnx_file_can_hold(
 
 def test_positions_of_another_size_are_interpolated_as_transformers_does(tmp_path: Path) -> None:
     source = write_tower(tmp_path / "source", "dinov2")
-    imported = checkpoint_from_folder(source, tmp_path / "checkpoint", frames=1, block=BLOCK)
-    encoder = imported.config.encoder.model_copy(update={"size": 42})
-    config = imported.config.model_copy(update={"encoder": encoder})
+    out = tmp_path / "checkpoint"
+    imported = checkpoint_from_folder(source, out, frames=1, block=BLOCK, size=42)
+    config = imported.config
+    encoder = config.encoder
+    assert (encoder.size, encoder.grid) == (42, 6), "28 pixels are its own"
     frames = np.random.default_rng(2).integers(0, 256, (1, 42, 42, 3), dtype=np.uint8)
     tower, shape = tiny_tower("dinov2"), encoder.backbone
     hidden = reference(tower, frames, shape.mean, shape.std)
@@ -127,6 +129,28 @@ def test_positions_of_another_size_are_interpolated_as_transformers_does(tmp_pat
         wanted = tower.layernorm(hidden)[:, 1:]
         found = clip_quantizer(config, imported.path).vit(torch.from_numpy(frames))
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+    with pytest.raises(ConfigError, match=r"--size 44: patches of .* 7 pixels wide; .* as 42$"):
+        checkpoint_from_folder(source, tmp_path / "odd", size=44)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_model_of_another_size_is_exported_at_that(kind: str, tmp_path: Path) -> None:
+    source = write_tower(tmp_path / "source", kind)
+    path = checkpoint_from_folder(source, tmp_path / "c", frames=FRAMES, block=BLOCK, size=35).path
+    checkpoint = open_checkpoint(path)
+    frames = np.random.default_rng(3).integers(0, 256, (FRAMES, 35, 35, 3), dtype=np.uint8)
+    weights = encoder_weights(checkpoint.config.encoder, path).path
+    base = BaseArrays(checkpoint.config.encoder.source, weights)
+    model = filled(stripped_graph(checkpoint, weights), checkpoint_arrays(path / MODEL), base)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = outputs_of(checkpoint.config)
+    feeds = {"frames": frames, "budget": np.array(8, np.int64)}
+    found = dict(zip(names, session.run(names, feeds), strict=True))
+    with torch.inference_mode():
+        wanted = checkpoint.encoder()(torch.from_numpy(frames), torch.tensor(8))
+    assert found["index_map"].shape == (FRAMES, 5, 5)
+    assert np.array_equal(found["index_map"], wanted.index_map.numpy())
+    np.testing.assert_allclose(found["codes"], wanted.codes.numpy(), atol=2e-3)
 
 
 def test_the_preprocessor_of_the_folder_sets_mean_and_deviation(tmp_path: Path) -> None:

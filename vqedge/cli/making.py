@@ -9,6 +9,7 @@ import typer
 
 from vqedge.cli.app import app
 from vqedge.cli.options import (
+    CalibrateOption,
     CapabilitiesOption,
     JsonOption,
     LlmQuantOption,
@@ -65,6 +66,21 @@ def import_(
             "[default: at three quarters].",
         ),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a vision model alone: pixels a side of its frames, whole patches "
+            "[default: its own].",
+        ),
+    ] = None,
+    reducer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A training-free reducer instead of k-means (docs/reducers.md), as tome.",
+        ),
+    ] = None,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of the hub.")] = "main",
     as_json: JsonOption = False,
 ) -> None:
@@ -80,6 +96,8 @@ def import_(
         mode=mode,
         frames=frames,
         block=block,
+        size=size,
+        reducer=reducer,
         revision=revision,
         as_json=as_json,
     )
@@ -101,6 +119,7 @@ def export(
     precision: PrecisionOption = None,
     sm: CapabilitiesOption = None,
     plugin: PluginOption = None,
+    calibrate: CalibrateOption = None,
     llm_quant: LlmQuantOption = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="Skip the parity check.")] = False,
     plugin_node: Annotated[
@@ -130,6 +149,7 @@ def export(
         precision=precision,
         sm=sm,
         plugin=plugin,
+        calibrate=calibrate,
         llm_quant=llm_quant,
         check=not no_check,
         record=record,
@@ -188,10 +208,7 @@ def build(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="For all GPUs from SM 8.0 on.")
     ] = False,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(help="Folder of videos to calibrate int8 on, beside generated clips."),
-    ] = None,
+    calibrate: CalibrateOption = None,
     device: Annotated[str, typer.Option(help="gpu; dla is refused, with the reason.")] = "gpu",
     as_json: JsonOption = False,
 ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vqedge.commands.fetch import talk
+from vqedge.commands.fetch import teller
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import CheckpointError
+from vqedge.reducers import training_free_kind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -19,13 +20,23 @@ def run_import(
     mode: str | None = None,
     frames: int | None = None,
     block: int | None = None,
+    size: int | None = None,
+    reducer: str | None = None,
     revision: str = "main",
     as_json: bool = False,
 ) -> None:
-    """Import a source and say what was taken, what was not, and what comes next."""
+    """Import a source and say what was taken, what was not, and what comes next.
+
+    Raises:
+        CheckpointError: see `checkpoint_from_folder`, or there is no such source.
+        ConfigError: see there.
+        FetchError: the hub cannot be reached, or refuses.
+    """
     from vqedge_export.hf.importing import DEFAULT_FRAMES, checkpoint_from_folder, require_absent
 
     require_absent(out)
+    if reducer is not None:
+        training_free_kind(reducer)  # before anything is downloaded
     folder, name, commit = _folder_of(source, revision)
     say(f"importing {folder}")
     imported = checkpoint_from_folder(
@@ -34,6 +45,8 @@ def run_import(
         mode=mode,
         frames=frames or DEFAULT_FRAMES,
         block=block,
+        size=size,
+        reducer=reducer,
         name=name,
         revision=commit,
     )
@@ -42,7 +55,8 @@ def run_import(
     sizes = {item.name: item.stat().st_size for item in sorted(out.iterdir())}
     config = imported.config
     if as_json:
-        kinds = {"encoder": config.encoder.source, "attention": config.attention.kind}
+        kinds = {"encoder": config.encoder.source, "quantizer": config.quantizer.kind}
+        kinds |= {"attention": config.attention.kind}
         told = {"ignored": list(imported.ignored), "files": sizes, "revision": commit}
         json_result({"checkpoint": str(out), **kinds, **told})
         return
@@ -64,6 +78,6 @@ def _folder_of(source: str, revision: str) -> tuple[Path, str | None, str | None
         )
     from vqedge.base.fetch import fetch_model
 
-    folder, commit = fetch_model(source, revision, talk)
+    folder, commit = fetch_model(source, revision, teller())
     say(f"downloaded to {folder}; you may delete it after the import")
     return folder, source, commit

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,17 @@ from vqedge.base.tensors import Array, TensorFile
 from vqedge.base.weights import Origin
 from vqedge.checkpoint import CONFIG, ENCODER_WEIGHTS, LLM_WEIGHTS, LORA, MODEL, ORIGIN
 from vqedge.config import ModelConfig
-from vqedge.errors import CheckpointError
+from vqedge.errors import CheckpointError, ConfigError, printable
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import BRIDGE_PREFIX, POSITION
 from vqedge.model.encoder import Bridge
+from vqedge.model.reducers.registry import reducer_quantizer
 from vqedge.model.vit import position_table
+from vqedge.reducers import training_free_kind
 from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.language import write_gguf
 from vqedge_export.hf.llava import MODEL_TYPES, Plan, plan_from_llava
-from vqedge_export.hf.parts import arrays_of, write_parts
+from vqedge_export.hf.parts import MisfitError, arrays_of, write_parts
 from vqedge_export.hf.towers import plan_from_tower
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ def checkpoint_from_folder(
     mode: str | None = None,
     frames: int = DEFAULT_FRAMES,
     block: int | None = None,
+    size: int | None = None,
+    reducer: str | None = None,
     name: str | None = None,
     revision: str | None = None,
 ) -> Imported:
@@ -70,16 +74,20 @@ def checkpoint_from_folder(
         mode: how codes become rows, see `docs/bring-your-checkpoint.md`; what the source allows.
         frames: of a clip.
         block: of a vision model alone, the block whose features are taken.
+        size: of its frames in pixels; None for what its configuration says.
+        reducer: a training-free one in the place of k-means, as `vqedge.reducers` names it.
         name: of the source, for the records; the folder's by default.
         revision: commit of a hub's repository.
 
     Raises:
         CheckpointError: the folder cannot be trusted or does not hold what its config says, or
             `out` exists.
-        ConfigError: the source does not do that mode.
+        ConfigError: the source does not do that mode, block or size, or the reducer does not go
+            with it.
     """
     folder = HfFolder(source)
-    plan = _plan(folder, mode, frames, block)
+    with _names_beside(out):
+        plan = _reducing(_plan(folder, mode, frames, block, size), reducer)
     with _new_folder(out) as work:
         config = _write_base(work, folder, plan)
         save_file(_trained(work, folder, plan), work / MODEL)
@@ -105,16 +113,52 @@ def require_absent(out: Path) -> None:
         raise CheckpointError(f"{out}: exists already; choose another name or remove it yourself")
 
 
-def _plan(folder: HfFolder, mode: str | None, frames: int, block: int | None) -> Plan:
+def _plan(
+    folder: HfFolder, mode: str | None, frames: int, block: int | None, size: int | None
+) -> Plan:
     kind = folder.config.get("model_type")
     if kind in MODEL_TYPES:
+        given = [option for option, n in (("--block", block), ("--size", size)) if n is not None]
+        if given:
+            raise ConfigError(
+                f"{given[0]}: {folder.path} is a LLaVA, whose projector was trained on one block "
+                "and one size; leave it out, it is for a vision model alone"
+            )
         return plan_from_llava(folder, mode, frames)
     if kind == "llava_onevision":
         raise CheckpointError(
             f"{folder.path}: LLaVA-OneVision in transformers' own layout; import the original, "
             "lmms-lab/llava-onevision-qwen2-0.5b-ov"
         )
-    return plan_from_tower(folder, mode, frames, block)
+    return plan_from_tower(folder, mode, frames, block, size)
+
+
+def _reducing(plan: Plan, reducer: str | None) -> Plan:
+    """The same with a reducer in the place of k-means, which is seen to fit."""
+    if reducer is None:
+        return plan
+    kind, config = training_free_kind(reducer), plan.config
+    quantizer = config.quantizer.model_copy(update={"kind": kind})
+    config = config.model_copy(update={"quantizer": quantizer})
+    reducer_quantizer(config)
+    return replace(plan, config=config)
+
+
+@contextmanager
+def _names_beside(out: Path) -> Iterator[None]:
+    """Tensors that are too many for one message go to a file beside the checkpoint."""
+    try:
+        yield
+    except MisfitError as error:
+        if not error.cut:
+            raise
+        path = out.with_name(f"{out.name}.tensors.txt")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{printable(line)}\n" for line in error.lines))
+        except OSError:
+            raise error from None
+        raise CheckpointError(f"{error}; every name: {path}") from error
 
 
 def _write_base(work: Path, folder: HfFolder, plan: Plan) -> ModelConfig:

@@ -22,6 +22,19 @@ _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,5})(?=\.)", re.ASCII)  # of a la
 Shape = tuple[int, ...]
 
 
+class MisfitError(CheckpointError):
+    """A source's tensors are not those that its configuration wants.
+
+    Attributes:
+        lines: what is wrong with each, all of them.
+        cut: the message could not hold them.
+    """
+
+    def __init__(self, message: str, lines: Sequence[str], cut: bool) -> None:
+        super().__init__(message)
+        self.lines, self.cut = lines, cut
+
+
 def _as_it_is(array: Array) -> Array:
     return array
 
@@ -67,7 +80,7 @@ def require_fit(
         names of the harmless tensors that are not taken.
 
     Raises:
-        CheckpointError: names the tensors that are missing, unknown, or of another shape or type,
+        MisfitError: names the tensors that are missing, unknown, or of another shape or type,
             layers that lack the same as one.
     """
     tensors, wanted = folder.tensors, {part.source: part.shape for part in parts}
@@ -79,19 +92,25 @@ def require_fit(
     faults = {what: names for what, names in faults.items() if names}
     if faults:
         room = _MOST_TOLD // len(faults)
-        told = [f"{len(names)} {what}: {_listed(names, room)}" for what, names in faults.items()]
-        raise CheckpointError(
-            f"{folder.path}: tensors do not fit its config.json; {'; '.join(told)}"
+        listed = {what: _listed(names, room) for what, names in faults.items()}
+        told = [f"{len(names)} {what}: {listed[what][0]}" for what, names in faults.items()]
+        raise MisfitError(
+            f"{folder.path}: tensors do not fit its config.json; {'; '.join(told)}",
+            [f"{what}: {name}" for what, names in faults.items() for name in names],
+            any(left for _, left in listed.values()),
         )
     return spare
 
 
-def _listed(names: Sequence[str], room: int) -> str:
+def _listed(names: Sequence[str], room: int) -> tuple[str, int]:
     """Names after each other, those that differ in one number as one: `layers.0-3.7.bias`.
 
     Args:
         names: sorted.
         room: characters, beyond which the rest is only counted.
+
+    Returns:
+        The text, and how many it only counts.
     """
     alike: dict[tuple[str, str], list[int]] = {}
     for name in names:
@@ -102,9 +121,9 @@ def _listed(names: Sequence[str], room: int) -> str:
     for (before, after), numbers in alike.items():
         one = f"{before}{_ranges(numbers)}{after}"
         if len(listed) + len(one) > room:
-            return f"{listed or one[:room]} and {left} more"
+            return f"{listed or one[:room]} and {left} more", left
         listed, left = f"{listed}, {one}" if listed else one, left - max(1, len(numbers))
-    return listed
+    return listed, 0
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -17,7 +17,9 @@ from vqedge_export.hf.vision import (
 )
 
 
-def plan_from_tower(folder: HfFolder, mode: str | None, frames: int, block: int | None) -> Plan:
+def plan_from_tower(
+    folder: HfFolder, mode: str | None, frames: int, block: int | None, size: int | None = None
+) -> Plan:
     """Plan the import of a SigLIP, CLIP or DINOv2 folder.
 
     Args:
@@ -25,10 +27,11 @@ def plan_from_tower(folder: HfFolder, mode: str | None, frames: int, block: int 
         mode: `paper`, the only one there is.
         frames: of a clip.
         block: the block whose features are taken; None for one at three quarters.
+        size: of frames in pixels; None for that of the configuration. Positions are interpolated.
 
     Raises:
         CheckpointError: it is built in a way that vqedge does not follow, or tensors do not fit.
-        ConfigError: another mode.
+        ConfigError: another mode, or a size that is no whole number of patches.
     """
     if mode not in (None, PAPER):
         raise ConfigError(f"--mode {mode}: {folder.path} is a vision model alone; leave it out")
@@ -37,7 +40,14 @@ def plan_from_tower(folder: HfFolder, mode: str | None, frames: int, block: int 
         raise CheckpointError(f"{folder.path}/config.json: not a vision model")
     source, tower = found
     family = family_of(source)
-    encoder = encoder_config(folder, source, tower, block, pixels_of(folder), frames=frames)
+    more = {"frames": frames} if size is None else {"frames": frames, "size": size}
+    encoder = encoder_config(folder, source, tower, block, pixels_of(folder), **more)
+    patch = encoder.backbone.patch
+    if size is not None and size % patch:
+        raise ConfigError(
+            f"--size {size}: patches of {folder.path} are {patch} pixels wide; give a multiple, as "
+            f"{max(round(size / patch), 1) * patch}"
+        )
     prefix = _prefix(folder, family.prefix)
     parts = vision_parts(encoder, family.size(tower) // encoder.backbone.patch, prefix)
     beginnings = (*unread(encoder, prefix), *family.beside)
