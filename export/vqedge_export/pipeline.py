@@ -37,6 +37,7 @@ from vqedge_export.targets import (
     require_installed,
     require_words,
 )
+from vqedge_export.tensorrt.calibration import Frames
 from vqedge_export.tensorrt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def export_bundle(
     targets: Sequence[Target] = (),
     options: BuildOptions | None = None,
     plugin: Path | None = None,
+    calibration: Sequence[Frames] = (),
 ) -> tuple[Bundle, ParityReport]:
     """Export a checkpoint to a bundle.
 
@@ -76,6 +78,7 @@ def export_bundle(
         targets: what to add to encoder and language model.
         options: how to build them.
         plugin: library with the NearestCodebook plugin, for TensorRT.
+        calibration: clips for int8 engines beside the generated ones, uint8 `[T, size, size, 3]`.
 
     Raises:
         BackendUnavailable: a target's TensorRT is not installed.
@@ -96,7 +99,15 @@ def export_bundle(
     built = options or BuildOptions()
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(
-            draft.folder, checkpoint, opened.config, graph, quant, precision, built, plugin
+            draft.folder,
+            checkpoint,
+            opened.config,
+            graph,
+            quant,
+            precision,
+            built,
+            plugin,
+            tuple(calibration),
         )
         _write(BASE, making)
         report = _report(opened, draft.folder, quant, open_llm if check else None)

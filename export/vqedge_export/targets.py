@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from safetensors.numpy import load_file
@@ -32,6 +33,9 @@ from vqedge_export.int8 import int8_encoder
 from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_export.tensorrt.options import BuildOptions
 
+if TYPE_CHECKING:
+    from vqedge_export.tensorrt.calibration import Frames
+
 logger = logging.getLogger(__name__)
 
 ENCODER, BRIDGE, LLM = "encoder.onnx", "bridge.onnx", "llm.gguf"
@@ -52,6 +56,7 @@ class Making:
         precision: of the lightest ONNX encoder, one of `VARIANTS`; any other makes fp32 only.
         options: of engines.
         plugin: library with the NearestCodebook plugin, for TensorRT.
+        calibration: clips for int8 engines beside the generated ones.
     """
 
     folder: Path
@@ -62,6 +67,7 @@ class Making:
     precision: str
     options: BuildOptions = field(default_factory=BuildOptions)
     plugin: Path | None = None
+    calibration: tuple[Frames, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def _engine(making: Making, flavour: Flavour) -> EngineRecord:
     encoder = encoder_record(making.graph, making.config, ENCODER)
     weights = checkpoint_arrays(making.checkpoint / MODEL)
     quantizer = quantizer_record(making.graph, making.config, weights)
-    source = Source(making.folder / ENCODER, encoder, quantizer)
+    source = Source(making.folder / ENCODER, encoder, quantizer, making.calibration)
     plugin = making.plugin if flavour == "tensorrt" else None
     path, record = engine_from_onnx(source, flavour, making.options, plugin)
     (making.folder / record.file).parent.mkdir(exist_ok=True)

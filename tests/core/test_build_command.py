@@ -33,6 +33,8 @@ def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
 def test_only_int8_is_calibrated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="fp16 needs no calibration"):
         run_build(tmp_path, "tensorrt", calibrate=tmp_path)
+    with pytest.raises(ConfigError, match="fp16 needs no calibration"):
+        export(tmp_path, tmp_path / "o.vqedge", target="tensorrt-rtx", calibrate=tmp_path)
 
 
 def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
@@ -51,7 +53,7 @@ def test_what_is_not_given_keeps_its_default() -> None:
 
 
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
-    for changes in ({"precision": "fp16"}, {"sm": "86"}):
+    for changes in ({"precision": "fp16"}, {"sm": "86"}, {"calibrate": tmp_path}):
         with pytest.raises(ConfigError, match="add --target tensorrt or tensorrt-rtx"):
             export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_export import targets
 from vqedge_export.targets import BASE, TARGETS, engine_targets, require_installed
+from vqedge_export.tensorrt import build
 
 
 def test_every_bundle_holds_encoder_and_language_model() -> None:
@@ -47,3 +52,22 @@ def test_what_is_missing_is_said_before_any_work() -> None:
         BackendUnavailable, match=r"no_such_module is not installed.*vqedge\[tensorrt\]"
     ):
         require_installed((*BASE, absent))
+
+
+def test_an_engine_is_calibrated_on_what_export_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[build.Source] = []
+
+    def built(source: build.Source, *_: Any) -> Any:
+        seen.append(source)
+        (tmp_path / "built").write_bytes(b"plan")
+        return tmp_path / "built", SimpleNamespace(file="engines/k.engine")
+
+    monkeypatch.setattr(build, "engine_from_onnx", built)
+    for name in ("encoder_record", "quantizer_record", "checkpoint_arrays"):
+        monkeypatch.setattr(targets, name, lambda *_: None)
+    clips = (np.zeros((2, 4, 4, 3), np.uint8),)
+    made = targets.Making(tmp_path, tmp_path, *[None] * 4, calibration=clips)  # type: ignore[arg-type]
+    TARGETS["tensorrt-rtx"].export(made)
+    assert seen[0].calibration is clips

@@ -199,8 +199,12 @@ def test_a_graph_without_layers_is_refused() -> None:
 
 
 def test_a_graph_of_plain_nodes_is_calibrated_too(
-    whole: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: onnx.ModelProto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     plain = onnx.ModelProto()
     plain.CopyFrom(whole)
     settle_op(plain, plugin=True)
@@ -213,6 +217,7 @@ def test_a_graph_of_plain_nodes_is_calibrated_too(
     )
     found = build._graph(source, BuildOptions(precision="int8"), clips(5), plugin=True)
     assert any(node.op_type == "QuantizeLinear" for node in found.graph.node)
+    assert "on 2 generated clips only; --calibrate FOLDER adds" in caplog.text
 
 
 @pytest.fixture

@@ -68,6 +68,12 @@ CapabilitiesOption = Annotated[
         help="GPUs to build for [default: 80,86,89,120 of tensorrt-rtx, this one otherwise].",
     ),
 ]
+CalibrateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate", help="Folder of videos to calibrate int8 engines on, beside generated clips."
+    ),
+]
 PluginOption = Annotated[
     str | None,
     typer.Option(

@@ -35,7 +35,11 @@ def run_build(
 
     flavour = _flavour(target)
     options = build_options(precision, sm, **more)
-    clips = _calibration(bundle, options, calibrate) if calibrate else ()
+    clips: list[Frames] = []
+    if calibrate is not None:
+        require_int8(options, calibrate)
+        spec = open_bundle(bundle, verify=False).manifest.encoder  # verified when it is built into
+        clips = calibration_clips(calibrate, spec.frames, spec.size)
     library = plugin_library_for((flavour,), options, plugin)
     made, record = build_into_bundle(bundle, flavour, options, library, clips)
     size_bytes = (made.root / record.file).stat().st_size
@@ -86,11 +90,23 @@ def plugin_library_for(
     return plugin_from_text(plugin or AUTO_PLUGIN, sms, options.hardware_compatible)
 
 
-def _calibration(bundle: Path, options: BuildOptions, folder: Path) -> list[Frames]:
+def require_int8(options: BuildOptions, folder: Path) -> None:
+    """Refuse `--calibrate` of what is not calibrated.
+
+    Raises:
+        ConfigError: the engine is not in int8.
+    """
     if options.precision != "int8":
         raise ConfigError(f"--calibrate {folder}: {options.precision} needs no calibration")
-    spec = open_bundle(bundle, verify=False).manifest.encoder  # verified when it is built into
-    clips = list(frames_in_folder(folder, spec.frames, spec.size, _MOST_CLIPS))
+
+
+def calibration_clips(folder: Path, frames: int, size: int) -> list[Frames]:
+    """The videos of a folder, as an encoder of so many frames and pixels a side takes them.
+
+    Raises:
+        ConfigError: no folder, or no file in it is a video.
+    """
+    clips = list(frames_in_folder(folder, frames, size, _MOST_CLIPS))
     say(f"calibrating on {len(clips)} videos of {folder}")
     return clips
 

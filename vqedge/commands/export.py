@@ -7,7 +7,12 @@ from typing import Any
 
 from vqedge.bundle import Bundle
 from vqedge.checkpoint import PARITY, model_config_of
-from vqedge.commands.build import build_options, plugin_library_for
+from vqedge.commands.build import (
+    build_options,
+    calibration_clips,
+    plugin_library_for,
+    require_int8,
+)
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS
 from vqedge.errors import ConfigError, ParityError
@@ -21,6 +26,7 @@ def export(
     precision: str | None = None,
     sm: str | None = None,
     plugin: str | None = None,
+    calibrate: Path | None = None,
     llm_quant: str | None = None,
     check: bool = True,
     record: bool = False,
@@ -44,17 +50,22 @@ def export(
     from vqedge_runtime.llm import open_llama_cpp
 
     targets = engine_targets(target)
-    if not any(row.name in FLAVOURS for row in targets) and (sm or precision == "fp16"):
-        flag = "--sm" if sm else "--precision fp16"
-        raise ConfigError(f"{flag} is about engines; add --target tensorrt or tensorrt-rtx")
+    given = {"--sm": sm, "--precision fp16": precision == "fp16", "--calibrate": calibrate}
+    flags = [flag for flag, value in given.items() if value]
+    if flags and not any(row.name in FLAVOURS for row in targets):
+        raise ConfigError(f"{flags[0]} is about engines; add --target tensorrt or tensorrt-rtx")
     options = build_options(precision, sm)
+    if calibrate is not None:
+        require_int8(options, calibrate)
+    config = model_config_of(checkpoint)
+    seen = config.encoder.frames, config.encoder.size
     try:
         bundle, report = export_bundle(
             checkpoint,
             out,
             open_llama_cpp,
             quant=llm_quant or DEFAULT_QUANT,
-            precision=precision or default_precision(model_config_of(checkpoint)),
+            precision=precision or default_precision(config),
             check=check,
             record=record,
             plugin_node=plugin_node,
@@ -62,6 +73,7 @@ def export(
             targets=targets,
             options=options,
             plugin=plugin_library_for([row.name for row in targets], options, plugin),
+            calibration=calibration_clips(calibrate, *seen) if calibrate else (),
         )
     except ParityError as error:
         if as_json:

@@ -170,7 +170,9 @@ def _graph(
     weak = options.typing == "weak"
     if not clips:
         return prepared(full, options.precision, plugin=plugin, weak=weak)
-    logger.info("calibrating int8 on %d clips", len(clips))
+    own = len(source.calibration)
+    told = f"and {own} videos" if own else "only; --calibrate FOLDER adds videos of yours"
+    logger.info("calibrating int8 on %d generated clips %s", len(clips) - own, told)
     channels = measured_channels(full, clips)
     with_body = prepared(full, options.precision, plugin=False, channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
