@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_bundle import fill_folder, tiny_facts
 
-from vqedge.bundle import bundle_writer
+from vqedge.bundle import bundle_writer, open_bundle
 from vqedge.commands import export as exporting
 from vqedge.commands import flips
 from vqedge.commands.check import check
-from vqedge.errors import BundleError, ParityError
+from vqedge.data.demo import write_demo
+from vqedge.errors import BundleError, ConfigError, ParityError
 from vqedge_export import pipeline
 from vqedge_export.assemble import DEFAULT_PRECISION
+from vqedge_export.flips import Reading
 from vqedge_export.report import (
     BackendParity,
     EncoderParity,
@@ -118,6 +121,28 @@ def test_what_was_measured_on_videos_is_kept(
     assert reported(bundle) == before.model_copy(update={"flips": {"openvino": VARIANT}})
 
 
+def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = open_bundle(bundle)
+    rng = np.random.default_rng(0)
+    features, ids = rng.normal(size=(64, 8)).astype(np.float32), np.arange(64, dtype=np.int32) % 4
+    features += 9 * np.eye(8, dtype=np.float32)[ids]
+    swapped = features[np.arange(64) ^ 1]  # every patch is near another code
+    write_demo(tmp_path / "a.mp4")
+    write_demo(tmp_path / "b.mp4")
+    monkeypatch.setattr(flips, "OnnxReader", lambda _: lambda *_: Reading(features, ids))
+    readers = {"same": lambda *_: Reading(features, ids), "other": lambda *_: Reading(swapped, ids)}
+    monkeypatch.setattr(flips, "_readers", lambda _: readers)
+    rows = flips.flips_of(opened, tmp_path)
+    assert (rows["same"].clips, rows["same"].ids_differ) == (2, 0.0)
+    assert rows["other"].ids_differ > 0.9 and rows["other"].safe_ids_differ > 0.9
+    assert flips.flips_of(opened, tmp_path, 1)["same"].clips == 1
+    monkeypatch.setattr(flips, "_readers", lambda _: {})
+    with pytest.raises(ConfigError, match="no lighter encoder to compare"):
+        flips.flips_of(opened, tmp_path)
+
+
 def test_a_lost_parity_is_printed_and_kept_all_the_same(
     bundle: Path, found: list[ParityReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -130,6 +155,24 @@ def test_a_lost_parity_is_printed_and_kept_all_the_same(
     assert reported(bundle).llm == found[0].llm
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, other: FakeEncoder) -> None:
+    """ONNX Runtime and a backend `other`, neither of which is one."""
+    for name, encoder in (("onnxruntime", FakeEncoder(32, 576)), ("other", other)):
+        backend = EncoderBackend(lambda *_, encoder=encoder: encoder, lambda: None)  # type: ignore[misc]
+        monkeypatch.setitem(ENCODERS, name, backend)
+    monkeypatch.setattr(bridge, "open_bridge", lambda *_: FakeBridge(576))
+
+
+def test_a_backend_that_computes_the_same_passes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, FakeEncoder(32, 576))
+    check(bundle, backend="other", as_json=True)
+    row = document(capsys)["parity"]["backends"]["other"]
+    assert (row["maps_differ"], row["ids_differ"], row["clips"]) == (0.0, 0.0, 12)
+    assert row["clips_same"] == 12 and row["token_cosine"] == pytest.approx(1.0)
+
+
 def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,10 +182,7 @@ def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(
             codes.index_map[...] = 0
             return codes
 
-    for name, encoder in (("onnxruntime", FakeEncoder(32, 576)), ("other", Other(32, 576))):
-        backend = EncoderBackend(lambda *_, encoder=encoder: encoder, lambda: None)  # type: ignore[misc]
-        monkeypatch.setitem(ENCODERS, name, backend)
-    monkeypatch.setattr(bridge, "open_bridge", lambda *_: FakeBridge(576))
+    stand_in(monkeypatch, Other(32, 576))
     with pytest.raises(ParityError, match=r"maps_differ .*parity\.json has the figures"):
         check(bundle, backend="other", as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]

@@ -1,0 +1,128 @@
+"""An export whose parity is lost: the language model's is seen, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_bundle import tiny_facts, write_bundle
+from tiny_export import config_of
+from tiny_model import tiny_llm, tiny_tokenizer
+
+from vqedge.errors import ConfigError, ParityError
+from vqedge_export import pipeline
+from vqedge_export.parity import llm_parity
+from vqedge_export.pipeline import export_bundle
+from vqedge_export.report import TOLERANCES, EncoderParity, LlmParity, ParityReport
+
+# ---- the language model's
+
+
+class Deployed:
+    """What llama.cpp is to the export: the tiny model, told of rows as `told` gives them."""
+
+    def __init__(self, told: float) -> None:
+        self._llm, self._told = tiny_llm(), told
+
+    def logits(self, before: list[int], rows: Any, after: list[int]) -> Any:
+        embed = self._llm.get_input_embeddings()
+        tokens = torch.from_numpy(self._told * rows)
+        pieces = [embed(torch.tensor(before)), tokens, embed(torch.tensor(after))]
+        with torch.inference_mode():
+            return self._llm(inputs_embeds=torch.cat(pieces)[None]).logits[0].numpy()
+
+
+def measured(told: float) -> LlmParity:
+    @contextmanager
+    def opened(_: Path) -> Iterator[Deployed]:
+        yield Deployed(told)
+
+    rows = [np.random.default_rng(n).normal(size=(5, 32)).astype(np.float32) for n in range(2)]
+    checkpoint: Any = SimpleNamespace(llm=tiny_llm)
+    return llm_parity(checkpoint, tiny_tokenizer(), rows, Path("x.gguf"), opened)  # type: ignore[arg-type]
+
+
+def test_the_same_language_model_agrees_everywhere() -> None:
+    found = measured(told=1.0)
+    assert found.prompts == 4 and found.positions > 4
+    assert found.top1_agreement == 1.0 and 0 <= found.kl_max < 1e-6
+
+
+def test_a_language_model_that_reads_other_rows_is_outside_its_tolerance() -> None:
+    found = measured(told=-1.0)
+    assert found.top1_agreement < min(limit.top1_agreement for limit in TOLERANCES.values())
+    assert found.kl_mean > TOLERANCES["F16"].kl_mean
+
+
+# ---- what is written
+
+
+def lost() -> ParityReport:
+    encoder = EncoderParity(
+        clips=3,
+        patches=768,
+        ids_differ=0.5,
+        safe_ids_differ=0.0,
+        margin_where_ids_differ=0.0,
+        margin_difference=0.0,
+        token_cosine=1.0,
+    )
+    return ParityReport(
+        encoder_sha256="0" * 64,
+        llm_sha256="1" * 64,
+        quantization="F16",
+        encoder=encoder,
+        llm=LlmParity(prompts=4, positions=9, top1_agreement=1.0, kl_mean=0.0, kl_max=0.0),
+        tolerance=TOLERANCES["F16"],
+    )
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Writes files of a few bytes and finds that they do not compute the same; the files made."""
+    files: list[str] = []
+
+    def write(_: Any, making: Any) -> tuple[()]:
+        (making.folder / "encoder.onnx").write_bytes(b"encoder")
+        files.append(making.folder.name)
+        return ()
+
+    opened = SimpleNamespace(config=config_of("kmeans"))
+    for name, stand_in in {
+        "open_checkpoint": lambda _: opened,
+        "_traced": lambda *_: None,
+        "_write": write,
+        "_report": lambda *_: lost(),
+        "save_model": lambda *_: files.append("recorded"),
+    }.items():
+        monkeypatch.setattr(pipeline, name, stand_in)
+    return files
+
+
+def test_nothing_is_written_and_nothing_recorded(made: list[str], tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    out = tmp_path / "out.vqedge"
+    with pytest.raises(ParityError, match=r"ids_differ 0\.5, .*nothing was written") as caught:
+        export_bundle(tmp_path / "checkpoint", out, None, record=True)  # type: ignore[arg-type]
+    assert caught.value.figures["encoder"]["ids_differ"] == 0.5
+    assert len(made) == 1, "base files were written to measure them, targets were not"
+    assert [path.name for path in tmp_path.rglob("*")] == ["checkpoint"]
+
+
+def test_a_bundle_that_was_there_stays(made: list[str], tmp_path: Path) -> None:
+    there = write_bundle(tmp_path / "out.vqedge", facts=tiny_facts()).root
+    before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
+    with pytest.raises(ParityError):
+        export_bundle(tmp_path, there, None, overwrite=True)  # type: ignore[arg-type]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_parity_that_was_not_measured_is_not_recorded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave out --no-check"):
+        export_bundle(tmp_path, tmp_path / "x", None, check=False, record=True)  # type: ignore[arg-type]
