@@ -75,10 +75,10 @@ def _only_errors() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def llm_from_gguf(path: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Dequantise a GGUF file into a frozen transformers model."""
+def llm_from_gguf(path: Path) -> nn.Module:
+    """Dequantise a GGUF file into a frozen transformers model, float32."""
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=dtype, attn_implementation="sdpa"
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
     )
     return model.requires_grad_(False).eval()
 

@@ -241,15 +241,15 @@ def _train(connection: sqlite3.Connection) -> None:
     """Give every space of centroids a basis, a new one when it has grown; sketch its clips."""
     with writing(connection):
         spaces = connection.execute(
-            "SELECT id, width, trained, (SELECT count(*) FROM clips WHERE space = spaces.id)"
+            "SELECT id, trained, (SELECT count(*) FROM clips WHERE space = spaces.id)"
             " FROM spaces WHERE kind = 'kmeans'"
         ).fetchall()
-        for space, width, trained, clips in spaces:
+        for space, trained, clips in spaces:
             if clips >= max(1, _GROWTH * trained):
-                _train_space(connection, space, width, clips)
+                _train_space(connection, space, clips)
 
 
-def _train_space(connection: sqlite3.Connection, space: int, width: int, clips: int) -> None:
+def _train_space(connection: sqlite3.Connection, space: int, clips: int) -> None:
     query = "SELECT id FROM clips WHERE space = ? ORDER BY id"
     numbers = [clip for (clip,) in connection.execute(query, (space,))]
     sample = numbers[:: -(-clips // _SAMPLE)]
