@@ -157,7 +157,7 @@ def llm_facts(path: Path) -> LlmFacts:
     with _quiet():
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if model is None:
-        raise ExportError(f"{path}: llama.cpp cannot load it; -v shows what it says")
+        raise ExportError(f"{path}: llama.cpp cannot load it; --debug shows what it says")
     try:
         template = llama_cpp.llama_model_chat_template(model, None) or b""
         return LlmFacts(

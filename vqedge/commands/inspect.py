@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -87,12 +88,14 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
 
     try:
         reader = gguf.GGUFReader(path)
-    except ValueError as error:
-        raise BundleError(f"{path}: not a readable GGUF file ({error})") from error
-    fields = {name: _short(field.contents()) for name, field in reader.fields.items()}
-    types: dict[str, int] = {}
-    for tensor in reader.tensors:
-        types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
+        fields = {name: _short(field.contents()) for name, field in reader.fields.items()}
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file it raises what its arrays happen to
+        raise BundleError(
+            f"{path}: not a readable GGUF file ({type(error).__name__}: {error})"
+        ) from error
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     return {"metadata": fields, "tensors": len(reader.tensors), "tensor_types": types}
 
 

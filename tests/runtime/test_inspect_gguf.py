@@ -1,0 +1,29 @@
+"""`vqedge inspect` of a GGUF file that is cut off in its head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_gguf import parrot_tensors, write_gguf
+
+from vqedge.commands.inspect import facts_of
+from vqedge.errors import BundleError
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "a.gguf", parrot_tensors()).read_bytes()
+
+
+def test_a_cut_head_is_never_a_fault_of_ours(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole)
+    head = gguf.GGUFReader(path).data_offset
+    assert facts_of(path)[1]["tensors"] > 0
+    for size in range(0, head, 16):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BundleError, match="not a readable GGUF file"):
+            facts_of(path)
