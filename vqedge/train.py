@@ -38,14 +38,15 @@ def train(
         The checkpoint, or None if time ran out.
 
     Raises:
-        CheckpointError: the output folder holds another run or a finished checkpoint, or
-            `config.init` does not fit.
+        CheckpointError: the output folder cannot be written to, holds another run or a finished
+            checkpoint, or `config.init` does not fit.
         ConfigError: a launcher's processes cannot share a step.
         DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """
     clock = Clock(minutes)
     folder = RunFolder(config)
+    folder.refuse_unwritable()
     folder.refuse_checkpoint()
     if not resume:
         folder.refuse_old_run()

@@ -373,6 +373,13 @@ def test_a_checkpoint_without_its_run_is_not_overwritten(whole: Path, resume: bo
     assert (whole / MODEL).read_bytes() == before
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(CheckpointError, match=r"file: cannot be written to.*-o"):
+            run(config_for(tmp_path / place))
+
+
 def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
     """Two parts of a clip each give nearly the step of both: answers' lengths weigh otherwise."""
     optim = OptimConfig(steps=1, clips_per_step=2, warmup_steps=1, naming_steps=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,16 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.path = config, config.output
+
+    def refuse_unwritable(self) -> None:
+        """Before any work: a folder that nothing can be saved in.
+
+        Raises:
+            CheckpointError: it is one.
+        """
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise CheckpointError(f"{there}: cannot be written to; give another -o folder")
 
     def refuse_old_run(self) -> None:
         """Before any work: a folder that holds a run is not overwritten.
