@@ -17,6 +17,7 @@ import typer
 from tiny_bundle import write_bundle
 
 import vqedge.cli
+from vqedge.commands import doctor
 from vqedge.data.demo import write_demo
 from vqedge.errors import BundleError
 from vqedge_runtime import VideoQA
@@ -328,6 +329,17 @@ def test_a_file_that_a_program_forgot_is_a_fault_of_ours(
     monkeypatch.setattr(VideoQA, "open", lambda *_, **__: Path("forgotten").stat())
     found = run("ask", clip, "What?", "-m", "x.vqedge")
     assert_one_line(found, "internal error: FileNotFoundError", code=3)
+
+
+@pytest.mark.parametrize("flags", [{"amx_bf16"}, {"avx512_bf16"}, {"avx2", "avx_vnni"}])
+def test_the_doctor_recommends_openvino_where_the_cpu_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str]
+) -> None:
+    monkeypatch.setattr("vqedge_runtime.llm.build_flags.cpu_flags", lambda: flags)
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    (line,) = doctor._openvino(None)
+    assert line.needed.startswith("recommended") == ("avx2" not in flags)
+    assert not line.ok and not line.required and line.fix == "pip install 'vqedge[openvino]'"
 
 
 def test_the_version_is_printed(run: Any) -> None:

@@ -37,10 +37,10 @@ _LIBRARIES = {  # packages that bring each, either of them
     "llama-cpp-python": ("llama-cpp-python",),
 }
 _MODULES = ("numpy", "av", "onnxruntime")  # of them those to load; llama.cpp has a check of its own
+_BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # of x86: instructions that OpenVINO is fast by
 _OPTIONAL = {
     "onnx": ("assemble bundles", "assemble"),
     "torch": ("train and export", "export"),
-    "openvino": ("run the encoder in bfloat16", "openvino"),
     "tensorrt": ("TensorRT engines", "tensorrt"),
 }
 
@@ -104,6 +104,16 @@ def _libraries(_: Path | None) -> Iterator[Finding]:
         yield Finding(
             name, found or "missing", f"only to {use}", found is not None, fix, required=False
         )
+
+
+def _openvino(_: Path | None) -> Iterator[Finding]:
+    from vqedge_runtime.llm.build_flags import cpu_flags
+
+    found = _version("openvino")
+    fast = bool(_BFLOAT16 & cpu_flags())
+    needed = "recommended: this CPU has bfloat16" if fast else "only to try another encoder"
+    fix = "pip install 'vqedge[openvino]'"
+    yield Finding("openvino", found or "missing", needed, found is not None, fix, required=False)
 
 
 def _backends(bundle: Path | None) -> Iterator[Finding]:
@@ -207,6 +217,7 @@ CHECKS: tuple[Check, ...] = (
     _vqedge,
     _python,
     _libraries,
+    _openvino,
     _backends,
     _disk,
     _video,
