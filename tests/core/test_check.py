@@ -14,6 +14,7 @@ from vqedge.bundle import bundle_writer, open_bundle
 from vqedge.commands import export as exporting
 from vqedge.commands import flips
 from vqedge.commands.check import check
+from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
 from vqedge.errors import BundleError, ConfigError, ParityError
 from vqedge_export import pipeline
@@ -197,6 +198,7 @@ def test_an_export_that_fails_prints_what_it_measured(
         raise ParityError("lost", {"llm": {"kl_mean": 9.0}})
 
     monkeypatch.setattr(pipeline, "export_bundle", fails)
+    monkeypatch.setattr(exporting, "model_config_of", lambda _: ModelConfig())
     with pytest.raises(ParityError):
         exporting.export(tmp_path, tmp_path / "b.vqedge", precision=DEFAULT_PRECISION, as_json=True)
     assert document(capsys)["parity"] == {"llm": {"kl_mean": 9.0}}
