@@ -22,6 +22,7 @@ from vqedge.commands.baselines import (
     trained_baselines,
 )
 from vqedge.commands.evaluate import BundleAnswerer
+from vqedge.commands.session import RunsOn
 from vqedge.config import AttentionConfig, ModelConfig, QuantizerConfig
 from vqedge.data.suites import Item, suite_items
 from vqedge.errors import CheckpointError, ConfigError
@@ -130,6 +131,13 @@ def test_an_incomplete_checkpoint_or_one_without_the_budget_is_an_error(tmp_path
     (tmp_path / "runs" / "random" / LORA).unlink()
     with pytest.raises(CheckpointError, match=f"random: no {LORA}"):
         trained_baselines(ours, tmp_path / "runs", None)
+
+
+@pytest.mark.parametrize("flags", [RunsOn("openvino"), RunsOn(threads=1), RunsOn(gpu_layers=0)])
+def test_a_checkpoint_runs_in_pytorch_whatever_is_asked(tmp_path: Path, flags: RunsOn) -> None:
+    ours = write_checkpoint(tmp_path / "ours")
+    with pytest.raises(ConfigError, match="leave out --backend, --threads and --gpu-layers"):
+        evaluating.run_eval("synthetic", None, ours, limit=1, runs_on=flags)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": "many"}', '{"step": null}'])

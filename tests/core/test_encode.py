@@ -484,6 +484,13 @@ def test_words_of_a_segment(
     assert "--start: goes with --as" in complaint(whole)
 
 
+def test_words_of_one_video_take_no_flags_of_files(run: Any, clip: Path) -> None:
+    flags = ("-o", "x.vqt", "--segment", "1", "--bits", "4", "--jobs", "3")
+    found = run("encode", clip, clip, "--as", "ids", *flags)
+    named = "2 videos, -o, --segment, --bits, --jobs"
+    assert complaint(found).endswith(f"one video, whole; {named} does not go with it")
+
+
 def test_a_budget_of_what_has_its_tokens(run: Any, clip: Path, qa: VideoQA) -> None:
     run("encode", clip, "-o", "a.vqt")
     found = run("ask", "a.vqt", "What?", "--budget", "8")

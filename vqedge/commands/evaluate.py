@@ -136,6 +136,10 @@ def _answerer(
     if checkpoint is not None:
         if bundle is not None:
             raise ConfigError("give a bundle (-m) or --checkpoint, not both")
+        if runs_on != BEST_HERE:
+            raise ConfigError(
+                "--checkpoint runs in PyTorch: leave out --backend, --threads and --gpu-layers"
+            )
         return opened_checkpoint(checkpoint, budget)
     qa = stack.enter_context(open_session(bundle, runs_on))
     qa.checked_budget(budget)

@@ -77,9 +77,17 @@ def _check_flags(
         raise ConfigError(
             f"--question: in text it could spell words of a video or end its turn; use --as {IDS}"
         )
-    if len(videos) > 1 or out is not None or options.segment_s is not None:
-        flag = "-o" if out else "--segment" if options.segment_s else f"{len(videos)} videos"
-        raise ConfigError(f"--as {form}: prints one video, whole; {flag} does not go with it")
+    given = {
+        f"{len(videos)} videos": len(videos) > 1,
+        "-o": out is not None,
+        "--segment": options.segment_s is not None,
+        "--bits": bool(options.bits),
+        "--jobs": options.jobs != EncodeOptions.jobs,
+    }
+    if odd := [name for name, there in given.items() if there]:
+        raise ConfigError(
+            f"--as {form}: prints one video, whole; {', '.join(odd)} does not go with it"
+        )
 
 
 def _codes(video: Path, bundle: Bundle, options: EncodeOptions) -> Codes:
