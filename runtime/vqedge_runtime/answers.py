@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vqedge.budget import ADAPTIVE
-from vqedge_runtime.llm import VideoRows
+from vqedge_runtime.llm import ChoiceScores, Generation, TextStream, VideoRows
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.vqt import Origin
 
@@ -110,6 +111,54 @@ class Answer:
         spent, own = self.video.timings, self.timings
         prefill, first, total = (ms + prefix_ms for ms in (own.prefill, own.first_token, own.total))
         return replace(self, timings=timings_with_llm(spent, prefill, first, total))
+
+
+class AnswerStream(Iterator[str]):
+    """Pieces of an answer as they come; `answer` is complete once the iteration has ended.
+
+    Args:
+        stream: the language model's.
+        finish: an answer from what was generated.
+    """
+
+    def __init__(self, stream: TextStream, finish: Callable[[Generation], Answer]) -> None:
+        self._stream, self._finish = stream, finish
+
+    def __next__(self) -> str:
+        """The next piece of text."""
+        return next(self._stream)
+
+    def close(self) -> None:
+        """Stop generating."""
+        self._stream.close()
+
+    @property
+    def answer(self) -> Answer:
+        """What was generated so far, with counts and times."""
+        return self._finish(self._stream.result)
+
+
+def generated_answer(video: Video, result: Generation, spent: Timings, backend: Backend) -> Answer:
+    """The answer that was generated about a video; `spent` is what encoding it took just now."""
+    prefill_ms = result.prefix_ms + result.question_ms
+    return Answer(
+        result.text,
+        video.tokens.count,
+        timings_with_llm(spent, prefill_ms, result.first_token_ms, result.total_ms),
+        backend,
+        video,
+        generated_tokens=result.generated_tokens,
+        tokens_per_s=result.tokens_per_s,
+        stopped=result.stopped,
+    )
+
+
+def chosen_answer(video: Video, scores: ChoiceScores, spent: Timings, backend: Backend) -> Answer:
+    """The likeliest of several answers about a video; see `generated_answer`."""
+    prefill_ms = scores.prefix_ms + scores.question_ms
+    timings = timings_with_llm(spent, prefill_ms, prefill_ms, scores.total_ms)
+    probabilities = dict(zip(scores.choices, scores.probabilities, strict=True))
+    return Answer(scores.best, video.tokens.count, timings, backend, video, probabilities)
 
 
 def timings_with_llm(spent: Timings, prefill: float, first_token: float, total: float) -> Timings:

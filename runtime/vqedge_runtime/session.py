@@ -21,20 +21,26 @@ from typing import Self
 from vqedge.budget import Budget
 from vqedge.bundle import Manifest, open_bundle
 from vqedge.errors import BackendUnavailable, ConfigError, printable
-from vqedge_runtime.answers import Answer, Backend, Timings, Video, timings_with_llm
+from vqedge_runtime.answers import (
+    Answer,
+    AnswerStream,
+    Backend,
+    Timings,
+    Video,
+    chosen_answer,
+    generated_answer,
+)
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import AUTO, Encoder, Frames, open_encoder, require_backend
 from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
-    ChoiceScores,
     DecodingOptions,
     Exchange,
     Generation,
     LanguageModel,
     Prefix,
     Prompt,
-    TextStream,
     open_llama_cpp,
 )
 from vqedge_runtime.stored import (
@@ -43,6 +49,7 @@ from vqedge_runtime.stored import (
     segment_from_codes,
     segments_from_path,
     stamp_from_path,
+    video_from_segment,
     write_stored,
 )
 from vqedge_runtime.tokens import TokenSet
@@ -55,26 +62,6 @@ PathLike = str | os.PathLike[str]
 NO_ENCODER = "none (codes from a file)"
 
 logger = logging.getLogger(__name__)
-
-
-class AnswerStream(Iterator[str]):
-    """Pieces of an answer as they come; `answer` is complete once the iteration has ended."""
-
-    def __init__(self, session: VideoQA, video: Video, stream: TextStream, spent: Timings) -> None:
-        self._session, self._video, self._stream, self._spent = session, video, stream, spent
-
-    def __next__(self) -> str:
-        """The next piece of text."""
-        return next(self._stream)
-
-    def close(self) -> None:
-        """Stop generating."""
-        self._stream.close()
-
-    @property
-    def answer(self) -> Answer:
-        """What was generated so far, with counts and times."""
-        return self._session._answer(self._video, self._stream.result, self._spent)
 
 
 class VideoQA:
@@ -304,7 +291,7 @@ class VideoQA:
         encoded, spent = self._encoded_and_spent(video)
         if choices:
             scores = self.llm.score_choices(encoded.rows, question, choices)
-            return self._choice_answer(encoded, scores, spent)
+            return chosen_answer(encoded, scores, spent, self._backend_of(encoded))
         generation = self.llm.ask(encoded.rows, question, options or DecodingOptions())
         return self._answer(encoded, generation, spent)
 
@@ -350,7 +337,7 @@ class VideoQA:
         """
         encoded, spent = self._encoded_and_spent(video)
         stream = self.llm.stream(encoded.rows, question, options or DecodingOptions(), history)
-        return AnswerStream(self, encoded, stream, spent)
+        return AnswerStream(stream, lambda result: self._answer(encoded, result, spent))
 
     def close(self) -> None:
         """Free the models; twice is fine."""
@@ -388,16 +375,8 @@ class VideoQA:
         read_ms = (time.perf_counter() - began) * 1e3
         tokens = self.bridge.tokens(segment.codes)
         encode_ms = (time.perf_counter() - began) * 1e3 - read_ms
-        return Video(
-            tokens,
-            segment.duration_us / 1e6,
-            header.frames,
-            tuple(time_us / 1e6 for time_us in segment.times_us),
-            Timings(decode=read_ms, encode=encode_ms),
-            segment.start_us / 1e6,
-            header.budget,
-            header.origin,
-            part=header.window_us > 0,
+        return video_from_segment(
+            header, segment, tokens, Timings(decode=read_ms, encode=encode_ms)
         )
 
     def _encoded(self, clip: Clip, budget: int) -> Video:
@@ -430,21 +409,7 @@ class VideoQA:
         return json.dumps([hashes["llm"], self.llm.state_identity, video.rows.key]).encode()
 
     def _answer(self, video: Video, result: Generation, spent: Timings) -> Answer:
-        prefill_ms = result.prefix_ms + result.question_ms
-        return Answer(
-            result.text,
-            video.tokens.count,
-            timings_with_llm(spent, prefill_ms, result.first_token_ms, result.total_ms),
-            self.backend_for(isinstance(video.source, Origin)),
-            video,
-            generated_tokens=result.generated_tokens,
-            tokens_per_s=result.tokens_per_s,
-            stopped=result.stopped,
-        )
+        return generated_answer(video, result, spent, self._backend_of(video))
 
-    def _choice_answer(self, video: Video, scores: ChoiceScores, spent: Timings) -> Answer:
-        prefill_ms = scores.prefix_ms + scores.question_ms
-        timings = timings_with_llm(spent, prefill_ms, prefill_ms, scores.total_ms)
-        probabilities = dict(zip(scores.choices, scores.probabilities, strict=True))
-        backend = self.backend_for(isinstance(video.source, Origin))
-        return Answer(scores.best, video.tokens.count, timings, backend, video, probabilities)
+    def _backend_of(self, video: Video) -> Backend:
+        return self.backend_for(isinstance(video.source, Origin))

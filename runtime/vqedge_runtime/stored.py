@@ -9,7 +9,8 @@ from pathlib import Path
 from vqedge.bundle import Manifest
 from vqedge.errors import VqtError
 from vqedge.files import file_sha256, replacing
-from vqedge_runtime.tokens import Codes
+from vqedge_runtime.answers import Timings, Video
+from vqedge_runtime.tokens import Codes, TokenSet
 from vqedge_runtime.video import images_in
 from vqedge_runtime.video.clip import no_time_in
 from vqedge_runtime.video.faults import video_fault, video_faults
@@ -123,6 +124,23 @@ def segments_from_path(path: Path, manifest: Manifest) -> Iterator[tuple[Header,
         check_fit(file.header, manifest)
         for number in range(len(file.spans_us)):
             yield file.header, file.segment(number)
+
+
+def video_from_segment(
+    header: Header, segment: Segment, tokens: TokenSet, timings: Timings
+) -> Video:
+    """The video that a segment of a file holds, with the tokens that its codes became."""
+    return Video(
+        tokens,
+        segment.duration_us / _MICROSECONDS,
+        header.frames,
+        tuple(time_us / _MICROSECONDS for time_us in segment.times_us),
+        timings,
+        segment.start_us / _MICROSECONDS,
+        header.budget,
+        header.origin,
+        part=header.window_us > 0,
+    )
 
 
 def is_current(path: Path, header: Header) -> bool:

@@ -13,11 +13,11 @@ from vqedge.commands.chat import HELP, Chat
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime import DecodingOptions, VideoQA
+from vqedge_runtime.answers import AnswerStream
 from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
-from vqedge_runtime.session import AnswerStream
 from vqedge_runtime.vqt import is_vqt
 
 
