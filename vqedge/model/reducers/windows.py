@@ -6,7 +6,8 @@ come in all sizes here, each half as long as the one around it, from the whole c
 largest that is alike enough merges. Enough is found for the budget, by bisection. It is told by the
 sum of what its patches lack in likeness, not by the mean: the mean of a large window can be high
 though its parts are not. Of 256 patches a frame 8 % are 21, of 8 frames more than all tokens: here
-keys are 8 % of the budget, and those of the whole clip, since they are fewer than frames. The stages inside of the language model are left out: docs/reducers.md.
+keys are 8 % of the budget, and those of the whole clip, since they are fewer than frames. The
+stages inside of the language model are left out: docs/reducers.md.
 """
 
 from __future__ import annotations
