@@ -1,0 +1,53 @@
+"""Pages of figures: what they are written from stays whole, and a stale page is told."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import _pages
+import pytest
+from _pages import share, table, write_or_compare
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_table() -> None:
+    assert table(("", "n", "share"), [("all", 3, "50%"), ("none", "", "")]) == (
+        "| | n | share |\n|---|---|---|\n| all | 3 | 50% |\n| none | | |"
+    )
+
+
+def test_a_share_with_its_interval() -> None:
+    document = {"accuracy": 0.9754, "interval": [0.9642, 0.9826]}
+    assert share(document) == "97.5% [96.4%, 98.3%]"
+    assert share(document, places=0) == "98% [96%, 98%]"
+
+
+def test_a_stale_page_is_told_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_pages, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    assert write_or_compare(page, "fresh\n", []) == 1 and not page.exists()
+    page.write_text("stale\n")
+    assert write_or_compare(page, "fresh\n", []) == 1
+    assert capsys.readouterr().err.count("page.md: differs from docs/measured") == 2
+    assert write_or_compare(page, "fresh\n", ["--write"]) == 0
+    assert write_or_compare(page, "fresh\n", []) == 0 and page.read_text() == "fresh\n"
+
+
+def test_a_figure_outlives_the_command_that_fails(tmp_path: Path) -> None:
+    text = (ROOT / "scripts" / "_env.sh").read_text(encoding="utf-8")
+    keep = re.search(r"^keep\(\).*?^}$", text, flags=re.MULTILINE | re.DOTALL)
+    assert keep
+
+    def run(command: str) -> int:
+        script = f"set -eu\n{keep[0]}\nkeep figure.json {command}"
+        return subprocess.run(["sh", "-c", script], cwd=tmp_path, check=False).returncode
+
+    assert run("printf 'a line\\n{\"n\": 1}\\n'") == 0
+    assert (tmp_path / "figure.json").read_text() == '{"n": 1}\n'
+    assert run("sh -c 'echo half; exit 1'") == 1
+    assert (tmp_path / "figure.json").read_text() == '{"n": 1}\n'
