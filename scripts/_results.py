@@ -10,6 +10,7 @@ from typing import Any
 from _pages import BUDGETS, ROOT, all_measured, measured, share, table, write_or_compare
 
 from vqedge.commands.baselines import COMPARISONS
+from vqedge.evaluate import paired_interval
 
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 TEMPLATE = ROOT / "scripts" / "results.template.md"
@@ -35,18 +36,29 @@ def page() -> str:
         checkpoint_asked=_asked(checkpoint),
         checkpoint_share=share(checkpoint),
         photos=_by_kind(photos),
+        **_real(measured("real")),
         photos_codes=f"{photos['tokens_mean']:.0f}",
         photos_share=share(photos),
         **_accuracy(),
-        **_shown_less(checkpoint, measured("photos_checkpoint")),
+        **_shown_less(),
         **_trained_alike(measured("compare")),
         **_exported(checkpoint),
         **_speed(all_measured("bench_*")),
-        **_files(measured("vqt")),
+        **_files(measured("vqt"), measured("vqt_words")),
         **_words(),
         grounding=_grounding(measured("grounding")),
         ids=_ids(measured("ids")),
     )
+
+
+def _real(document: dict[str, Any]) -> dict[str, str]:
+    """Real clips, asked with choices."""
+    return {
+        "real_asked": _asked(document),
+        "real_share": share(document),
+        "real_prior": f"{document['prior']:.1%}",
+        "real": _by_kind(document),
+    }
 
 
 def _accuracy() -> dict[str, object]:
@@ -74,31 +86,36 @@ def _by_kind(document: dict[str, Any]) -> str:
     return table(("questions", "accuracy", "n"), [*rows, everything])
 
 
-def _shown_less(checkpoint: dict[str, Any], photos: dict[str, Any]) -> dict[str, str]:
-    """The suites in PyTorch: the model as it is, and shown less."""
+def _shown_less() -> dict[str, str]:
+    """The suites through a bundle, as they are and shown less."""
+    photos, photos_checkpoint = measured("photos"), measured("photos_checkpoint")
+    world, checkpoint = measured(f"budget_{DEFAULT}"), measured("eval_checkpoint")
+    photos_kinds = ("first", "sequence", "different", "present", "thing")
     return {
-        "photos_checkpoint_asked": _asked(photos),
         "baselines": _beside_baselines(
-            checkpoint, ("direction", "order", "color", "shape", "count")
+            world, checkpoint, ("direction", "order", "color", "shape", "count")
         ),
-        "photos_baselines": _beside_baselines(
-            photos, ("first", "sequence", "different", "present", "thing")
-        ),
+        "photos_asked": _asked(photos),
+        "photos_baselines": _beside_baselines(photos, photos_checkpoint, photos_kinds),
     }
 
 
-def _beside_baselines(document: dict[str, Any], kinds: Sequence[str]) -> str:
-    rows = (
-        (
-            name,
-            d.get("steps", ""),
-            f"{d['tokens_mean']:.1f}",
-            share(d),
-            *(f"{d['by_kind'][kind]['accuracy']:.1%}" for kind in kinds),
-        )
-        for name, d in {"VQ": document, **document["baselines"]}.items()
-    )
-    return table(("", "steps", "tokens", "all", *kinds), rows)
+def _beside_baselines(
+    bundle: dict[str, Any], checkpoint: dict[str, Any], kinds: Sequence[str]
+) -> str:
+    """A suite through the bundle; without any video it can be asked in PyTorch only."""
+    documents = {
+        "VQ": bundle,
+        "shuffled frames": bundle["baselines"]["shuffled frames"],
+        "blind, in PyTorch": checkpoint["baselines"]["blind"],
+    }
+    rows = [
+        (name, d["n"], share(d), *(share(d["by_kind"][kind], places=0) for kind in kinds))
+        for name, d in documents.items()
+    ]
+    priors = (f"{bundle['by_kind'][kind]['prior']:.0%}" for kind in kinds)
+    guessed = ("most frequent answers", bundle["n"], f"{bundle['prior']:.1%}", *priors)
+    return table(("", "n", "all", *kinds), [*rows, guessed])
 
 
 def _trained_alike(document: dict[str, Any]) -> dict[str, object]:
@@ -128,7 +145,7 @@ def _trained_alike(document: dict[str, Any]) -> dict[str, object]:
 def _in_points(reference: dict[str, Any], others: Mapping[str, dict[str, Any]]) -> str:
     """Trainings beside the one that they are compared with, a row each."""
     rows = [
-        (name, f"{d['tokens_mean']:.1f}", share(d), _points(d, reference))
+        (name, f"{d['tokens_mean']:.1f}", share(d), _paired(d, reference))
         for name, d in others.items()
     ]
     told = ("VQ", f"{reference['tokens_mean']:.1f}", share(reference), "")
@@ -184,7 +201,8 @@ def _speed(benches: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _milliseconds(encoder: dict[str, Any] | None) -> str:
-    return "" if encoder is None else f"{encoder['encode_ms']:.0f}"
+    """Of an encoder that ran on a machine."""
+    return f"{encoder['encode_ms']:.0f}" if encoder and "encode_ms" in encoder else ""
 
 
 def _machine(told: dict[str, Any]) -> str:
@@ -199,27 +217,29 @@ def _versions(bench: dict[str, Any]) -> str:
     return f"- {told['processor']}: {versions}; {backend['encoder']}, {backend['llm']}."
 
 
-def _files(document: dict[str, Any]) -> dict[str, object]:
-    """Files of codes: sizes, and that answers are those of the video."""
+def _files(codes: dict[str, Any], ids: dict[str, Any]) -> dict[str, object]:
+    """Files of codes and of ids: sizes, and that answers are those of the video."""
+    of = {f"codes, {codes['budget']}": codes, f"ids of words, {ids['budget']} codes": ids}
     rows = (
         (
             name,
+            clips,
             row["clips"],
             row["same_rows"],
             row["same_answers"],
-            *(f"{row['bytes'][kind]['mean']:,.0f}" for kind in ("file", "file_with_ids")),
+            *(f"{row['bytes'][size]:,.0f}" for size in ("mean", "max")),
         )
-        for name, row in (("held-out", document["held_out"]), ("real", document["real"]))
+        for name, document in of.items()
+        for clips, row in (("held-out", document["held_out"]), ("real", document["real"]))
     )
     bits = (
         (bits, f"{row['bytes_mean']:,.0f}", f"{row['same_answers']} of {row['files']}")
-        for bits, row in document["bits"].items()
+        for bits, row in codes["bits"].items()
     )
     same = ("same rows, bit for bit", "same answers")
     return {
-        "files_budget": document["budget"],
-        "files": table(("clips", "n", *same, "bytes of a file", "with ids"), rows),
-        "bits": table(("`--bits`", "bytes of a file", "same answers"), bits),
+        "files": table(("file of", "clips", "n", *same, "bytes", "at most"), rows),
+        "bits": table(("`--bits`", "bytes", "same answers"), bits),
     }
 
 
@@ -238,6 +258,7 @@ def _words() -> dict[str, str]:
     used = json.loads(USAGE.read_text(encoding="utf-8"))["codebook"]
     levels = zip(used["usage"], used["dead"], used["perplexity"], strict=True)
     return {
+        "words_bundle": f"{words['backend']['encoder']}, {words['backend']['llm']}",
         "words": table(("form", "tokens", "accuracy", "points from rows"), told),
         "words_kinds": _in_a_line(words),
         "words_photos_share": share(photos),
@@ -289,6 +310,14 @@ def _ids(document: dict[str, Any]) -> str:
 
 def _asked(document: dict[str, Any]) -> str:
     return f"{document['n']:,} questions about {document['clips']} clips"
+
+
+def _paired(document: dict[str, Any], reference: dict[str, Any]) -> str:
+    """Points of difference on the same clips, with their interval."""
+    ours, theirs = document["by_clip"], reference["by_clip"]
+    found = paired_interval(ours["right"], theirs["right"], theirs["asked"])
+    points, low, high = (f"{100 * value:+.1f}" for value in found)
+    return f"{points} [{low}, {high}]"
 
 
 def _points(document: dict[str, Any], reference: dict[str, Any]) -> str:

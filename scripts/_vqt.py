@@ -1,12 +1,11 @@
 """Measures `.vqt` files: are answers and rows those of the video, and how large are the files?
 
-    python scripts/_vqt.py BUNDLE [--clips 300] [--videos FOLDER] [--threads N] [--write]
+    python scripts/_vqt.py BUNDLE [--clips 300] [--videos FOLDER] [--threads N] [--write NAME]
 
 Clips are held out (the synthetic suite's). One process encodes them, asks one question each and
-saves files; another one, which never sees a frame, reads the files and asks the same. The first
-also saves files with fewer bits a number and asks those. Sizes with a
-learned codebook are those of the same maps with ids in place of codes: ids are not packed by
-content, so their values have no say. --write puts the result into docs/measured/vqt.json.
+saves files; another one, which never sees a frame, reads the files and asks the same. Where codes
+are numbers of their own, not ids, the first also saves files with fewer bits a number and asks
+those. --write puts the result into docs/measured/NAME.json.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,15 +29,11 @@ from vqedge.commands.encode import VIDEO_SUFFIXES
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.seeds import SYNTHETIC_SEED
 from vqedge_runtime import Video, VideoQA
-from vqedge_runtime.tokens import Codes
-from vqedge_runtime.vqt import Header, Segment, open_vqt, vqt_bytes
-from vqedge_runtime.vqt.header import HEADER_BYTES
 
 Rounded = dict[int, list[tuple[int, bool]]]  # by bits
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "docs/measured/vqt.json"
-LEVELS, ENTRIES = 4, 1024  # of recipes/tiny-codebook.yaml
+MEASURED = ROOT / "docs/measured"
 BITS = (8, 6, 4, 3, 2)
 FALLBACK = "What is in the video?"
 
@@ -115,47 +108,10 @@ def compared(
     return same
 
 
-def sizes_of(path: Path) -> dict[str, float]:
-    """Bytes of a file, of the same with ids, and of its map by ways to pack it."""
-    file = open_vqt(path)
-    segment = file.segment(0)
-    index_map = segment.codes.index_map
-    bare = index_map.astype(np.uint8).tobytes()
-    bits = int(segment.codes.count - 1).bit_length()
-    return {
-        "file": file.size_bytes,
-        "file_with_ids": len(_with_ids(file.header, segment)),
-        "map_lzma": len(_with_ids(file.header, segment)) - _bytes_without_map(file.header, segment),
-        "map_zlib": len(zlib.compress(bare, 9)),
-        "map_bits": -(-index_map.size * bits // 8),
-    }
-
-
-def _with_ids(header: Header, segment: Segment) -> bytes:
-    learned = replace(
-        header, kind="codebook", levels=LEVELS, width=ENTRIES, codebook_sha256="11" * 32
-    )
-    ids = np.zeros((segment.codes.count, LEVELS), np.int32)
-    return vqt_bytes(learned, [replace(segment, codes=Codes(segment.codes.index_map, ids))])
-
-
-def _bytes_without_map(header: Header, segment: Segment) -> int:
-    """Of a file with ids: header, times, counts, ids, end mark, checksum."""
-    ids_bytes = -(-segment.codes.count * LEVELS * (ENTRIES - 1).bit_length() // 8)
-    fixed = HEADER_BYTES + 4 + 16 + 8 * header.frames + 6 + 4 + 4
-    return fixed + ids_bytes
-
-
-def summary(paths: list[Path]) -> dict[str, Any]:
-    """Mean and largest of every size."""
-    rows = [sizes_of(path) for path in paths]
-    return {
-        name: {
-            "mean": round(statistics.mean(row[name] for row in rows), 1),
-            "max": max(row[name] for row in rows),
-        }
-        for name in rows[0]
-    } | {"files": len(paths)}
+def summary(paths: list[Path]) -> dict[str, float]:
+    """Mean and largest size in bytes."""
+    sizes = [path.stat().st_size for path in paths]
+    return {"mean": round(statistics.mean(sizes), 1), "max": max(sizes)}
 
 
 def main() -> None:
@@ -167,7 +123,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=300)
     parser.add_argument("--videos", type=Path, default=ROOT / "../shared/data/videos")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--write", metavar="NAME")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -204,7 +160,7 @@ def main() -> None:
     text = json.dumps(document, indent=2) + "\n"
     print(text, end="")
     if options.write:
-        OUT.write_text(text, encoding="utf-8")
+        (MEASURED / f"{options.write}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ class EvalReport:
 
         TokDense is accuracy in percent per token (VQToken, section 4); `tokdense_denominator` names
         the key that it is divided by. `prior` is the share that the most frequent answer of each
-        kind would score.
+        kind would score; `by_clip` is what differences between reports are told apart by
+        (`paired_interval`).
         """
         percent = 100 * self.overall.accuracy
         by_kind = {
@@ -184,6 +185,7 @@ class EvalReport:
             **self.overall.to_dict(),
             "prior": sum(prior.right for prior in self.priors.values()) / self.overall.total,
             "by_kind": by_kind,
+            "by_clip": {"right": self.overall.right, "asked": self.overall.asked},
             "tokens_mean": self.tokens_mean,
             "tokens_before": self.tokens_before,
             "frames": self.frames,
@@ -263,6 +265,32 @@ def wilson_interval(right: int, total: int, design_effect: float = 1.0) -> tuple
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def paired_interval(
+    ours: Sequence[int], theirs: Sequence[int], asked: Sequence[int]
+) -> tuple[float, float, float]:
+    """How much larger a share of right answers is than another on the same questions.
+
+    Each clip is a cluster (Cochran, Sampling Techniques, 3rd ed., 3.12); normal approximation.
+
+    Args:
+        ours: right answers by clip.
+        theirs: those of the other, clips in the same order.
+        asked: questions by clip.
+
+    Returns:
+        the difference in [-1, 1], and its 95 % interval.
+
+    Raises:
+        ValueError: not the same clips.
+    """
+    triples = list(zip(ours, theirs, asked, strict=True))
+    total, clips = sum(asked), len(asked)
+    difference = (sum(ours) - sum(theirs)) / total
+    squares = sum((a - b - difference * n) ** 2 for a, b, n in triples)
+    half = _Z95 * math.sqrt(squares * clips / max(clips - 1, 1)) / total
+    return difference, difference - half, difference + half
 
 
 def _normalised(text: str) -> str:

@@ -12,7 +12,15 @@ import pytest
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item
 from vqedge.errors import VideoError
-from vqedge.evaluate import EvalReport, Reply, Tally, evaluate, is_right, wilson_interval
+from vqedge.evaluate import (
+    EvalReport,
+    Reply,
+    Tally,
+    evaluate,
+    is_right,
+    paired_interval,
+    wilson_interval,
+)
 
 # ---- one answer
 
@@ -106,6 +114,17 @@ def test_one_clip_and_answers_all_alike_say_nothing_of_others(clips: dict[str, s
     assert tally_of(clips).design_effect == 1.0
 
 
+def test_a_difference_is_told_clip_by_clip() -> None:
+    found = paired_interval([2, 0, 1, 3], [1, 1, 1, 1], [3, 3, 3, 3])
+    assert found[0] == pytest.approx(2 / 12)
+    spread = [1 - 0.5, -1 - 0.5, 0 - 0.5, 2 - 0.5]
+    half = 1.96 * (sum(x * x for x in spread) * 4 / 3) ** 0.5 / 12
+    assert found[1:] == pytest.approx((2 / 12 - half, 2 / 12 + half), abs=1e-3)
+    assert paired_interval([2, 1], [1, 0], [4, 4]) == (0.25, 0.25, 0.25), "each clip says the same"
+    with pytest.raises(ValueError, match="zip"):
+        paired_interval([1], [1, 2], [2, 2])
+
+
 # ---- a suite
 
 
@@ -163,6 +182,7 @@ def test_a_report_counts_by_kind_and_overall() -> None:
                 "prior": 2 / 3,
             },
         },
+        "by_clip": {"right": [3], "asked": [4]},
         "tokens_mean": 25.0,
         "tokens_before": 2048,
         "frames": 8,
