@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_bundle import fill_folder, tiny_facts
+from tiny_report import parity_report
 
 from vqedge.bundle import bundle_writer, open_bundle
 from vqedge.commands import export as exporting
@@ -22,8 +23,6 @@ from vqedge_export.assemble import DEFAULT_PRECISION
 from vqedge_export.flips import Reading
 from vqedge_export.report import (
     BackendParity,
-    EncoderParity,
-    LlmParity,
     ParityReport,
     VariantParity,
     report_from_file,
@@ -56,19 +55,7 @@ BACKEND = BackendParity(
 
 
 def measured(top1: float = 1.0) -> ParityReport:
-    encoder = EncoderParity(
-        clips=3,
-        patches=768,
-        ids_differ=0.0,
-        safe_ids_differ=0.0,
-        margin_where_ids_differ=0.0,
-        margin_difference=0.0,
-        token_cosine=1.0,
-    )
-    llm = LlmParity(prompts=4, positions=9, top1_agreement=top1, kl_mean=0.0, kl_max=0.0)
-    return ParityReport(
-        encoder_sha256="0" * 64, llm_sha256="1" * 64, quantization="Q4_0", encoder=encoder, llm=llm
-    )
+    return parity_report("Q4_0", top1=top1)
 
 
 def reported(bundle: Path) -> ParityReport:

@@ -244,20 +244,27 @@ def test_what_is_not_there_is_named(run: Any, arguments: list[str]) -> None:
     assert not list(Path().iterdir()), "something was left behind"
 
 
-def test_a_library_that_is_not_installed(
-    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def missing(*_: Any, **__: Any) -> None:
-        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+@pytest.fixture
+def ask_failing_with(run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`ask` where opening the bundle raises an error."""
 
-    monkeypatch.setattr(VideoQA, "open", missing)
-    found = run("ask", clip, "What?", "-m", "x.vqedge")
-    assert_one_line(found, "gguf is not installed; pip install 'vqedge[assemble]'")
+    def ask(error: Exception) -> Any:
+        def fails(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(VideoQA, "open", fails)
+        return run("ask", clip, "What?", "-m", "x.vqedge")
+
+    return ask
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
+        (
+            ModuleNotFoundError("No module named 'gguf'", name="gguf"),
+            "gguf is not installed; pip install 'vqedge[assemble]'",
+        ),
         (ModuleNotFoundError("gone", name="av.error"), "av.error is not installed; pip install"),
         (ImportError("libx.so: not there", name="av._core"), "av._core does not load (libx.so"),
         (ModuleNotFoundError("gone", name="yaml"), "--force-reinstall 'pyyaml>="),
@@ -266,23 +273,13 @@ def test_a_library_that_is_not_installed(
     ],
 )
 def test_a_library_that_is_missing_or_broken(
-    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+    ask_failing_with: Any, error: Exception, words: str
 ) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(VideoQA, "open", fails)
-    assert_one_line(run("ask", clip, "What?", "-m", "x.vqedge"), words)
+    assert_one_line(ask_failing_with(error), words)
 
 
-def test_an_import_that_fails_in_vqedge_itself_is_a_fault_of_ours(
-    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise ImportError("cannot import name 'x'", name="vqedge.files")
-
-    monkeypatch.setattr(VideoQA, "open", fails)
-    found = run("ask", clip, "What?", "-m", "x.vqedge")
+def test_an_import_that_fails_in_vqedge_itself_is_a_fault_of_ours(ask_failing_with: Any) -> None:
+    found = ask_failing_with(ImportError("cannot import name 'x'", name="vqedge.files"))
     assert_one_line(found, "internal error", code=3)
 
 
@@ -312,14 +309,8 @@ def test_the_doctor_names_a_library_that_does_not_load(
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_is_no_fault_of_ours(
-    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(VideoQA, "open", fails)
-    found = run("ask", clip, "What?", "-m", "x.vqedge")
+def test_a_full_disk_is_no_fault_of_ours(ask_failing_with: Any, error: Exception) -> None:
+    found = ask_failing_with(error)
     assert_one_line(found, getattr(error, "filename", ""), "No space left", "VQEDGE_CACHE")
 
 

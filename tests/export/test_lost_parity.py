@@ -14,12 +14,13 @@ import torch
 from tiny_bundle import tiny_facts, write_bundle
 from tiny_export import config_of
 from tiny_model import tiny_llm, tiny_tokenizer
+from tiny_report import parity_report
 
 from vqedge.errors import ConfigError, ParityError
 from vqedge_export import pipeline
 from vqedge_export.parity import llm_parity
 from vqedge_export.pipeline import export_bundle
-from vqedge_export.report import TOLERANCES, EncoderParity, LlmParity, ParityReport
+from vqedge_export.report import TOLERANCES, LlmParity, ParityReport
 
 # ---- the language model's
 
@@ -64,23 +65,7 @@ def test_a_language_model_that_reads_other_rows_is_outside_its_tolerance() -> No
 
 
 def lost() -> ParityReport:
-    encoder = EncoderParity(
-        clips=3,
-        patches=768,
-        ids_differ=0.5,
-        safe_ids_differ=0.0,
-        margin_where_ids_differ=0.0,
-        margin_difference=0.0,
-        token_cosine=1.0,
-    )
-    return ParityReport(
-        encoder_sha256="0" * 64,
-        llm_sha256="1" * 64,
-        quantization="F16",
-        encoder=encoder,
-        llm=LlmParity(prompts=4, positions=9, top1_agreement=1.0, kl_mean=0.0, kl_max=0.0),
-        tolerance=TOLERANCES["F16"],
-    )
+    return parity_report("F16", ids_differ=0.5, tolerance=TOLERANCES["F16"])
 
 
 @pytest.fixture
