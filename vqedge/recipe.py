@@ -122,7 +122,7 @@ class TrainConfig(Config):
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     init: Path | None = None
-    """Checkpoint to start from, instead of naming codes first; `model` is then its model."""
+    """Checkpoint to start from; only what it lacks is then taught to name codes first."""
     output: Path = Path("runs/tiny")
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -412,6 +412,24 @@ def test_a_codebook_may_start_from_a_checkpoint_without_one(tmp_path: Path, whol
     assert open_checkpoint(tmp_path / "on").config == LEARNED
 
 
+def test_a_narrow_codebook_takes_of_another_bridge_what_does_not_read_codes(
+    tmp_path: Path, whole: Path
+) -> None:
+    quantizer = LEARNED.quantizer.model_copy(update={"codebook_width": 5})
+    narrow = LEARNED.model_copy(update={"quantizer": quantizer})
+    bridge, llm = trained_bridge(narrow), with_lora(tiny_llm(), narrow.llm)
+    fresh = {name: value.clone() for name, value in bridge.state_dict().items()}
+    assert not start_from(whole, narrow, bridge, llm)
+    kept = load_file(whole / MODEL)
+    for name, value in bridge.state_dict().items():
+        new = name.startswith(("codebook.", "attention.code"))
+        expected = fresh[name] if new else kept[f"{BRIDGE_PREFIX}{name}"].float()
+        assert torch.equal(value, expected), name
+    run(config_for(tmp_path / "on", steps=1, model=narrow, init=whole))
+    assert "naming" in log_of(tmp_path / "on")[0]
+    assert load_file(tmp_path / "on" / MODEL)["bridge.codebook.tables"].shape == (2, 6, 5)
+
+
 def test_words_take_the_adapter_of_another_model_and_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path
 ) -> None:

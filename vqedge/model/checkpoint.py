@@ -33,6 +33,7 @@ from vqedge.reducers import has_weights
 
 BRIDGE_PREFIX = "bridge."
 _ROWS_OF_WORDS = f"{BRIDGE_PREFIX}table"
+_READS_CODES = f"{BRIDGE_PREFIX}attention.code"
 POSITION = f"{BACKBONE_PREFIX}position"
 
 
@@ -142,12 +143,13 @@ def start_from(
     """Fill bridge, adapter and reducer from another checkpoint, to train on from there.
 
     A learned codebook may be new to it: its tables then stay as they are, as do the weights of a
-    reducer, or of trained blocks, that it does not have. So may be a vocabulary of video words,
-    which no part of another bridge fits: then the adapter alone is taken. Rows of words are made of
-    the weights, so that sizes or places may be told in finer steps than they were.
+    reducer, or of trained blocks, that it does not have. Where the codebook compares fewer features
+    than the codes have, so does what reads them. So may be a vocabulary of video words, which no
+    part of another bridge fits: then the adapter alone is taken. Rows of words are made of the
+    weights, so that sizes or places may be told in finer steps than they were.
 
     Returns:
-        Whether the bridge was filled.
+        Whether the whole bridge was filled, but for tables.
 
     Raises:
         CheckpointError: it is another model, or not a readable checkpoint.
@@ -170,11 +172,14 @@ def start_from(
     new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
     tables = {name: value for name, value in new.items() if _is_table(name)}
     rows = {name: value for name, value in new.items() if name == _ROWS_OF_WORDS}
+    narrows = f"{BRIDGE_PREFIX}codebook.narrow.weight" in new.keys() - tensors.keys()
+    if narrows:  # nothing of the other bridge reads so few features
+        rows |= {name: value for name, value in new.items() if name.startswith(_READS_CODES)}
     load_bridge(bridge, {**tables, **tensors, **rows})
     there = was.quantizer.kind == config.quantizer.kind and was.encoder == config.encoder
     if reducer is not None and there:
         _load(reducer.kept(), tensors, reducer.prefix)
-    return True
+    return not narrows
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
