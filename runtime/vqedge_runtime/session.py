@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
 
-from vqedge.budget import Budget
+from typing_extensions import Self
+
 from vqedge.bundle import Manifest, open_bundle
-from vqedge.errors import BackendUnavailable, ConfigError, printable
+from vqedge.errors import printable
 from vqedge_runtime.answers import (
     Answer,
     AnswerStream,
@@ -31,8 +30,8 @@ from vqedge_runtime.answers import (
     generated_answer,
 )
 from vqedge_runtime.bridge import Bridge, open_bridge
-from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import AUTO, Encoder, Frames, open_encoder, require_backend
+from vqedge_runtime.encoders import AUTO, Encoder, open_encoder, require_backend
+from vqedge_runtime.encoding import PathLike, VideoEncoder
 from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
     DecodingOptions,
@@ -43,31 +42,17 @@ from vqedge_runtime.llm import (
     Prompt,
     open_llama_cpp,
 )
-from vqedge_runtime.stored import (
-    origin_from_path,
-    read_stored,
-    segment_from_codes,
-    segments_from_path,
-    stamp_from_path,
-    video_from_segment,
-    write_stored,
-)
-from vqedge_runtime.tokens import TokenSet
-from vqedge_runtime.video import Clip, clip_from_path
-from vqedge_runtime.vqt import Header, Origin, Segment, header_for, is_vqt
-from vqedge_runtime.vqt.header import PART_US
-
-PathLike = str | os.PathLike[str]
+from vqedge_runtime.vqt import Origin
 
 NO_ENCODER = "none (codes from a file)"
 
 logger = logging.getLogger(__name__)
 
 
-class VideoQA:
+class VideoQA(VideoEncoder):
     """Answers questions about videos.
 
-    Owns an encoder and a language model; close it, or use `with`.
+    Owns an encoder, a bridge and a language model; close it, or use `with`.
 
     Not thread safe: calls on one object must not overlap.
 
@@ -85,8 +70,8 @@ class VideoQA:
         llm: LanguageModel,
         manifest: Manifest,
     ) -> None:
-        self.bridge, self.llm, self.manifest = bridge, llm, manifest
-        self._encoder, self._closed = encoder, False
+        super().__init__(encoder, bridge, manifest)
+        self.llm = llm
 
     @classmethod
     def open(
@@ -134,19 +119,6 @@ class VideoQA:
         return cls(partial(open_encoder, encoder, opened, threads), bridge, llm, manifest)
 
     @property
-    def encoder(self) -> Encoder:
-        """Frames to codes; a `.vqt` has its codes and needs none.
-
-        Raises:
-            BackendUnavailable: it cannot run here or on this bundle.
-            BundleError: its file cannot be run.
-        """
-        if callable(self._encoder):
-            self._check_open()
-            self._encoder = self._encoder()
-        return self._encoder
-
-    @property
     def backend(self) -> Backend:
         """What runs where."""
         return self.backend_for(stored=False)
@@ -154,91 +126,6 @@ class VideoQA:
     def backend_for(self, stored: bool) -> Backend:
         """What runs where for a video, or for one that is stored in a `.vqt`."""
         return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
-
-    def encode(
-        self,
-        video: PathLike,
-        budget: Budget | None = None,
-        start_s: float | None = None,
-        end_s: float | None = None,
-    ) -> Video:
-        """Decode, sample and encode a video, an image, or a folder of frames; or read a `.vqt`.
-
-        Of a `.vqt` the segment that `start_s` lies in is read, whole.
-
-        Args:
-            video: path of the file or folder.
-            budget: most tokens to use, or "auto" for as many as the clip needs; the bundle's
-                default if not given.
-            start_s: start of the span to look at, seconds.
-            end_s: end of the span, seconds.
-
-        Raises:
-            VideoError: nothing in the file can be decoded, or the span is empty.
-            VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
-            ConfigError: the budget is out of range, "auto" where the bundle has a fixed one, or
-                one of a `.vqt`, which has its tokens already.
-        """
-        path = Path(video)
-        if is_vqt(path):
-            if budget is not None:
-                raise ConfigError(f"--budget: {path} has its tokens already; leave the budget out")
-            return self._read(path, start_s, end_s)
-        codes = self.checked_budget(budget)
-        spec = self.manifest.encoder
-        stamp = stamp_from_path(path)
-        clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s)
-        part = (start_s, end_s) != (None, None)
-        return replace(self._encoded(clip, codes), source=path, part=part, stamp=stamp)
-
-    def encode_segments(self, vqt: PathLike) -> Iterator[Video]:
-        """Every segment of a `.vqt`, read one after another as they are asked for.
-
-        Raises:
-            VqtError: the file is damaged or of another bundle.
-        """
-        began = time.perf_counter()
-        for header, segment in segments_from_path(Path(vqt), self.manifest):
-            yield self._stored(header, segment, began)
-            began = time.perf_counter()
-
-    def save(self, video: Video, path: PathLike, bits: int = 0) -> None:
-        """Write an encoded video to a `.vqt`, which this bundle can be asked about instead.
-
-        Args:
-            video: what `encode` gave. Its file is read once more, for its sha256.
-            path: of the file to write.
-            bits: 2 to 8 for a smaller file with each number of a code in so many, for about the
-                same answers; 0 for float16 and the very same.
-
-        Raises:
-            ConfigError: the bundle's codes are ids, or bits are out of range.
-            VideoError: the video's file is gone, or has changed since.
-            VqtError: the file cannot be written, or there is one of another kind.
-        """
-        source = video.source
-        origin = origin_from_path(source, video.stamp) if isinstance(source, Path) else source
-        window_us = PART_US if video.part else 0
-        header = header_for(self.manifest, video.budget, origin, window_us, bits)
-        codes = video.tokens.codes
-        segment = segment_from_codes(codes, video.start_s, video.duration_s, video.times_s)
-        write_stored(Path(path), header, segment)
-
-    def encode_frames(self, frames_thwc: Frames, budget: Budget | None = None) -> Video:
-        """Encode frames: uint8 RGB `[T, size, size, 3]` of the bundle's T and size.
-
-        Raises:
-            ConfigError: wrong shape or type, or the budget is out of range.
-        """
-        spec = self.manifest.encoder
-        wanted = (spec.frames, spec.size, spec.size, 3)
-        if frames_thwc.shape != wanted or frames_thwc.dtype.name != "uint8":
-            raise ConfigError(
-                f"frames are {frames_thwc.dtype} {frames_thwc.shape}, want uint8 {wanted}"
-            )
-        codes = self.checked_budget(budget)
-        tokens, encode_ms = self._tokens(frames_thwc, codes)
-        return Video(tokens, 0.0, spec.frames, (), Timings(encode=encode_ms), budget=codes)
 
     def prefill(self, video: Video, kv: PathLike | None = None) -> Prefix:
         """Read a video ahead of its first question.
@@ -341,60 +228,9 @@ class VideoQA:
 
     def close(self) -> None:
         """Free the models; twice is fine."""
-        self._closed = True
         with ExitStack() as stack:
-            if not callable(self._encoder):
-                stack.callback(self._encoder.close)
-            stack.callback(self.bridge.close)
+            stack.callback(super().close)
             stack.callback(self.llm.close)
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
-
-    def checked_budget(self, budget: Budget | None) -> int:
-        """The budget as the encoder takes it: the bundle's default, or the given one.
-
-        Raises:
-            ConfigError: it is out of range, or "auto" where the bundle has a fixed one.
-        """
-        return codes_from_budget(budget, self.manifest.quantizer)
-
-    def _read(self, path: Path, start_s: float | None, end_s: float | None) -> Video:
-        """The video that a `.vqt` holds."""
-        began = time.perf_counter()
-        header, segment = read_stored(path, self.manifest, start_s, end_s)
-        return self._stored(header, segment, began)
-
-    def _stored(self, header: Header, segment: Segment, began: float) -> Video:
-        self._check_open()
-        read_ms = (time.perf_counter() - began) * 1e3
-        tokens = self.bridge.tokens(segment.codes)
-        encode_ms = (time.perf_counter() - began) * 1e3 - read_ms
-        return video_from_segment(
-            header, segment, tokens, Timings(decode=read_ms, encode=encode_ms)
-        )
-
-    def _encoded(self, clip: Clip, budget: int) -> Video:
-        tokens, encode_ms = self._tokens(clip.frames_thwc, budget)
-        timings = Timings(clip.decode_ms, clip.preprocess_ms, encode_ms)
-        frames = len(clip.frames_thwc)
-        return Video(tokens, clip.duration_s, frames, clip.times_s, timings, clip.start_s, budget)
-
-    def _tokens(self, frames: Frames, budget: int) -> tuple[TokenSet, float]:
-        self._check_open()
-        encoder = self.encoder
-        began = time.perf_counter()
-        tokens = self.bridge.tokens(encoder.encode(frames, budget))
-        return tokens, (time.perf_counter() - began) * 1e3
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BackendUnavailable("this VideoQA is closed; open the bundle again")
 
     def _encoded_and_spent(self, video: Video | PathLike) -> tuple[Video, Timings]:
         """The encoded video and what this call spent on it: nothing, if it came encoded."""
