@@ -1,4 +1,4 @@
-"""Time every stage of an ask: cold, asked again, and with the unreduced tokens.
+"""Time every stage of an ask: cold, asked again, also after another clip, and unreduced.
 
 The unreduced prompt is what a video LLM without quantisation would read: one row a patch (every
 patch's code in its place), through the same language model. Its ratio to the reduced one does not
@@ -58,10 +58,12 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
     colds = [_cold(qa, path) for _ in range(runs)]
     video = colds[-1].video
     again = [_asked(qa, video.rows, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
+    returned = _asked_after_another(qa, video, max(runs, 3))
     peak_rss_mb = _peak_rss_mb()  # before the unreduced prompt, which a user never pays for
     unreduced = _asked_unreduced(qa, video, min(runs, _UNREDUCED_RUNS))
     document = _document(qa, path, colds, again, unreduced)
     return document | {
+        "return_first_token_ms": _median([g.first_token_ms for g in returned]),
         "peak_rss_mb": peak_rss_mb,
         "runs": runs,
         "together": _together(qa, video, runs),
@@ -120,13 +122,23 @@ def side_by_side(
 
 
 def _cold(qa: VideoQA, path: Path) -> _Cold:
+    qa.llm.forget()
     video = qa.encode(path)
-    fresh = VideoRows(video.tokens.rows, key=f"bench {np.random.default_rng().integers(2**63)}")
-    return _Cold(video, _asked(qa, fresh, QUESTION))
+    return _Cold(video, _asked(qa, video.rows, QUESTION))
 
 
 def _asked(qa: VideoQA, rows: VideoRows, question: str) -> Generation:
     return qa.llm.ask(rows, question, DecodingOptions(max_tokens=_ANSWER_TOKENS))
+
+
+def _asked_after_another(qa: VideoQA, video: Video, runs: int) -> list[Generation]:
+    """Ask about a clip whose prefix was set aside for another clip's, as long and different."""
+    other = VideoRows(np.roll(video.tokens.rows, 1, axis=0))
+    found = []
+    for number in range(runs):
+        qa.llm.prefill_video(other)
+        found.append(_asked(qa, video.rows, _REASKS[number % len(_REASKS)]))
+    return found
 
 
 def _together(qa: VideoQA, video: Video, runs: int) -> dict[str, dict[str, float]]:
@@ -149,12 +161,12 @@ def _one_by_one_and_together(qa: VideoQA, prompts: Sequence[Prompt], runs: int) 
     options = DecodingOptions(max_tokens=_ANSWER_TOKENS)
     one_by_one, together = [], []
     for _ in range(runs):
-        _forget(qa)
+        qa.llm.forget()
         began = time.perf_counter()
         for prompt in prompts:
             qa.llm.ask(prompt.video, prompt.question, options)
         one_by_one.append(time.perf_counter() - began)
-        _forget(qa)
+        qa.llm.forget()
         began = time.perf_counter()
         qa.llm.ask_many(prompts, options)
         together.append(time.perf_counter() - began)
@@ -174,14 +186,9 @@ def _asked_unreduced(qa: VideoQA, video: Video, runs: int) -> list[Generation]:
     qa.llm.ask(rows, QUESTION, first_token)  # warm-up: makes a larger context
     found = []
     for _ in range(runs):
-        _forget(qa)
+        qa.llm.forget()
         found.append(qa.llm.ask(rows, QUESTION, first_token))
     return found
-
-
-def _forget(qa: VideoQA) -> None:
-    """Hold a clip that shares no row with any, so that the next prompt's is read whole."""
-    qa.llm.prefill_video(VideoRows(np.zeros((1, qa.llm.width), np.float32)))
 
 
 def _document(

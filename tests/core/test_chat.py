@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,23 @@ def test_earlier_turns_are_read_where_that_is_wanted(
     before = [[turn.answer for turn in turns] for turns in qa.llm.histories]
     assert before == [[], [], ["Red."], [], []]
     assert "/history: say on or off" in capsys.readouterr().err
+
+
+def test_a_video_that_is_come_back_to_is_not_encoded_again(qa: VideoQA, clip: Path) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel) and isinstance(qa.encoder, FakeEncoder)
+    other = clip.with_name("other.mp4")
+    other.write_bytes(clip.read_bytes())
+    talk = Chat(qa, clip, 8)
+    first = talk.video
+    for count, path in enumerate([other, clip, other, clip], start=1):
+        talk.talk(iter([f"/video {path}"]))
+        assert (qa.encoder.calls, talk.video is first) == (2, count % 2 == 0)
+    talk.talk(iter([f"/video {clip} 0.5"]))
+    assert qa.encoder.calls == 3 and talk.video.start_s == 0.5
+    write_demo(clip)
+    os.utime(clip, ns=(0, 0))
+    talk.talk(iter([f"/video {clip}"]))
+    assert qa.encoder.calls == 4, "the file has changed"
 
 
 def test_commands(

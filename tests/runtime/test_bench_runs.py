@@ -37,14 +37,17 @@ def test_side_by_side_reads_as_much_as_one_by_one(
     qa: Any, clip: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
-    ask, ask_many = qa.llm.ask, qa.llm.ask_many
+    ask, ask_many, reader = qa.llm.ask, qa.llm.ask_many, qa.llm._reader
+
+    def holds(rows: Any) -> bool:
+        return reader._holds(rows) or (rows.key, len(rows.rows)) in reader._aside._states
 
     def noted(rows: Any, question: str, options: Any) -> Any:
-        held.append(qa.llm._reader._holds(rows))
+        held.append(holds(rows))
         return ask(rows, question, options)
 
     def noted_many(prompts: Any, options: Any) -> Any:
-        held.extend(qa.llm._reader._holds(prompt.video) for prompt in prompts)
+        held.extend(holds(prompt.video) for prompt in prompts)
         return ask_many(prompts, options)
 
     monkeypatch.setattr(qa.llm, "ask", noted)
@@ -54,6 +57,12 @@ def test_side_by_side_reads_as_much_as_one_by_one(
     assert not any(clips), "eight clips are read in both ways"
     assert questions == [False, *[True] * 7, *[False] * 8], "one clip is read once in both"
     assert {row["prompts"] for row in found.values()} == {8}
+
+
+def test_asking_after_another_clip_reads_neither_again(qa: Any, clip: Any) -> None:
+    qa.llm.prefill_video(clip.rows)
+    found = bench._asked_after_another(qa, clip, 3)
+    assert [answer.reused_prefix for answer in found] == [True] * 3
 
 
 def test_the_unreduced_prompt_is_read_whole_in_a_context_that_is_there(

@@ -99,6 +99,7 @@ def test_a_state_that_does_not_fit_is_not_taken(wild: Any) -> None:
     clip = video(3, rows=20)
     state = wild.prefix_state(clip)
     expected = wild.ask(clip, "What moves?", SHORT).text
+    wild.forget()
     assert not wild.restore_prefix(video(5, rows=21), state)
     assert not wild.restore_prefix(clip, state[:-4])
     answer = wild.ask(clip, "What moves?", SHORT)

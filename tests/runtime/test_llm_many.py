@@ -114,6 +114,14 @@ def test_what_is_shared_is_read_once(wild: Any, monkeypatch: pytest.MonkeyPatch)
     assert rows_read([Prompt(other, "Is it?"), Prompt(one, "So?"), Prompt(other, "Then?")]) == 7
 
 
+def test_one_video_is_read_for_the_first_of_its_questions(wild: Any) -> None:
+    prompts = [Prompt(video(9, rows=200), f"Is it {n}?") for n in range(3)]
+    cold, held = wild.ask_many(prompts, SHORT), wild.ask_many(prompts, SHORT)
+    assert [answer.reused_prefix for answer in cold] == [False, True, True]
+    assert [answer.reused_prefix for answer in held] == [True] * 3
+    assert cold[0].prefix_ms > held[0].prefix_ms
+
+
 def test_the_video_held_before_is_held_afterwards(wild: Any) -> None:
     one = video(9)
     wild.prefill_video(one)

@@ -84,8 +84,9 @@ def _print_table(document: dict[str, Any]) -> None:
         result(
             f"  {row['name']:<26} {row['encode_ms']:10.1f} ms  {share}{row['cpu_ms']:.0f} ms of CPU"
         )
-    for name in ("cold_first_token", "reask_first_token", "unreduced_first_token"):
-        result(f"{name.replace('_', ' '):<28} {document[f'{name}_ms']:10.1f} ms")
+    for name in ("cold", "reask", "return", "unreduced"):
+        first_token = f"{name}_first_token".replace("_", " ")
+        result(f"{first_token:<28} {document[f'{name}_first_token_ms']:10.1f} ms")
     result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")
     result(f"{'peak memory':<28} {document['peak_rss_mb']:10.1f} MB")
     for name, row in document["together"].items():

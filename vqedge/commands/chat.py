@@ -1,4 +1,4 @@
-"""`vqedge chat`: question after question about a video that is encoded and read once."""
+"""`vqedge chat`: question after question about videos that are encoded and read once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from vqedge.budget import Budget, budget_from_text
@@ -16,6 +17,7 @@ from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.errors import ConfigError, VqedgeError
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
+from vqedge_runtime.stored import stamp_from_path
 from vqedge_runtime.vqt import is_vqt
 
 HELP = """\
@@ -28,6 +30,7 @@ HELP = """\
 anything else is a question; each one stands alone, unless /history is on"""
 
 _MOST_TURNS = 8
+_MOST_VIDEOS = 16
 
 
 def chat(
@@ -50,7 +53,7 @@ def chat(
 
 
 class Chat:
-    """A talk about one video at a time.
+    """A talk about one video at a time; the last sixteen are not encoded again, unless they change.
 
     Args:
         qa: the open session.
@@ -72,6 +75,7 @@ class Chat:
     ) -> None:
         self.qa, self.budget, self.history, self.options = qa, budget, history, options
         self._turns: deque[Exchange] = deque(maxlen=_MOST_TURNS)
+        self._encode = lru_cache(_MOST_VIDEOS)(lambda stamp, *what: qa.encode(*what))
         self.video = self._encoded(video, budget, start_s)
         self._commands: dict[str, Callable[[str], None]] = {
             "/video": self._switch,
@@ -151,7 +155,7 @@ class Chat:
             say(f"ids: {tokens.ids.tolist()}")
 
     def _encoded(self, path: Path, budget: Budget | None, start_s: float | None) -> Video:
-        video = self.qa.encode(path, budget, start_s)
+        video = self._encode(stamp_from_path(path), path, budget, start_s)
         span = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
         say(f"{path}: {span}, {video.tokens.count} tokens; /help for commands")
         return video

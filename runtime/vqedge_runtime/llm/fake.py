@@ -41,7 +41,7 @@ class FakeLanguageModel:
         self.closed = False
         self._texts: deque[str] = deque()
         self._scores: deque[tuple[float, ...]] = deque()
-        self._held = ""
+        self._held: set[str] = set()
 
     def enqueue(self, text: str) -> None:
         """Say this at the next question."""
@@ -64,7 +64,8 @@ class FakeLanguageModel:
             raise BundleError(
                 f"rows are {video.rows.shape[1]} wide, {self.name} reads {self.width}"
             )
-        reused, self._held = self._held == video.key, video.key
+        reused = video.key in self._held
+        self._held.add(video.key)
         return Prefix(len(video.rows), 0.0, reused)
 
     def prefix_state(self, video: VideoRows) -> bytes:
@@ -75,8 +76,12 @@ class FakeLanguageModel:
     def restore_prefix(self, video: VideoRows, state: bytes) -> bool:
         """Remember the video if the state is of it."""
         fits = state == video.key.encode()
-        self._held = video.key if fits else ""
+        self._held |= {video.key} if fits else set()
         return fits
+
+    def forget(self) -> None:
+        """Remember no video."""
+        self._held.clear()
 
     @property
     def state_identity(self) -> str:

@@ -43,8 +43,9 @@ class LlamaCpp:
     """A GGUF model that answers questions about videos. Make one with `LlamaCpp.open`.
 
     One lock guards every call, so threads may share it and take turns. A stream gives the lock back
-    between pieces; a newer call from anywhere ends it. The context holds the last video's prefix
-    and grows, by reading it again, when a prompt asks for more room.
+    between pieces; a newer call from anywhere ends it. The context holds the last video's prefix,
+    those before it are set aside in memory (128 MiB of them, the least recently used go first), and
+    it grows when a prompt asks for more room.
     """
 
     def __init__(self, model: Model, reader: Reader) -> None:
@@ -144,6 +145,12 @@ class LlamaCpp:
         with self._lock:
             self._turn = None
             return self._reader.restore_video(video, state)
+
+    def forget(self) -> None:
+        """Drop all prefixes: the next question about any video reads it. Ends a stream."""
+        with self._lock:
+            self._turn = None
+            self._reader.forget()
 
     @property
     def state_identity(self) -> str:
@@ -249,7 +256,7 @@ class LlamaCpp:
     def logits(self, *pieces: Sequence[int] | Ids | Rows) -> Rows:
         """Logits after every position of a prompt, for comparison with another implementation.
 
-        The held prefix is lost. The result is large: 400 MB for 2,048 positions of SmolLM2.
+        The result is large: 400 MB for 2,048 positions of SmolLM2.
 
         Args:
             pieces: in order; token ids `[n]`, or embedding rows float32 `[n, width]`.

@@ -216,9 +216,15 @@ class Context(Owned):
 
     def state(self) -> bytes:
         """Keys and values of sequence 0, for `restore`."""
-        size = int(lib.llama_state_seq_get_size(self.pointer, 0))
+        size = self.state_bytes
         buffer = (ctypes.c_uint8 * size)()
-        return bytes(buffer[: lib.llama_state_seq_get_data(self.pointer, buffer, size, 0)])
+        written = lib.llama_state_seq_get_data(self.pointer, buffer, size, 0)
+        return memoryview(buffer)[:written].tobytes()
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of `state`, as long as nothing more is read."""
+        return int(lib.llama_state_seq_get_size(self.pointer, 0))
 
     def restore(self, state: bytes, length: int) -> bool:
         """Put back what `state` gave, and nothing else; whether it was `length` positions.

@@ -111,7 +111,7 @@ class Prefix:
     Attributes:
         tokens: positions taken.
         ms: time to read it, about 0 if it was held already.
-        reused: it was held already.
+        reused: it was held already, as the last one or set aside.
     """
 
     tokens: int
@@ -263,6 +263,9 @@ class LanguageModel(Protocol):
     @property
     def state_identity(self) -> str:
         """Of all that such a state depends on, beside the model's file and the rows."""
+
+    def forget(self) -> None:
+        """Drop all that was read of any video."""
 
     def stream(
         self,

@@ -3,8 +3,9 @@
     [template] [K video rows] [question, template]
     |------- prefix --------| |------ suffix ------|
 
-The prefix of the last video stays, so the next question about it reads its own tokens only; the
-template before the video is read when the model is opened.
+The prefix of the last video stays, so the next question about it reads its own tokens only. When
+another video takes its place it is set aside in memory (see `prefixes`), and put back, bit for bit,
+when it is asked about again. The template before the video is read when the model is opened.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from vqedge.errors import BackendUnavailable, BundleError, PromptError
 from vqedge.prompt import SYSTEM, prompt_parts, question_text, text_between_turns
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import Context, Model
+from vqedge_runtime.llm.prefixes import Prefixes
 from vqedge_runtime.llm.protocol import Exchange, Prefix, Prompt, Rows, VideoRows
 
 
@@ -63,6 +65,7 @@ class Reader:
         self._closed = False
         self._context: Context | None = None
         self._held: VideoRows | None = None  # the video in sequence 0, after the template
+        self._aside = Prefixes()
         self._template_held = False
         self._before, self._after, self._between = _template_ids(model, system)
         self._context_for(len(self._before))
@@ -101,10 +104,12 @@ class Reader:
         """
         self._check_width(video.rows)
         self._make_room(len(video.rows), 0, 0)
-        self._held, self._template_held = None, False
-        fits = self.context.restore(state, len(self._before) + len(video.rows))
-        self._held, self._template_held = (video if fits else None), fits
-        return fits
+        return self._put_back(video, state)
+
+    def forget(self) -> None:
+        """Drop every video's prefix; the template stays."""
+        self._held = None
+        self._aside.clear()
 
     @property
     def template(self) -> tuple[int, ...]:
@@ -165,12 +170,12 @@ class Reader:
         rows = len(trunk.rows) if trunk else 0
         rows += sum(len(video.rows) - _shared(trunk, video) for video in videos.values())
         self._make_room(rows, sum(map(len, suffixes)), answer_tokens * len(prompts))
+        started = time.perf_counter()
+        fresh = trunk is not None and not self._hold(trunk).reused
         if trunk is None:
             self._hold_template()
-        else:
-            self._hold(trunk)
         with self.context.branches(len(prompts)):
-            prefixes = self._read_branches([prompt.video for prompt in prompts])
+            prefixes = self._read_branches([prompt.video for prompt in prompts], started, fresh)
             yield [
                 Placed(prefix, Cells.at(prefix.tokens, suffix, "last", number))
                 for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True), 1)
@@ -207,23 +212,30 @@ class Reader:
     def close(self) -> None:
         """Free the context; twice is fine."""
         self._closed = True
-        self._held = None
+        self.forget()
         if self._context is not None:
             self._context.close()
 
-    def _read_branches(self, videos: Sequence[VideoRows]) -> list[Prefix]:
-        """Fork a sequence for every video and read what none has read before it."""
-        started = time.perf_counter()
+    def _read_branches(
+        self, videos: Sequence[VideoRows], started: float, fresh: bool
+    ) -> list[Prefix]:
+        """Fork a sequence for every video and read what none has read before it.
+
+        Args:
+            videos: a sequence each.
+            started: when their reading began, of `time.perf_counter`.
+            fresh: what they share was read just now.
+        """
         firsts: dict[str, int] = {}
         unread, reused = [], []
         for number, video in enumerate(videos, 1):
             start = len(self._before) + _shared(self._held, video)
             first = firsts.setdefault(video.key, number)
             rest = video.inputs[start - len(self._before) :]
-            reused.append(first != number or not len(rest))
+            reused.append(first != number or not (len(rest) or fresh))
             if first == number:
                 self.context.fork(0, number, start)
-            if not reused[-1]:
+            if first == number and len(rest):
                 unread.append(Cells.at(start, rest, sequence=number))
         if unread:
             self.context.read(Cells.joined(unread))
@@ -235,8 +247,7 @@ class Reader:
         return [Prefix(n, spent_ms, held) for n, held in zip(lengths, reused, strict=True)]
 
     def _holds(self, video: VideoRows) -> bool:
-        held = self._held
-        return held is not None and held.key == video.key and len(held.rows) == len(video.rows)
+        return self._held is not None and _name(self._held) == _name(video)
 
     @property
     def _held_rows(self) -> int:
@@ -261,7 +272,7 @@ class Reader:
         return self._model.tokens_from_text(text, special=False) + self._after
 
     def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
-        self._held = None
+        self._set_aside()
         self._template_held = False
         context.clear()
         start = 0
@@ -271,18 +282,43 @@ class Reader:
 
     def _hold(self, video: VideoRows) -> Prefix:
         started = time.perf_counter()
-        length = len(self._before) + len(video.rows)
+        length = self._length(video)
         context = self.context
-        reused = self._holds(video) and context.truncate(length)
+        reused = (self._holds(video) and context.truncate(length)) or self._take_back(video)
         if not reused:
             self._hold_template()
             context.read(Cells.at(len(self._before), video.inputs))
             self._held = video
         return Prefix(length, (time.perf_counter() - started) * 1e3, reused)
 
+    def _length(self, video: VideoRows) -> int:
+        """Positions of a video's prefix."""
+        return len(self._before) + len(video.rows)
+
+    def _set_aside(self) -> None:
+        """Hold no video any longer; keep the prefix of the one held, if it is not too large."""
+        held, self._held = self._held, None
+        if held is None or not self.context.truncate(self._length(held)):
+            return
+        if self.context.state_bytes <= self._aside.most_bytes:
+            self._aside.keep(_name(held), self.context.state())
+
+    def _take_back(self, video: VideoRows) -> bool:
+        """Hold a video that was set aside, if there is one."""
+        state = self._aside.take(_name(video))
+        return state is not None and self._put_back(video, state)
+
+    def _put_back(self, video: VideoRows, state: bytes) -> bool:
+        """Let a video's state take the place of all that is held; whether it fits."""
+        self._set_aside()
+        self._template_held = False
+        fits = self.context.restore(state, self._length(video))
+        self._held, self._template_held = (video if fits else None), fits
+        return fits
+
     def _hold_template(self) -> None:
         """Leave the template's start alone in the context: it is read once for all videos."""
-        self._held = None
+        self._set_aside()
         if not (self._template_held and self.context.truncate(len(self._before))):
             self._template_held = False  # until it is read, should that be interrupted
             self.context.clear()
@@ -306,9 +342,9 @@ class Reader:
         if self._closed or (self._context is not None and self._context.size >= count):
             return self.context
         if self._context is not None:
+            self._set_aside()
             self._context.close()
-        self._context = self._held = None
-        self._template_held = False
+        self._context, self._template_held = None, False
         size = max(self._start_size, 1 << (count - 1).bit_length())
         self._context = Context(self._model, min(size, self._limit), self._threads)
         return self._context
@@ -334,6 +370,11 @@ def _template_ids(model: Model, system: str) -> tuple[list[int], list[int], list
         model.tokens_from_text(parts.after_question, special=True),
         None if between is None else model.tokens_from_text(between, special=True),
     )
+
+
+def _name(video: VideoRows) -> tuple[str, int]:
+    """What a video is held and set aside under."""
+    return video.key, len(video.rows)
 
 
 def _shared(held: VideoRows | None, video: VideoRows) -> int:
