@@ -16,6 +16,7 @@ from vqedge.config import Config, ModelConfig
 from vqedge.data.seeds import HELD_OUT_SEEDS, TEST_SPLIT
 from vqedge.data.world import WORLD_VERSION
 from vqedge.errors import ConfigError
+from vqedge.reducers import follows_question
 from vqedge.validation import first_fault
 
 
@@ -63,7 +64,8 @@ class DataConfig(Config):
     time_reversal: bool = True
     """Show clips backwards too, where their questions can be turned."""
     budgets: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 16, 32, 64)
-    """Clips are quantised at each of these, and every step draws one of them."""
+    """Clips are quantised at each of these, and every step draws one of them; but for a kind whose
+    tokens follow the question, which has the model's default alone."""
     keep_features: bool = False
     """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers; those of a
     reducer with weights are always kept."""
@@ -137,7 +139,7 @@ class TrainConfig(Config):
     def _fits(self) -> Self:
         if max(self.data.budgets) > self.model.quantizer.codes:
             raise ValueError("data.budgets: none may exceed model.quantizer.codes")
-        if self.model.quantizer.default_budget not in self.data.budgets:
+        if self.model.quantizer.default_budget not in self.budgets:
             raise ValueError("data.budgets: want model.quantizer.default_budget among them")
         if self.optim.clips_per_step % self.optim.accumulate:
             raise ValueError("optim.accumulate must divide optim.clips_per_step")
@@ -153,6 +155,13 @@ class TrainConfig(Config):
         if self.model.attention.kind != "paper":
             raise ValueError("model.attention.kind: only 'paper' is trained here")
         return self
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Those that a step may draw."""
+        quantizer = self.model.quantizer
+        one = follows_question(quantizer.kind)
+        return (quantizer.default_budget,) if one else self.data.budgets
 
     @property
     def base(self) -> Path:

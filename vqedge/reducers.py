@@ -29,10 +29,11 @@ TRAINING_FREE: Final = (
     "scissor",
     "window-merge",
 )
-TRAINABLE: Final = ("group-queries", "resampler", "vtm-saliency")
+TRAINABLE: Final = ("group-queries", "resampler", "vtm-saliency", "query-window")
 """Those with weights of their own, which are trained with the bridge."""
-PER_QUESTION: Final = ("query-window",)
-"""Modules whose tokens follow the question: nothing to keep for the next one."""
+PER_QUESTION: Final = frozenset({"query-window"})
+"""Those whose tokens follow the question: nothing of a clip is kept for the next one, and all have
+one budget, the model's default."""
 ATTENTION: Final = frozenset({"prumerge", "prumerge+", "window-merge"})
 """Those that read what the CLS token attends to."""
 ALL_PAIRS: Final = frozenset(
@@ -70,6 +71,11 @@ def has_weights(kind: str) -> bool:
     return reducer_of(kind) in TRAINABLE
 
 
+def follows_question(kind: str) -> bool:
+    """Does a quantizer of this kind make a clip's tokens anew for every question?"""
+    return reducer_of(kind) in PER_QUESTION
+
+
 def checked_kind(kind: str) -> str:
     """The kind, if there is such a quantizer.
 
@@ -77,11 +83,6 @@ def checked_kind(kind: str) -> str:
         ValueError: there is none.
     """
     name = reducer_of(kind)
-    if name in PER_QUESTION:
-        raise ValueError(
-            f"{kind} makes its tokens from the question, so that a clip cannot be encoded once and "
-            "asked again; it is a module to build on (vqedge/model/reducers), no kind of quantizer"
-        )
     known = ("kmeans", "codebook", *_SHORT)
     reducers = (*TRAINING_FREE, *TRAINABLE)
     if kind in known or (kind.startswith(PREFIX) and name in reducers):
@@ -94,7 +95,7 @@ def training_free_kind(name: str) -> str:
     """The kind of quantizer that a reducer without weights is.
 
     Raises:
-        ConfigError: it has weights, follows the question, or is not known.
+        ConfigError: it has weights, or is not known.
     """
     if name in TRAINING_FREE:
         return f"{PREFIX}{name}"
@@ -104,8 +105,6 @@ def training_free_kind(name: str) -> str:
             f"with quantizer.kind {PREFIX}{name} (docs/reducers.md), or choose of "
             f"{', '.join(TRAINING_FREE)}"
         )
-    if name in PER_QUESTION:
-        raise ConfigError(f"--reducer {name}: makes its tokens from the question, not of a clip")
     raise ConfigError(f"--reducer {name}: choose one of {', '.join(TRAINING_FREE)}")
 
 

@@ -19,6 +19,7 @@ from vqedge.errors import ExportError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_VERSION
+from vqedge.reducers import follows_question
 from vqedge.video_words import vocabulary_of
 from vqedge_export.graph import (
     FEATURES,
@@ -33,6 +34,7 @@ from vqedge_export.graph import (
 from vqedge_export.op_function import OPSET, attach_function
 
 INPUTS = ("frames", "budget")
+TEXT = "text"  # one more input: the question, where tokens follow it
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
 CODES, IDS = "codes", "ids"  # one more output: what a clip's codes are, or those of a codebook
 _QUANTIZED = ("codes", "indices", "mask", "margin")
@@ -79,6 +81,11 @@ def outputs_of(config: ModelConfig) -> tuple[str, ...]:
     return told if config.attention.kind == "paper" else (*told, ROW_MASK)
 
 
+def inputs_of(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the graph's inputs, in order."""
+    return (*INPUTS, TEXT) if follows_question(config.quantizer.kind) else INPUTS
+
+
 def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto:
     """Trace an encoder with weights inside and NearestCodebook as a plain node.
 
@@ -86,24 +93,33 @@ def encoder_graph(encoder: VideoEncoder, config: ModelConfig) -> onnx.ModelProto
         ExportError: the tracer could not express the model.
     """
     shape = (config.encoder.frames, config.encoder.size, config.encoder.size, 3)
-    example = (torch.zeros(shape, dtype=torch.uint8), torch.tensor(config.quantizer.codes))
-    model = _cleaned(_traced(encoder, example, INPUTS, outputs_of(config)))
+    frames, budget = torch.zeros(shape, dtype=torch.uint8), torch.tensor(config.quantizer.codes)
+    example: tuple[Tensor, ...] = (frames, budget)
+    if TEXT in inputs_of(config):
+        example = (*example, torch.zeros(config.llm.width))
+    model = _cleaned(_traced(encoder, example, inputs_of(config), outputs_of(config)))
     _name_features(model.graph)
     return model
 
 
-def quantizer_graph(quantizer: nn.Module, patches: Tensor) -> onnx.ModelProto:
+def quantizer_graph(
+    quantizer: nn.Module, patches: Tensor, text: Tensor | None = None
+) -> onnx.ModelProto:
     """Trace a quantizer alone, with the body of NearestCodebook if it has one, to measure it.
 
     Args:
-        quantizer: from patches and a budget to `Quantized`.
+        quantizer: from patches, a budget, and a question where it follows one, to `Quantized`.
         patches: an example of what it reads.
+        text: an example of a question; None where it follows none.
 
     Raises:
         ExportError: the tracer could not express the quantizer.
     """
-    example = (patches, torch.tensor(1))
-    model = _cleaned(_traced(quantizer, example, (FEATURES, "budget"), _QUANTIZED))
+    example: tuple[Tensor, ...] = (patches, torch.tensor(1))
+    names: tuple[str, ...] = (FEATURES, "budget")
+    if text is not None:
+        example, names = (*example, text), (*names, TEXT)
+    model = _cleaned(_traced(quantizer, example, names, _QUANTIZED))
     attach_function(model)
     return model
 

@@ -50,7 +50,7 @@ class Rows(nn.Module):
             FRAMES, CODES * CONFIG.llm.width, generator=torch.Generator().manual_seed(8)
         )
 
-    def forward(self, frames: Tensor, budget: Tensor) -> Any:
+    def forward(self, frames: Tensor, budget: Tensor, text: Tensor | None = None) -> Any:
         means = frames.float().mean(dim=(1, 2, 3))
         self.seen.append((means.int().tolist(), int(budget)))
         rows = (means / 255 @ self.weight).view(CODES, -1)

@@ -141,7 +141,7 @@ class _OnGpu(nn.Module):
         self.device = device
         return self
 
-    def forward(self, patches: torch.Tensor, budget: torch.Tensor) -> Quantized:
+    def forward(self, patches: torch.Tensor, budget: torch.Tensor, text: Any = None) -> Quantized:
         assert self.device == patches.device.type == budget.device.type
         found: Quantized = self.inner(patches, budget)
         return found
@@ -155,6 +155,7 @@ def test_costs_are_the_cpus_wherever_answers_come_from() -> None:
         config=ModelConfig(),
         device=torch.device("cuda"),
         seen=lambda _item: there,
+        text_of=lambda _item: None,
     )
     item: Any = None
     found = command._Costs(reduced, [item]).at(4)

@@ -180,7 +180,6 @@ def test_what_a_llava_fixes_is_no_option_of_it(source: Path, option: str) -> Non
     ("name", "frames", "words"),
     [
         ("resampler", 4, "has weights of its own, which no published model brings"),
-        ("query-window", 4, "makes its tokens from the question"),
         ("none", 4, "choose one of uniform-pool, tpool"),
         ("tome", 1000, "compares all pairs of a clip's 16,000 patches, 1.0 GB a table"),
         ("vtm", 3, "quantizer.codes 64: a clip has 48 patches"),

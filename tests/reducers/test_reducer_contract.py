@@ -24,6 +24,7 @@ from vqedge.reducers import (
     ALL_PAIRS,
     ATTENTION,
     MOST_IN_PAIRS,
+    PER_QUESTION,
     TRAINABLE,
     TRAINING_FREE,
     checked_kind,
@@ -222,10 +223,11 @@ def test_dropped_patches_go_to_the_token_most_like_them() -> None:
 
 
 def test_names_are_the_same_with_and_without_torch() -> None:
-    assert tuple(REDUCERS) == TRAINING_FREE and tuple(TRAINABLE_REDUCERS) == TRAINABLE
+    assert tuple(REDUCERS) == TRAINING_FREE
+    assert (*TRAINABLE_REDUCERS, *PER_QUESTION) == TRAINABLE
     reading = {name for name in REDUCERS if make_reducer(name, 4, 2, 4, 8).reads_attention}
     assert reading == ATTENTION
-    for name in (*REDUCERS, *TRAINABLE_REDUCERS):
+    for name in (*TRAINING_FREE, *TRAINABLE):
         kind = checked_kind(f"reducer:{name}")
         assert reducer_of(kind) == name and has_weights(kind) == (name in TRAINABLE)
         config = ModelConfig(

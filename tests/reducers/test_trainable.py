@@ -11,13 +11,13 @@ import torch
 from small_clip import CODES, FRAMES, GRID, PATCHES, clip_of, first
 from torch import Tensor, nn
 
+from vqedge.errors import ConfigError
 from vqedge.model.reducers.group_queries import GroupQueries
 from vqedge.model.reducers.protocol import Reduced
-from vqedge.model.reducers.query_window import QueryWindows
+from vqedge.model.reducers.query_window import QueryWindows, stride_within
 from vqedge.model.reducers.resampler import Resampler
 from vqedge.model.reducers.saliency import SalientMerging
 from vqedge.nearest_codebook import nearest_codebook
-from vqedge.reducers import PER_QUESTION, checked_kind
 from vqedge_export.onnx_export import quantizer_graph
 
 CLIP, WIDTH, TEXT = clip_of(51), 16, 10
@@ -240,7 +240,23 @@ def test_a_windows_token_is_attention_of_its_query_to_its_patches() -> None:
             assert np.abs(token - wanted).max() < 1e-4
 
 
-# ---- export, and what is refused
+def test_rows_without_a_window_stand_for_nothing() -> None:
+    windows, rows = FRAMES * 4, FRAMES * 4 + 3
+    padded = seeded(lambda: QueryWindows(FRAMES, GRID, 3, WIDTH, TEXT, heads=4, rows=rows))
+    found, exact = (reduced(each, text=question(1)) for each in (padded, query_windows()))
+    assert torch.equal(found.tokens[:windows], exact.tokens) and not found.tokens[windows:].any()
+    assert found.sizes.tolist() == [9.0] * windows + [0.0] * 3
+    assert torch.equal(found.assign, exact.assign)
+
+
+@pytest.mark.parametrize(("budget", "stride"), [(128, 4), (127, 8), (32, 8), (31, 16), (8, 16)])
+def test_the_stride_is_the_smallest_whose_windows_fit(budget: int, stride: int) -> None:
+    assert stride_within(budget, 8, 16) == stride
+    with pytest.raises(ConfigError, match=r"default_budget 7: .* in every frame .* 8 or more"):
+        stride_within(7, 8, 16)
+
+
+# ---- export
 
 
 class Traced(nn.Module):
@@ -271,9 +287,3 @@ def test_onnx_runtime_gives_the_same(make: Any) -> None:
         assert np.array_equal(found[1], wanted[1].numpy())
         assert np.array_equal(found[2], wanted[2].numpy())
         assert np.abs(found[0] - wanted[0].numpy()).max() < 1e-4
-
-
-@pytest.mark.parametrize("name", PER_QUESTION)
-def test_tokens_that_follow_a_question_are_no_kind_of_quantizer(name: str) -> None:
-    with pytest.raises(ValueError, match=f"reducer:{name} .*from the question, so that"):
-        checked_kind(f"reducer:{name}")

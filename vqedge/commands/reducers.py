@@ -20,6 +20,7 @@ from vqedge.reducers import (
     PREFIX,
     TRAINABLE,
     TRAINING_FREE,
+    follows_question,
     has_room,
     reads_attention,
     reducer_of,
@@ -183,8 +184,10 @@ class _Bench:
         for name, path in found.items():
             answerer = opened_checkpoint(path)
             quantizer = answerer.config.quantizer
+            own = follows_question(quantizer.kind)
             reduced = self._reduced(answerer, quantizer.kind, answerer.encoder.quantizer.quantizer)
             fitting = [budget for budget in budgets if budget <= quantizer.codes]
+            fitting = [quantizer.default_budget] if own else fitting
             for row in self._rows(name, "trained", reduced, fitting):
                 yield row | {"steps": steps_of(path)}
 
@@ -242,8 +245,8 @@ class _Costs:
     def __init__(self, reduced: ReducedAnswerer, clips: Sequence[Item]) -> None:
         self.quantizer = copy.deepcopy(reduced.quantizer).to(COSTS_ON)
         self.unit_means = reduced.config.quantizer.unit_means
-        self.seen = [reduced.seen(item).to(COSTS_ON) for item in clips]
-        self.run = _exported(self.quantizer, self.seen[0])
+        self.seen = [_on_cpu(reduced, item) for item in clips]
+        self.run = _exported(self.quantizer, *self.seen[0])
 
     def at(self, tokens: int) -> dict[str, Any]:
         """Time, memory, error and FLOPs at a budget, medians or means over the clips."""
@@ -259,12 +262,12 @@ class _Costs:
 
         budget, seen = torch.tensor(tokens), self.seen
         with torch.inference_mode():
-            found = [self.quantizer(patches, budget) for patches in seen]
-            call = lambda: self.quantizer(seen[0], budget)  # noqa: E731
-            deployed = [self.run(patches, tokens) for patches in seen]
+            found = [self.quantizer(patches, budget, text) for patches, text in seen]
+            call = lambda: self.quantizer(seen[0][0], budget, seen[0][1])  # noqa: E731
+            deployed = [self.run(tokens, *both) for both in seen]
             errors = [
                 quantisation_error(patches[:, : codes.codes.shape[1]], codes, self.unit_means)
-                for patches, codes in zip(seen, found, strict=True)
+                for (patches, _), codes in zip(seen, found, strict=True)
             ]
             differ = [
                 (there != here.indices.numpy()).mean()
@@ -274,24 +277,34 @@ class _Costs:
                 "error": float(np.mean(errors)),
                 "ids_differ": float(np.mean(differ)),
                 "torch_ms": median_ms(call, _RUNS),
-                "onnx_ms": median_ms(lambda: self.run(seen[0], tokens), _RUNS),
+                "onnx_ms": median_ms(lambda: self.run(tokens, *seen[0]), _RUNS),
                 "peak_mb": peak_mb(call),
                 "reducer_gflops": matrix_flops(call) / 1e9,
             }
 
 
-def _exported(quantizer: nn.Module, patches: Tensor) -> Callable[..., Any]:
-    """The quantizer in ONNX Runtime: from patches and budget to the index map."""
+def _on_cpu(reduced: ReducedAnswerer, item: Item) -> tuple[Tensor, Tensor | None]:
+    """What a quantizer reads: the clip's patches, and the question where it follows one."""
+    text = reduced.text_of(item)
+    return reduced.seen(item).to(COSTS_ON), None if text is None else text.to(COSTS_ON)
+
+
+def _exported(quantizer: nn.Module, patches: Tensor, text: Tensor | None) -> Callable[..., Any]:
+    """The quantizer in ONNX Runtime: from budget, patches and a question to the index map."""
     import numpy as np
     import onnxruntime as ort
 
     from vqedge_export.onnx_export import quantizer_graph
 
-    model = quantizer_graph(quantizer, patches).SerializeToString()
+    model = quantizer_graph(quantizer, patches, text).SerializeToString()
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return lambda rows, budget: session.run(
-        ["indices"], {"features": rows.numpy(), "budget": np.array(budget, np.int64)}
-    )[0]
+
+    def run(budget: int, rows: Tensor, asked: Tensor | None) -> Any:
+        feeds = {"features": rows.numpy(), "budget": np.array(budget, np.int64)}
+        feeds |= {} if asked is None else {"text": asked.numpy()}
+        return session.run(["indices"], feeds)[0]
+
+    return run
 
 
 def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:

@@ -19,6 +19,14 @@ from vqedge.data.naming import word_table
 
 _PART = 16  # clips
 _MOST_THINGS = 8  # in one clip, for the table of labels
+NO_WORD = -1
+
+
+class Asked(NamedTuple):
+    """Questions that each have tokens of their own. Q questions of L words at most."""
+
+    clip: Tensor  # int64 [Q], place in the batch
+    ids: Tensor  # int64 [Q, L], of the question's words; NO_WORD beyond their end
 
 
 class ClipBatch(NamedTuple):
@@ -27,11 +35,13 @@ class ClipBatch(NamedTuple):
     rows: Tensor  # float16 codes [B, K, D]; features [B, N, D] where quantising is trained
     indices: Tensor | None  # uint8 [B, N]; None where quantising is trained
     budget: int  # most codes of a clip
+    asked: Asked | None = None  # where tokens follow the question
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same clips on a device."""
         indices = None if self.indices is None else self.indices.to(device)
-        return ClipBatch(self.rows.to(device), indices, self.budget)
+        asked = self.asked and Asked(*(part.to(device) for part in self.asked))
+        return ClipBatch(self.rows.to(device), indices, self.budget, asked)
 
 
 @dataclass(frozen=True)

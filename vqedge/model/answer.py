@@ -17,8 +17,9 @@ from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, Reply
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.continuations import Continuations
-from vqedge.model.llm import tokenizer_from_gguf
-from vqedge.reducers import reducer_of
+from vqedge.model.llm import mean_embeddings, tokenizer_from_gguf
+from vqedge.prompt import question_text
+from vqedge.reducers import follows_question, reducer_of
 
 _MAX_TOKENS = 64  # as on the device
 _TOGETHER = 8  # questions: each holds its own copy of what is read of the clip
@@ -77,10 +78,20 @@ class CheckpointAnswerer:
     def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
         """Answer questions about one clip: it is encoded and read once, and they go together.
 
+        Where tokens follow the question, it is encoded and read for each of them.
+
         Raises:
             VideoError: the clip is a file that cannot be decoded.
             PromptError: a question is empty.
         """
+        for item in items:
+            question_text(item.question)
+        alone = follows_question(self.config.quantizer.kind)
+        for group in [[item] for item in items] if alone else [items]:
+            yield from self._replies(group)
+
+    def _replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        """Answers to questions that share what is read of the clip."""
         questions = [self._embedded(self.tokenizer.question(item.question)) for item in items]
         rows = self._rows(items[0])
         context = Continuations(self.llm)
@@ -110,7 +121,16 @@ class CheckpointAnswerer:
         size = self.config.encoder.size
         frames = frames_of(item.clip, self.frames, size, self.read, self.shuffled)
         budget = torch.tensor(self.budget, device=self.device)
-        return self.encoder(torch.from_numpy(frames).to(self.device), budget).read
+        return self.encoder(
+            torch.from_numpy(frames).to(self.device), budget, self.text_of(item)
+        ).read
+
+    def text_of(self, item: Item) -> Tensor | None:
+        """An item's question as tokens follow it, float32 `[d]`; None where they do not."""
+        if not follows_question(self.config.quantizer.kind):
+            return None
+        ids = torch.tensor([self.tokenizer.words(item.question)], device=self.device)
+        return mean_embeddings(self.llm, ids)[0]
 
     def _generated(self, asked: Continuations, rows: Sequence[int], last: Tensor) -> list[str]:
         """Greedy texts until the ends of their turns, after hidden states `last [B, d]`."""
@@ -161,10 +181,15 @@ def checked_budget(quantizer: QuantizerConfig, budget: Budget | None) -> int:
     """The budget as the encoder takes it: the default one, or the given one if it can work.
 
     Raises:
-        ConfigError: it is out of range, or "auto" where nothing adapts.
+        ConfigError: it is out of range, "auto" where nothing adapts, or another than the only one.
     """
     if budget is None:
         return quantizer.default_budget
+    if follows_question(quantizer.kind) and budget != quantizer.default_budget:
+        raise ConfigError(
+            f"--budget {budget}: the quantizer {quantizer.kind!r} has one, "
+            f"{quantizer.default_budget}; leave it out"
+        )
     if budget == "auto":
         if reducer_of(quantizer.kind) is not None:  # it cannot tell how many codes a clip needs
             raise ConfigError(f"--budget auto: the quantizer {quantizer.kind!r} needs a number")

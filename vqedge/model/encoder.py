@@ -52,9 +52,9 @@ class ClipQuantizer(nn.Module):
         self.vit = vit
         self.quantizer = quantizer_from_config(config)
 
-    def forward(self, frames: Tensor, budget: Tensor) -> Quantized:
-        """Quantise uint8 frames `[T, size, size, 3]`."""
-        return self.quantizer(self.patches(frames), budget)
+    def forward(self, frames: Tensor, budget: Tensor, text: Tensor | None = None) -> Quantized:
+        """Quantise uint8 frames `[T, size, size, 3]`; `text` as in `VideoEncoder`."""
+        return self.quantizer(self.patches(frames), budget, text)
 
     def patches(self, frames: Tensor) -> Tensor:
         """What the quantizer reads of frames: features `[N, D]`, or with attention `[N, D + 1]`."""
@@ -157,9 +157,12 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.quantizer, self.bridge = quantizer, bridge
 
-    def forward(self, frames: Tensor, budget: Tensor) -> EncodedClip:
-        """Encode uint8 frames `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`."""
-        return self.encoded(self.quantizer(frames, budget))
+    def forward(self, frames: Tensor, budget: Tensor, text: Tensor | None = None) -> EncodedClip:
+        """Encode uint8 frames `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        `text` float32 `[d_llm]` is a question, of a model whose tokens follow one.
+        """
+        return self.encoded(self.quantizer(frames, budget, text))
 
     def encoded(self, quantized: Quantized) -> EncodedClip:
         """The second half of `forward`: tokens come from nothing but what a `.vqt` file holds."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig
 from vqedge.model.quantizer import KMeansQuantizer
-from vqedge.model.quantizing import QuantizedBatch, TrainedReducer
+from vqedge.model.quantizing import QuantizedBatch, Questions, TrainedReducer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.vit import ViT
 from vqedge.recipe import OptimConfig
@@ -44,7 +44,9 @@ class LastBlocks(TrainedReducer):
         """Blocks and norm."""
         return self.tail
 
-    def forward(self, features: Tensor, budget: int) -> QuantizedBatch:
+    def forward(
+        self, features: Tensor, budget: int, questions: Questions | None = None
+    ) -> QuantizedBatch:
         """Codes of clips, from what the trunk gave for them; k-means is in float32."""
         clips, width = len(features), features.shape[-1]
         tokens = self.tail(features.float().reshape(clips * self.frames, -1, width))

@@ -34,12 +34,16 @@ class PromptTokenizer:
     after_question: list[int]
     end: int
 
-    def question(self, question: str) -> list[int]:
-        """Ids of a question and of the template text that opens the answer."""
+    def words(self, question: str) -> list[int]:
+        """Ids of a question alone, the line break before it included."""
         ids = self.tokenizer(
             question_text(question), add_special_tokens=False, split_special_tokens=True
         )
-        return [*ids["input_ids"], *self.after_question]
+        return [*ids["input_ids"]]
+
+    def question(self, question: str) -> list[int]:
+        """Ids of a question and of the template text that opens the answer."""
+        return [*self.words(question), *self.after_question]
 
     def answer(self, answer: str) -> list[int]:
         """Ids of an answer, closed by the end-of-turn token."""
@@ -140,3 +144,15 @@ def hidden_states(llm: Any, embeddings: Tensor, allowed: Tensor, positions: Tens
         inputs_embeds=embeddings, attention_mask=bias, position_ids=positions, use_cache=False
     )
     return output.last_hidden_state
+
+
+def mean_embeddings(llm: Any, ids: Tensor) -> Tensor:
+    """What the language model's table says of questions, float32 `[Q, d]`: the mean of their words.
+
+    Args:
+        llm: a causal model, with or without adapter.
+        ids: int64 `[Q, L]`, negative beyond a question's end.
+    """
+    there = (ids >= 0)[..., None]
+    rows = llm.get_input_embeddings()(ids.clamp(min=0)).float() * there
+    return rows.sum(dim=1) / there.sum(dim=1)

@@ -58,12 +58,13 @@ class KMeansQuantizer(nn.Module):
         self.codes, self.iterations, self.adaptive_error = codes, iterations, adaptive_error
         self.register_buffer("slot", torch.arange(codes), persistent=False)
 
-    def forward(self, features: Tensor, budget: Tensor) -> Quantized:
+    def forward(self, features: Tensor, budget: Tensor, text: Tensor | None = None) -> Quantized:
         """Quantise one clip.
 
         Args:
             features: float `[N, D]`.
             budget: int64 scalar in `1..codes`, or `ADAPTIVE`.
+            text: a question, which codes do not follow.
         """
         *_, last = self.rounds(features, budget)
         return self.summarised(features, *last)

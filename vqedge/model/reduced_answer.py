@@ -49,7 +49,8 @@ class ReducedAnswerer(CheckpointAnswerer):
     Args:
         answerer: the checkpoint's own.
         patches: of the clips.
-        quantizer: takes features, or with attention if `attended`, and a budget to codes.
+        quantizer: takes features, or with attention if `attended`, a budget, and a question or None
+            to codes.
         attended: it reads the attention.
         budget: most tokens.
     """
@@ -73,4 +74,5 @@ class ReducedAnswerer(CheckpointAnswerer):
 
     def _rows(self, item: Item) -> Tensor:
         budget = torch.tensor(self.budget, device=self.device)
-        return self.encoder.encoded(self.quantizer(self.seen(item), budget)).read
+        found = self.quantizer(self.seen(item), budget, self.text_of(item))
+        return self.encoder.encoded(found).read

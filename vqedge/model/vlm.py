@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
 from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import TrainedBridge
-from vqedge.model.llm import hidden_states
+from vqedge.model.llm import hidden_states, mean_embeddings
 from vqedge.model.quantizing import TrainedReducer, quantized
 
 IGNORED = -100
@@ -41,9 +41,10 @@ class VideoLanguageModel(nn.Module):
 
         Args:
             clips: B of them.
-            batch: the questions, B rows.
+            batch: the questions, B rows; a row each where tokens follow the question.
         """
-        bridged = self.bridge(*quantized(clips, self.reducer))
+        text = None if clips.asked is None else mean_embeddings(self.llm, clips.asked.ids)
+        bridged = self.bridge(*quantized(clips, self.reducer, text))
         embeddings = self.llm.get_input_embeddings()(batch.ids.clamp(min=0))
         is_video = (batch.ids == VIDEO_ID)[..., None]
         embeddings = embeddings.masked_scatter(is_video, bridged.tokens.to(embeddings.dtype))

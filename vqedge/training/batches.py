@@ -11,10 +11,11 @@ import torch
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.mixture import Pick
 from vqedge.data.packing import PackedBatch, pack
-from vqedge.data.training import ClipBatch, TrainingClips
+from vqedge.data.training import NO_WORD, Asked, ClipBatch, TrainingClips
 from vqedge.model.encoder import rows_per_code
 from vqedge.model.llm import PromptTokenizer
 from vqedge.recipe import TrainConfig
+from vqedge.reducers import follows_question
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Batch:
 
     Attributes:
         clips: B of them.
-        packed: their questions, B rows.
+        packed: their questions, B rows; a row each where tokens follow the question.
         kinds: of every question, in the order of `Scores.correct`.
     """
 
@@ -71,9 +72,24 @@ class Batches:
         budget: int,
         asked: Sequence[list[QuestionAnswer]],
     ) -> Batch:
-        packed = pack(self.tokenizer, asked, budget * rows_per_code(self.config.model))
+        chosen, each = clips.batch(picks, budget), asked
+        if follows_question(self.config.model.quantizer.kind):
+            each = [[item] for questions in asked for item in questions]
+            chosen = chosen._replace(asked=self._asked(asked))
+        packed = pack(self.tokenizer, each, budget * rows_per_code(self.config.model))
         packed = PackedBatch(
             *(part.to(self.device) for part in (packed.ids, packed.segment, packed.targets))
         )
         kinds = tuple(item.kind for questions in asked for item in questions)
-        return Batch(clips.batch(picks, budget).to(self.device), packed, kinds)
+        return Batch(chosen.to(self.device), packed, kinds)
+
+    def _asked(self, asked: Sequence[list[QuestionAnswer]]) -> Asked:
+        """Questions that each have tokens of their own, clip after clip."""
+        clip = [place for place, questions in enumerate(asked) for _ in questions]
+        words = [
+            torch.tensor(self.tokenizer.words(item.question))
+            for questions in asked
+            for item in questions
+        ]
+        ids = torch.nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=NO_WORD)
+        return Asked(torch.tensor(clip), ids)

@@ -140,7 +140,7 @@ class Beginning:
             self.clips,
             NamingLoss(embeddings, self.tokenizer, vocabulary).to(self.device),
             optim,
-            self.config.data.budgets,
+            self.config.budgets,
             self.config.seed,
             quantised,
             self.model.reducer,

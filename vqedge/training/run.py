@@ -150,7 +150,7 @@ class Run:
         factor = learning_rate_factor(step, optim.warmup_steps, optim.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        budget = drawn_budget(self.config.data.budgets, self.config.seed, step)
+        budget = drawn_budget(self.config.budgets, self.config.seed, step)
         parts = [self._part(picks, budget, step) for picks in self._picks(step)]
         seconds = time.monotonic() - began
         return {

@@ -35,20 +35,21 @@ class ReducerQuantizer(nn.Module):
         self.reducer, self.codes, self.frames = reducer, codes, frames
         self.register_buffer("slot", torch.arange(codes), persistent=False)
 
-    def forward(self, patches: Tensor, budget: Tensor) -> Quantized:
+    def forward(self, patches: Tensor, budget: Tensor, text: Tensor | None = None) -> Quantized:
         """Quantise one clip.
 
         Args:
             patches: float `[N, D]`; `[N, D + 1]`, the CLS token's attention last, for a reducer
                 that reads it.
             budget: int64 scalar in `1..codes`.
+            text: float `[C]`, a question, for a reducer that follows one.
         """
         features = patches.reshape(self.frames, -1, patches.shape[1])
         attention = None
         if self.reducer.reads_attention:
             features, attention = features[..., :-1], features[..., -1]
         features = unit(features) if self.unit_means else features
-        found = self.reducer.reduce(features, budget, attention)
+        found = self.reducer.reduce(features, budget, attention, text=text)
         return self.mapped(found, flat(features))
 
     def mapped(self, found: Reduced, rows: Tensor) -> Quantized:
@@ -67,11 +68,13 @@ class ReducerQuantizer(nn.Module):
         tokens = found.tokens[order] * mask[:, None]
         return Quantized(tokens, rank[assign].to(torch.int32), mask, margin)
 
-    def at_budgets(self, patches: Tensor, budgets: Sequence[int]) -> list[Quantized]:
+    def at_budgets(
+        self, patches: Tensor, budgets: Sequence[int], text: Tensor | None = None
+    ) -> list[Quantized]:
         """Quantise one clip at several budgets; each result has as many rows as its budget."""
         results = []
         for budget in budgets:
-            found = self(patches, torch.tensor(budget, device=patches.device))
+            found = self(patches, torch.tensor(budget, device=patches.device), text)
             results.append(
                 Quantized(found.codes[:budget], found.indices, found.mask[:budget], found.margin)
             )

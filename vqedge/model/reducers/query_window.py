@@ -1,14 +1,17 @@
 """Windows that look for what the question asks, in the manner of QueCC (arXiv 2411.03312).
 
-Tokens follow the question, so they cannot be kept for the next one: no `.vqt` and no bundle has
-them, and `vqedge` refuses the kind (`vqedge.reducers`). One layer of the ViT is read, not four.
+Tokens follow the question, so they cannot be kept for the next one. A question is the mean of the
+language model's input embeddings of its words, not its last hidden state, and one layer of the ViT
+is read, not four.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqedge.errors import ConfigError
 from vqedge.model.reducers.blocks import BlockReducer, square
 from vqedge.model.reducers.protocol import Reduced
 
@@ -23,6 +26,7 @@ class QueryWindows(nn.Module):
         width: D of the features.
         text_width: of a question's embedding.
         heads: of the attention inside of a window.
+        rows: of the result, no fewer than there are windows; as many by default.
 
     Raises:
         ValueError: the stride does not divide the grid.
@@ -32,13 +36,21 @@ class QueryWindows(nn.Module):
     drops = False
 
     def __init__(
-        self, frames: int, grid: int, stride: int, width: int, text_width: int, heads: int = 8
+        self,
+        frames: int,
+        grid: int,
+        stride: int,
+        width: int,
+        text_width: int,
+        heads: int = 8,
+        rows: int | None = None,
     ) -> None:
         super().__init__()
         if grid % stride:
             raise ValueError(f"a stride of {stride} does not divide a grid of {grid}")
         self.frames, self.grid, self.stride, self.heads = frames, grid, stride, heads
         self.codes = frames * (grid // stride) ** 2
+        self.unused = (rows or self.codes) - self.codes
         self.text = nn.Sequential(nn.Linear(text_width, width), nn.LayerNorm(width))
         self.query, self.key, self.value = (_mlp(width) for _ in range(3))
         self.shrink = nn.Conv2d(width, width, stride, stride, groups=width)
@@ -66,7 +78,10 @@ class QueryWindows(nn.Module):
         tokens = self.output(_attended(query, key, value, self.heads)[:, 0])
         assign = self.place.block_of_patch(torch.full_like(budget, self.codes))
         sizes = torch.full_like(tokens[:, 0], float(self.stride**2))
-        return Reduced(tokens, assign, sizes, torch.zeros_like(features[..., 0]))
+        margin = torch.zeros_like(features[..., 0])
+        if self.unused:
+            tokens, sizes = F.pad(tokens, (0, 0, 0, self.unused)), F.pad(sizes, (0, self.unused))
+        return Reduced(tokens, assign, sizes, margin)
 
     def _image(self, rows: Tensor) -> Tensor:
         """`[T, n, D]` as `[T, D, grid, grid]`."""
@@ -77,6 +92,21 @@ class QueryWindows(nn.Module):
         side = self.grid // self.stride
         cut = rows.reshape(self.frames, side, self.stride, side, self.stride, -1)
         return cut.transpose(2, 3).reshape(self.codes, self.stride**2, -1)
+
+
+def stride_within(budget: int, frames: int, grid: int) -> int:
+    """The smallest stride whose windows are no more than a budget.
+
+    Raises:
+        ConfigError: not even one window a frame fits.
+    """
+    for stride in range(1, grid + 1):
+        if grid % stride == 0 and frames * (grid // stride) ** 2 <= budget:
+            return stride
+    raise ConfigError(
+        f"quantizer.default_budget {budget}: reducer:query-window has a window in every frame at "
+        f"least; want {frames} or more"
+    )
 
 
 def _mlp(width: int) -> nn.Module:

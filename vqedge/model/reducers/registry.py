@@ -15,13 +15,14 @@ from vqedge.model.reducers.kmedoids import SegmentMedoids
 from vqedge.model.reducers.prumerge import PruMerge
 from vqedge.model.reducers.pruning import RandomPruning, UniformPruning
 from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.reducers.query_window import QueryWindows, stride_within
 from vqedge.model.reducers.resampler import Resampler
 from vqedge.model.reducers.saliency import SalientMerging
 from vqedge.model.reducers.scissor import Scissor
 from vqedge.model.reducers.tome import BipartiteMerging
 from vqedge.model.reducers.vtm import CentreMerging, MotionMerging, VideoTokenMerging
 from vqedge.model.reducers.windows import WindowMerging
-from vqedge.reducers import reducer_of, require_room
+from vqedge.reducers import PER_QUESTION, reducer_of, require_room
 
 Make = Callable[[int, int, int], Any]
 """From codes, frames and patches per side to a module that is a `Reducer`."""
@@ -52,22 +53,40 @@ MakeTrainable = Callable[[int, int, int, int], Any]
 TRAINABLE_REDUCERS: dict[str, MakeTrainable] = {
     "group-queries": lambda codes, _frames, _grid, width: GroupQueries(codes, width),
     "resampler": lambda codes, frames, grid, width: Resampler(
-        codes, frames, grid, width, _heads_of(width)
+        codes, frames, grid, width, _heads_of(width, "resampler", 6)
     ),
     "vtm-saliency": SalientMerging,
 }
 
 
-def _heads_of(width: int) -> int:
-    """Six, as the default encoder has, or as many as are 64 wide."""
-    for heads in (6, width // 64):
+def _heads_of(width: int, name: str, usual: int) -> int:
+    """As many as usual, or as are 64 wide."""
+    for heads in (usual, width // 64):
         if heads and width % heads == 0:
             return heads
-    raise ConfigError(f"reducer:resampler: neither 6 nor heads of 64 divide the width {width}")
+    raise ConfigError(f"reducer:{name}: neither {usual} nor heads of 64 divide the width {width}")
+
+
+def query_windows(config: ModelConfig) -> QueryWindows:
+    """Windows of the smallest stride whose tokens fit the model's default budget.
+
+    Raises:
+        ConfigError: it is below the frames, or no heads divide the width.
+    """
+    quantizer, encoder = config.quantizer, config.encoder
+    return QueryWindows(
+        encoder.frames,
+        encoder.grid,
+        stride_within(quantizer.default_budget, encoder.frames, encoder.grid),
+        encoder.width,
+        config.llm.width,
+        _heads_of(encoder.width, "query-window", 8),
+        quantizer.codes,
+    )
 
 
 def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> Any:
-    """A reducer with its paper's defaults; one with weights has random ones.
+    """A reducer of a clip alone with its paper's defaults; one with weights has random ones.
 
     Args:
         name: see `vqedge.reducers`.
@@ -105,5 +124,9 @@ def named_quantizer(name: str, config: ModelConfig) -> ReducerQuantizer:
         ConfigError: as `make_reducer`.
     """
     quantizer, encoder = config.quantizer, config.encoder
-    reducer = make_reducer(name, quantizer.codes, encoder.frames, encoder.grid, encoder.width)
+    reducer = (
+        query_windows(config)
+        if name in PER_QUESTION
+        else make_reducer(name, quantizer.codes, encoder.frames, encoder.grid, encoder.width)
+    )
     return ReducerQuantizer(reducer, quantizer.codes, encoder.frames, quantizer.unit_means)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
-from vqedge.model.quantizing import QuantizedBatch, TrainedReducer
+from vqedge.model.quantizing import QuantizedBatch, Questions, TrainedReducer
 from vqedge.model.reducers.registry import reducer_quantizer
+from vqedge.reducers import follows_question
 
 REDUCER_PREFIX = "quantizer.quantizer.reducer."
 
 
 class ReducerWithWeights(TrainedReducer):
     """A reducer with weights behind the interface of codes that were kept.
+
+    One whose tokens follow a question is asked nothing, zeros, where there is no question: in the
+    naming lesson.
 
     Args:
         config: a model whose quantizer is one.
@@ -24,16 +30,30 @@ class ReducerWithWeights(TrainedReducer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.quantizer = reducer_quantizer(config)
+        self.asked_width = config.llm.width if follows_question(config.quantizer.kind) else None
 
     def kept(self) -> nn.Module:
         """The reducer itself."""
         return self.quantizer.get_submodule("reducer")
 
-    def forward(self, features: Tensor, budget: int) -> QuantizedBatch:
+    def forward(
+        self, features: Tensor, budget: int, questions: Questions | None = None
+    ) -> QuantizedBatch:
         """Reduce clips, in float32 whatever the precision of the rest."""
         with torch.autocast(features.device.type, enabled=False):
-            found = [self.quantizer.at_budgets(clip, [budget])[0] for clip in features.float()]
+            pairs = self._pairs(features.float(), questions)
+            found = [self.quantizer.at_budgets(clip, [budget], text)[0] for clip, text in pairs]
         return QuantizedBatch(
             torch.stack([clip.codes for clip in found]),
             torch.stack([clip.indices for clip in found]).long(),
         )
+
+    def _pairs(
+        self, clips: Tensor, questions: Questions | None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Every clip with the question that its tokens follow; None where they follow none."""
+        if questions is not None:
+            yield from ((clips[clip], text) for clip, text in zip(*questions, strict=True))
+            return
+        nothing = None if self.asked_width is None else clips.new_zeros(self.asked_width)
+        yield from ((clip, nothing) for clip in clips)
