@@ -59,6 +59,16 @@ def test_encode_once_asks_many_without_encoding_again(qa: VideoQA, demo_clip: Pa
     assert qa.ask(video, QUESTION).text == first.text
 
 
+def test_a_clip_that_is_come_back_to_is_not_read_again(qa: VideoQA, demo_clip: Path) -> None:
+    video, other = qa.encode(demo_clip), qa.encode(demo_clip, budget=8)
+    qa.llm.forget()
+    cold = qa.ask(video, QUESTION)
+    assert not qa.prefill(other).reused
+    back = qa.ask(video, QUESTION)
+    assert back.text == cold.text and back.timings.prefill < cold.timings.prefill
+    assert qa.prefill(other).reused and qa.prefill(video).reused
+
+
 def test_the_right_choice_is_the_answer(qa: VideoQA, demo_clip: Path) -> None:
     answer = qa.ask(demo_clip, QUESTION, choices=["red", "green", "purple"])
     assert sum(answer.choice_scores.values()) == pytest.approx(1.0)
