@@ -11,6 +11,7 @@ from unittest.mock import Mock, patch
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 from video_maker import (
     image_bytes,
@@ -333,6 +334,21 @@ def test_pixel_formats(tmp_path: Path, pixel_format: str) -> None:
     path = write_video(tmp_path / "a.mkv", EVEN_MS, "ffv1", pixel_format)
     clip = clip_from_path(path, T, SIZE)
     check(clip, expected(EVEN_MS, clip.duration_s * 1000), EVEN_MS)
+
+
+@pytest.mark.parametrize("transfer", [1, 2, 3, 16])
+@pytest.mark.parametrize("primaries", [0, 2, 9])
+def test_transfer_and_primaries_change_no_pixel(transfer: int, primaries: int) -> None:
+    """0 and 3 are reserved: VP9 has such frames, and PyAV 17 refuses to scale them."""
+
+    def drawn(color_trc: int, color_primaries: int) -> npt.NDArray[np.uint8]:
+        frame = av.VideoFrame.from_ndarray(numbered(7), format="rgb24").reformat(format="yuv420p")
+        frame.color_trc, frame.color_primaries = color_trc, color_primaries
+        drawing = canvas.Canvas(1, SIZE)
+        drawing.add(cursor.Shot(frame, 0.0, 0.0))
+        return drawing.frames_thwc
+
+    np.testing.assert_array_equal(drawn(transfer, primaries), drawn(2, 2))
 
 
 @pytest.mark.parametrize(

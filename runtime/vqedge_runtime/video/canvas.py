@@ -15,13 +15,10 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from vqedge_runtime.video.cursor import Shot
 
 # Area averaging with full-size chroma; bit-exact, so that every processor makes the same pixels.
-_SMOOTH = (
-    Interpolation.AREA
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.ACCURATE_RND
-    | Interpolation.BITEXACT
-)
-_UNSPECIFIED_COLORSPACE = 2
+# The flags are those of swscale.h: PyAV 17 does not name them.
+_FULL_CHR_H_INT, _ACCURATE_RND, _BITEXACT = 1 << 13, 1 << 18, 1 << 19
+_SMOOTH = Interpolation.AREA | _FULL_CHR_H_INT | _ACCURATE_RND | _BITEXACT
+_UNSPECIFIED_COLOR = 2  # of colour space, transfer and primaries
 _ABORTING_FORMATS = frozenset({"yaf32le", "yaf32be"})  # swscale 9.5 aborts the process on these
 
 # Transpose, then flip the rows, then flip the columns.
@@ -120,13 +117,13 @@ def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int) -> Vide
         return _scaled(scaler, frame, size, _SMOOTH)
     except (FFmpegError, OSError):
         # Extreme shapes and exotic colour spaces: the nearest pixel, the usual colours.
-        frame.colorspace = _UNSPECIFIED_COLORSPACE
+        frame.colorspace = _UNSPECIFIED_COLOR
         return _scaled(VideoReformatter(), frame, size, Interpolation.POINT)
 
 
-def _scaled(
-    scaler: VideoReformatter, frame: VideoFrame, size: int, how: Interpolation
-) -> VideoFrame:
+def _scaled(scaler: VideoReformatter, frame: VideoFrame, size: int, how: int) -> VideoFrame:
+    """Transfer and primaries are not converted; PyAV 17 refuses those that are reserved (#2208)."""
+    frame.color_trc = frame.color_primaries = _UNSPECIFIED_COLOR
     return scaler.reformat(
         frame, width=size, height=size, format="rgb24", interpolation=how, threads=1
     )
