@@ -12,19 +12,24 @@ from typing import TypeVar
 from vqedge.errors import SearchError, printable
 from vqedge.files import locked
 from vqedge_runtime.search.index import Refresh, refresh
-from vqedge_runtime.search.schema import NAME, Damaged, connect, reading
+from vqedge_runtime.search.schema import BUSY, NAME, Damaged, connect, reading
 
 T = TypeVar("T")
 
 MEMORY = ":memory:"
-# What the user can do something about; any other error means that the index itself is wrong.
+# What the user can do something about, by what SQLite says: Python 3.10 does not tell its codes.
+# Any other error means that the index itself is wrong.
 _CAUSES = {
-    "SQLITE_BUSY": "somebody else has been writing it for a minute; try again",
-    "SQLITE_LOCKED": "somebody else has been writing it for a minute; try again",
-    "SQLITE_FULL": "the disk is full; make room",
-    "SQLITE_IOERR": "it cannot be read or written; check the disk",
+    BUSY: "somebody else has been writing it for a minute; try again",
+    "database table is locked": "somebody else has been writing it for a minute; try again",
+    "database or disk is full": "the disk is full; make room",
+    "disk I/O error": "it cannot be read or written; check the disk",
 }
-_NOT_OURS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")
+_NOT_OURS = (
+    "unable to open database",
+    "attempt to write a readonly database",
+    "access permission denied",
+)
 _DAMAGE = (sqlite3.Error, Damaged, ValueError, TypeError, IndexError, zlib.error)
 
 
@@ -49,10 +54,10 @@ def ask_folder(
     try:
         return _asked(path, folder, question)
     except _DAMAGE as error:
-        code = getattr(error, "sqlite_errorname", "")
-        if cause := next((line for name, line in _CAUSES.items() if code.startswith(name)), ""):
+        said = str(error)
+        if cause := next((line for words, line in _CAUSES.items() if said.startswith(words)), ""):
             raise SearchError(f"{printable(str(path))}: {cause}") from error
-        if code.startswith(_NOT_OURS):
+        if said.startswith(_NOT_OURS):
             on_note(printable(f"{folder}: may not be written; the index is made in memory"))
             return _asked(MEMORY, folder, question)
         on_note(printable(f"{path}: damaged or of another version ({error}); it is made again"))

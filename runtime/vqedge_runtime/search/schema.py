@@ -13,7 +13,7 @@ NAME: Final = ".vqedge-index.sqlite"
 VERSION: Final = 1
 BUSY_S: Final = 60.0
 _RETRY_S: Final = 0.01
-_PRIMARY_CODE: Final = 0xFF  # of SQLite's extended error codes
+BUSY: Final = "database is locked"  # what SQLite says; Python 3.10 does not tell its codes
 
 _TABLES = """
 CREATE TABLE files (
@@ -102,8 +102,7 @@ def _log_ahead(connection: sqlite3.Connection) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > deadline:
+            if str(error) != BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(_RETRY_S)
 
