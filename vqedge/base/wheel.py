@@ -107,12 +107,17 @@ def has_pip() -> bool:
     keeping its own distutils from this process (pypa/pip#8761, Python 3.11), and PyTorch's
     compiler can import setuptools no more.
     """
-    return PathFinder.find_spec("pip") is not None
+    return bool(_pip_folders())
+
+
+def _pip_folders() -> list[str]:
+    found = PathFinder.find_spec("pip")
+    return (found.submodule_search_locations if found else None) or []
 
 
 def _pip_command(requirements: Path, work: Path) -> list[str]:
-    """-P: a pip.py in the current folder is not run."""
-    python = [sys.executable, "-P", "-m", "pip", "download"]
+    """Not `-m pip`, which would run a pip.py of the current folder; -P is of Python 3.11."""
+    python = [sys.executable, _pip_folders()[0], "download"]
     quiet = ["--no-input", "--disable-pip-version-check", "--no-color", "--progress-bar=off"]
     only_wheels = ["--no-deps", "--no-binary=:none:", "--only-binary=:all:", "--require-hashes"]
     return [*python, *quiet, *only_wheels, f"--dest={work}", f"--requirement={requirements}"]
