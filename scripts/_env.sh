@@ -1,9 +1,10 @@
 # shellcheck shell=sh
 # Sourced by the scripts beside it. One environment, .venv in the project's root, made by pip from
 # pyproject.toml and constraints.txt, and a compiled llama.cpp kept outside the clone. Needs Python
-# 3.11 or newer and a C++ compiler. Why so: docs/adr/0005-environments-and-wheels.md
+# 3.10 or newer and a C++ compiler. Why so: docs/adr/0005-environments-and-wheels.md
 #
 #   PYTHON             makes .venv                            (default: python3.11, else python3)
+#                      To run the tests with another: in another clone, PYTHON=python3.10 scripts/test
 #   VQEDGE_WHEELS      keeps the compiled llama.cpp           (default: in the user's cache folder)
 #   VQEDGE_TORCH_INDEX where PyTorch comes from: the URL that pytorch.org gives for your CUDA
 #                                                         (default: pip's own indexes)
@@ -61,7 +62,7 @@ install_environment() {
 }
 
 usable_venv() {
-    "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }
 
 make_venv() {
@@ -73,12 +74,12 @@ make_venv() {
 find_python() {
     if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3.11 python3 "$python"; fi
     for candidate; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    fail "no Python 3.11 or newer (tried $*); install one, or set PYTHON to its path"
+    fail "no Python 3.10 or newer (tried $*); install one, or set PYTHON to its path"
 }
 
 # Tells builds apart: the version of the package, then Python, platform and build options.

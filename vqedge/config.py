@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,7 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+from typing_extensions import Self
 
 from vqedge.prompt import SYSTEM
 from vqedge.reducers import checked_kind

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _POLL_S = 0.1
+_BLOCK_BYTES = 1 << 20
 _REFUSALS = {  # of a disk or its owner, not of a program
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -47,8 +48,11 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def disk_fault(error: Exception) -> str | None:

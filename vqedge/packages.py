@@ -13,6 +13,7 @@ _BASE = {  # what vqedge always needs, by the module's name
     "pydantic_core": "pydantic",
     "rich": "rich",
     "typer": "typer",
+    "typing_extensions": "typing-extensions",
     "yaml": "pyyaml",
 }
 _EXTRAS = {

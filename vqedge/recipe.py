@@ -6,10 +6,11 @@ Unknown keys are refused, so a typo never passes silently.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from typing_extensions import Self
 
 from vqedge.checkpoint import model_config_of
 from vqedge.config import Config, ModelConfig

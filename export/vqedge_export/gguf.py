@@ -19,6 +19,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Unpack
 
 from vqedge.config import LlmConfig
 from vqedge.errors import CheckpointError, ExportError
@@ -53,7 +54,7 @@ _PER_TOKEN = {
     _SCORES: gguf.GGUFValueType.FLOAT32,
     _SUPPRESSED: gguf.GGUFValueType.INT32,
 }
-_Value = tuple[Any, *tuple[gguf.GGUFValueType, ...]]  # of a field, and its types
+_Value = tuple[Any, Unpack[tuple[gguf.GGUFValueType, ...]]]  # of a field, and its types
 
 
 @contextmanager
@@ -298,6 +299,5 @@ def _deltas(
 def _interleaved(weight: Floats, heads: int) -> Floats:
     """Rows in the rotary order of llama.cpp's "llama": in a head, the two halves alternate."""
     rows, columns = weight.shape
-    return (
-        weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    halves: Floats = weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2)
+    return halves.reshape(rows, columns)

@@ -28,7 +28,7 @@ from vqedge.packages import reinstall_line
 
 logger = logging.getLogger(__name__)
 
-_MIN_PYTHON = (3, 11)
+_MIN_PYTHON = (3, 10)
 _MIN_FREE_GB = 1.0
 _LIBRARIES = {  # packages that bring each, either of them
     "numpy": ("numpy",),

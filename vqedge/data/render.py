@@ -112,13 +112,13 @@ def _draw(canvas: _Plane, item: MovingObject, time: float, shift: npt.NDArray[np
 
 
 def _circle(x: _Plane, y: _Plane) -> _Plane:
-    radius: _Plane = np.hypot(x, y)
-    return radius - np.float32(1.0)
+    distance: _Plane = np.hypot(x, y) - np.float32(1.0)
+    return distance
 
 
 def _square(x: _Plane, y: _Plane) -> _Plane:
-    side: _Plane = np.maximum(np.abs(x), np.abs(y))
-    return side - np.float32(0.7)
+    distance: _Plane = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.7)
+    return distance
 
 
 def _triangle(x: _Plane, y: _Plane) -> _Plane:
@@ -134,8 +134,8 @@ def _star(x: _Plane, y: _Plane) -> _Plane:
     tip = np.minimum(sector, 2 * half - sector)
     slope = np.sin(tip) * (1 - inner * np.cos(half)) + inner * np.sin(half) * np.cos(tip)
     edge = inner * np.sin(half) / slope
-    distance: _Plane = (np.hypot(x, y) - edge).astype(np.float32)
-    return distance * np.float32(0.7)
+    distance: _Plane = (np.hypot(x, y) - edge).astype(np.float32) * np.float32(0.7)
+    return distance
 
 
 def _cross(x: _Plane, y: _Plane) -> _Plane:
@@ -146,8 +146,8 @@ def _cross(x: _Plane, y: _Plane) -> _Plane:
 
 
 def _ring(x: _Plane, y: _Plane) -> _Plane:
-    band: _Plane = np.abs(np.hypot(x, y) - np.float32(0.775))
-    return band - np.float32(0.225)
+    distance: _Plane = np.abs(np.hypot(x, y) - np.float32(0.775)) - np.float32(0.225)
+    return distance
 
 
 # Distance to the outline of a shape inside the unit circle; negative inside the shape.

@@ -63,7 +63,8 @@ class Part:
 
 def transposed(array: Array) -> Array:
     """A linear layer's weight as `[in, out]`."""
-    return array.T
+    turned: Array = array.T
+    return turned
 
 
 def require_fit(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Self
+
+from typing_extensions import Self
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
 from vqedge.prompt import question_text

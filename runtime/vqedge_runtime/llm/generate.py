@@ -9,10 +9,10 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge.prompt import SYSTEM

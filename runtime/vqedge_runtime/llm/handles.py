@@ -292,7 +292,8 @@ class Context(Owned):
         row = lib.llama_get_logits_ith(self.pointer, place)
         if not row:
             raise BackendUnavailable("llama.cpp has no logits to give; ask again")
-        logits = np.ctypeslib.as_array(row, (self._model.vocab_size,)).copy()
+        row_of_all = np.ctypeslib.as_array(row, (self._model.vocab_size,))
+        logits: npt.NDArray[np.float32] = row_of_all.copy()
         logits[self._model.suppressed_tokens] = -np.inf
         return logits
 

@@ -14,9 +14,10 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from vqedge.errors import BackendUnavailable
 from vqedge_runtime.llm.build_flags import pip_line

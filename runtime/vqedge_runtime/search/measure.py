@@ -62,15 +62,17 @@ def matches(
     b: npt.NDArray[np.float32] | npt.NDArray[np.int32],
 ) -> Floats:
     """How alike each code of `a` and each of `b` are, `[ka, kb]`, at most 1."""
+    found: Floats
     if a.dtype.kind == "f":
-        cosines: Floats = a.astype(np.float32) @ b.astype(np.float32).T
-        return cosines
+        found = a.astype(np.float32) @ b.astype(np.float32).T
+        return found
     same = np.ones((len(a), len(b)), np.bool_)
     levels = np.zeros((len(a), len(b)), np.float32)
     for level in range(a.shape[1]):
         same &= a[:, level, None] == b[None, :, level]
         levels += same
-    return levels / np.float32(a.shape[1])
+    found = levels / np.float32(a.shape[1])
+    return found
 
 
 def similarity(a: Features, b: Features) -> float:
