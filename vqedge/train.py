@@ -6,7 +6,8 @@ blocks of the backbone, for which features are kept instead of codes. A run is a
 its configuration: clips, budgets and questions derive from (seed, step), so that a killed run
 resumes at its last save and goes on exactly as if it had not been killed: on a CPU, and on a GPU as
 far as its kernels repeat their sums.
-`accelerate launch -m vqedge.cli train ...` runs it on several GPUs.
+`accelerate launch -m vqedge.cli train ...` runs it on several GPUs, and with `--use_fsdp
+--fsdp_version 2` spreads the frozen language model over them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def train(
     Raises:
         CheckpointError: the output folder cannot be written to, holds another run or a finished
             checkpoint, or `config.init` does not fit.
-        ConfigError: a launcher's processes cannot share a step.
+        ConfigError: a launcher's processes cannot share a step, or it asks for more than is done.
         DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch._inductor.config
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, str_to_bool
 from safetensors.torch import load_file, save_file
+from spread_run import OPTIM, spread_config
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import (
     BUDGETS,
@@ -46,20 +47,21 @@ from vqedge.model.checkpoint import (
     MODEL,
     POSITION,
     load_bridge,
+    load_lora,
     load_reducer,
     load_tensors,
     open_checkpoint,
     start_from,
 )
 from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
-from vqedge.model.llm import compile_blocks, hidden_states, with_lora
+from vqedge.model.llm import compile_blocks, decoder_of, hidden_states, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig, read_recipe
 from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import LESSON, LOG, STATE
 from vqedge.training.naming_lesson import NamingLesson
-from vqedge.training.processes import accelerator_for, share_of
+from vqedge.training.processes import accelerator_for, share_of, spreads_llm
 from vqedge.training.run import compiles
 from vqedge.training.schedule import learning_rate_factor
 
@@ -564,6 +566,50 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -
     assert max(drift) < 5e-3  # the mean of two halves is not quite the mean of all answers
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "precision"), [("codes", "fp32"), ("words", "bf16")])
+def test_two_processes_spread_the_language_model(
+    tmp_path: Path, _cache: Path, kind: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    """They train as two do that hold all of it, go on after a kill, and one goes on alone."""
+    launch = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+    launch += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    script = Path(__file__).with_name("spread_run.py")
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "VQEDGE_CACHE": str(_cache),
+    }
+    subprocess.run(
+        [sys.executable, *launch, str(script), str(tmp_path), kind, precision],
+        env=environment,
+        check=True,
+        timeout=300,
+    )
+    llm = with_lora(tiny_llm(), CONFIG.llm)
+    matrices = [p for p in decoder_of(llm).layers.parameters() if p.ndim == 2]
+    frozen = sum(p.numel() for p in matrices if not p.requires_grad)
+    every = sum(p.numel() for p in llm.parameters())
+    share = every - frozen // 2
+    held: list[int] = json.loads((tmp_path / "held.json").read_text())
+    assert held == [every, share, share, share]
+    for name in (STATE, MODEL, LORA):
+        whole, spread, killed = (
+            load_file(tmp_path / folder / name) for folder in ("whole", "spread", "killed")
+        )
+        assert whole.keys() == spread.keys() == killed.keys()
+        assert all(torch.equal(killed[tensor], value) for tensor, value in spread.items()), name
+        drift = [float((whole[tensor] - value).abs().max()) for tensor, value in spread.items()]
+        assert max(drift) < 1e-4, name
+    load_lora(llm, load_tensors(tmp_path / "spread" / LORA))
+    alone = spread_config(tmp_path / "spread", kind, "fp32")
+    longer = OPTIM.model_copy(update={"steps": STEPS + 1})
+    run(alone.model_copy(update={"optim": longer}), resume=True)
+    assert [record["step"] for record in log_of(tmp_path / "spread")] == [*range(STEPS + 2)]
+
+
 def process(
     number: int,
     count: int,
@@ -597,6 +643,44 @@ def test_processes_that_cannot_share_a_step_are_told(
     monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
     with pytest.raises(ConfigError, match=words):
         run(config_for(tmp_path, optim=OptimConfig(**optim)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"FSDP_VERSION": "1"}, "launch with --use_fsdp --fsdp_version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "--fsdp_offload_params is not supported"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--fsdp_activation_checkpointing is not"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "--use_parallelism_config is not"),
+    ],
+)
+def test_what_is_not_done_of_fsdp_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], words: str
+) -> None:
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    for name, value in (asked | settings).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=words):
+        run(config_for(tmp_path))
+
+
+def test_under_fsdp_every_process_loads_the_language_model_and_one_alone_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    there = process(0, 2)
+
+    def accelerator(**_: object) -> Any:
+        asked.append(os.environ.get("ACCELERATE_USE_FSDP"))
+        return there
+
+    monkeypatch.setattr("vqedge.training.processes.Accelerator", accelerator)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # so the launcher says
+    assert spreads_llm(accelerator_for(config_for(tmp_path))) and not spreads_llm(process(0, 1))
+    assert asked == ["false"], "Accelerate would spread what is trained"
+    assert not str_to_bool(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
 
 
 def test_a_gpu_is_asked_to_repeat_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,27 +9,43 @@ from collections.abc import Iterable
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import (
+    DistributedType,
+    disable_fsdp_ram_efficient_loading,
+    parse_flag_from_env,
+    patch_environment,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vqedge.errors import ConfigError
 from vqedge.recipe import TrainConfig
 
-# they spread parameters over processes, and a run saves whole ones
+# they spread what is trained over processes, and a run saves whole tensors of it
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+_FSDP = "ACCELERATE_USE_FSDP"  # what a launcher says to its processes
+_NOT_DONE = {
+    "FSDP_OFFLOAD_PARAMS": "--fsdp_offload_params",
+    "FSDP_ACTIVATION_CHECKPOINTING": "--fsdp_activation_checkpointing",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "--use_parallelism_config",
+}
 
 
 def accelerator_for(config: TrainConfig) -> Accelerator:
     """The processes that a launcher began, or this one alone.
 
     Raises:
-        ConfigError: a step's clips cannot be dealt out evenly, or the launcher shards the model.
+        ConfigError: a step's clips cannot be dealt out evenly, or the launcher is to spread more
+            than frozen weights.
     """
-    accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        gradient_accumulation_steps=config.optim.accumulate,
-    )
+    if parse_flag_from_env(_FSDP):
+        _heed_fsdp()
+    with patch_environment(**{_FSDP: "false"}):  # Accelerate would spread what is trained, too
+        accelerator = Accelerator(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            gradient_accumulation_steps=config.optim.accumulate,
+        )
     if accelerator.distributed_type in _SHARDING:
         raise ConfigError(
             f"{accelerator.distributed_type.value}: what is trained is small; launch without it, "
@@ -46,6 +62,24 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def spreads_llm(accelerator: Accelerator) -> bool:
+    """Is the frozen language model to be spread over the processes (`--use_fsdp`)?"""
+    return accelerator.num_processes > 1 and bool(parse_flag_from_env(_FSDP))
+
+
+def _heed_fsdp() -> None:
+    """Refuse what is not done of it, and let every process load the whole language model."""
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "FSDP: its first version would spread what is trained, too; launch with "
+            "--use_fsdp --fsdp_version 2"
+        )
+    for variable, flag in _NOT_DONE.items():
+        if parse_flag_from_env(variable):
+            raise ConfigError(f"FSDP: {flag} is not supported; launch without it")
+    disable_fsdp_ram_efficient_loading()  # transformers would load nothing in all but one
+
+
 def repeatable_kernels() -> None:
     """Ask PyTorch for the same sums every time; a kernel that cannot give them warns, once.
 
@@ -55,10 +89,11 @@ def repeatable_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def leave_out(model: nn.Module, part: nn.Module) -> None:
-    """Average no gradients of a part of the model: it is to get none, and others would wait."""
-    ours = {id(parameter) for parameter in part.parameters()}
+def leave_out(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Average no gradients of some parameters: they are to get none, and others would wait."""
+    ours = {id(parameter) for parameter in parameters}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in ours]
+    names += getattr(model, "_ddp_params_and_buffers_to_ignore", [])  # from an earlier call
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]
 
 

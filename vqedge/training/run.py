@@ -32,8 +32,9 @@ from vqedge.training.batches import Batches
 from vqedge.training.beginning import Beginning
 from vqedge.training.folder import RunFolder
 from vqedge.training.held_out import codebook_usage, exact_match
-from vqedge.training.processes import anyone, leave_out, same_everywhere
+from vqedge.training.processes import anyone, leave_out, same_everywhere, spreads_llm
 from vqedge.training.schedule import learning_rate_factor
+from vqedge.training.sharding import prepared, spread
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,15 @@ class Run:
             llm.get_base_model().set_attn_implementation("eager")
         if compiles(config, accelerator.device):
             compile_blocks(llm, fall_back=config.optim.compile is None)
+        if spreads_llm(accelerator):
+            spread(llm, accelerator)
         bridge, reducer = trained_bridge(config.model), trained_reducer(config.model, vit)
         self.model = VideoLanguageModel(bridge, llm, reducer).to(accelerator.device)
         if bridge.codebook is not None and bridge.codebook.narrow is not None:
-            leave_out(self.model, bridge.codebook.narrow)  # it learns in the naming lesson alone
+            # it learns in the naming lesson alone
+            leave_out(self.model, bridge.codebook.narrow.parameters())
         self.optimizer = self._optimizer()
-        self.replica, self.stepper = accelerator.prepare(self.model, self.optimizer)
+        self.replica, self.stepper = prepared(self.model, self.optimizer, accelerator)
 
     def to_the_end(self, resume: bool, clock: Clock) -> Checkpoint | None:
         """All steps that are left; None if time ran out before the last."""
