@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import bench_search as bench
 import numpy as np
@@ -266,6 +267,30 @@ def test_a_bad_file_stops_nothing(folder: Path, made: bench.Made) -> None:
     assert ask_folder(folder, lambda _: None)[0].clips == CLIPS + 1
 
 
+def test_a_damaged_file_is_read_once_and_told_every_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (folder / "000000.vqt").read_bytes()
+    (folder / "cut.vqt").write_bytes(whole[:-1])
+    opened = Mock(wraps=index_module.open_vqt)
+    monkeypatch.setattr(index_module, "open_vqt", opened)
+
+    def opened_for(place: Path) -> tuple[tuple[tuple[bytes, str], ...], int]:
+        opened.reset_mock()
+        return ask_folder(place, lambda _: None)[0].bad, opened.call_count
+
+    ((path, error),), calls = opened_for(folder)
+    assert path == b"cut.vqt" and error.startswith(f"{folder}/cut.vqt: ")
+    assert calls == CLIPS + 1
+    assert opened_for(folder) == (((path, error),), 0)
+    monkeypatch.chdir(folder)
+    assert opened_for(Path()) == (((path, error.removeprefix(f"{folder}/")),), 0)
+    monkeypatch.setattr(index_module, "__version__", "99.0")
+    assert opened_for(folder) == (((path, error),), 1)
+    (folder / "cut.vqt").write_bytes(whole)
+    assert opened_for(folder) == ((), 1)
+
+
 def overwritten(path: Path) -> None:
     path.write_bytes(b"no database at all " * 1000)
 
@@ -284,6 +309,11 @@ def of_the_future(path: Path) -> None:
     execute(path, "PRAGMA user_version = 99")
 
 
+def of_the_past(path: Path) -> None:
+    execute(path, "ALTER TABLE files DROP COLUMN judge")
+    execute(path, "PRAGMA user_version = 1")
+
+
 def without_a_table(path: Path) -> None:
     execute(path, "DROP TABLE codes")
 
@@ -300,7 +330,8 @@ def execute(path: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [overwritten, cut, flipped, of_the_future, without_a_table, with_a_short_blob]
+    "damage",
+    [overwritten, cut, flipped, of_the_future, of_the_past, without_a_table, with_a_short_blob],
 )
 def test_a_damaged_index_is_made_again(
     folder: Path, made: bench.Made, damage: Callable[[Path], None]

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.errors import VqtError
+from vqedge import __version__
+from vqedge.errors import VqtError, printable
 from vqedge_runtime.search.bounds import basis_from_values, split
 from vqedge_runtime.search.measure import comparable, space_of, weights_from_patches
 from vqedge_runtime.search.schema import writing
@@ -46,7 +47,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Read:
-    """A file that was read, or why it could not be."""
+    """A file that was read, or why it could not be.
+
+    Attributes:
+        path: its name, from the folder on.
+        stamp: what it looked like just before.
+        space: name, kind and width of what its clips can be compared with.
+        source: sha256 of what it was made from.
+        rows: its segments.
+        error: why there are none, without the file's name.
+        judge: the vqedge that found the error in what the file holds; a later one may read it.
+            Empty if the system did not let it be read: it may do so any time.
+    """
 
     path: bytes
     stamp: Stamp
@@ -54,6 +66,7 @@ class Read:
     source: str = ""
     rows: tuple[Row, ...] = ()
     error: str = ""
+    judge: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -81,13 +94,17 @@ class Refresh:
 
 
 def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
-    """Read what is new or changed in a folder, forget what is gone."""
+    """Read what is new or changed in a folder, forget what is gone.
+
+    A file that holds what cannot be read is left alone until it, or vqedge, changes.
+    """
     known = {
         path: (size, mtime_ns)
         for path, size, mtime_ns in connection.execute("SELECT path, size, mtime_ns FROM files")
     }
     there = dict(_stamps(folder))  # later: what others add meanwhile is not known, so not gone
-    failed = {path for (path,) in connection.execute("SELECT path FROM files WHERE error != ''")}
+    query = "SELECT path FROM files WHERE error != '' AND judge != ?"
+    failed = {path for (path,) in connection.execute(query, (__version__,))}
     gone = [path for path in known if path not in there]
     with writing(connection):
         connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
@@ -100,8 +117,14 @@ def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
                 _store(connection, item)
     _train(connection)
     (clips,) = connection.execute("SELECT count(*) FROM clips").fetchone()
-    bad = connection.execute("SELECT path, error FROM files WHERE error != '' ORDER BY path")
-    return Refresh(len(new), len(gone), len(there), clips, tuple(bad.fetchall()))
+    rows = connection.execute("SELECT path, error FROM files WHERE error != '' ORDER BY path")
+    bad = tuple((path, f"{_told(folder, path)}: {error}") for path, error in rows)
+    return Refresh(len(new), len(gone), len(there), clips, bad)
+
+
+def _told(folder: Path, path: bytes) -> str:
+    """A file's name as errors tell it."""
+    return printable(str(folder / os.fsdecode(path)))
 
 
 def codes_from_blobs(numbers: bytes, packed_map: bytes, kind: str, count: int) -> Codes:
@@ -154,7 +177,9 @@ def _read(folder: Path, path: bytes, stamp: Stamp) -> Read:
         with vqt_errors(whole):
             rows = tuple(_rows(file))
     except VqtError as error:
-        return Read(path, stamp, error=str(error))
+        judge = __version__ if isinstance(error.__cause__, VqtError) else ""
+        said = str(error).removeprefix(f"{_told(folder, path)}: ")
+        return Read(path, stamp, error=said, judge=judge)
     header = file.header
     space = (space_of(header), header.kind, header.width)
     return Read(path, stamp, space, header.origin.sha256, rows)
@@ -181,8 +206,9 @@ def _row(number: int, segment: Segment) -> Row:
 def _store(connection: sqlite3.Connection, item: Read) -> None:
     """Put a file in place of what the index had of it."""
     connection.execute("DELETE FROM files WHERE path = ?", (item.path,))
-    values = (item.path, *item.stamp, item.error.encode("utf-8", "replace").decode())
-    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?)", values)
+    error = item.error.encode("utf-8", "replace").decode()
+    values = (item.path, *item.stamp, error, item.judge)
+    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?, ?)", values)
     if not item.rows:
         return
     space, basis = _space(connection, item)

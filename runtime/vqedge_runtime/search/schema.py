@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Final
 
 NAME: Final = ".vqedge-index.sqlite"
-VERSION: Final = 1
+VERSION: Final = 2
 BUSY_S: Final = 60.0
 _RETRY_S: Final = 0.01
 BUSY: Final = "database is locked"  # what SQLite says; Python 3.10 does not tell its codes
 
 _TABLES = """
 CREATE TABLE files (
-    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, error TEXT NOT NULL
+    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, error TEXT NOT NULL,
+    judge TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE spaces (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, width INTEGER NOT NULL,
