@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from vqedge.prompt import SYSTEM
 from vqedge.reducers import checked_kind
+from vqedge.sampling import FrameRule, Resize, Sampling
 
 MAX_BLOCKS = 128
 
@@ -99,6 +100,8 @@ class EncoderConfig(Config):
     """The last ones of `block`, trained with the bridge; the others are frozen."""
     size: PositiveInt = 224
     frames: PositiveInt = 8
+    sampling: Annotated[Sampling, Field(exclude_if=lambda rule: rule == "spans")] = "spans"
+    resize: Annotated[Resize, Field(exclude_if=lambda rule: rule == "stretch")] = "stretch"
     shape: BackboneShape | None = unless_none
     """Of a backbone whose weights lie in the checkpoint."""
     projected: PositiveInt | None = unless_none
@@ -131,6 +134,11 @@ class EncoderConfig(Config):
     def width(self) -> int:
         """Of a patch's features, as the quantizer reads them."""
         return self.projected or self.backbone.width
+
+    @property
+    def rule(self) -> FrameRule:
+        """How a video becomes frames."""
+        return FrameRule(self.sampling, self.resize)
 
     @property
     def grid(self) -> int:

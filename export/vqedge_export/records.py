@@ -36,6 +36,8 @@ def encoder_record(
         grid=encoder.grid,
         source=encoder.source,
         block=encoder.block,
+        sampling=encoder.sampling,
+        resize=encoder.resize,
         opset=next(item.version for item in graph.opset_import if not item.domain),
         custom_op="function" if graph.functions else "node",
         precision="fp32",

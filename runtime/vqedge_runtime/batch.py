@@ -157,7 +157,7 @@ class BatchEncoder:
             return
         spans = self._spans_of(job.video, most_segments(header))
         spec = self.manifest.encoder
-        walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans))
+        walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans, spec.rule))
         for number, span in enumerate(spans, start=1):
             if job in self._given_up:
                 return

@@ -99,7 +99,7 @@ class VideoEncoder:
         codes = self.checked_budget(budget)
         spec = self.manifest.encoder
         stamp = stamp_from_path(path)
-        clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s)
+        clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s, spec.rule)
         part = (start_s, end_s) != (None, None)
         return replace(self._encoded(clip, codes), source=path, part=part, stamp=stamp)
 

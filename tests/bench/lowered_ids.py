@@ -44,7 +44,7 @@ def clips_of(folder: str | None, spec: EncoderRecord) -> list[Frames]:
     """What to compare on."""
     if folder is None:
         return generated_clips(spec, PARITY_SEED, CLIPS)
-    return list(frames_in_folder(Path(folder), spec.frames, spec.size))
+    return list(frames_in_folder(Path(folder), spec))
 
 
 def main() -> None:

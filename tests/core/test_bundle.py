@@ -26,6 +26,7 @@ from vqedge.bundle import (
 )
 from vqedge.bundle.manifest import manifest_bytes, manifest_from_bytes
 from vqedge.errors import BundleError, printable
+from vqedge.sampling import DEFAULT_RULE, FrameRule
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "tests/golden/manifest.schema.json"
@@ -81,6 +82,16 @@ def test_two_writes_are_equal_byte_for_byte(root: Path, tmp_path: Path) -> None:
     other = write_bundle(tmp_path / "elsewhere/other.vqedge").root
     for name in ("manifest.json", *FILES):
         assert (root / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_manifest_that_says_no_rule_means_the_middle_of_equal_parts(root: Path) -> None:
+    plain = open_bundle(root).manifest
+    assert plain.encoder.rule == DEFAULT_RULE
+    assert b"sampling" not in manifest_bytes(plain), "bundles from before it keep their digest"
+    rule = FrameRule("ends", "stretch-bicubic")
+    encoder = plain.encoder.model_copy(update=rule._asdict())
+    other = Manifest.sealed(tiny_facts(encoder=encoder), plain.files)
+    assert manifest_from_bytes(manifest_bytes(other)).encoder.rule == rule
 
 
 def test_the_schema_is_pinned(request: pytest.FixtureRequest) -> None:

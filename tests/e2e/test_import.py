@@ -19,11 +19,12 @@ from hf_maker import SPECIAL, write_llava
 
 import vqedge.cli
 from vqedge.bundle import open_bundle
-from vqedge.commands.frames import read_frames
+from vqedge.commands.frames import read_frames, reader_of
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import load_tensors, open_checkpoint
 from vqedge.recipe import read_recipe
+from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge.train import train
 from vqedge_export.assemble import assemble_bundle
 from vqedge_export.hf.importing import checkpoint_from_folder
@@ -32,6 +33,7 @@ from vqedge_export.pipeline import export_bundle
 from vqedge_runtime import VideoQA
 from vqedge_runtime.evidence import find_evidence
 from vqedge_runtime.llm import open_llama_cpp
+from vqedge_runtime.video import clip_from_path
 
 FRAMES, QUESTION = 4, "What moves?"
 
@@ -76,6 +78,7 @@ def test_the_bundle_says_what_it_was_made_of(exported: Path) -> None:
     manifest = open_bundle(exported).manifest
     assert manifest.encoder.source == "siglip"
     assert manifest.encoder.variants == (), "int8 is not the default of imported weights"
+    assert manifest.encoder.rule == ("ends", "stretch-bicubic")
     assert manifest.llm.system_prompt == "You are a helpful assistant."
     assert (manifest.llm.arch, manifest.llm.chat_template) == ("qwen2", "chatml")
     for weights in manifest.provenance.base_weights:
@@ -92,6 +95,25 @@ def test_ask_answers_the_same_again_and_again(work: Path, exported: Path) -> Non
     assert document["answer"] == json.loads(second.stdout.splitlines()[-1])["answer"]
     assert document["tokens"] == 32 + 1, "max(T, K) rows and the newline"
     assert not any(token in document["answer"] for token in SPECIAL)
+
+
+def test_frames_are_those_that_the_published_code_takes(work: Path, exported: Path) -> None:
+    """By `ask`, by `encode` and by `eval` of the checkpoint."""
+    demo, config = work / "demo.mp4", open_checkpoint(work / "vqtoken").config.encoder
+    clip = clip_from_path(demo, FRAMES, config.size, rule=FrameRule("ends", "stretch-bicubic"))
+    other = clip_from_path(demo, FRAMES, config.size)
+    assert not np.array_equal(clip.frames_thwc, other.frames_thwc)
+    read = reader_of(config)(demo, FRAMES, config.size, None, None)
+    assert np.array_equal(read, clip.frames_thwc)
+    with VideoQA.open(exported, encoder="onnxruntime") as qa:
+        video, shown = qa.encode(demo), qa.encode_frames(clip.frames_thwc)
+        words = ("encode", demo, "-o", work / "batch.vqt", "-m", exported)
+        told_here(*words, "--backend", "onnxruntime")
+        stored = qa.encode(work / "batch.vqt")
+        assert video.times_s == clip.times_s
+        assert stored.times_s == pytest.approx(clip.times_s)
+        for found in (video, stored):
+            assert np.array_equal(found.tokens.rows, shown.tokens.rows)
 
 
 def test_asking_again_reads_the_question_alone(work: Path, exported: Path) -> None:
@@ -196,6 +218,7 @@ def test_training_on_imported_weights_leaves_a_checkpoint_that_exports(
 
 def test_other_modes_name_the_tensors_that_they_leave_out(work: Path, tmp_path: Path) -> None:
     imported = checkpoint_from_folder(work / "source", tmp_path / "paper", mode="paper")
+    assert imported.config.encoder.rule == DEFAULT_RULE, "it is trained here"
     assert "model.cross_attention.to_q_proj.weight" in imported.ignored
     assert "model.image_newline" in imported.ignored
     same = checkpoint_from_folder(work / "source", tmp_path / "again", mode="paper")

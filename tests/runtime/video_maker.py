@@ -44,10 +44,11 @@ def write_video(
     rotation: dict[str, Any] | None = None,
     pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
     muxer: dict[str, str] | None = None,
+    rate: int | Fraction = 10,
 ) -> Path:
     """Writes frame i, which shows the number i, at `times_ms[i]`; MPEG-2 wants steps of 40 ms."""
     with av.open(str(path.absolute()), "w", options=muxer or {}) as output:
-        stream = cast(VideoStream, output.add_stream(codec, rate=10, options=options or {}))
+        stream = cast(VideoStream, output.add_stream(codec, rate=rate, options=options or {}))
         first = numbered(0) if pictures is None else pictures[0]
         stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], pixel_format
         stream.codec_context.thread_count = 1

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from typing_extensions import Self
 
 from vqedge.errors import BundleError
+from vqedge.sampling import FrameRule, Resize, Sampling
 from vqedge.validation import first_fault
 
 SCHEMA_VERSION: Final = 3
@@ -99,10 +100,16 @@ class EncoderRecord(Record):
     source: Text
     block: Count
     opset: Count
-    resize: Literal["stretch"] = "stretch"
+    sampling: Annotated[Sampling, Field(exclude_if=lambda rule: rule == "spans")] = "spans"
+    resize: Resize = "stretch"
     custom_op: Literal["function", "node"]
     precision: Precision
     variants: Annotated[tuple[VariantRecord, ...], Field(max_length=8)]
+
+    @property
+    def rule(self) -> FrameRule:
+        """How a video becomes frames."""
+        return FrameRule(self.sampling, self.resize)
 
 
 class BridgeRecord(Record):

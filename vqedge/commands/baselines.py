@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqedge.budget import Budget
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
-from vqedge.commands.frames import read_frames
+from vqedge.commands.frames import reader_of
 from vqedge.commands.output import result, say
 from vqedge.config import Config, ModelConfig
 from vqedge.data.suites import Item
@@ -118,7 +118,8 @@ def opened_checkpoint(path: Path, budget: Budget | None = None) -> CheckpointAns
     from vqedge.model.answer import CheckpointAnswerer
     from vqedge.model.checkpoint import open_checkpoint
 
-    return CheckpointAnswerer(open_checkpoint(path), read_frames, budget)
+    checkpoint = open_checkpoint(path)
+    return CheckpointAnswerer(checkpoint, reader_of(checkpoint.config.encoder), budget)
 
 
 def difference(config: ModelConfig, reference: ModelConfig) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.bundle import open_bundle
-from vqedge.commands.frames import read_frames
+from vqedge.commands.frames import reader_of
 from vqedge.commands.output import bundle_or_default, json_result, result
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.demo import write_demo
@@ -48,7 +48,7 @@ def run_bench(
             document = run(qa, clip, runs)
             spec = qa.manifest.encoder
         opened = open_bundle(bundle_or_default(bundle), verify=False)
-        frames = read_frames(clip, spec.frames, spec.size)
+        frames = reader_of(spec)(clip, spec.frames, spec.size, None, None)
         document["encoders"] = side_by_side(opened, frames, runs, runs_on.threads)
     document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vqedge.bundle import open_bundle
-from vqedge.commands.frames import Frames, frames_in_folder
+from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS, EnginePrecision, Flavour
 from vqedge.errors import ConfigError
@@ -39,7 +39,7 @@ def run_build(
     if calibrate is not None:
         require_int8(options, calibrate)
         spec = open_bundle(bundle, verify=False).manifest.encoder  # verified when it is built into
-        clips = calibration_clips(calibrate, spec.frames, spec.size)
+        clips = calibration_clips(calibrate, spec)
     library = plugin_library_for((flavour,), options, plugin)
     made, record = build_into_bundle(bundle, flavour, options, library, clips)
     size_bytes = (made.root / record.file).stat().st_size
@@ -100,13 +100,13 @@ def require_int8(options: BuildOptions, folder: Path) -> None:
         raise ConfigError(f"--calibrate {folder}: {options.precision} needs no calibration")
 
 
-def calibration_clips(folder: Path, frames: int, size: int) -> list[Frames]:
-    """The videos of a folder, as an encoder of so many frames and pixels a side takes them.
+def calibration_clips(folder: Path, encoder: EncoderSpec) -> list[Frames]:
+    """The videos of a folder, as an encoder takes them.
 
     Raises:
         ConfigError: no folder, or no file in it is a video.
     """
-    clips = list(frames_in_folder(folder, frames, size, _MOST_CLIPS))
+    clips = list(frames_in_folder(folder, encoder, _MOST_CLIPS))
     say(f"calibrating on {len(clips)} videos of {folder}")
     return clips
 

@@ -27,7 +27,7 @@ def encoded_clip(
         VideoError: the file cannot be decoded, or the span is outside of it.
     """
     spec = bundle.manifest.encoder
-    clip = clip_from_path(path, spec.frames, spec.size, *span)
+    clip = clip_from_path(path, spec.frames, spec.size, *span, rule=spec.rule)
     with closing(open_encoder(backend, bundle, threads)) as encoder:
         say(f"encoder: {encoder.name}")
         return clip, encoder.encode(clip.frames_thwc, budget)

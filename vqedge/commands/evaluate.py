@@ -17,7 +17,7 @@ from vqedge.commands.baselines import (
     print_comparison,
     report_of,
 )
-from vqedge.commands.frames import read_frames
+from vqedge.commands.frames import reader_of
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
@@ -71,8 +71,8 @@ class BundleAnswerer:
         clip = item.clip
         if isinstance(clip, VideoFile) and is_vqt(clip.path) and not self.shuffled:
             return self.qa.encode(clip.path, self.budget, clip.start_s, clip.end_s)
-        size = self.qa.manifest.encoder.size
-        frames = frames_of(clip, self.frames, size, read_frames, self.shuffled)
+        spec = self.qa.manifest.encoder
+        frames = frames_of(clip, spec.frames, spec.size, reader_of(spec), self.shuffled)
         return self.qa.encode_frames(frames, self.budget)
 
 

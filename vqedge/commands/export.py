@@ -58,7 +58,6 @@ def export(
     if calibrate is not None:
         require_int8(options, calibrate)
     config = model_config_of(checkpoint)
-    seen = config.encoder.frames, config.encoder.size
     try:
         bundle, report = export_bundle(
             checkpoint,
@@ -73,7 +72,7 @@ def export(
             targets=targets,
             options=options,
             plugin=plugin_library_for([row.name for row in targets], options, plugin),
-            calibration=calibration_clips(calibrate, *seen) if calibrate else (),
+            calibration=calibration_clips(calibrate, config.encoder) if calibrate else (),
         )
     except ParityError as error:
         if as_json:

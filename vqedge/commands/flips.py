@@ -34,8 +34,7 @@ def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str
             f"{bundle.root}: no lighter encoder to compare; assemble it with --precision int8, "
             "or pip install 'vqedge[openvino]'"
         )
-    spec = bundle.manifest.encoder
-    clips = list(frames_in_folder(folder, spec.frames, spec.size, limit))
+    clips = list(frames_in_folder(folder, bundle.manifest.encoder, limit))
     say(f"comparing {', '.join(readers)} with onnxruntime on {len(clips)} clips")
     reference = OnnxReader(bundle.path_of("encoder"))
     wanted = [reference(clip, budget) for clip in clips]

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.bundle import EncoderRecord
+from vqedge.config import EncoderConfig
+from vqedge.data.jsonl import FrameReader
 from vqedge.errors import ConfigError, VideoError, VqtError
+from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.clip import clip_from_path
 from vqedge_runtime.vqt import is_vqt
 
 Frames = npt.NDArray[np.uint8]
+EncoderSpec = EncoderConfig | EncoderRecord
+
+
+def reader_of(encoder: EncoderSpec) -> FrameReader:
+    """`read_frames` as an encoder wants its frames."""
+    return partial(read_frames, rule=encoder.rule)
 
 
 def read_frames(
-    path: Path, count: int, size: int, start_s: float | None = None, end_s: float | None = None
+    path: Path,
+    count: int,
+    size: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    rule: FrameRule = DEFAULT_RULE,
 ) -> Frames:
     """Decode `count` frames of a span of a file, uint8 RGB `[count, size, size, 3]`.
 
@@ -26,20 +42,19 @@ def read_frames(
     """
     if is_vqt(path):
         raise VqtError(f"{path}: holds codes, no frames; give the video it was made from")
-    return clip_from_path(path, count, size, start_s, end_s).frames_thwc
+    return clip_from_path(path, count, size, start_s, end_s, rule).frames_thwc
 
 
 def frames_in_folder(
-    folder: Path, count: int, size: int, limit: int | None = None
+    folder: Path, encoder: EncoderSpec, limit: int | None = None
 ) -> Iterator[Frames]:
-    """The videos of a folder in the order of their names, as `read_frames` gives them.
+    """The videos of a folder in the order of their names, as an encoder wants them.
 
     Files that do not decode are left out.
 
     Args:
         folder: its own files, not those of folders in it.
-        count: of frames.
-        size: of a frame's side.
+        encoder: which and how many frames, and their size.
         limit: most videos.
 
     Raises:
@@ -47,12 +62,12 @@ def frames_in_folder(
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give a folder of videos")
-    found = 0
+    read, found = reader_of(encoder), 0
     for path in sorted(folder.iterdir()):
         if found == limit:
             return
         try:
-            frames = read_frames(path, count, size)
+            frames = read(path, encoder.frames, encoder.size, None, None)
         except (VideoError, VqtError):
             continue
         found += 1

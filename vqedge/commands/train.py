@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vqedge.base.weights import encoder_weights
-from vqedge.commands.frames import read_frames
+from vqedge.commands.frames import reader_of
 from vqedge.commands.output import json_result, result, say
 from vqedge.recipe import read_recipe
 
@@ -26,7 +26,7 @@ def run_train(
     from vqedge_export.onnx_export import write_graph
 
     settings = read_recipe(config, overrides, out)
-    checkpoint = train(settings, read_frames, resume, minutes)
+    checkpoint = train(settings, reader_of(settings.model.encoder), resume, minutes)
     leave_process_group()
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process of a launcher speaks

@@ -101,7 +101,8 @@ def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str
         span = (encoded.start_s, encoded.end_s)
         picture = Picture(_title(video), encoded.tokens.codes, encoded.times_s, *span)
     else:
-        clip = clip_from_path(video, spec.frames, spec.size, settings.start_s, settings.end_s)
+        asked = (settings.start_s, settings.end_s)
+        clip = clip_from_path(video, spec.frames, spec.size, *asked, rule=spec.rule)
         picture = _picture(video, clip, encoded.tokens.codes)
     return replace(picture, question=" ".join(question.split()), evidence=evidence)
 

@@ -15,6 +15,7 @@ from typing import Literal
 from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.official import HIDDEN
+from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.language import OUTPUT, Language, language_of, require_tied
 from vqedge_export.hf.parts import Part, Shape, require_fit, transposed
@@ -22,6 +23,7 @@ from vqedge_export.hf.vision import encoder_config, family_of, tower_of_llava, u
 
 MODEL_TYPES = ("llava_qwen", "llava")
 SYSTEM = "You are a helpful assistant."
+PUBLISHED_RULE = FrameRule("ends", "stretch-bicubic")  # what the weights were trained on
 OFFICIAL, PAPER, CODES = "official", "paper", "codes"
 MODES = (OFFICIAL, PAPER, CODES)
 ATTENTION = "model.cross_attention."
@@ -69,9 +71,9 @@ def plan_from_llava(folder: HfFolder, mode: str | None, frames: int) -> Plan:
     source, tower = tower_of_llava(folder)
     language = language_of(folder, folder.config)
     width = language.config.hidden_size
-    encoder = encoder_config(
-        folder, source, tower, -1, final_norm=False, projected=width, frames=frames
-    )
+    rule = DEFAULT_RULE if mode == PAPER else PUBLISHED_RULE
+    more = rule._asdict() | {"final_norm": False, "projected": width, "frames": frames}
+    encoder = encoder_config(folder, source, tower, -1, **more)
     prefix = _tower_prefix(folder) + family_of(source).prefix
     vision = vision_parts(encoder, family_of(source).size(tower) // encoder.backbone.patch, prefix)
     vision += _projector_parts(encoder.backbone.width, width)

@@ -12,12 +12,17 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from vqedge.sampling import Resize
 from vqedge_runtime.video.cursor import Shot
 
-# Area averaging with full-size chroma; bit-exact, so that every processor makes the same pixels.
+# Full-size chroma; bit-exact, so that every processor makes the same pixels.
 # The flags are those of swscale.h: PyAV 17 does not name them.
 _FULL_CHR_H_INT, _ACCURATE_RND, _BITEXACT = 1 << 13, 1 << 18, 1 << 19
-_SMOOTH = Interpolation.AREA | _FULL_CHR_H_INT | _ACCURATE_RND | _BITEXACT
+_EXACT = _FULL_CHR_H_INT | _ACCURATE_RND | _BITEXACT
+_FILTERS: dict[Resize, int] = {
+    "stretch": Interpolation.AREA | _EXACT,
+    "stretch-bicubic": Interpolation.BICUBIC | _EXACT,
+}
 _UNSPECIFIED_COLOR = 2  # of colour space, transfer and primaries
 _ABORTING_FORMATS = frozenset({"yaf32le", "yaf32be"})  # swscale 9.5 aborts the process on these
 
@@ -43,14 +48,14 @@ class Canvas:
         busy_s: wall time spent here, in seconds.
     """
 
-    def __init__(self, frames: int, size: int) -> None:
+    def __init__(self, frames: int, size: int, resize: Resize = "stretch") -> None:
         """An empty canvas for `frames` squares of `size` pixels."""
         self.frames_thwc: npt.NDArray[np.uint8] = np.zeros((frames, size, size, 3), np.uint8)
         self.times_s: list[float] = []
         self.width = self.height = 0
         self.distinct = 0
         self.busy_s = 0.0
-        self._size = size
+        self._size, self._filter = size, _FILTERS[resize]
         self._last: Shot | None = None
         self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
@@ -69,7 +74,7 @@ class Canvas:
         self.busy_s += time.perf_counter() - began
 
     def _upright(self, frame: VideoFrame) -> npt.NDArray[np.uint8]:
-        small = _square_from(self._scaler, frame, self._size)
+        small = _square_from(self._scaler, frame, self._size, self._filter)
         transpose, flip_rows, flip_columns = self._orientation(small)
         if not self.width:
             sides = (frame.width, frame.height)
@@ -110,11 +115,11 @@ def _orientation_from_matrix(a: float, b: float, c: float, d: float) -> Orientat
     return UPRIGHT
 
 
-def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int) -> VideoFrame:
+def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int, how: int) -> VideoFrame:
     if frame.format.name in _ABORTING_FORMATS:
         raise NotImplementedError(frame.format.name)
     try:
-        return _scaled(scaler, frame, size, _SMOOTH)
+        return _scaled(scaler, frame, size, how)
     except (FFmpegError, OSError):
         # Extreme shapes and exotic colour spaces: the nearest pixel, the usual colours.
         frame.colorspace = _UNSPECIFIED_COLOR

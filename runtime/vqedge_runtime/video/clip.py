@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import VideoError
+from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
@@ -35,8 +37,9 @@ class Clip:
 
     Attributes:
         frames_thwc: uint8 [T, size, size, 3] RGB, upright, stretched to a square.
-        times_s: presentation time of every frame, in seconds from the start of the video; frame i
-            is the one on screen at `start + (i + 0.5) / T * (end - start)`.
+        times_s: presentation time of every frame, in seconds from the start of the video; with
+            sampling `spans` frame i is the one on screen at
+            `start + (i + 0.5) / T * (end - start)`.
         duration_s: length of the span that was asked for, in seconds; 0.0 for an image.
         start_s: start of that span.
         width: of the source as displayed, after rotation, in pixels.
@@ -63,6 +66,7 @@ class _Request:
     frames: int
     size: int
     spans: Sequence[Span]
+    rule: FrameRule
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,12 @@ class _Plan:
 
 
 def clip_from_path(
-    path: Path, frames: int, size: int, start_s: float | None = None, end_s: float | None = None
+    path: Path,
+    frames: int,
+    size: int,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    rule: FrameRule = DEFAULT_RULE,
 ) -> Clip:
     """Samples a video, an animation, an image or a folder of images.
 
@@ -89,16 +98,19 @@ def clip_from_path(
         size: side of the square frames in pixels, at least 1.
         start_s: start of the span in seconds; None means the start of the video.
         end_s: end of the span in seconds; None means the end of the video.
+        rule: which frames, and how they are shrunk.
 
     Raises:
         VideoError: one line that says what is wrong with the file or the span, and the next step.
         ValueError: `frames` or `size` is below 1.
     """
-    [clip] = clips_from_path(path, frames, size, [(start_s, end_s)])
+    [clip] = clips_from_path(path, frames, size, [(start_s, end_s)], rule)
     return clip
 
 
-def clips_from_path(path: Path, frames: int, size: int, spans: Sequence[Span]) -> Iterator[Clip]:
+def clips_from_path(
+    path: Path, frames: int, size: int, spans: Sequence[Span], rule: FrameRule = DEFAULT_RULE
+) -> Iterator[Clip]:
     """Samples several spans of a video in one walk from its start to its end.
 
     What cannot seek, or has hardly a key frame, is decoded once and not again for every span.
@@ -108,6 +120,7 @@ def clips_from_path(path: Path, frames: int, size: int, spans: Sequence[Span]) -
         frames: T of each clip, at least 1.
         size: side of the square frames in pixels, at least 1.
         spans: start and end of each in seconds, None as there; none starts before another ends.
+        rule: which frames, and how they are shrunk.
 
     Yields:
         a clip a span, each when it is asked for.
@@ -118,7 +131,7 @@ def clips_from_path(path: Path, frames: int, size: int, spans: Sequence[Span]) -
     """
     if frames < 1 or size < 1:
         raise ValueError(f"frames and size must be at least 1, got {frames} and {size}")
-    request = _Request(Path(path), frames, size, spans)
+    request = _Request(Path(path), frames, size, spans, rule)
     for span in spans:
         _check_span(request.path, span)
     with video_faults(request.path):
@@ -172,11 +185,11 @@ def _clips_from_source(source: Source, request: _Request, plan: _Plan) -> Iterat
         except VideoError as error:  # told when those before it are done
             fault = error
             break
-    instants_s = [instant_s for span in spans for instant_s in _instants_s(span, request.frames)]
-    cursor = Cursor(source, plan.can_seek, instants_s)
-    for span in spans:
+    instants_s = [_instants_s(request, span, source.step_s) for span in spans]
+    cursor = Cursor(source, plan.can_seek, list(chain(*instants_s)))
+    for span, at_s in zip(spans, instants_s, strict=True):
         cursor.begin_span()
-        yield _clip_from_shots(request, span, lambda t: cursor.shot_at(t, hold_last=clamp))
+        yield _clip_from_shots(request, span, at_s, lambda t: cursor.shot_at(t, hold_last=clamp))
     if fault is not None:
         raise fault
 
@@ -193,15 +206,18 @@ def _clips_from_folder(request: _Request) -> Iterator[Clip]:
 
     for wanted in request.spans:
         span = _span(request.path, wanted, float(len(images)), clamp=False, still=False)
-        yield _clip_from_shots(request, span, shot_at)
+        yield _clip_from_shots(request, span, _instants_s(request, span, 1.0), shot_at)
 
 
 def _clip_from_shots(
-    request: _Request, span: tuple[float, float], shot_at: Callable[[float], Shot]
+    request: _Request,
+    span: tuple[float, float],
+    instants_s: Sequence[float],
+    shot_at: Callable[[float], Shot],
 ) -> Clip:
     """A clip, without the time that decoding took."""
-    canvas = Canvas(request.frames, request.size)
-    for instant_s in _instants_s(span, request.frames):
+    canvas = Canvas(request.frames, request.size, request.rule.resize)
+    for instant_s in instants_s:
         canvas.add(shot_at(instant_s))
     return Clip(
         frames_thwc=canvas.frames_thwc,
@@ -216,9 +232,14 @@ def _clip_from_shots(
     )
 
 
-def _instants_s(span: tuple[float, float], frames: int) -> list[float]:
+def _instants_s(request: _Request, span: tuple[float, float], step_s: float) -> list[float]:
+    """The middle of every part, of T; or of every chosen frame, of those that `step_s` makes."""
     start_s, end_s = span
-    return [start_s + (i + 0.5) / frames * (end_s - start_s) for i in range(frames)]
+    parts, chosen = request.frames, np.arange(request.frames)
+    if request.rule.sampling == "ends":
+        parts = max(1, round((end_s - start_s) / step_s))
+        chosen = np.linspace(0, parts - 1, request.frames, dtype=int)
+    return [start_s + (i + 0.5) / parts * (end_s - start_s) for i in chosen.tolist()]
 
 
 def _shot_from_image(path: Path) -> Shot:
