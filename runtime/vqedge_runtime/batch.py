@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
+from threading import Event
 
 from vqedge.bundle import Manifest
 from vqedge.errors import VideoError, VqedgeError, VqtError, printable
@@ -112,13 +113,17 @@ class BatchEncoder:
     bits: int = 0
     on_progress: Callable[[Job, float], None] = lambda *_: None
     _given_up: set[Job] = field(default_factory=set, init=False)
+    _stopped: Event = field(default_factory=Event, init=False)
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
         """Encode every job; one that fails stops no other.
+
+        Whoever closes it early, or is interrupted in it, waits for no more than a frame.
 
         Yields:
             an outcome a job, in order.
         """
+        self._stopped = Event()
         pool = ThreadPoolExecutor(self.workers)
         try:
             decoded = self._decoded_ahead(pool, jobs)
@@ -128,7 +133,8 @@ class BatchEncoder:
                 self.on_progress(job, 1.0)
                 yield outcome
         finally:
-            pool.shutdown(cancel_futures=True)  # nothing waits unless the caller gave up
+            self._stopped.set()  # nothing is decoded any more unless the caller gave up
+            pool.shutdown(cancel_futures=True)
 
     def _decoded_ahead(self, pool: ThreadPoolExecutor, jobs: Iterable[Job]) -> Iterator[_Ahead]:
         """All windows of all jobs in order, `workers` of them under way."""
@@ -157,7 +163,8 @@ class BatchEncoder:
             return
         spans = self._spans_of(job.video, most_segments(header))
         spec = self.manifest.encoder
-        walk = _Walk(clips_from_path(job.video, spec.frames, spec.size, spans, spec.rule))
+        stopped, shape = self._stopped.is_set, (spec.frames, spec.size)
+        walk = _Walk(clips_from_path(job.video, *shape, spans, spec.rule, stopped))
         for number, span in enumerate(spans, start=1):
             if job in self._given_up:
                 return

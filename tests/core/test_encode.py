@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +32,7 @@ from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.video.source import Source
 from vqedge_runtime.video_words import PromptPiece
 from vqedge_runtime.vqt import open_vqt
 
@@ -227,6 +229,42 @@ def test_a_folder_with_a_bad_file(run: Any, clip: Path, encoder: FakeEncoder) ->
     assert "failed: clips/bad.mp4: is not a video" in found.err
     assert encoder.calls == 3
     assert sorted(map(str, Path("out").rglob("*.*"))) == found.out
+
+
+def test_an_interrupt_leaves_what_is_done_and_no_half(
+    run: Any, clip: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, encode = folder_of(clip, "a.mp4", "b.mp4", "c.mp4"), encoder.encode
+
+    def interrupted(*arguments: Any) -> Any:
+        if encoder.calls == 1:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(encoder, "encode", interrupted)
+    found = run("encode", videos, "-o", "out")
+    assert (found.code, found.out) == (130, ["out/a.mp4.vqt"])
+    assert [path.name for path in Path("out").iterdir()] == ["a.mp4.vqt"]
+
+
+def test_whoever_gives_up_waits_for_no_video(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = list[str](), Source._decoded
+
+    def slowly(source: Source, packet: Any) -> Any:
+        decoded.append(source.path.name)
+        time.sleep(0.002)
+        return decode(source, packet)
+
+    monkeypatch.setattr(Source, "_decoded", slowly)
+    write_slides(tmp_path / "short.mpg", 9, "mpeg2video", rate=25)
+    write_slides(tmp_path / "long.mpg", 3000, "mpeg2video", rate=25)
+    jobs = [Job(tmp_path / f"{name}.mpg", tmp_path / name) for name in ("short", "long")]
+    running = BatchEncoder(FakeEncoder(32, 576), bundle.manifest, 32).run(jobs)
+    assert not next(running).error
+    running.close()
+    assert decoded.count("long.mpg") < 1500
 
 
 def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEncoder) -> None:

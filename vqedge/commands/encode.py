@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -120,10 +120,11 @@ def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]
             bar.update(task, completed=len(outcomes) + share, description=job.video.name)
 
         batch.on_progress = show
-        for outcome in batch.run(jobs):
-            outcomes.append(outcome)
-            if not outcome.error and not quiet:
-                result(str(outcome.job.out))
+        with closing(batch.run(jobs)) as running:
+            for outcome in running:
+                outcomes.append(outcome)
+                if not outcome.error and not quiet:
+                    result(str(outcome.job.out))
     return outcomes
 
 

@@ -19,7 +19,7 @@ from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
-from vqedge_runtime.video.source import Source, opened
+from vqedge_runtime.video.source import Source, never, opened
 
 Span: TypeAlias = tuple[float | None, float | None]
 """Start and end in seconds; None for those of the video."""
@@ -67,6 +67,7 @@ class _Request:
     size: int
     spans: Sequence[Span]
     rule: FrameRule
+    stopped: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ def clip_from_path(
 
 
 def clips_from_path(
-    path: Path, frames: int, size: int, spans: Sequence[Span], rule: FrameRule = DEFAULT_RULE
+    path: Path,
+    frames: int,
+    size: int,
+    spans: Sequence[Span],
+    rule: FrameRule = DEFAULT_RULE,
+    stopped: Callable[[], bool] = never,
 ) -> Iterator[Clip]:
     """Samples several spans of a video in one walk from its start to its end.
 
@@ -121,17 +127,19 @@ def clips_from_path(
         size: side of the square frames in pixels, at least 1.
         spans: start and end of each in seconds, None as there; none starts before another ends.
         rule: which frames, and how they are shrunk.
+        stopped: asked now and then, from where the clips are decoded.
 
     Yields:
         a clip a span, each when it is asked for.
 
     Raises:
+        Stopped: `stopped` says so.
         VideoError: as `clip_from_path`; that a span lies outside the video, when it is its turn.
         ValueError: `frames` or `size` is below 1.
     """
     if frames < 1 or size < 1:
         raise ValueError(f"frames and size must be at least 1, got {frames} and {size}")
-    request = _Request(Path(path), frames, size, spans, rule)
+    request = _Request(Path(path), frames, size, spans, rule, stopped)
     for span in spans:
         _check_span(request.path, span)
     with video_faults(request.path):
@@ -160,7 +168,7 @@ def duration_from_path(path: Path) -> float:
 def _clips_from_file(request: _Request) -> Iterator[Clip]:
     plan, left = _Plan(), request
     while left.spans:  # every round but the last corrects one belief
-        with opened(request.path) as source:
+        with opened(request.path, request.stopped) as source:
             if plan.duration_s is None:
                 plan = replace(plan, duration_s=source.declared_duration_s())
             if plan.duration_s is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from io import FileIO
@@ -45,6 +45,15 @@ _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: raw streams, for which FFmpeg guess
 _DEFAULT_STEP_S = 1 / 25
 
 
+class Stopped(Exception):
+    """Whoever asked for frames does not want them any more."""
+
+
+def never() -> bool:
+    """Nobody stops."""
+    return False
+
+
 class Source:
     """The video stream of one open file: packets, frames in presentation order, seeking, times.
 
@@ -53,9 +62,16 @@ class Source:
         origin_pts: the time stamp that counts as 0 s; None until known.
     """
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
+    def __init__(
+        self,
+        path: Path,
+        container: InputContainer,
+        stream: VideoStream,
+        stopped: Callable[[], bool] = never,
+    ) -> None:
         """Starts the clock of `MAX_DECODE_S`; `opened` makes sources."""
         self.path = path
+        self._stopped = stopped
         self.origin_pts: int | None = stream.start_time
         self._container = container
         self._stream = stream
@@ -194,6 +210,8 @@ class Source:
             return []  # a damaged packet: the caller counts packets that give no frame
 
     def _check(self, packet: VideoPacket) -> None:
+        if self._stopped():
+            raise Stopped
         if packet.has_sidedata("encryption_info"):
             raise video_fault(self.path, "is encrypted (DRM)", "give a copy without protection")
         if time.monotonic() > self._deadline:
@@ -202,10 +220,15 @@ class Source:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def opened(path: Path, stopped: Callable[[], bool] = never) -> Iterator[Source]:
     """Opens a regular local file as a `Source`, whatever its name looks like.
 
+    Args:
+        path: the file.
+        stopped: asked at every packet.
+
     Raises:
+        Stopped: `stopped` says so.
         VideoError: special or empty file, playlist, no video stream, unknown codec, too large.
         OSError, ValueError, av.error.FFmpegError: for `video_faults` to word.
     """
@@ -213,7 +236,7 @@ def opened(path: Path) -> Iterator[Source]:
     with path.open("rb", buffering=0) as file:
         _refuse_playlist(path, file)
         with _container_from(file) as container:
-            yield Source(path, container, _video_stream(path, container))
+            yield Source(path, container, _video_stream(path, container), stopped)
 
 
 class _NamelessFile:
