@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import av
 import pytest
 import torch
+from bench_memory import FPS, KEY_EVERY, peak_mb, write_clip
 from float64_reference import agreement, float64_choice
 
 from vqedge.nearest_codebook import Metric, nearest_codebook
@@ -34,6 +36,25 @@ def test_agreement_counts_flips_and_those_that_matter() -> None:
     reference = float64_choice(x, codebook, "l2")  # margins 4, about 0.004, 16
     result = agreement(torch.tensor([1, 1, 1]), reference.margin, reference, 0.1)
     assert (result.flipped, result.wrong, result.ok) == (2, 1, False)
+
+
+@pytest.mark.parametrize(("kind", "keys"), list(zip(KEY_EVERY, (3, 1), strict=True)))
+def test_clips_have_the_key_frames_that_their_kind_says(
+    tmp_path: Path, kind: str, keys: int
+) -> None:
+    write_clip(tmp_path / "a.mp4", 6, KEY_EVERY[kind])
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        assert container.duration == 6_000_000
+    assert (len(packets), sum(packet.is_keyframe for packet in packets)) == (6 * FPS, keys)
+
+
+def test_the_peak_is_that_of_the_process_itself(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "import sys; bytes([1]) * int(sys.argv[1])"]
+    small, large = (peak_mb([*program, str(n)], tmp_path / "log") for n in (0, 200_000_000))
+    assert small < 50 and 190 < large - small < 210
+    with pytest.raises(SystemExit, match="no such module"):
+        peak_mb([sys.executable, "-c", "raise ImportError('no such module')"], tmp_path / "log")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

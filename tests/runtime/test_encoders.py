@@ -134,6 +134,17 @@ def test_what_tensorrt_cannot_run_goes_to_cuda_and_the_name_says_how_much(
     assert without._session.providers == [names[0], names[2]]
 
 
+def test_the_cpu_plans_no_memory_beside_what_it_has(tmp_path: Path) -> None:
+    """A plan of the first clip's memory takes as much again from the second on."""
+    x = [helper.make_tensor_value_info("x", 1, [2])]
+    y = [helper.make_tensor_value_info("y", 1, [2])]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", x, y)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    opened = ort.open_session(tmp_path / "a.onnx", 1)
+    assert not opened.get_session_options().enable_mem_pattern
+
+
 def test_onnx_runtime_tells_who_runs_a_node() -> None:
     x = [helper.make_tensor_value_info("x", 1, [2])]
     y = [helper.make_tensor_value_info("y", 1, [2])]

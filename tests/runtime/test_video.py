@@ -307,7 +307,7 @@ def test_rotation_of_a_photo(tmp_path: Path, orientation: int, corner: str) -> N
 
 @pytest.mark.parametrize("rotation", [None, {"degrees": 90}])
 def test_frames_are_freed_with_the_clip(tmp_path: Path, rotation: dict[str, float] | None) -> None:
-    """No full-size picture waits for the garbage collector."""
+    """No picture waits for the garbage collector, which may be hours of video away."""
     path = write_video(tmp_path / "a.mp4", EVEN_MS, rotation=rotation)
     gc.collect()
     gc.disable()
@@ -315,7 +315,7 @@ def test_frames_are_freed_with_the_clip(tmp_path: Path, rotation: dict[str, floa
         clip_from_path(path, T, SIZE)
         # not isinstance: that asks some objects of other libraries for their class, and they warn
         held = [o for o in gc.get_objects() if type(o) is av.VideoFrame]
-        assert all(frame.width == SIZE for frame in held)
+        assert all(frame.width <= 16 for frame in held)
         assert len(held) <= 1
     finally:
         gc.enable()

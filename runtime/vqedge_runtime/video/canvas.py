@@ -24,6 +24,7 @@ _FILTERS: dict[Resize, int] = {
     "stretch-bicubic": Interpolation.BICUBIC | _EXACT,
 }
 _UNSPECIFIED_COLOR = 2  # of colour space, transfer and primaries
+_STAMP = 16  # pixels a side of a frame that is read for its side data only
 _ABORTING_FORMATS = frozenset({"yaf32le", "yaf32be"})  # swscale 9.5 aborts the process on these
 
 # Transpose, then flip the rows, then flip the columns.
@@ -85,7 +86,8 @@ class Canvas:
 
     def _orientation(self, small: VideoFrame) -> Orientation:
         if small.rotation not in self._orientations:
-            self._orientations[small.rotation] = orientation_from(small)
+            stamp = VideoReformatter().reformat(small, width=_STAMP, height=_STAMP)
+            self._orientations[small.rotation] = orientation_from(stamp)
         return self._orientations[small.rotation]
 
 
@@ -93,8 +95,9 @@ def orientation_from(frame: VideoFrame) -> Orientation:
     """How to make a frame upright, from the display matrix of phones and cameras or from EXIF.
 
     Anything but a multiple of 90 degrees counts as upright. Mirrored photos are only turned: PyAV
-    18.1 stops at any kind of side data it does not know, EXIF for one. Give a small frame, as PyAV
-    keeps a frame whose side data was read until the next garbage collection.
+    18.1 stops at any kind of side data it does not know, EXIF for one. Give a tiny frame: PyAV
+    keeps a frame whose side data was read until the next garbage collection, which may be an hour
+    of video away.
     """
     try:
         side_data = cast("Mapping[str, bytes]", frame.side_data)
