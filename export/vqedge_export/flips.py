@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import onnxruntime as ort
 from vqedge.errors import ExportError
 from vqedge.index_maps import matched_share
 from vqedge.nearest_codebook import nearest_codebook
-from vqedge_export.graph import FEATURES
+from vqedge_export.graph import FEATURES, TEXT
 from vqedge_export.op_function import ensure_function
 from vqedge_export.report import VariantParity
 
@@ -65,9 +65,20 @@ class OnnxReader:
 
     def __call__(self, frames: Frames, budget: int) -> Reading:
         """Encode one clip."""
-        feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
+        feeds = feeds_for(self.session, frames, budget)
         features, ids = self.session.run([FEATURES, "index_map"], feeds)
         return Reading(features, ids.reshape(-1))
+
+
+def feeds_for(
+    session: ort.InferenceSession, frames: Frames, budget: int, text: Floats | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of an encoder's graph; of one that reads a question, zeros if none is given."""
+    feeds: dict[str, npt.NDArray[Any]] = {"frames": frames, "budget": np.array(budget, np.int64)}
+    for item in session.get_inputs():
+        if item.name == TEXT:
+            feeds[TEXT] = np.zeros(item.shape, np.float32) if text is None else text
+    return feeds
 
 
 def quiet_session(model: onnx.ModelProto) -> ort.InferenceSession:

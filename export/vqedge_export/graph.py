@@ -30,6 +30,7 @@ WORD_ROWS = "bridge.table"
 BASE_LOCATION, CHECKPOINT_LOCATION = "base", "model.safetensors"
 BRIDGED = ("tokens", ROW_MASK, WORDS)  # outputs that the bridge makes of the others
 LARGEST_BYTES = (1 << 31) - (1 << 22)  # of weights in a file that protobuf can still read
+TEXT = "text"  # an input of graphs whose tokens follow the question: float32 [d_llm]
 FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, width]
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
 

@@ -24,6 +24,7 @@ from vqedge.video_words import vocabulary_of
 from vqedge_export.graph import (
     FEATURES,
     ROW_MASK,
+    TEXT,
     WORDS,
     BaseArrays,
     checkpoint_arrays,
@@ -34,7 +35,6 @@ from vqedge_export.graph import (
 from vqedge_export.op_function import OPSET, attach_function
 
 INPUTS = ("frames", "budget")
-TEXT = "text"  # one more input: the question, where tokens follow it
 OUTPUTS = ("tokens", "index_map", "mask", "margin")
 CODES, IDS = "codes", "ids"  # one more output: what a clip's codes are, or those of a codebook
 _QUANTIZED = ("codes", "indices", "mask", "margin")

@@ -34,6 +34,8 @@ from vqedge.model.llm import PromptTokenizer
 from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.nearest_codebook import OP_NAME
+from vqedge.reducers import follows_question
+from vqedge_export.flips import feeds_for
 from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
 from vqedge_export.onnx_export import outputs_of
 from vqedge_export.op_function import ensure_function
@@ -87,9 +89,9 @@ class _Deployed:
         fixed = [config.quantizer.codes, config.quantizer.default_budget]
         self.budgets = fixed if adaptive_error_of(model) is None else [*fixed, ADAPTIVE]
 
-    def run(self, frames: npt.NDArray[np.uint8], budget: int) -> _Found:
+    def run(self, frames: npt.NDArray[np.uint8], budget: int, text: Rows | None) -> _Found:
         """Encode one clip."""
-        feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
+        feeds = feeds_for(self.session, frames, budget, text)
         values = self.session.run([*self.outputs, *self.rounds], feeds)
         count = len(self.outputs)
         return _Found(dict(zip(self.outputs, values[:count], strict=True)), values[count:])
@@ -189,10 +191,10 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
     patches, ids, rows = _Patches(), _Ids(), []
     for index in range(clips):
         budget = deployed.budgets[index % len(deployed.budgets)]
-        frames = generated_clip(index, config)
-        found = deployed.run(frames, budget)
+        frames, text = generated_clip(index, config), _generated_text(index, config)
+        found = deployed.run(frames, budget, text)
         features = encoder.quantizer.patches(torch.from_numpy(frames))
-        quantized, rounds = _quantized(quantizer, features, torch.tensor(budget))
+        quantized, rounds = _quantized(quantizer, features, torch.tensor(budget), text)
         same = patches.add(found, encoder.encoded(quantized), rounds)
         if same and codebook is not None:
             used = quantized.mask
@@ -205,11 +207,15 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
 
 
 def _quantized(
-    quantizer: KMeansQuantizer | ReducerQuantizer, features: torch.Tensor, budget: torch.Tensor
+    quantizer: KMeansQuantizer | ReducerQuantizer,
+    features: torch.Tensor,
+    budget: torch.Tensor,
+    text: Rows | None,
 ) -> tuple[Quantized, list[Assignment]]:
     """A clip in codes, and every round of k-means on the way; a reducer tells of none."""
     if isinstance(quantizer, ReducerQuantizer):
-        return quantizer(features, budget), []
+        asked = None if text is None else torch.from_numpy(text)
+        return quantizer(features, budget, asked), []
     rounds = list(quantizer.rounds(features, budget))
     return quantizer.summarised(features, *rounds[-1]), rounds
 
@@ -258,6 +264,14 @@ def generated_clip(index: int, config: ModelConfig) -> npt.NDArray[np.uint8]:
     """A clip that parity is measured on, uint8 `[T, size, size, 3]`."""
     scene = scene_from_seed(PARITY_SEED, index)
     return frames_from_scene(scene, config.encoder.frames, config.encoder.size)
+
+
+def _generated_text(index: int, config: ModelConfig) -> Rows | None:
+    """What stands for a clip's question, about as long as one, where tokens follow it."""
+    if not follows_question(config.quantizer.kind):
+        return None
+    drawn = np.random.default_rng([PARITY_SEED, index, 2]).normal(0.0, 0.1, config.llm.width)
+    return drawn.astype(np.float32)
 
 
 def require(report: ParityReport, tolerance: Tolerance) -> None:

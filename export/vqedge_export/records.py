@@ -16,6 +16,7 @@ from vqedge.bundle import (
     VariantRecord,
 )
 from vqedge.config import ModelConfig
+from vqedge.reducers import follows_question
 from vqedge_export.graph import TABLES, adaptive_error_of, bridge_of, rounds_of, stored_kind
 
 
@@ -67,6 +68,7 @@ def quantizer_record(
         default_budget=quantizer.default_budget,
         adaptive_error=adaptive_error_of(graph),
         codebook=_codebook_record(config, weights) if kind == "codebook" else None,
+        per_question=follows_question(quantizer.kind),
     )
 
 

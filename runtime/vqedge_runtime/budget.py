@@ -11,10 +11,15 @@ def codes_from_budget(budget: Budget | None, quantizer: QuantizerRecord) -> int:
     """The most codes of a clip: the bundle's default, or the given number, or `ADAPTIVE`.
 
     Raises:
-        ConfigError: it is out of range, or "auto" where the bundle has a fixed one.
+        ConfigError: it is out of range, "auto" where the bundle has a fixed one, or another than
+            the only one.
     """
     if budget is None:
         return quantizer.default_budget
+    if quantizer.per_question and budget != quantizer.default_budget:
+        raise ConfigError(
+            f"--budget {budget}: this bundle has one, {quantizer.default_budget}; leave it out"
+        )
     if budget == "auto":
         if quantizer.adaptive_error is None:
             raise ConfigError(

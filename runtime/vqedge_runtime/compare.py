@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vqedge.index_maps import matched_share
 from vqedge_runtime.bridge import Bridge
-from vqedge_runtime.encoders import Encoder, Frames
+from vqedge_runtime.encoders import Encoder, Frames, Text
 from vqedge_runtime.tokens import TokenSet
 
 SAFE_MARGIN = 1e-3
@@ -70,12 +70,16 @@ class _Seen:
 
 
 def compared(
-    reference: Encoder, backend: Encoder, bridge: Bridge, clips: Iterable[tuple[Frames, int]]
+    reference: Encoder,
+    backend: Encoder,
+    bridge: Bridge,
+    clips: Iterable[tuple[Frames, int]],
+    text: Text | None = None,
 ) -> BackendFigures:
-    """Encode clips, each with its budget, by both."""
+    """Encode clips, each with its budget, by both; `text` stands for a question of them all."""
     seen = _Seen()
     for frames_thwc, budget in clips:
-        codes = (encoder.encode(frames_thwc, budget) for encoder in (reference, backend))
+        codes = (encoder.encode(frames_thwc, budget, text) for encoder in (reference, backend))
         seen.add(*map(bridge.tokens, codes))
     differ, margins = np.stack(seen.differ), np.stack(seen.margins)
     there = margins[differ]

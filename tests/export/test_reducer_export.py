@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
@@ -18,6 +20,7 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge, trained_reducer
+from vqedge_export.flips import OnnxReader, compared
 from vqedge_export.graph import (
     BaseArrays,
     adaptive_error_of,
@@ -36,6 +39,7 @@ from vqedge_runtime.encoders.ort import OrtEncoder
 
 KINDS = {"grid": "uniform-pool", "random": "random-prune", "reducer:prumerge": "prumerge"}
 KINDS |= {f"reducer:{name}": name for name in ("tome", "group-queries", "resampler")}
+ASKING = "reducer:query-window"
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -47,7 +51,7 @@ def reducing(
     return checkpoint, whole_graph(checkpoint, vit_source)
 
 
-def random_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
+def random_checkpoint(folder: Path, config: ModelConfig, std: float = 0.1) -> Checkpoint:
     """Random weights of bridge and reducer around the real backbone."""
     torch.manual_seed(2)
     bridge = Bridge(config)
@@ -58,7 +62,7 @@ def random_checkpoint(folder: Path, config: ModelConfig) -> Checkpoint:
     reducer = trained_reducer(config, vit)
     if reducer is not None:
         for parameter in reducer.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=std)
     llm = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules="0"))
     return save_checkpoint(folder, config, vit.position, bridge, llm, {}, reducer)
 
@@ -144,3 +148,88 @@ def test_blocks_that_were_trained_take_the_place_of_the_backbones(
     inside = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
     name = f"quantizer.vit.blocks.{config.encoder.block - 1}.mlp.fc1.weight"
     assert np.array_equal(inside[name], trained[name].astype(np.float32))
+
+
+# ---- tokens that follow the question
+
+
+@pytest.fixture(scope="module")
+def asking(
+    vit_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Checkpoint, onnx.ModelProto, Path]:
+    """A checkpoint of windows that are asked, its whole graph, and a folder with its files."""
+    folder = tmp_path_factory.mktemp("asking")
+    checkpoint = random_checkpoint(folder, config_of(ASKING), std=0.5)
+    graph = whole_graph(checkpoint, vit_source)
+    save_model(graph, folder / "encoder.onnx")
+    save_model(bridge_of(graph), folder / "bridge.onnx")
+    return checkpoint, graph, folder
+
+
+def question(seed: int, width: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0.0, 0.1, width).astype(np.float32)
+
+
+def test_the_graph_reads_a_question_and_gives_what_pytorch_gives(
+    asking: tuple[Checkpoint, onnx.ModelProto, Path],
+) -> None:
+    checkpoint, graph, folder = asking
+    config = checkpoint.config
+    parity = encoder_parity(checkpoint, folder / "encoder.onnx", 4).encoder
+    assert (parity.clips, parity.ids_differ, parity.safe_ids_differ) == (4, 0.0, 0.0)
+    assert parity.token_cosine > 0.9999
+    record = encoder_record(graph, config, "encoder.onnx")
+    assert [item.name for item in record.inputs] == ["frames", "budget", "text"]
+    asked = record.inputs[2]
+    assert (asked.dtype, asked.shape) == ("float32", (config.llm.width,))
+    told = quantizer_record(graph, config, {})
+    assert told.per_question and not quantizer_record(graph, config_of("kmeans"), {}).per_question
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_backend_gives_a_clip_other_tokens_for_another_question(
+    asking: tuple[Checkpoint, onnx.ModelProto, Path],
+    backend: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint, _, folder = asking
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path))
+    made: Any = OrtEncoder
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+        from vqedge_runtime.encoders.openvino import OpenVinoEncoder as made
+    encoder, bridge = made(folder / "encoder.onnx", 1), OrtBridge(folder / "bridge.onnx")
+    frames, width = frames_from_scene(scene_from_seed(7, 2), 2), checkpoint.config.llm.width
+    texts = [question(seed, width) for seed in (1, 2, 1)]
+    first, second, again = (bridge.tokens(encoder.encode(frames, 32, text)) for text in texts)
+    assert np.array_equal(first.rows, again.rows) and first.key() != second.key()
+    with torch.inference_mode():
+        parts = torch.from_numpy(frames), torch.tensor(32), torch.from_numpy(texts[1])
+        wanted = checkpoint.encoder()(*parts)
+    assert second.count == int(wanted.mask.sum()) == 32
+    assert np.array_equal(second.index_map, wanted.index_map.numpy())
+    cosines = _cosines(second.rows, wanted.tokens[wanted.mask].numpy())
+    assert cosines.min() > (0.9999 if backend == "onnxruntime" else 0.9)
+    assert np.abs(first.rows - second.rows).max() > 0.01
+
+
+def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    found: npt.NDArray[np.floating] = (a * b).sum(axis=1) / lengths
+    return found
+
+
+def test_its_vit_is_made_int8_and_its_windows_are_not(
+    asking: tuple[Checkpoint, onnx.ModelProto, Path], tmp_path: Path
+) -> None:
+    _, graph, folder = asking
+    light = int8_encoder(graph)
+    stored = {item.name for item in light.graph.initializer}
+    assert {item for item in stored if ".reducer." in item} == {
+        item.name for item in graph.graph.initializer if ".reducer." in item.name
+    }
+    save_model(light, tmp_path / "light.onnx")
+    clip = frames_from_scene(scene_from_seed(7, 2), 2)
+    full, other = (OnnxReader(path) for path in (folder / "encoder.onnx", tmp_path / "light.onnx"))
+    assert compared([full(clip, 32)], [other(clip, 32)]).maps_differ == 0

@@ -24,7 +24,7 @@ from tiny_engine import (
     tiny_encoder,
 )
 
-from vqedge.bundle import Bundle, EngineRecord, ProfileRecord, rewritten
+from vqedge.bundle import Bundle, EngineRecord, ProfileRecord, TensorRecord, rewritten
 from vqedge.commands.compare import engine_key
 from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
@@ -73,6 +73,7 @@ class Rig:
             "profiles": (),
         }
         record = EngineRecord(**values | changes)
+        self.inputs = record.inputs
         self.bundle: Bundle = rewritten(bundle, {record.file: self.plan()}, (record,))
 
     def plan(self, **types: str) -> bytes:
@@ -80,7 +81,7 @@ class Rig:
         names["float16"] = "HALF"
         tensors = [
             (item.name, types.get(item.name, names.get(item.dtype, "BOOL")), item.shape, is_in)
-            for group, is_in in ((INPUTS, True), (ENGINE_OUTPUTS, False))
+            for group, is_in in ((self.inputs, True), (ENGINE_OUTPUTS, False))
             for item in group
         ]
         return json.dumps({"tensors": tensors}).encode()
@@ -102,6 +103,18 @@ def assert_encodes(encoder: TensorRTEncoder, frames: Any, budget: int) -> None:
     )
     assert found.count == budget and found.ids is None
     assert found.margin is not None and (found.margin == 0.5).all()
+
+
+def test_a_question_is_an_input_like_the_others(tmp_path: Path) -> None:
+    text = TensorRecord(name="text", dtype="float32", shape=(WIDTH,))
+    rig = Rig(tmp_path, inputs=(*INPUTS, text))
+    rig.trt.program = lambda inputs: (
+        program(inputs) | {"codes": np.broadcast_to(inputs["text"], (CODES, WIDTH))}
+    )
+    encoder = rig.open()
+    for level in (0.5, 2.0, 0.5):  # the second is launched as a graph
+        question = np.full(WIDTH, level, np.float32)
+        assert (encoder.encode(FRAMES_THWC, 2, question).values == level).all()
 
 
 def test_it_encodes_and_says_what_ran(tmp_path: Path) -> None:

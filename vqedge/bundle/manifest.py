@@ -137,6 +137,9 @@ class QuantizerRecord(Record):
     default_budget: Count
     adaptive_error: Annotated[float, Field(gt=0, lt=1)] | None  # None: fixed budgets only
     codebook: CodebookRecord | None
+    per_question: Annotated[bool, Field(exclude_if=lambda follows: not follows)] = False
+    """A clip's tokens are made anew for every question, `text` among the encoder's inputs; their
+    one budget is the default."""
 
     @model_validator(mode="after")
     def _budget_within_codes(self) -> Self:
@@ -228,6 +231,13 @@ class BundleFacts(Record):
     llm: LlmRecord
     provenance: ProvenanceRecord
     engines: Annotated[tuple[EngineRecord, ...], Field(max_length=64)] = ()
+
+    @model_validator(mode="after")
+    def _question_where_tokens_follow_one(self) -> Self:
+        reads = any(item.name == "text" for item in self.encoder.inputs)
+        if reads != self.quantizer.per_question:
+            raise ValueError("per_question does not go with the encoder's inputs: text is its own")
+        return self
 
     def role_of(self, path: str) -> Role | None:
         """The role of a file, from its place; None if it has none."""

@@ -59,7 +59,7 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
     from vqedge_export.report import MOST_MAPS_DIFFER, BackendParity, report_of
     from vqedge_runtime.bridge import open_bridge
     from vqedge_runtime.compare import compared
-    from vqedge_runtime.encoders import open_encoder
+    from vqedge_runtime.encoders import no_question, open_encoder
 
     with ExitStack() as stack:
         opened: list[Encoder] = []
@@ -68,7 +68,8 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
             stack.callback(opened[-1].close)
         bridge = open_bridge(bundle.path_of("bridge"))
         stack.callback(bridge.close)
-        found = compared(opened[0], opened[1], bridge, _clips(bundle.manifest))
+        text = no_question(bundle.manifest)
+        found = compared(opened[0], opened[1], bridge, _clips(bundle.manifest), text)
     known, row = report_of(bundle), asdict(found)
     if (key := engine_key(bundle, backend)) is not None:
         row["engine"] = key

@@ -11,7 +11,7 @@ from vqedge.commands.output import say
 from vqedge.errors import ConfigError
 from vqedge_export.flips import OnnxReader, Reading, compared
 from vqedge_export.report import VariantParity
-from vqedge_runtime.encoders import ENCODERS, encoder_path
+from vqedge_runtime.encoders import ENCODERS, encoder_path, no_question
 
 Reader = Callable[[Frames, int], Reading]
 
@@ -57,8 +57,8 @@ def _openvino_reader(bundle: Bundle) -> Reader:
     from vqedge_runtime.encoders.openvino import OpenVinoEncoder
 
     def read(frames: Frames, budget: int) -> Reading:
-        ids = encoder.encode(frames, budget).index_map.reshape(-1)
+        ids = encoder.encode(frames, budget, text).index_map.reshape(-1)
         return Reading(encoder.features(frames).copy(), ids)
 
-    encoder = OpenVinoEncoder(bundle.path_of("encoder"))
+    encoder, text = OpenVinoEncoder(bundle.path_of("encoder")), no_question(bundle.manifest)
     return read

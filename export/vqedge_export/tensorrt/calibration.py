@@ -18,7 +18,7 @@ from vqedge.bundle import EncoderRecord
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
-from vqedge_export.flips import OnnxReader, compared, quiet_session
+from vqedge_export.flips import OnnxReader, compared, feeds_for, quiet_session
 from vqedge_export.report import MOST_SAFE_IDS, VariantParity
 from vqedge_export.tensorrt.qdq import Channels, inputs_of_layers
 
@@ -96,7 +96,7 @@ def require_ids_kept(
 def _channels_of(
     session: ort.InferenceSession, names: Sequence[str], clip: Frames
 ) -> dict[str, Channels]:
-    feeds = {"frames": clip, "budget": np.array(1, np.int64)}  # the ViT reads no budget
+    feeds = feeds_for(session, clip, 1)  # the ViT reads no budget, and no question
     values = session.run(list(names), feeds)
     rows = (value.reshape(-1, value.shape[-1]) for value in values)
     return {

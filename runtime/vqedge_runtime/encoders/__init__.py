@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.bundle import Bundle
+from vqedge.bundle import Bundle, Manifest
 from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.nearest_codebook import OP_NAME
@@ -19,6 +19,8 @@ from vqedge_runtime.tokens import Codes
 AUTO = "auto"  # not a backend: the fastest one, see `vqedge_runtime.encoders.auto`
 
 Frames = npt.NDArray[np.uint8]
+Text = npt.NDArray[np.float32]
+"""A question, `[d_llm]`, of a bundle whose tokens follow it."""
 
 
 class Encoder(Protocol):
@@ -28,8 +30,11 @@ class Encoder(Protocol):
     def name(self) -> str:
         """What runs where, as "onnxruntime CPU fp32"."""
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
-        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`."""
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
+        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        `text` is the question, of a bundle whose tokens follow it.
+        """
 
     def close(self) -> None:
         """Free everything; twice is fine."""
@@ -123,6 +128,18 @@ ENCODERS: dict[str, EncoderBackend] = {
     "tensorrt": _engine("tensorrt"),
     "tensorrt-rtx": _engine("tensorrt-rtx"),
 }
+
+
+def no_question(manifest: Manifest) -> Text | None:
+    """What stands for a question where encoders are timed or compared; None where none is read."""
+    return np.zeros(manifest.llm.width, np.float32) if manifest.quantizer.per_question else None
+
+
+def inputs_for(frames_thwc: Frames, budget: int, text: Text | None) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of an encoder's graph by their names."""
+    named: dict[str, npt.NDArray[Any]] = {"frames": frames_thwc}
+    named["budget"] = np.array(budget, np.int64)
+    return named if text is None else named | {"text": text}
 
 
 def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encoder:

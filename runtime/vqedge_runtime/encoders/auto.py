@@ -27,7 +27,7 @@ from vqedge.bundle import Bundle
 from vqedge.errors import BackendUnavailable
 from vqedge.files import replacing
 from vqedge_runtime.cores import processor_name, usable_cores
-from vqedge_runtime.encoders import ENCODERS, Encoder, Frames
+from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, no_question
 from vqedge_runtime.tokens import Codes
 
 # Those that load in about a second and compute what the exporter checked. Earlier wins a tie.
@@ -80,9 +80,9 @@ class ChosenEncoder:
             return f"{self._encoder.name} (auto: the only one here)"
         return f"{self._encoder.name} (auto: fastest of {self._candidates} here)"
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         """As the backend does."""
-        return self._encoder.encode(frames_thwc, budget)
+        return self._encoder.encode(frames_thwc, budget, text)
 
     def close(self) -> None:
         """Free everything; twice is fine."""
@@ -171,12 +171,12 @@ def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _RO
     spec = bundle.manifest.encoder
     shape = (spec.frames, spec.size, spec.size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    budget = bundle.manifest.quantizer.default_budget
+    budget, text = bundle.manifest.quantizer.default_budget, no_question(bundle.manifest)
     times: list[float] = []
     with closing(ENCODERS[name].open(bundle, threads)) as encoder:
         while len(times) <= rounds and sum(times) < _MOST_S:
             began = time.perf_counter()
-            encoder.encode(frames, budget)
+            encoder.encode(frames, budget, text)
             times.append(time.perf_counter() - began)
     return round(1e3 * min(times[1:] or times), 3)
 

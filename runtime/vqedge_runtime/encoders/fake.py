@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vqedge.budget import ADAPTIVE
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders import Frames, Text
 from vqedge_runtime.tokens import Codes
 
 
@@ -27,13 +27,17 @@ class FakeEncoder:
         """What runs where."""
         return "fake encoder"
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
-        """Brightness of horizontal bands as codes; an adaptive clip needs half of them."""
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
+        """Brightness of horizontal bands as codes, and a question's mean upon it.
+
+        An adaptive clip needs half of them.
+        """
         self.calls += 1
         used = self.codes // 2 if budget == ADAPTIVE else min(budget, self.codes)
         frames = len(frames_thwc)
         bands = np.array_split(frames_thwc.astype(np.float32) / 255.0, used, axis=1)
-        means = np.array([[band.mean()] * self.width for band in bands], np.float16)
+        asked = 0.0 if text is None else float(text.mean())
+        means = np.array([[band.mean() + asked] * self.width for band in bands], np.float16)
         patch = np.arange(16 * 16, dtype=np.int32).reshape(16, 16) * used // (16 * 16)
         index_map = np.repeat(patch[None], frames, axis=0)
         margin = np.ones(index_map.shape, np.float32)

@@ -23,7 +23,7 @@ from vqedge.base.fetch import cache_root
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256, replacing
 from vqedge_runtime.cores import usable_cores
-from vqedge_runtime.encoders import Frames, refusal
+from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 FEATURES = "features"
@@ -75,17 +75,20 @@ class OpenVinoEncoder:
         found: np.ndarray[Any, np.dtype[np.float32]] = vit.get_tensor(FEATURES).data
         return found
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        `text` is the question, of a bundle whose tokens follow it.
 
         Raises:
             BackendUnavailable: the encoder was closed.
             BundleError: the graph fails on these frames.
         """
-        features = self.features(frames_thwc)
+        feeds = inputs_for(frames_thwc, budget, text)
+        feeds[FEATURES] = self.features(feeds.pop("frames"))
         assert self._requests
         quantizer = self._requests[1]
-        self._infer(quantizer, {FEATURES: features, "budget": np.array(budget, np.int64)})
+        self._infer(quantizer, feeds)
         outputs = {name: quantizer.get_tensor(name).data.copy() for name in self._outputs}
         return codes_from_outputs(outputs | {"mask": outputs["mask"].astype(bool)})
 
@@ -128,7 +131,8 @@ def _halves(core: ov.Core, path: Path) -> tuple[ov.Model, ov.Model]:
         vit = ov.Model([features], [inputs["frames"]], "vit")
         for reader in readers:
             reader.replace_source_output(entry.output(0))
-        return vit, ov.Model(whole.get_results(), [entry, inputs["budget"]], "quantizer")
+        asked = [inputs[name] for name in inputs if name != "frames"]
+        return vit, ov.Model(whole.get_results(), [entry, *asked], "quantizer")
 
 
 def _without_functions(path: Path, out: Path) -> Path:

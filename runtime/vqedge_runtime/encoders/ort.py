@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.cores import usable_cores
-from vqedge_runtime.encoders import Frames, refusal
+from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.providers import PROVIDERS, Provider, plugin_devices
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
@@ -55,8 +54,10 @@ class OrtEncoder:
         """What runs where."""
         return f"onnxruntime {self._label}"
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        `text` is the question, of a bundle whose tokens follow it.
 
         Raises:
             BackendUnavailable: the encoder was closed.
@@ -64,7 +65,7 @@ class OrtEncoder:
         """
         if self._session is None:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
-        feeds = {"frames": frames_thwc, "budget": np.array(budget, np.int64)}
+        feeds = inputs_for(frames_thwc, budget, text)
         values = run_session(self._session, self._outputs, feeds, self._file)
         return codes_from_outputs(dict(zip(self._outputs, values, strict=True)))
 

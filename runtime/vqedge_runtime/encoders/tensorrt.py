@@ -19,7 +19,7 @@ from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.tensorrt import log_of, tensorrt_module
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders import Frames, Text, inputs_for
 from vqedge_runtime.tokens import Codes, codes_from_outputs
 
 logger = logging.getLogger(__name__)
@@ -114,8 +114,10 @@ class TensorRTEncoder:
         """What runs where, as "tensorrt 10.3.0 SM 8.7 fp16"."""
         return self._name + self._graphless
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
+
+        `text` is the question, of a bundle whose tokens follow it.
 
         Raises:
             BackendUnavailable: the encoder was closed, or the GPU failed.
@@ -124,8 +126,8 @@ class TensorRTEncoder:
         if self._context is None:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         self._cuda.use()
-        self._inputs["frames"].array[...] = frames_thwc
-        self._inputs["budget"].array[...] = budget
+        for name, values in inputs_for(frames_thwc, budget, text).items():
+            self._inputs[name].array[...] = values
         self._run()
         return codes_from_outputs({n: item.array.copy() for n, item in self._outputs.items()})
 
