@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vqedge.budget import ADAPTIVE
+from vqedge.errors import ConfigError
+from vqedge_runtime.encoders import Frames
 from vqedge_runtime.llm import ChoiceScores, Generation, TextStream, VideoRows
 from vqedge_runtime.tokens import TokenSet
-from vqedge_runtime.vqt import Origin
+from vqedge_runtime.vqt import PER_QUESTION, Origin
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Video:
         part: it is a span that was asked for, or a segment: the video may be longer.
         stamp: size in bytes of a source that is a path, and time of its last change in nanoseconds,
             when it was encoded.
+        frames_thwc: of a bundle whose tokens follow the question, what they are made of, anew for
+            each; before there is one, `tokens` holds none.
     """
 
     tokens: TokenSet
@@ -64,6 +68,7 @@ class Video:
     source: Path | Origin | None = None
     part: bool = False
     stamp: tuple[int, int] | None = None
+    frames_thwc: Frames | None = None
 
     @property
     def end_s(self) -> float:
@@ -72,7 +77,13 @@ class Video:
 
     @property
     def rows(self) -> VideoRows:
-        """The rows as the language model takes them."""
+        """The rows as the language model takes them.
+
+        Raises:
+            ConfigError: they follow the question, and there is none yet.
+        """
+        if self.frames_thwc is not None and not self.tokens.count:
+            raise ConfigError(PER_QUESTION)
         return VideoRows(self.tokens.rows, self.tokens.key(), self.tokens.token_ids)
 
 
@@ -109,7 +120,9 @@ class Answer:
             prefix_ms: what reading the video ahead of the question took.
         """
         spent, own = self.video.timings, self.timings
-        prefill, first, total = (ms + prefix_ms for ms in (own.prefill, own.first_token, own.total))
+        known = own.decode + own.preprocess + own.encode  # and so in the last two already
+        prefill, first, total = own.prefill, own.first_token - known, own.total - known
+        prefill, first, total = (ms + prefix_ms for ms in (prefill, first, total))
         return replace(self, timings=timings_with_llm(spent, prefill, first, total))
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from vqedge.bundle import Bundle
 from vqedge.errors import VqedgeError
 from vqedge_runtime.answers import Video
-from vqedge_runtime.encoders import ENCODERS, Frames
+from vqedge_runtime.encoders import ENCODERS, Frames, no_question
 from vqedge_runtime.encoders.auto import available
 from vqedge_runtime.llm import DecodingOptions, Generation, Prompt, VideoRows
 from vqedge_runtime.session import VideoQA
@@ -57,7 +57,7 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
     _cold(qa, path)  # warm-up: lazy allocations of both libraries
     colds = [_cold(qa, path) for _ in range(runs)]
     video = colds[-1].video
-    again = [_asked(qa, video.rows, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
+    again = [_again(qa, video, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
     returned = _asked_after_another(qa, video, max(runs, 3))
     peak_rss_mb = _peak_rss_mb()  # before the unreduced prompt, which a user never pays for
     unreduced = _asked_unreduced(qa, video, min(runs, _UNREDUCED_RUNS))
@@ -88,7 +88,7 @@ def side_by_side(
         depend on what else the machine does; `over_fp32`, the time as a share of ONNX Runtime's in
         float32 on the CPU, if that runs. Or `error`, why it does not run.
     """
-    budget = bundle.manifest.quantizer.default_budget
+    budget, text = bundle.manifest.quantizer.default_budget, no_question(bundle.manifest)
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
@@ -96,7 +96,7 @@ def side_by_side(
         for backend in available(bundle, ENCODERS):
             try:
                 encoder = stack.enter_context(closing(ENCODERS[backend].open(bundle, threads)))
-                encoder.encode(frames_thwc, budget)  # warm-up
+                encoder.encode(frames_thwc, budget, text)  # warm-up
             except VqedgeError as error:
                 rows[backend] = {"error": str(error)}
                 continue
@@ -104,7 +104,7 @@ def side_by_side(
         for _ in range(runs):
             for backend, encoder in encoders.items():
                 began = time.perf_counter(), time.process_time()
-                encoder.encode(frames_thwc, budget)
+                encoder.encode(frames_thwc, budget, text)
                 ended = time.perf_counter(), time.process_time()
                 times.setdefault(backend, []).append((ended[0] - began[0], ended[1] - began[1]))
         for backend, encoder in encoders.items():
@@ -123,8 +123,17 @@ def side_by_side(
 
 def _cold(qa: VideoQA, path: Path) -> _Cold:
     qa.llm.forget()
-    video = qa.encode(path)
+    video = qa.asked(qa.encode(path), QUESTION)
     return _Cold(video, _asked(qa, video.rows, QUESTION))
+
+
+def _again(qa: VideoQA, video: Video, question: str) -> Generation:
+    """Another question; its tokens are made first where they follow it."""
+    asked = qa.asked(video, question)
+    encode_ms = 0.0 if asked is video else asked.timings.encode
+    found = _asked(qa, asked.rows, question)
+    first_ms, total_ms = found.first_token_ms + encode_ms, found.total_ms + encode_ms
+    return replace(found, first_token_ms=first_ms, total_ms=total_ms)
 
 
 def _asked(qa: VideoQA, rows: VideoRows, question: str) -> Generation:

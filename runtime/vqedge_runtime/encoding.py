@@ -17,7 +17,7 @@ from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import Encoder, Frames
+from vqedge_runtime.encoders import Encoder, Frames, Text
 from vqedge_runtime.stored import (
     origin_from_path,
     read_stored,
@@ -27,7 +27,7 @@ from vqedge_runtime.stored import (
     video_from_segment,
     write_stored,
 )
-from vqedge_runtime.tokens import TokenSet
+from vqedge_runtime.tokens import TokenSet, no_tokens
 from vqedge_runtime.video import Clip, clip_from_path
 from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
 from vqedge_runtime.vqt.header import PART_US
@@ -76,7 +76,8 @@ class VideoEncoder:
     ) -> Video:
         """Decode, sample and encode a video, an image, or a folder of frames; or read a `.vqt`.
 
-        Of a `.vqt` the segment that `start_s` lies in is read, whole.
+        Of a `.vqt` the segment that `start_s` lies in is read, whole. Where tokens follow the
+        question, frames are kept, and tokens are made of them whenever one is asked.
 
         Args:
             video: path of the file or folder.
@@ -150,7 +151,15 @@ class VideoEncoder:
             )
         codes = self.checked_budget(budget)
         tokens, encode_ms = self._tokens(frames_thwc, codes)
-        return Video(tokens, 0.0, spec.frames, (), Timings(encode=encode_ms), budget=codes)
+        return Video(
+            tokens,
+            0.0,
+            spec.frames,
+            (),
+            Timings(encode=encode_ms),
+            budget=codes,
+            frames_thwc=self._to_ask(frames_thwc),
+        )
 
     def checked_budget(self, budget: Budget | None) -> int:
         """The budget as the encoder takes it: the bundle's default, or the given one.
@@ -195,13 +204,33 @@ class VideoEncoder:
         tokens, encode_ms = self._tokens(clip.frames_thwc, budget)
         timings = Timings(clip.decode_ms, clip.preprocess_ms, encode_ms)
         frames = len(clip.frames_thwc)
-        return Video(tokens, clip.duration_s, frames, clip.times_s, timings, clip.start_s, budget)
+        return Video(
+            tokens,
+            clip.duration_s,
+            frames,
+            clip.times_s,
+            timings,
+            clip.start_s,
+            budget,
+            frames_thwc=self._to_ask(clip.frames_thwc),
+        )
 
-    def _tokens(self, frames: Frames, budget: int) -> tuple[TokenSet, float]:
+    def _to_ask(self, frames: Frames) -> Frames | None:
+        """Frames, where tokens are made of them once there is a question; else None."""
+        return frames if self.manifest.quantizer.per_question else None
+
+    def _tokens(
+        self, frames: Frames, budget: int, text: Text | None = None
+    ) -> tuple[TokenSet, float]:
+        """Tokens, none where they follow a question and there is none yet; and how long it took."""
         self._check_open()
+        manifest = self.manifest
+        if manifest.quantizer.per_question and text is None:
+            spec = manifest.encoder
+            return no_tokens(spec.frames, spec.grid, manifest.llm.width), 0.0
         encoder = self.encoder
         began = time.perf_counter()
-        tokens = self.bridge.tokens(encoder.encode(frames, budget))
+        tokens = self.bridge.tokens(encoder.encode(frames, budget, text))
         return tokens, (time.perf_counter() - began) * 1e3
 
     def _check_open(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing_extensions import Self
 
 from vqedge.bundle import Manifest, open_bundle
-from vqedge.errors import printable
+from vqedge.errors import ConfigError, printable
 from vqedge_runtime.answers import (
     Answer,
     AnswerStream,
@@ -42,7 +42,7 @@ from vqedge_runtime.llm import (
     Prompt,
     open_llama_cpp,
 )
-from vqedge_runtime.vqt import Origin
+from vqedge_runtime.vqt import PER_QUESTION, Origin
 
 NO_ENCODER = "none (codes from a file)"
 
@@ -138,7 +138,12 @@ class VideoQA(VideoEncoder):
 
         Returns:
             the prefix; `reused` if it was held already or came from the file.
+
+        Raises:
+            ConfigError: the bundle's tokens follow the question.
         """
+        if video.frames_thwc is not None:
+            raise ConfigError(PER_QUESTION)
         if kv is None:
             return self.llm.prefill_video(video.rows)
         began = time.perf_counter()
@@ -154,6 +159,18 @@ class VideoQA(VideoEncoder):
                 printable(str(kv)),
             )
         return prefix
+
+    def asked(self, video: Video, question: str) -> Video:
+        """The video with the tokens that it has for a question; itself where they follow none.
+
+        Raises:
+            PromptError: the question is empty.
+        """
+        if video.frames_thwc is None:
+            return video
+        text = self.llm.question_embedding(question)
+        tokens, encode_ms = self._tokens(video.frames_thwc, video.budget, text)
+        return replace(video, tokens=tokens, timings=replace(video.timings, encode=encode_ms))
 
     def ask(
         self,
@@ -175,7 +192,7 @@ class VideoQA(VideoEncoder):
             PromptError: the question is empty or too long for the context.
             VideoError: the path cannot be decoded.
         """
-        encoded, spent = self._encoded_and_spent(video)
+        encoded, spent = self._encoded_and_spent(video, question)
         if choices:
             scores = self.llm.score_choices(encoded.rows, question, choices)
             return chosen_answer(encoded, scores, spent, self._backend_of(encoded))
@@ -198,11 +215,12 @@ class VideoQA(VideoEncoder):
         Raises:
             PromptError: a question is empty or too long for the context.
         """
-        prompts = [Prompt(video.rows, question) for video, question in pairs]
+        videos = [self.asked(video, question) for video, question in pairs]
+        prompts = [Prompt(v.rows, question) for v, (_, question) in zip(videos, pairs, strict=True)]
         found = self.llm.ask_many(prompts, options or DecodingOptions())
         return [
             self._answer(video, generation, Timings())
-            for (video, _), generation in zip(pairs, found, strict=True)
+            for video, generation in zip(videos, found, strict=True)
         ]
 
     def stream(
@@ -222,7 +240,7 @@ class VideoQA(VideoEncoder):
             history: earlier turns about the same video, the oldest first, for a language model
                 that was trained on more than one.
         """
-        encoded, spent = self._encoded_and_spent(video)
+        encoded, spent = self._encoded_and_spent(video, question)
         stream = self.llm.stream(encoded.rows, question, options or DecodingOptions(), history)
         return AnswerStream(stream, lambda result: self._answer(encoded, result, spent))
 
@@ -232,11 +250,15 @@ class VideoQA(VideoEncoder):
             stack.callback(super().close)
             stack.callback(self.llm.close)
 
-    def _encoded_and_spent(self, video: Video | PathLike) -> tuple[Video, Timings]:
-        """The encoded video and what this call spent on it: nothing, if it came encoded."""
+    def _encoded_and_spent(self, video: Video | PathLike, question: str) -> tuple[Video, Timings]:
+        """The video as it is for a question, and what this call spent on it.
+
+        Nothing, if it came encoded and its tokens do not follow the question.
+        """
         if isinstance(video, Video):
-            return video, Timings()
-        encoded = self.encode(video)
+            asked = self.asked(video, question)
+            return asked, Timings() if asked is video else Timings(encode=asked.timings.encode)
+        encoded = self.asked(self.encode(video), question)
         return encoded, encoded.timings
 
     def _prefix_identity(self, video: Video) -> bytes:

@@ -99,6 +99,20 @@ class TokenSet:
         return hashlib.sha256(np.ascontiguousarray(self.rows).tobytes()).hexdigest()
 
 
+def no_tokens(frames: int, grid: int, width: int) -> TokenSet:
+    """Of a clip whose tokens follow a question, before there is one.
+
+    Args:
+        frames: T.
+        grid: patches per side of a frame.
+        width: d_llm.
+    """
+    index_map = np.zeros((frames, grid, grid), np.int32)
+    return TokenSet(
+        np.empty((0, width), np.float32), Codes(index_map, np.empty((0, 0), np.float16))
+    )
+
+
 def code_outputs(names: Collection[str]) -> tuple[str, ...]:
     """Of the outputs of an encoder's graph those that say what a clip's codes are."""
     return ("index_map", "mask", "margin", "ids" if "ids" in names else "codes")

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from vqedge.config import ModelConfig
 from vqedge.errors import VqedgeError
-from vqedge.model.checkpoint import open_checkpoint
+from vqedge.model.checkpoint import MODEL, open_checkpoint
+from vqedge.model.llm import llm_from_gguf, mean_embeddings, tokenizer_from_gguf
+from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
 from vqedge_export.assemble import assemble_bundle
 from vqedge_export.onnx_export import write_graph
 from vqedge_runtime import VideoQA
+from vqedge_runtime.bench import run
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,59 @@ def test_it_answers_about_a_video_and_its_file_alike(
 def test_it_has_no_adaptive_budget(reducing_qa: VideoQA, demo_clip: Path) -> None:
     with pytest.raises(VqedgeError, match="auto"):
         reducing_qa.encode(demo_clip, "auto")
+
+
+# ---- tokens that follow the question
+
+
+@pytest.fixture(scope="module")
+def asking_qa(
+    checkpoint: Path, vit_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[VideoQA]:
+    """models/tiny with random windows that are asked in the place of k-means."""
+    folder = tmp_path_factory.mktemp("asking")
+    copy = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
+    values = json.loads((copy / "config.json").read_text())
+    values["quantizer"]["kind"] = "reducer:query-window"
+    (copy / "config.json").write_text(json.dumps(values))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        windows = ReducerWithWeights(ModelConfig.model_validate(values)).kept().state_dict()
+    drawn = {f"{REDUCER_PREFIX}{name}": value.half() for name, value in windows.items()}
+    save_file(load_file(copy / MODEL) | drawn, copy / MODEL)
+    write_graph(open_checkpoint(copy), vit_source)
+    bundle = assemble_bundle(copy, folder / "asking.vqedge").root
+    with VideoQA.open(bundle, encoder="onnxruntime") as session:
+        yield session
+
+
+def test_a_clip_has_other_tokens_for_another_question(asking_qa: VideoQA, demo_clip: Path) -> None:
+    video = asking_qa.encode(demo_clip)
+    assert asking_qa.manifest.quantizer.per_question and video.tokens.count == 0
+    questions = ("what color is the circle?", "how many objects are there?")
+    answers = [asking_qa.ask(video, question) for question in questions]
+    keys = [answer.video.tokens.key() for answer in answers]
+    assert keys[0] != keys[1] and all(answer.tokens == 32 and answer.text for answer in answers)
+    together = asking_qa.ask_many([(video, question) for question in questions])
+    assert [answer.video.tokens.key() for answer in together] == keys
+    assert [answer.text for answer in together] == [answer.text for answer in answers]
+
+
+def test_the_device_asks_what_training_asks(
+    asking_qa: VideoQA, demo_clip: Path, base_gguf: Path
+) -> None:
+    """The bundle's table is quantised anew: its rows are close to those that were trained on."""
+    question = "what color is the circle?"
+    found = asking_qa.llm.question_embedding(question)
+    ids = torch.tensor([tokenizer_from_gguf(base_gguf).words(question)])
+    wanted = mean_embeddings(llm_from_gguf(base_gguf), ids)[0].numpy()
+    cosine = found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted)
+    print(f"cosine {cosine:.6f}, max {np.abs(found - wanted).max():.2e}")
+    assert cosine > 0.999
+
+
+def test_asking_again_costs_an_encoding(asking_qa: VideoQA, demo_clip: Path) -> None:
+    found = run(asking_qa, demo_clip, 1)
+    encode_ms = found["stages_ms"]["encode"]
+    assert found["tokens"] == 32 and encode_ms > 0
+    assert found["reask_first_token_ms"] > 0.5 * encode_ms

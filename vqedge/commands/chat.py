@@ -118,6 +118,7 @@ class Chat:
             result("")
             return
         result("")
+        self.video = stream.answer.video
         self._turns.append(Exchange(question, stream.answer.text))
         timings = stream.answer.timings
         say(f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms")
@@ -145,6 +146,8 @@ class Chat:
 
     def _show_tokens(self, _rest: str) -> None:
         tokens = self.video.tokens
+        if not tokens.count:
+            raise ConfigError("/tokens: they follow the question; ask one first")
         patches = tokens.index_map.reshape(-1).tolist()
         shares = ", ".join(
             f"{code}: {patches.count(code) / len(patches):.1%}"
@@ -157,7 +160,8 @@ class Chat:
     def _encoded(self, path: Path, budget: Budget | None, start_s: float | None) -> Video:
         video = self._encode(stamp_from_path(path), path, budget, start_s)
         span = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
-        say(f"{path}: {span}, {video.tokens.count} tokens; /help for commands")
+        tokens = f"{video.tokens.count} tokens" if video.tokens.count else "tokens by question"
+        say(f"{path}: {span}, {tokens}; /help for commands")
         return video
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from vqedge.bundle import Bundle
 from vqedge.commands.output import say
+from vqedge.errors import ConfigError
 from vqedge_runtime.encoders import open_encoder
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, clip_from_path
+from vqedge_runtime.vqt import PER_QUESTION
 
 
 def encoded_clip(
@@ -24,8 +26,11 @@ def encoded_clip(
 
     Raises:
         BackendUnavailable: the backend cannot run here or on this bundle.
+        ConfigError: its tokens follow a question, and there is none.
         VideoError: the file cannot be decoded, or the span is outside of it.
     """
+    if bundle.manifest.quantizer.per_question:
+        raise ConfigError(PER_QUESTION)
     spec = bundle.manifest.encoder
     clip = clip_from_path(path, spec.frames, spec.size, *span, rule=spec.rule)
     with closing(open_encoder(backend, bundle, threads)) as encoder:

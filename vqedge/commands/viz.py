@@ -93,17 +93,18 @@ def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str
         budget = budget_from_text(settings.budget)
         encoded = qa.encode(video, budget, settings.start_s, settings.end_s)
         answer = qa.ask(encoded, question)
+        codes = answer.video.tokens.codes
         evidence = evidence_for(qa, answer, question)
         spec = qa.manifest.encoder
     say(answer.text)
     say(evidence_line(evidence))
     if is_vqt(video):
         span = (encoded.start_s, encoded.end_s)
-        picture = Picture(_title(video), encoded.tokens.codes, encoded.times_s, *span)
+        picture = Picture(_title(video), codes, encoded.times_s, *span)
     else:
         asked = (settings.start_s, settings.end_s)
         clip = clip_from_path(video, spec.frames, spec.size, *asked, rule=spec.rule)
-        picture = _picture(video, clip, encoded.tokens.codes)
+        picture = _picture(video, clip, codes)
     return replace(picture, question=" ".join(question.split()), evidence=evidence)
 
 

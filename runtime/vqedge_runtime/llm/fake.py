@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Generator, Sequence
 
+import numpy as np
 from typing_extensions import Self
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
@@ -17,6 +18,7 @@ from vqedge_runtime.llm.protocol import (
     Generation,
     Prefix,
     Prompt,
+    Rows,
     TextStream,
     VideoRows,
 )
@@ -51,6 +53,12 @@ class FakeLanguageModel:
     def enqueue_scores(self, *totals: float) -> None:
         """Give these log-likelihoods at the next choice; without any, the first choice is best."""
         self._scores.append(totals)
+
+    def question_embedding(self, question: str) -> Rows:
+        """All the same number: the mean of the letters' codes over 256."""
+        letters = question_text(question).encode()
+        rows: Rows = np.full(self.width, sum(letters) / len(letters) / 256, np.float32)
+        return rows
 
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Remember the video.

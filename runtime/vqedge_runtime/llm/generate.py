@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
@@ -15,10 +16,11 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from vqedge.errors import BackendUnavailable, ConfigError
-from vqedge.prompt import SYSTEM
+from vqedge.prompt import SYSTEM, question_text
 from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.llm import many
 from vqedge_runtime.llm.cells import BRANCHES, Cells, Ids
+from vqedge_runtime.llm.embeddings import EmbeddingTable
 from vqedge_runtime.llm.handles import Model, Sampler
 from vqedge_runtime.llm.native import system_info
 from vqedge_runtime.llm.protocol import (
@@ -113,6 +115,22 @@ class LlamaCpp:
         """
         with self._lock:
             return list(self._reader.template), self._reader.question_ids(question)
+
+    def question_embedding(self, question: str) -> Rows:
+        """The mean of the input embeddings of a question's words, float32 `[width]`.
+
+        Raises:
+            BackendUnavailable: this llama.cpp does not let anyone read its files.
+            BundleError: the file holds no input embeddings.
+            PromptError: the question is empty.
+        """
+        ids = self.tokens_from_text(question_text(question))
+        mean: Rows = self._embeddings.rows(ids).mean(axis=0)
+        return mean
+
+    @functools.cached_property
+    def _embeddings(self) -> EmbeddingTable:
+        return EmbeddingTable(self._model.path, self._model.width)
 
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Read the video ahead of its first question.

@@ -56,6 +56,7 @@ except (ImportError, OSError, RuntimeError) as error:  # not there, or its libra
     raise BackendUnavailable(f"llama.cpp cannot be loaded ({error}); run: {pip_line()}") from error
 
 lib: Any = _binding
+ggml: Any = getattr(_binding, "_lib", None)  # the library itself, and those it brings along
 
 
 class NativeLog:

@@ -252,6 +252,9 @@ class LanguageModel(Protocol):
     def width(self) -> int:
         """Width of the rows the model reads."""
 
+    def question_embedding(self, question: str) -> Rows:
+        """The mean of the input embeddings of a question's words, float32 `[width]`."""
+
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Read the video ahead of its first question."""
 

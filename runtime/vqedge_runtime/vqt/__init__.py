@@ -5,11 +5,12 @@ puts them together, `fit.py` tells whether a bundle can read them.
 """
 
 from vqedge_runtime.vqt.file import VqtFile, VqtWriter, is_vqt, open_vqt, vqt_bytes, vqt_from_bytes
-from vqedge_runtime.vqt.fit import check_fit, header_for
+from vqedge_runtime.vqt.fit import PER_QUESTION, check_fit, header_for
 from vqedge_runtime.vqt.header import Header, Origin
 from vqedge_runtime.vqt.segment import Segment
 
 __all__ = [
+    "PER_QUESTION",
     "Header",
     "Origin",
     "Segment",

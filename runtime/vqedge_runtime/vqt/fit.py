@@ -7,6 +7,10 @@ from vqedge.errors import ConfigError, VqtError
 from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS
 from vqedge_runtime.vqt.header import Header, Origin
 
+PER_QUESTION = (
+    "this bundle makes a clip's tokens anew for every question, so that none can be kept, read "
+    "ahead or searched for; ask about the video itself"
+)
 _AGAIN = "encode the video again with this bundle, or give the bundle it was made with"
 
 
@@ -27,8 +31,10 @@ def header_for(
         bits: of each number of a code, 0 for float16.
 
     Raises:
-        ConfigError: bits where codes are ids, or not 2 to 8.
+        ConfigError: bits where codes are ids, or not 2 to 8; or tokens follow the question.
     """
+    if manifest.quantizer.per_question:
+        raise ConfigError(PER_QUESTION)
     if bits and manifest.quantizer.codebook:
         raise ConfigError("--bits: this bundle's codes are ids of a codebook already; leave it out")
     if bits and not MIN_BITS <= bits <= MAX_BITS:
@@ -58,8 +64,10 @@ def check_fit(header: Header, manifest: Manifest) -> None:
     """Refuse a file that this bundle would misread.
 
     Raises:
-        VqtError: another quantizer, codebook, bridge, or sizes.
+        VqtError: another quantizer, codebook, bridge, or sizes; or tokens follow the question.
     """
+    if manifest.quantizer.per_question:
+        raise VqtError(PER_QUESTION)
     ours = header_for(manifest, header.budget)
     if header.kind != ours.kind:
         raise VqtError(f"holds codes of kind {header.kind}, the bundle reads {ours.kind}; {_AGAIN}")
