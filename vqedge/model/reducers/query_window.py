@@ -8,7 +8,6 @@ is read, not four.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.errors import ConfigError
@@ -50,7 +49,9 @@ class QueryWindows(nn.Module):
             raise ValueError(f"a stride of {stride} does not divide a grid of {grid}")
         self.frames, self.grid, self.stride, self.heads = frames, grid, stride, heads
         self.codes = frames * (grid // stride) ** 2
-        self.unused = (rows or self.codes) - self.codes
+        unused = (rows or self.codes) - self.codes
+        self.unused: Tensor
+        self.register_buffer("unused", torch.zeros(unused, width), persistent=False)
         self.text = nn.Sequential(nn.Linear(text_width, width), nn.LayerNorm(width))
         self.query, self.key, self.value = (_mlp(width) for _ in range(3))
         self.shrink = nn.Conv2d(width, width, stride, stride, groups=width)
@@ -79,8 +80,9 @@ class QueryWindows(nn.Module):
         assign = self.place.block_of_patch(torch.full_like(budget, self.codes))
         sizes = torch.full_like(tokens[:, 0], float(self.stride**2))
         margin = torch.zeros_like(features[..., 0])
-        if self.unused:
-            tokens, sizes = F.pad(tokens, (0, 0, 0, self.unused)), F.pad(sizes, (0, self.unused))
+        if len(self.unused):
+            tokens = torch.cat([tokens, self.unused])
+            sizes = torch.cat([sizes, self.unused[:, 0]])
         return Reduced(tokens, assign, sizes, margin)
 
     def _image(self, rows: Tensor) -> Tensor:
