@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from vqedge.errors import ConfigError
+from vqedge.errors import UsageError
 
 ADAPTIVE: Final = 0  # what quantizer and graph take for "as many as the clip needs"
 
@@ -15,7 +15,7 @@ def budget_from_text(text: str | None) -> Budget | None:
     """A budget as users write it: a number, `auto`, or nothing for the default.
 
     Raises:
-        ConfigError: it is neither.
+        UsageError: it is neither.
     """
     if text is None:
         return None
@@ -24,4 +24,4 @@ def budget_from_text(text: str | None) -> Budget | None:
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"--budget {text}: give a number of tokens, as 32, or auto") from None
+        raise UsageError(f"--budget {text}: give a number of tokens, as 32, or auto") from None

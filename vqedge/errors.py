@@ -26,6 +26,13 @@ class ConfigError(VqedgeError):
     """A configuration file or a flag holds a value that cannot work."""
 
 
+class UsageError(ConfigError):
+    """The command line asks for what no file could give: it exits with 2.
+
+    An option's text is none that it takes, options do not go together, or one is missing.
+    """
+
+
 class VideoError(VqedgeError):
     """The given file holds no frame that can be decoded."""
 

@@ -16,7 +16,7 @@ from vqedge.checkpoint import model_config_of
 from vqedge.config import Config, ModelConfig
 from vqedge.data.seeds import HELD_OUT_SEEDS, TEST_SPLIT
 from vqedge.data.world import WORLD_VERSION
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, UsageError
 from vqedge.reducers import follows_question
 from vqedge.validation import first_fault
 
@@ -176,6 +176,7 @@ def read_recipe(
     """Read a recipe and apply `key.sub=value` overrides; `output` is one of its own.
 
     Raises:
+        UsageError: an override has no `=`.
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
     """
     try:
@@ -200,7 +201,7 @@ def read_recipe(
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
-        raise ConfigError(f"{override!r}: an override reads key.sub=value, as optim.steps=500")
+        raise UsageError(f"{override!r}: an override reads key.sub=value, as optim.steps=500")
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:

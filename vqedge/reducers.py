@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, UsageError
 
 PREFIX: Final = "reducer:"
 TRAINING_FREE: Final = (
@@ -95,17 +95,17 @@ def training_free_kind(name: str) -> str:
     """The kind of quantizer that a reducer without weights is.
 
     Raises:
-        ConfigError: it has weights, or is not known.
+        UsageError: it has weights, or is not known.
     """
     if name in TRAINING_FREE:
         return f"{PREFIX}{name}"
     if name in TRAINABLE:
-        raise ConfigError(
+        raise UsageError(
             f"--reducer {name}: has weights of its own, which no published model brings; train "
             f"with quantizer.kind {PREFIX}{name} (docs/reducers.md), or choose of "
             f"{', '.join(TRAINING_FREE)}"
         )
-    raise ConfigError(f"--reducer {name}: choose one of {', '.join(TRAINING_FREE)}")
+    raise UsageError(f"--reducer {name}: choose one of {', '.join(TRAINING_FREE)}")
 
 
 def has_room(name: str, patches: int) -> bool:

@@ -25,11 +25,11 @@ from vqedge.bundle import (
 )
 from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
 from vqedge.config import ModelConfig
-from vqedge.errors import CheckpointError, ConfigError
+from vqedge.errors import CheckpointError, UsageError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.video_words import vocabulary_of
-from vqedge_export.gguf import llm_facts
+from vqedge_export.gguf import check_quant, llm_facts
 from vqedge_export.graph import checkpoint_arrays
 from vqedge_export.records import bridge_record, encoder_record, quantizer_record
 from vqedge_export.report import ParityReport, report_from_file
@@ -62,13 +62,14 @@ def assemble_bundle(
         overwrite: replace `out` if it is a bundle.
 
     Raises:
-        ConfigError: no such precision.
+        UsageError: no such precision or `quant`.
         CheckpointError: a file is missing or does not fit the others.
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
     config = model_config_of(checkpoint)
     check_precision(precision)
+    check_quant(quant)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(draft.folder, checkpoint, config, graph, quant, precision)
@@ -121,10 +122,10 @@ def check_precision(precision: str) -> None:
     """Refuse a precision that no encoder comes in.
 
     Raises:
-        ConfigError: it is none of `PRECISIONS`.
+        UsageError: it is none of `PRECISIONS`.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"--precision {precision}: give one of {', '.join(PRECISIONS)}")
+        raise UsageError(f"--precision {precision}: give one of {', '.join(PRECISIONS)}")
 
 
 def graph_of(checkpoint: Path) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from typing_extensions import Unpack
 
 from vqedge.config import LlmConfig
-from vqedge.errors import CheckpointError, ExportError
+from vqedge.errors import CheckpointError, ExportError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,16 @@ class LlmFacts:
     chat_template: str
 
 
+def check_quant(quant: str) -> None:
+    """Refuse a type that no language model comes in.
+
+    Raises:
+        UsageError: it is none of `LLM_QUANTS`.
+    """
+    if quant not in LLM_QUANTS:
+        raise UsageError(f"--llm-quant {quant}: unknown, choose one of {', '.join(LLM_QUANTS)}")
+
+
 def gguf_from_lora(
     base: Path,
     lora: Mapping[str, Floats],
@@ -118,10 +128,10 @@ def gguf_from_lora(
 
     Raises:
         CheckpointError: the adapter or the added rows do not fit the base.
-        ExportError: llama.cpp could not quantise, or the type is unknown.
+        ExportError: llama.cpp could not quantise.
+        UsageError: the type is unknown.
     """
-    if quant not in LLM_QUANTS:
-        raise ExportError(f"--llm-quant {quant}: unknown, choose one of {', '.join(LLM_QUANTS)}")
+    check_quant(quant)
     half = out.with_suffix(".f16.tmp")
     if not lora and added is None:  # imported, and not trained since
         return quantize(base, out, quant)

@@ -12,7 +12,7 @@ from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import Bundle, EngineRecord, bundle_writer
 from vqedge.checkpoint import GRAPH, PARITY
 from vqedge.config import ModelConfig
-from vqedge.errors import ConfigError
+from vqedge.errors import UsageError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
@@ -24,6 +24,7 @@ from vqedge_export.assemble import (
     present,
 )
 from vqedge_export.flips import OnnxReader, compared
+from vqedge_export.gguf import check_quant
 from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.parity import OpenLlm, encoder_parity, generated_clip, llm_parity, require
@@ -83,8 +84,9 @@ def export_bundle(
     Raises:
         BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
-        ConfigError: no such precision, a target that does not fit the model, or `record` without
-            a check, or of a graph that `assemble` cannot use.
+        UsageError: no such precision or `quant`, or `record` without a check, or of a graph that
+            `assemble` cannot use.
+        ConfigError: a target that does not fit the model.
         ExportError: the encoder cannot be traced or the language model not quantised.
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
@@ -92,6 +94,7 @@ def export_bundle(
     if record:
         _require_recordable(check, plugin_node)
     check_precision(precision)
+    check_quant(quant)
     require_installed(targets)
     opened = open_checkpoint(checkpoint)
     require_words(targets, opened.config)
@@ -122,7 +125,7 @@ def export_bundle(
 
 def _require_recordable(check: bool, plugin_node: bool) -> None:
     if plugin_node or not check:
-        raise ConfigError(
+        raise UsageError(
             "--record stores a graph that runs everywhere and its measured parity; "
             f"leave out {'--plugin-node' if plugin_node else '--no-check'}"
         )

@@ -18,7 +18,7 @@ from vqedge.bundle import EngineRecord
 from vqedge.checkpoint import LORA, MODEL
 from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
-from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.errors import BackendUnavailable, ConfigError, UsageError
 from vqedge.video_words import vocabulary_of
 from vqedge_export.gguf import AddedTokens, gguf_from_lora
 from vqedge_export.graph import (
@@ -162,13 +162,13 @@ def engine_targets(text: str | None) -> tuple[Target, ...]:
         text: names with commas between them; "all" for what this machine can make; None for none.
 
     Raises:
-        ConfigError: an unknown name.
+        UsageError: an unknown name.
     """
     names = [name.strip() for name in text.split(",")] if text is not None else []
     unknown = [name for name in names if name != ALL and name not in TARGETS]
     if unknown:
         known = ", ".join(f"{row.name} ({row.suffix})" for row in TARGETS.values())
-        raise ConfigError(f"--target {unknown[0]}: want {known} or {ALL}")
+        raise UsageError(f"--target {unknown[0]}: want {known} or {ALL}")
     asked = [row for row in TARGETS.values() if row.name in names and row not in BASE]
     return _possible() if ALL in names else tuple(asked)
 

@@ -24,7 +24,7 @@ from vqedge.data.suites import (
     suite_version,
 )
 from vqedge.data.world import WORLD_VERSION, scene_from_seed
-from vqedge.errors import DatasetError
+from vqedge.errors import DatasetError, UsageError
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/images/index.jsonl"
 
@@ -72,9 +72,10 @@ def test_a_version_names_what_a_suite_asks(tmp_path: Path) -> None:
     assert suite_version(f"jsonl:{path}") == before
     path.write_text(path.read_text() + "\n")
     assert suite_version(str(path)) != before
-    for name in ("nowhere", f"jsonl:{tmp_path / 'none.jsonl'}"):
-        with pytest.raises(DatasetError):
-            suite_version(name)
+    with pytest.raises(UsageError):
+        suite_version("nowhere")
+    with pytest.raises(DatasetError):
+        suite_version(f"jsonl:{tmp_path / 'none.jsonl'}")
 
 
 def test_a_suite_without_end_asks_300_unless_told_otherwise() -> None:
@@ -258,16 +259,22 @@ def test_a_video_name_may_not_lead_elsewhere(tmp_path: Path, videos: Path) -> No
     [
         ("nothing", "choose one of synthetic, photos, jsonl, nextqa"),
         ("csv:x.csv", "choose one of synthetic, photos, jsonl, nextqa"),
-        ("none.jsonl", "cannot be read"),
         ("none.csv", "needs --videos DIR"),
         ("photos", r"give the photos' index, as photos:INDEX\.jsonl"),
         ("photos:", r"give the photos' index, as photos:INDEX\.jsonl"),
-        ("photos:none.jsonl", "none.jsonl: cannot be read"),
     ],
 )
-def test_a_suite_that_is_not_there(name: str, problem: str) -> None:
-    with pytest.raises(DatasetError, match=problem):
+def test_a_name_that_is_no_suite(name: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
         suite_items(name)
+
+
+def test_a_suite_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("none.jsonl", "photos:none.jsonl"):
+        with pytest.raises(DatasetError, match=r"none\.jsonl: cannot be read"):
+            suite_items(name)
+    with pytest.raises(DatasetError, match=r"--videos .*none: no such folder"):
+        suite_items("none.csv", videos=tmp_path / "none")
 
 
 def test_an_empty_file_or_a_bad_line(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_commands_agree_in_processes_of_their_own(
     assert first["backend"]["encoder"].startswith("o")
     assert second["backend"]["encoder"] == "none (codes from a file)"
     refused = run_vqedge("ask", out, QUESTIONS[0], "-m", bundle, "--backend", "none")
-    assert refused.returncode == 1 and "no encoder backend 'none'" in refused.stderr
+    assert refused.returncode == 2 and "no encoder backend 'none'" in refused.stderr
 
 
 def test_rows_and_answers_of_held_out_clips(qa: VideoQA, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 from vqedge.config import LlmConfig
-from vqedge.errors import CheckpointError, ExportError
+from vqedge.errors import CheckpointError, ExportError, UsageError
 from vqedge.model.llm import llm_from_gguf, with_lora
 from vqedge_export.gguf import LLM_QUANTS, gguf_from_lora, llm_facts, quantize
 from vqedge_runtime.llm import open_llama_cpp
@@ -151,7 +151,7 @@ def test_quantising_leaves_nothing_behind(plain: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("quant", ["Q3", "q8_0", ""])
 def test_an_unknown_type_of_weights(base_gguf: Path, tmp_path: Path, quant: str) -> None:
-    with pytest.raises(ExportError, match="unknown, choose one of F16, Q8_0, Q4_K_M, Q4_0"):
+    with pytest.raises(UsageError, match="unknown, choose one of F16, Q8_0, Q4_K_M, Q4_0"):
         gguf_from_lora(base_gguf, {}, CONFIG, tmp_path / "x.gguf", quant)
     assert list(LLM_QUANTS) == ["F16", "Q8_0", "Q4_K_M", "Q4_0"]
 

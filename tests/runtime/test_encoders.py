@@ -14,7 +14,7 @@ from onnx import helper
 from tiny_bundle import tiny_facts, write_bundle
 
 from vqedge.bundle import Bundle, VariantRecord, bundle_writer
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.errors import BackendUnavailable, BundleError, UsageError
 from vqedge_runtime.bench import side_by_side
 from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.encoders import (
@@ -38,7 +38,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 
 def test_an_unknown_name_lists_the_known_ones(bundle: Bundle) -> None:
-    with pytest.raises(BackendUnavailable, match="'cuda'; there is: auto, onnxruntime, "):
+    with pytest.raises(UsageError, match="'cuda'; there is: auto, onnxruntime, "):
         open_encoder("cuda", bundle)
 
 

@@ -12,8 +12,8 @@ import sys
 import traceback
 
 from vqedge.cli import asking, making, measuring  # they add their commands, in this order
-from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USER_ERROR, app
-from vqedge.errors import VqedgeError, printable
+from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USAGE_ERROR, USER_ERROR, app
+from vqedge.errors import UsageError, VqedgeError, printable
 from vqedge.files import disk_fault
 from vqedge.packages import install_line
 
@@ -31,6 +31,8 @@ def main() -> None:
     try:
         words = [word for word in arguments if word not in _ANYWHERE]
         app(args=[*flags, *words], prog_name="vqedge")
+    except UsageError as error:
+        _fail(error, USAGE_ERROR, f"vqedge: {error}")
     except VqedgeError as error:
         _fail(error, USER_ERROR, f"vqedge: {error}")
     except KeyboardInterrupt:

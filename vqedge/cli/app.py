@@ -10,7 +10,7 @@ import typer
 
 from vqedge import __version__
 
-USER_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 3, 130  # exit codes; wrong usage, 2, is click's
+USER_ERROR, USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 2, 3, 130  # exit codes; 2 is click's too
 
 app = typer.Typer(
     name="vqedge",

@@ -12,7 +12,7 @@ from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
-from vqedge.errors import ConfigError, PromptError, VqedgeError
+from vqedge.errors import ConfigError, UsageError, VqedgeError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.evidence import Evidence
@@ -37,20 +37,29 @@ def ask(
     questions: Path | None = None,
     keep_kv: bool = False,
 ) -> None:
-    """Answer on stdout, the backends on stderr."""
-    many = questions is not None or is_many(video)
-    if many and (evidence or choices is not None):
+    """Answer on stdout, the backends on stderr.
+
+    Raises:
+        UsageError: flags that do not go together, or a text that is none of those they take.
+        ConfigError: flags that do not go with this video or bundle.
+    """
+    span, most, decoding = (start, end), budget_from_text(budget), options or DecodingOptions()
+    if choices is not None:
+        _choices(choices)
+    if questions is not None and (evidence or keep_kv or choices is not None):
+        raise UsageError("--evidence, --keep-kv and --choices are for one question")
+    folder = is_many(video)
+    if folder and (evidence or choices is not None):
         raise ConfigError("--evidence and --choices are for one question about one video")
-    if keep_kv and (many or not is_vqt(video)):
+    if keep_kv and not is_vqt(video):
         raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
-    if is_many(video) and (start, end, budget) != (None, None, None):
+    if folder and (start, end, budget) != (None, None, None):
         raise ConfigError(
             "--start, --end and --budget are for one video, and this is a folder of .vqt"
         )
     asked = _asked(question, questions)
-    span, most, decoding = (start, end), budget_from_text(budget), options or DecodingOptions()
-    with open_session(bundle, runs_on, is_vqt(video) or is_many(video)) as qa:
-        if many:
+    with open_session(bundle, runs_on, is_vqt(video) or folder) as qa:
+        if folder or questions is not None:
             ask_many(qa, video, asked, most, span, decoding, as_json)
             return
         encoded = _encoded(qa, video, most, span)
@@ -71,7 +80,7 @@ def _asked(question: str | None, questions: Path | None) -> list[str]:
     if questions is None:
         return [_question(question)]
     if question is not None:
-        raise ConfigError("give a question or --questions, not both")
+        raise UsageError("give a question or --questions, not both")
     return questions_from_file(questions)
 
 
@@ -155,7 +164,7 @@ def _question(question: str | None) -> str:
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.read()
     if question is None:
-        raise PromptError("no question; ask something, as: vqedge ask clip.mp4 'What moves?'")
+        raise UsageError("no question; ask something, as: vqedge ask clip.mp4 'What moves?'")
     question_text(question)
     return question
 
@@ -163,7 +172,7 @@ def _question(question: str | None) -> str:
 def _choices(text: str) -> list[str]:
     choices = [choice.strip() for choice in text.split("|")]
     if len(choices) < 2 or not all(choices):
-        raise ConfigError(
+        raise UsageError(
             f"--choices {text!r}: give two or more, separated by |, as 'red|blue|green'"
         )
     return choices

@@ -10,7 +10,7 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS, EnginePrecision, Flavour
-from vqedge.errors import ConfigError
+from vqedge.errors import UsageError
 
 if TYPE_CHECKING:
     from vqedge_export.tensorrt.options import BuildOptions
@@ -55,7 +55,7 @@ def build_options(precision: str | None, sm: str | None, **more: Any) -> BuildOp
     """Options of an engine from what the command line was given.
 
     Raises:
-        ConfigError: a value that is not one of those offered.
+        UsageError: a value that is not one of those offered.
     """
     from vqedge_export.tensorrt.options import BuildOptions, capabilities_from_text
 
@@ -67,7 +67,7 @@ def build_options(precision: str | None, sm: str | None, **more: Any) -> BuildOp
     values = more | ({"precision": precision} if precision else {})
     for name, allowed in choices.items():
         if values.get(name, allowed[0]) not in allowed:
-            raise ConfigError(f"--{name} {values[name]}: want {', '.join(allowed)}")
+            raise UsageError(f"--{name} {values[name]}: want {', '.join(allowed)}")
     return BuildOptions(capabilities=capabilities_from_text(sm), **values)
 
 
@@ -78,13 +78,13 @@ def plugin_library_for(
 
     Raises:
         BackendUnavailable: no such file.
-        ConfigError: none of the engines takes one.
+        UsageError: none of the engines takes one.
     """
     from vqedge_export.tensorrt.plugin_build import AUTO_PLUGIN, plugin_from_text
 
     if _TAKES_PLUGIN not in flavours:
         if plugin is not None:
-            raise ConfigError(f"--plugin {plugin}: only --target {_TAKES_PLUGIN} takes a plugin")
+            raise UsageError(f"--plugin {plugin}: only --target {_TAKES_PLUGIN} takes a plugin")
         return None
     sms = [int(capability.replace(".", "")) for capability in options.capabilities]
     return plugin_from_text(plugin or AUTO_PLUGIN, sms, options.hardware_compatible)
@@ -94,10 +94,10 @@ def require_int8(options: BuildOptions, folder: Path) -> None:
     """Refuse `--calibrate` of what is not calibrated.
 
     Raises:
-        ConfigError: the engine is not in int8.
+        UsageError: the engine is not in int8.
     """
     if options.precision != "int8":
-        raise ConfigError(f"--calibrate {folder}: {options.precision} needs no calibration")
+        raise UsageError(f"--calibrate {folder}: {options.precision} needs no calibration")
 
 
 def calibration_clips(folder: Path, encoder: EncoderSpec) -> list[Frames]:
@@ -115,4 +115,4 @@ def _flavour(target: str) -> Flavour:
     for flavour in FLAVOURS:
         if flavour == target:
             return flavour
-    raise ConfigError(f"--target {target}: an engine is of {' or '.join(FLAVOURS)}")
+    raise UsageError(f"--target {target}: an engine is of {' or '.join(FLAVOURS)}")

@@ -47,9 +47,11 @@ def chat(
 
     Raises:
         VideoError: the first video cannot be read.
+        UsageError: the budget is neither a number nor auto.
     """
+    most = budget_from_text(budget)
     with open_session(bundle, runs_on, is_vqt(video)) as qa:
-        Chat(qa, video, budget_from_text(budget), history, options, start).talk(_lines())
+        Chat(qa, video, most, history, options, start).talk(_lines())
 
 
 class Chat:

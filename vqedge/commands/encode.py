@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from vqedge.budget import budget_from_text
 from vqedge.bundle import open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.errors import ConfigError, VideoError, VqtError
+from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import AUTO, open_encoder
@@ -68,15 +68,17 @@ def encode(
 
     Raises:
         VqtError: some videos could not be encoded. All others were.
-        ConfigError: a flag holds what cannot work.
+        UsageError: there is no `out`, or flags that do not go together.
+        ConfigError: a flag holds what does not go with these videos or this bundle.
     """
     if out is None:
-        raise ConfigError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
+        raise UsageError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
     settings = options or EncodeOptions()
-    _check_flags(settings, out, as_json)
+    most = budget_from_text(settings.budget)
+    _check_flags(settings, videos, out, as_json)
     opened = open_bundle(bundle_or_default(bundle))
     header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
-    budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
+    budget = codes_from_budget(most, opened.manifest.quantizer)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
         encoder = open_encoder(settings.backend, opened, settings.threads)
@@ -99,13 +101,15 @@ def encode(
     _report(outcomes)
 
 
-def _check_flags(settings: EncodeOptions, out: str, as_json: bool) -> None:
+def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_json: bool) -> None:
     if settings.start_s is not None:
-        raise ConfigError("--start: goes with --as; a .vqt holds all of a video")
+        raise UsageError("--start: goes with --as; a .vqt holds all of a video")
     if out == _STDOUT and (as_json or sys.stdout.isatty()):
-        raise ConfigError("-o -: the file goes to a pipe, without --json; or give -o FILE.vqt")
+        raise UsageError("-o -: the file goes to a pipe, without --json; or give -o FILE.vqt")
+    if len(videos) > 1 and (STDIN in videos or out == _STDOUT):
+        raise UsageError("-: a pipe is for one video; give it alone")
     if settings.segment_s is not None and not math.isfinite(settings.segment_s):
-        raise ConfigError(f"--segment {settings.segment_s}: give seconds, as 10")
+        raise UsageError(f"--segment {settings.segment_s}: give seconds, as 10")
 
 
 def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]:
@@ -182,8 +186,8 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
     if STDIN not in videos and out != _STDOUT:
         yield _jobs_of(videos, out)
         return
-    if len(videos) > 1 or _holds_videos(videos[0]):
-        raise ConfigError("-: a pipe is for one video; give it alone")
+    if _holds_videos(videos[0]):
+        raise ConfigError(f"{videos[0]}: a folder, and a pipe is for one video; give one of it")
     if _means_folder(out):
         raise ConfigError(f"-o {out}: what comes through a pipe has no name; give the file's")
     with tempfile.TemporaryDirectory() as folder:

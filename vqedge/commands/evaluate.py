@@ -22,7 +22,7 @@ from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
-from vqedge.errors import ConfigError, VideoError
+from vqedge.errors import ConfigError, UsageError, VideoError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
@@ -135,9 +135,9 @@ def _answerer(
 ) -> PerturbedAnswerer:
     if checkpoint is not None:
         if bundle is not None:
-            raise ConfigError("give a bundle (-m) or --checkpoint, not both")
+            raise UsageError("give a bundle (-m) or --checkpoint, not both")
         if runs_on != BEST_HERE:
-            raise ConfigError(
+            raise UsageError(
                 "--checkpoint runs in PyTorch: leave out --backend, --threads and --gpu-layers"
             )
         return opened_checkpoint(checkpoint, budget)

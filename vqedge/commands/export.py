@@ -15,7 +15,7 @@ from vqedge.commands.build import (
 )
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS
-from vqedge.errors import ConfigError, ParityError
+from vqedge.errors import ParityError, UsageError
 
 
 def export(
@@ -37,7 +37,8 @@ def export(
     """Export a checkpoint and print the parity table; in JSON also one that failed.
 
     Raises:
-        ConfigError: flags that do not go together, or a value that is none of those offered.
+        UsageError: flags that do not go together, or a value that is none of those offered.
+        ConfigError: a target that does not fit the model.
         BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
         ExportError: the encoder cannot be traced, or the language model not quantised.
@@ -53,7 +54,7 @@ def export(
     given = {"--sm": sm, "--precision fp16": precision == "fp16", "--calibrate": calibrate}
     flags = [flag for flag, value in given.items() if value]
     if flags and not any(row.name in FLAVOURS for row in targets):
-        raise ConfigError(f"{flags[0]} is about engines; add --target tensorrt or tensorrt-rtx")
+        raise UsageError(f"{flags[0]} is about engines; add --target tensorrt or tensorrt-rtx")
     options = build_options(precision, sm)
     if calibrate is not None:
         require_int8(options, calibrate)
@@ -93,7 +94,7 @@ def assemble(
     """Make a bundle without torch and print what it holds.
 
     Raises:
-        ConfigError: a precision that is about engines.
+        UsageError: a value that is none of those offered, or a precision about engines.
         CheckpointError: the checkpoint is incomplete, or was not exported with `--record`.
         ExportError: the language model cannot be quantised.
         BundleError: `out` cannot be written.
@@ -102,7 +103,7 @@ def assemble(
     from vqedge_export.report import report_from_file
 
     if precision == "fp16":
-        raise ConfigError("--precision fp16 is about engines; add one with: vqedge build BUNDLE")
+        raise UsageError("--precision fp16 is about engines; add one with: vqedge build BUNDLE")
 
     bundle = assemble_bundle(
         checkpoint,

@@ -14,7 +14,7 @@ from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.output import json_result, result, say
 from vqedge.data.suites import Item, suite_items, suite_version
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, UsageError
 from vqedge.evaluate import EvalReport, evaluate
 from vqedge.reducers import (
     PREFIX,
@@ -46,13 +46,13 @@ def names_from_text(text: str) -> list[str]:
     """The reducers that a user asks for: `all`, or names with commas between them.
 
     Raises:
-        ConfigError: there is no such reducer.
+        UsageError: there is no such reducer.
     """
     known = (OWN, *TRAINING_FREE, *TRAINABLE)
     names = list(known) if text == "all" else text.split(",")
     for name in names:
         if name not in known:
-            raise ConfigError(f"--reducers {name}: choose all, or of {', '.join(known)}")
+            raise UsageError(f"--reducers {name}: choose all, or of {', '.join(known)}")
     return names
 
 
@@ -63,10 +63,10 @@ def require_alone(given: Mapping[str, bool]) -> None:
         given: of every such option, whether it was.
 
     Raises:
-        ConfigError: names those that were.
+        UsageError: names those that were.
     """
     if odd := [option for option, there in given.items() if there]:
-        raise ConfigError(
+        raise UsageError(
             f"--reducers runs a --checkpoint in PyTorch, every reducer alike: leave out "
             f"{', '.join(odd)}"
         )
@@ -76,12 +76,13 @@ def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
     """Numbers of tokens with commas between them; the checkpoint's default without any.
 
     Raises:
-        ConfigError: one is no number, or more than the checkpoint's codes.
+        UsageError: one is no number.
+        ConfigError: one is more than the checkpoint's codes.
     """
     try:
         budgets = [int(part) for part in text.split(",")] if text else [default]
     except ValueError:
-        raise ConfigError(f"--budget {text}: reducers want numbers, as 8,16,32,64") from None
+        raise UsageError(f"--budget {text}: reducers want numbers, as 8,16,32,64") from None
     for budget in budgets:
         if not 1 <= budget <= codes:
             raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
@@ -116,10 +117,11 @@ def run_reducers(
     """Evaluate and print a row for every reducer and budget; `trained` is a folder of checkpoints.
 
     Raises:
-        ConfigError: no checkpoint, reducer or budget.
+        UsageError: no checkpoint, or a reducer or budget that is none.
+        ConfigError: a budget that the checkpoint does not have.
     """
     if checkpoint is None:
-        raise ConfigError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
+        raise UsageError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
     chosen = names_from_text(names)
     config = model_config_of(checkpoint)
     chosen = with_room(chosen, config.encoder.patches, leave_out=names == "all")

@@ -10,7 +10,7 @@ from typing import Any
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.errors import ConfigError, printable
+from vqedge.errors import UsageError, printable
 from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.search import (
     Hit,
@@ -55,14 +55,14 @@ def run_search(
     """Print what was found, best first; files of the folder that cannot be read on stderr.
 
     Raises:
-        ConfigError: two questions at once.
+        UsageError: two questions at once.
         SearchError: no such folder, or its index cannot be used.
         VideoError: the query cannot be decoded.
         VqtError: the query cannot be read.
     """
     settings = options or SearchOptions()
     if settings.duplicates and settings.novel:
-        raise ConfigError("--duplicates and --novel are two questions; ask one at a time")
+        raise UsageError("--duplicates and --novel are two questions; ask one at a time")
     asked = _query(query, folder, bundle, settings)
     if settings.novel:
         _run_novel(asked, folder, settings, as_json)

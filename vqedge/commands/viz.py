@@ -50,6 +50,7 @@ def viz(
     """
     settings = options or VizOptions()
     writer_for(out)
+    budget_from_text(settings.budget)  # that it is one, before any work
     if out.exists() and video.exists() and out.samefile(video):
         raise ConfigError(f"-o {out}: that is the video itself; give another name")
     if settings.question is not None:

@@ -11,7 +11,7 @@ from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.encode import EncodeOptions
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, UsageError
 from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.stored import read_stored
@@ -45,7 +45,8 @@ def tell(
         as_json: print both forms in one document.
 
     Raises:
-        ConfigError: flags that do not go together, or the bundle's videos are no words.
+        UsageError: flags that do not go together, or a text that is none of those they take.
+        ConfigError: the bundle's videos are no words.
     """
     settings = options or EncodeOptions()
     _check_flags(videos, form, question, out, settings)
@@ -69,12 +70,13 @@ def _check_flags(
     out: str | None,
     options: EncodeOptions,
 ) -> None:
+    budget_from_text(options.budget)
     if form not in (TEXT, IDS):
-        raise ConfigError(
+        raise UsageError(
             f"--as {form}: give {TEXT} or {IDS}" if form else f"--question: give --as {IDS} too"
         )
     if question is not None and form == TEXT:
-        raise ConfigError(
+        raise UsageError(
             f"--question: in text it could spell words of a video or end its turn; use --as {IDS}"
         )
     given = {
@@ -85,7 +87,7 @@ def _check_flags(
         "--jobs": options.jobs != EncodeOptions.jobs,
     }
     if odd := [name for name, there in given.items() if there]:
-        raise ConfigError(
+        raise UsageError(
             f"--as {form}: prints one video, whole; {', '.join(odd)} does not go with it"
         )
 

@@ -28,7 +28,7 @@ from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
 from vqedge.data.photos import PhotoClips
 from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED, TEST_SPLIT
-from vqedge.errors import DatasetError
+from vqedge.errors import DatasetError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,8 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
         videos: folder of a file's videos: a CSV suite needs it, a JSONL one has its own.
 
     Raises:
-        DatasetError: no such suite, an unreadable line, or a video that is not there.
+        UsageError: no such suite, or it needs another option.
+        DatasetError: an unreadable line, or a video that is not there.
     """
     suite, rest = _suite_and_rest(name)
     items = list(islice(suite.items(rest, videos), limit or suite.limit))
@@ -128,7 +129,8 @@ def suite_version(name: str) -> str:
         name: as for `suite_items`.
 
     Raises:
-        DatasetError: no such suite, or its file cannot be read.
+        UsageError: no such suite.
+        DatasetError: its file cannot be read.
     """
     suite, rest = _suite_and_rest(name)
     return suite.version(rest)
@@ -140,7 +142,7 @@ def _suite_and_rest(name: str) -> tuple[Suite, str]:
     if not separator:
         kind, rest = _kind_from_path(name)
     if kind not in SUITES:
-        raise DatasetError(
+        raise UsageError(
             f"--suite {name}: choose one of {', '.join(SUITES)}, as jsonl:FILE or nextqa:FILE"
         )
     return SUITES[kind], rest
@@ -158,7 +160,7 @@ def _synthetic(_rest: str) -> ClipSource:
 
 def _photos(rest: str) -> ClipSource:
     if not rest:
-        raise DatasetError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
+        raise UsageError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
     return PhotoClips(Path(rest), TEST_SPLIT, PHOTOS_SEED, _ENDLESS)
 
 
@@ -195,8 +197,10 @@ def _item(clip: DrawnClip | VideoFile, item: QuestionAnswer) -> Item:
 
 def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
     path = Path(rest)
-    if videos is None or not videos.is_dir():
-        raise DatasetError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
+    if videos is None:
+        raise UsageError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
+    if not videos.is_dir():
+        raise DatasetError(f"--videos {videos}: no such folder; give that of the suite's videos")
     found: dict[str, list[Item]] = {}
     missing: set[str] = set()
     for number, row in enumerate(_csv_rows(path), start=2):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
-from vqedge.errors import CheckpointError, ConfigError
+from vqedge.errors import CheckpointError, ConfigError, UsageError
 from vqedge.model.official import HIDDEN
 from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_export.hf.folder import HfFolder
@@ -86,7 +86,7 @@ def plan_from_llava(folder: HfFolder, mode: str | None, frames: int) -> Plan:
 
 def _mode(folder: HfFolder, mode: str | None) -> str:
     if mode is not None and mode not in MODES:
-        raise ConfigError(f"--mode {mode}: give one of {', '.join(MODES)}")
+        raise UsageError(f"--mode {mode}: give one of {', '.join(MODES)}")
     trained = any(name.startswith(ATTENTION) for name in folder.tensors)
     if mode is None:
         return OFFICIAL if trained else CODES

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from vqedge.engines import JETSONS, LEAST_TENSORRT, EnginePrecision, Flavour, version_of
-from vqedge.errors import ConfigError, ExportError
+from vqedge.errors import ConfigError, ExportError, UsageError
 
 LEVELS = range(6)
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # what an engine is made for unless one says
@@ -76,11 +76,11 @@ def capabilities_from_text(text: str | None) -> tuple[str, ...]:
     """`--sm 86,89` as ("8.6", "8.9"); none for None.
 
     Raises:
-        ConfigError: not a list of compute capabilities.
+        UsageError: not a list of compute capabilities.
     """
     parts = [part.strip() for part in text.split(",")] if text is not None else []
     if not all(part.isdigit() and 2 <= len(part) <= 3 for part in parts):
-        raise ConfigError(f"--sm {text!r}: want compute capabilities such as 86,89")
+        raise UsageError(f"--sm {text!r}: want compute capabilities such as 86,89")
     return tuple(dict.fromkeys(f"{part[:-1]}.{part[-1]}" for part in parts))
 
 

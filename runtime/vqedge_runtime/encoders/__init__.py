@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vqedge.bundle import Bundle, Manifest
 from vqedge.engines import MODULES, Flavour
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.errors import BackendUnavailable, BundleError, UsageError
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.tokens import Codes
 
@@ -146,7 +146,8 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
     """Open an encoder backend by name, or the one that is fastest here.
 
     Raises:
-        BackendUnavailable: no such backend, or it cannot run here or on this bundle.
+        UsageError: no such backend.
+        BackendUnavailable: it cannot run here or on this bundle.
         BundleError: the file cannot be run.
     """
     require_backend(name)
@@ -161,13 +162,14 @@ def require_backend(name: str) -> None:
     """Refuse a backend that cannot run here, before any work.
 
     Raises:
-        BackendUnavailable: no such backend, or something that it needs is missing.
+        UsageError: no such backend.
+        BackendUnavailable: something that it needs is missing.
     """
     if name == AUTO:
         return
     if name not in ENCODERS:
         known = ", ".join((AUTO, *ENCODERS))
-        raise BackendUnavailable(f"no encoder backend {name!r}; there is: {known}")
+        raise UsageError(f"no encoder backend {name!r}; there is: {known}")
     if lacking := ENCODERS[name].missing():
         raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {lacking.fix}")
 

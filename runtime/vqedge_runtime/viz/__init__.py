@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, UsageError
 from vqedge.files import replacing
 from vqedge_runtime.viz.picture import Picture
 
@@ -41,11 +41,11 @@ def writer_for(path: Path) -> Writer:
     """What makes a file of the format that its name says.
 
     Raises:
-        ConfigError: its end is none of the formats.
+        UsageError: its end is none of the formats.
         ModuleNotFoundError: Pillow is not installed.
     """
     if path.suffix.lower() not in _WRITERS:
-        raise ConfigError(f"-o {path}: give a name that ends in {', '.join(_WRITERS)}")
+        raise UsageError(f"-o {path}: give a name that ends in {', '.join(_WRITERS)}")
     return _WRITERS[path.suffix.lower()]()
 
 
@@ -53,7 +53,8 @@ def write_picture(picture: Picture, path: Path) -> None:
     """Write a picture in the format that the file's name says, whole or not at all.
 
     Raises:
-        ConfigError: the name's end is none of the formats, or the file cannot be written.
+        UsageError: the name's end is none of the formats.
+        ConfigError: the file cannot be written.
     """
     data = writer_for(path)(picture)
     try:
