@@ -26,7 +26,12 @@ from vqedge.files import file_sha256, replacing
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp32", "fp16", "int8"]
+Typing = Literal["strong", "weak"]
+Device = Literal["gpu", "dla"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+PRECISIONS: tuple[EnginePrecision, ...] = get_args(EnginePrecision)
+TYPINGS: tuple[Typing, ...] = get_args(Typing)
+DEVICES: tuple[Device, ...] = get_args(Device)
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 LEAST_TENSORRT = (10, 3)
 _RECIPE = 2  # of making engines from encoder.onnx; raise it and cached engines are built again

@@ -19,11 +19,12 @@ import onnx
 import onnxruntime as ort
 import torch
 
+from vqedge.agreement import SAFE_MARGIN, row_cosines
 from vqedge.budget import ADAPTIVE
 from vqedge.config import ModelConfig
 from vqedge.data.clips import QuestionAnswer
+from vqedge.data.generated import generated_frames
 from vqedge.data.questions import one_question_per_kind
-from vqedge.data.render import frames_from_scene
 from vqedge.data.seeds import PARITY_SEED
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
@@ -46,8 +47,6 @@ from vqedge_export.report import (
     ParityReport,
     Tolerance,
 )
-
-SAFE_MARGIN = 1e-3
 
 Rows = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -127,7 +126,7 @@ class _Patches:
             return False
         read = found.outputs.get(ROW_MASK, mask)
         tokens = found.outputs["tokens"][read], wanted.tokens.numpy()[read]
-        self.cosines += _row_cosines(*tokens).tolist()
+        self.cosines += row_cosines(*tokens).tolist()
         return True
 
     def figures(self) -> EncoderParity:
@@ -262,8 +261,7 @@ def llm_parity(
 
 def generated_clip(index: int, config: ModelConfig) -> npt.NDArray[np.uint8]:
     """A clip that parity is measured on, uint8 `[T, size, size, 3]`."""
-    scene = scene_from_seed(PARITY_SEED, index)
-    return frames_from_scene(scene, config.encoder.frames, config.encoder.size)
+    return generated_frames(PARITY_SEED, index, config.encoder.frames, config.encoder.size)
 
 
 def _generated_text(index: int, config: ModelConfig) -> Rows | None:
@@ -295,12 +293,6 @@ def _questions(index: int) -> list[QuestionAnswer]:
         scene_from_seed(PARITY_SEED, index), np.random.default_rng([PARITY_SEED, index, 1])
     )
     return [asked[index % len(asked)], asked[(index + 1) % len(asked)]]
-
-
-def _row_cosines(a: Rows, b: Rows) -> Doubles:
-    dots = (a.astype(np.float64) * b).sum(axis=1)
-    cosines: Doubles = dots / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return cosines
 
 
 def _kl(reference: Rows, found: Rows) -> Doubles:

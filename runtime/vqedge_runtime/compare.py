@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.agreement import SAFE_MARGIN, row_cosines
 from vqedge.index_maps import matched_share
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.encoders import Encoder, Frames, Text
 from vqedge_runtime.tokens import TokenSet
-
-SAFE_MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class _Seen:
         self.maps.append(1.0 - matched_share(wanted.index_map, found.index_map))
         assert wanted.margin is not None, "only a file has none"
         self.margins.append(wanted.margin)
-        cosines = _row_cosines(wanted.rows, found.rows)
+        count = min(len(wanted.rows), len(found.rows))
+        cosines = row_cosines(wanted.rows[:count], found.rows[:count])
         self.cosines += cosines.tolist()
         if not differs.any():
             self.worst.append(float(cosines.min()))
@@ -95,14 +95,3 @@ def compared(
         token_cosine=min(seen.worst, default=None),
         token_cosine_mean=float(np.mean(seen.cosines)),
     )
-
-
-def _row_cosines(
-    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
-) -> npt.NDArray[np.floating]:
-    """Of the rows that both have, in order."""
-    count = min(len(a), len(b))
-    left, right = a[:count].astype(np.float64), b[:count].astype(np.float64)
-    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines: npt.NDArray[np.floating] = (left * right).sum(axis=1) / np.maximum(lengths, 1e-12)
-    return cosines

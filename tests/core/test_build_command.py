@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from test_engines import record
@@ -15,19 +17,18 @@ from vqedge.commands.export import export
 from vqedge.commands.inspect import facts_of
 from vqedge.engines import cache_engine
 from vqedge.errors import BundleError, ConfigError
+from vqedge_export.tensorrt.options import BuildOptions
 
 
 def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="--target onnx: an engine is of tensorrt or tensorrt-rtx"
-    ):
+    with pytest.raises(ConfigError, match="--target onnx: want tensorrt, tensorrt-rtx"):
         run_build(tmp_path, "onnx")
     with pytest.raises(ConfigError, match="--precision fp8: want fp32, fp16, int8"):
         run_build(tmp_path, "tensorrt", precision="fp8")
     with pytest.raises(ConfigError, match="--typing strict: want strong, weak"):
-        build_options(None, None, typing="strict")
+        run_build(tmp_path, "tensorrt", typing="strict")
     with pytest.raises(ConfigError, match="--device npu: want gpu, dla"):
-        build_options(None, None, device="npu")
+        run_build(tmp_path, "tensorrt", device="npu")
 
 
 def test_only_int8_is_calibrated(tmp_path: Path) -> None:
@@ -47,9 +48,19 @@ def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
 
 
 def test_what_is_not_given_keeps_its_default() -> None:
-    options = build_options(None, "86,89", optimization_level=5)
-    assert options.precision == "fp16" and options.capabilities == ("8.6", "8.9")
-    assert options.optimization_level == 5 and options.typing == "strong"
+    options = build_options(None, "86,89")
+    assert options == BuildOptions(precision="fp16", capabilities=("8.6", "8.9"))
+
+
+def test_every_option_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Mock(side_effect=BundleError("stop"))
+    monkeypatch.setattr("vqedge_export.tensorrt.into_bundle.build_into_bundle", built)
+    wanted = BuildOptions("fp32", ("8.6",), "weak", 5, 7, True, True, "dla")
+    given = asdict(wanted) | {"sm": "86", "plugin": "none"}
+    del given["capabilities"]
+    with pytest.raises(BundleError, match="stop"):
+        run_build(tmp_path, "tensorrt", **given)
+    built.assert_called_once_with(tmp_path, "tensorrt", wanted, None, [])
 
 
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:

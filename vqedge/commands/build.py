@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 from vqedge.bundle import open_bundle
 from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
 from vqedge.commands.output import json_result, result, say
-from vqedge.engines import FLAVOURS, EnginePrecision, Flavour
+from vqedge.engines import DEVICES, FLAVOURS, PRECISIONS, TYPINGS, Flavour
 from vqedge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _TAKES_PLUGIN: Flavour = "tensorrt"
 _MOST_CLIPS = 64  # of a folder to calibrate on; more change little
+
+Choice = TypeVar("Choice", bound=str)
 
 
 def run_build(
@@ -27,14 +30,31 @@ def run_build(
     sm: str | None = None,
     plugin: str | None = None,
     calibrate: Path | None = None,
+    typing: str = "strong",
+    optimization_level: int = 3,
+    workspace_mb: int | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    device: str = "gpu",
     as_json: bool = False,
-    **more: Any,
 ) -> None:
-    """Build an engine into a bundle and print its record."""
+    """Build an engine into a bundle and print its record.
+
+    Raises:
+        UsageError: a value that is not one of those offered, or options that do not go together.
+    """
     from vqedge_export.tensorrt.into_bundle import build_into_bundle
 
-    flavour = _flavour(target)
-    options = build_options(precision, sm, **more)
+    flavour = chosen("--target", target, FLAVOURS)
+    options = replace(
+        build_options(precision, sm),
+        typing=chosen("--typing", typing, TYPINGS),
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        device=chosen("--device", device, DEVICES),
+    )
     clips: list[Frames] = []
     if calibrate is not None:
         require_int8(options, calibrate)
@@ -51,24 +71,30 @@ def run_build(
     result(str(made.root))
 
 
-def build_options(precision: str | None, sm: str | None, **more: Any) -> BuildOptions:
-    """Options of an engine from what the command line was given.
+def build_options(precision: str | None, sm: str | None) -> BuildOptions:
+    """Options of an engine in a precision, for some GPUs; without them the usual ones.
 
     Raises:
         UsageError: a value that is not one of those offered.
     """
     from vqedge_export.tensorrt.options import BuildOptions, capabilities_from_text
 
-    choices = {
-        "precision": get_args(EnginePrecision),
-        "typing": ("strong", "weak"),
-        "device": ("gpu", "dla"),
-    }
-    values = more | ({"precision": precision} if precision else {})
-    for name, allowed in choices.items():
-        if values.get(name, allowed[0]) not in allowed:
-            raise UsageError(f"--{name} {values[name]}: want {', '.join(allowed)}")
-    return BuildOptions(capabilities=capabilities_from_text(sm), **values)
+    options = BuildOptions(capabilities=capabilities_from_text(sm))
+    if precision is None:
+        return options
+    return replace(options, precision=chosen("--precision", precision, PRECISIONS))
+
+
+def chosen(option: str, value: str, offered: tuple[Choice, ...]) -> Choice:
+    """The value, if it is one of those that an option takes.
+
+    Raises:
+        UsageError: it is none.
+    """
+    for choice in offered:
+        if choice == value:
+            return choice
+    raise UsageError(f"{option} {value}: want {', '.join(offered)}")
 
 
 def plugin_library_for(
@@ -109,10 +135,3 @@ def calibration_clips(folder: Path, encoder: EncoderSpec) -> list[Frames]:
     clips = list(frames_in_folder(folder, encoder, _MOST_CLIPS))
     say(f"calibrating on {len(clips)} videos of {folder}")
     return clips
-
-
-def _flavour(target: str) -> Flavour:
-    for flavour in FLAVOURS:
-        if flavour == target:
-            return flavour
-    raise UsageError(f"--target {target}: an engine is of {' or '.join(FLAVOURS)}")

@@ -115,13 +115,12 @@ def _reported(bundle: Bundle, report: ParityReport) -> Bundle:
 
 def _clips(manifest: Manifest) -> Iterator[tuple[Frames, int]]:
     """Generated clips; the bundle's budgets take turns."""
-    from vqedge.data.render import frames_from_scene
-    from vqedge.data.world import scene_from_seed
+    from vqedge.data.generated import generated_frames
 
     quantizer, spec = manifest.quantizer, manifest.encoder
     budgets = [quantizer.codes, quantizer.default_budget]
     if quantizer.adaptive_error is not None:
         budgets.append(ADAPTIVE)
     for index in range(_CLIPS):
-        scene = scene_from_seed(PARITY_SEED, index)
-        yield frames_from_scene(scene, spec.frames, spec.size), budgets[index % len(budgets)]
+        frames = generated_frames(PARITY_SEED, index, spec.frames, spec.size)
+        yield frames, budgets[index % len(budgets)]

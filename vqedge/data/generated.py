@@ -14,6 +14,11 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import WORLD_VERSION, Scene, reversed_scene, scene_from_seed
 
 
+def generated_frames(seed: int, number: int, count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Draw clip `number` of the world `seed`, uint8 `[count, size, size, 3]`."""
+    return frames_from_scene(scene_from_seed(seed, number), count, size)
+
+
 @dataclass(frozen=True)
 class SceneClip:
     """One generated clip."""

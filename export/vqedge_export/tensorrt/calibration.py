@@ -15,8 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from vqedge.bundle import EncoderRecord
-from vqedge.data.render import frames_from_scene
-from vqedge.data.world import scene_from_seed
+from vqedge.data.generated import generated_frames
 from vqedge.errors import ParityError
 from vqedge_export.flips import OnnxReader, compared, feeds_for, quiet_session
 from vqedge_export.report import MOST_SAFE_IDS, VariantParity
@@ -30,10 +29,7 @@ Frames = npt.NDArray[np.uint8]
 
 def generated_clips(encoder: EncoderRecord, seed: int, count: int) -> list[Frames]:
     """Clips of the generated world, uint8 `[T, size, size, 3]` each."""
-    return [
-        frames_from_scene(scene_from_seed(seed, index), encoder.frames, encoder.size)
-        for index in range(count)
-    ]
+    return [generated_frames(seed, index, encoder.frames, encoder.size) for index in range(count)]
 
 
 def digest_of(clips: Sequence[Frames]) -> str:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
 
-from vqedge.engines import JETSONS, LEAST_TENSORRT, EnginePrecision, Flavour, version_of
+from vqedge.engines import (
+    JETSONS,
+    LEAST_TENSORRT,
+    Device,
+    EnginePrecision,
+    Flavour,
+    Typing,
+    version_of,
+)
 from vqedge.errors import ConfigError, ExportError, UsageError
 
 LEVELS = range(6)
@@ -32,12 +39,12 @@ class BuildOptions:
 
     precision: EnginePrecision = "fp16"
     capabilities: tuple[str, ...] = ()
-    typing: Literal["strong", "weak"] = "strong"
+    typing: Typing = "strong"
     optimization_level: int = 3
     workspace_mb: int | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
-    device: Literal["gpu", "dla"] = "gpu"
+    device: Device = "gpu"
 
     def __post_init__(self) -> None:
         if self.optimization_level not in LEVELS:
