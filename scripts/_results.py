@@ -44,11 +44,35 @@ def page() -> str:
         **_trained_alike(measured("compare")),
         **_exported(checkpoint),
         **_speed(all_measured("bench_*")),
+        **_memory(measured("memory")),
         **_files(measured("vqt"), measured("vqt_words")),
         **_words(),
         grounding=_grounding(measured("grounding")),
         ids=_ids(measured("ids")),
     )
+
+
+def _memory(document: dict[str, Any]) -> dict[str, str]:
+    """What encoding takes of a short and of a long video."""
+    short, long = document["minutes"]
+    heads = ("clip", f"MB, {short} minute", f"MB, {long} minutes", "times", "seconds")
+    rows = (
+        (
+            kind,
+            *(f"{clip[length]['peak_mb']:.0f}" for length in ("short", "long")),
+            f"{clip['ratio']:.2f}",
+            f"{clip['long']['seconds']:.0f}",
+        )
+        for kind, clip in document["clips"].items()
+    )
+    encoder = next(iter(document["clips"].values()))["long"]["encoder"]
+    versions = ", ".join(f"{tool} {number}" for tool, number in document["versions"].items())
+    return {
+        "memory": table(heads, rows),
+        "memory_frames": document["frames"],
+        "memory_segment": f"{document['segment_s']:g}",
+        "memory_machine": f"{document['machine']}; {encoder}; {versions}",
+    }
 
 
 def _real(document: dict[str, Any]) -> dict[str, str]:
