@@ -252,7 +252,7 @@ def test_a_bundle_is_compared_with_itself_on_shuffled_frames(
     """The runtime reads no question without a video, so there is no blind row."""
 
     class Watching(FakeEncoder):
-        def encode(self, frames_thwc: Any, budget: int) -> TokenSet:
+        def encode(self, frames_thwc: Any, budget: int, text: Any = None) -> TokenSet:
             seen.append([frame.tobytes() for frame in frames_thwc])
             return super().encode(frames_thwc, budget)
 

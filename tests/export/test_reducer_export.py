@@ -159,7 +159,7 @@ def asking(
 ) -> tuple[Checkpoint, onnx.ModelProto, Path]:
     """A checkpoint of windows that are asked, its whole graph, and a folder with its files."""
     folder = tmp_path_factory.mktemp("asking")
-    checkpoint = random_checkpoint(folder, config_of(ASKING), std=0.5)
+    checkpoint = random_checkpoint(folder, config_of(ASKING), std=1.0)
     graph = whole_graph(checkpoint, vit_source)
     save_model(graph, folder / "encoder.onnx")
     save_model(bridge_of(graph), folder / "bridge.onnx")
@@ -211,7 +211,10 @@ def test_a_backend_gives_a_clip_other_tokens_for_another_question(
     assert np.array_equal(second.index_map, wanted.index_map.numpy())
     cosines = _cosines(second.rows, wanted.tokens[wanted.mask].numpy())
     assert cosines.min() > (0.9999 if backend == "onnxruntime" else 0.9)
-    assert np.abs(first.rows - second.rows).max() > 0.01
+    error = np.abs(second.rows - wanted.tokens[wanted.mask].numpy()).max()
+    turned = np.abs(first.rows - second.rows).max()
+    print(f"max {error:.1e}, of another question {turned:.1e}")
+    assert turned > (5 * error if backend == "onnxruntime" else 1e-3)
 
 
 def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:

@@ -7,7 +7,7 @@ import pytest
 
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.compare import compared
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders import Frames, Text
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.tokens import Codes
 
@@ -21,7 +21,7 @@ class Turned(FakeEncoder):
         super().__init__()
         self.patches = patches
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         right = super().encode(frames_thwc, budget)
         index_map = right.index_map.copy()
         index_map.flat[: self.patches] += 1
@@ -31,7 +31,7 @@ class Turned(FakeEncoder):
 class Unsure(FakeEncoder):
     """All its choices are close calls but for the first patch."""
 
-    def encode(self, frames_thwc: Frames, budget: int) -> Codes:
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         sure = super().encode(frames_thwc, budget)
         margin = np.full(sure.index_map.shape, 1e-4, np.float32)
         margin.flat[0] = 0.25

@@ -198,7 +198,7 @@ class Timed(FakeEncoder):
     def name(self) -> str:
         return self.label
 
-    def encode(self, frames_thwc: np.ndarray, budget: int) -> TokenSet:
+    def encode(self, frames_thwc: np.ndarray, budget: int, text: Any = None) -> TokenSet:
         time.sleep(self.seconds)
         return super().encode(frames_thwc, budget)
 
@@ -260,7 +260,7 @@ def test_a_large_model_is_measured_by_one_clip(
     bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    monkeypatch.setattr(Timed, "encode", lambda _, frames, budget: encoded.append(budget))
+    monkeypatch.setattr(Timed, "encode", lambda _, frames, budget, text: encoded.append(budget))
     monkeypatch.setattr(auto, "_MOST_S", 0.0)
     monkeypatch.setattr(auto.time, "perf_counter", iter(range(100)).__next__)
     monkeypatch.setattr(auto, "_MOST_S", 1.0)

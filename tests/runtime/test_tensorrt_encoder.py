@@ -273,7 +273,7 @@ def test_both_flavours_are_in_the_table_and_say_what_is_missing(tmp_path: Path) 
 
 
 class Slow(FakeEncoder):
-    def encode(self, frames_thwc: Any, budget: int) -> Any:
+    def encode(self, frames_thwc: Any, budget: int, text: Any = None) -> Any:
         time.sleep(0.02)
         return super().encode(frames_thwc, budget)
 
