@@ -18,14 +18,14 @@ from torch import nn
 import vqedge.cli
 import vqedge.commands.reducers as command
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
-from vqedge.config import ModelConfig, QuantizerConfig
+from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError
 from vqedge.model import reduced_answer
 from vqedge.model.checkpoint import open_checkpoint
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
 from vqedge.model.reducers.measure import median_ms, peak_mb, quantisation_error
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import make_reducer
+from vqedge.model.reducers.registry import make_reducer, reducer_quantizer
 from vqedge.reducers import MOST_IN_PAIRS, TRAINABLE, TRAINING_FREE
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +164,27 @@ def test_costs_are_the_cpus_wherever_answers_come_from() -> None:
     assert quantizer.device == "cuda", "answers still come from where they came"
 
 
+ASKING = ModelConfig(
+    encoder=EncoderConfig(frames=2, size=28),
+    quantizer=QuantizerConfig(kind="reducer:query-window", codes=5, default_budget=4),
+    llm=LlmConfig(width=8),
+)
+
+
+def test_costs_of_tokens_that_follow_a_question_are_those_of_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    patches, text = torch.rand(8, 384, generator=generator), torch.rand(8, generator=generator)
+    reduced: Any = SimpleNamespace(
+        quantizer=reducer_quantizer(ASKING).eval(),
+        config=ASKING,
+        seen=lambda _item: patches,
+        text_of=lambda _item: text,
+    )
+    item: Any = None
+    found = command._Costs(reduced, [item]).at(4)
+    assert found["ids_differ"] == 0 and found["error"] > 0 and found["reducer_gflops"] > 0
+
+
 def test_patches_of_clips_are_kept_as_far_as_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -238,6 +259,20 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     kind = "model.quantizer.kind=reducer:scissor"
     assert f"scissor was not trained: vqedge train recipes/reducers.yaml {kind} -o" in said
     assert "tome was not trained" not in said and "vqtoken was not trained" not in said
+
+
+def test_a_kind_of_one_budget_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "asked", ASKING, 120)
+    encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
+    fake: Any = SimpleNamespace(config=ASKING, encoder=encoder)
+    monkeypatch.setattr(command, "opened_checkpoint", lambda _: fake)
+    monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
+    monkeypatch.setattr(command, "_Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
+    bench = object.__new__(command._Bench)
+    bench.clips, bench.items = [], command.suite_items("synthetic", 20)
+    rows = list(bench.trained(["query-window"], [1, 2, 5], tmp_path))
+    assert [(row["reducer"], row["budget"]) for row in rows] == [("query-window", 4)]
 
 
 @pytest.mark.parametrize(
