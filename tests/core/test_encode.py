@@ -416,8 +416,7 @@ def test_a_video_that_ends_early(run: Any, share: float) -> None:
 def test_memory_does_not_grow_with_the_length(bundle: Bundle, tmp_path: Path) -> None:
     """Two hours in windows of a minute take about as much memory as one minute.
 
-    Frames wait for the garbage collector, so there is some difference; the frames of all windows
-    would be 145 MB.
+    The frames of all windows would be 145 MB, one of each window 18 MB.
     """
     if not Path("/proc/self/status").exists():
         pytest.skip("the peak of a process is read from /proc/self/status, which Linux has")
@@ -441,7 +440,7 @@ print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmH
         assert done.returncode == 0, done.stderr
         peaks_mb.append(float(done.stdout))
     print(f"peak memory {peaks_mb[0]:.1f} MB of a minute, {peaks_mb[1]:.1f} MB of two hours")
-    assert peaks_mb[1] - peaks_mb[0] < 32
+    assert peaks_mb[1] - peaks_mb[0] < 16
 
 
 def write_slides(path: Path, count: int, codec: str = "mpeg4", rate: int = 1) -> None:
