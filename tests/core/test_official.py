@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hf_maker import order_by_distance
 from torch import Tensor, nn
 
 from vqedge.budget import ADAPTIVE
@@ -82,7 +83,9 @@ def test_rows_are_those_of_the_published_forward(
 ) -> None:
     codes, index_map = clip_of(frames, used)
     found = official(frames, published).rows(codes, index_map)
-    wanted = published(index_map.reshape(frames, -1), codes[:used].float())
+    order = torch.tensor(order_by_distance(codes[:used]))
+    numbers = order.argsort()[index_map.reshape(frames, -1).long()]
+    wanted = published(numbers, codes[:used].float()[order])
     assert found.row_mask is not None
     count = max(frames, used)
     assert found.row_mask.tolist() == [True] * (count + 1) + [False] * (max(frames, MOST) - count)
@@ -101,6 +104,17 @@ def test_what_no_code_fills_has_no_say(published: Published) -> None:
     wanted = bridge.rows(codes, index_map).tokens
     codes[5:] = 7.0
     assert torch.equal(bridge.rows(codes, index_map).tokens, wanted)
+
+
+@pytest.mark.parametrize("frames", [3, 16])
+def test_how_codes_were_numbered_does_not_matter(published: Published, frames: int) -> None:
+    codes, index_map = clip_of(frames, 8)
+    bridge = official(frames, published)
+    wanted = bridge.rows(codes, index_map).tokens
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    codes[:8] = codes[order]
+    found = bridge.rows(codes, order.argsort()[index_map.long()].to(torch.int32)).tokens
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
 
 
 def test_without_an_attention_the_codes_are_the_rows() -> None:

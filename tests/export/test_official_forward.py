@@ -5,7 +5,8 @@ projector of two layers with a GELU; k-means of all patches of the clip at lengt
 (the attention's queries are 729 numbers, a whole frame's ids: LLaVA-OneVision's pooling of videos
 to 196 has no place in it); PyTorch's decoder layer; one newline row at the end. Weights are read by
 their published names from the folder that is imported. Which patches make a code is k-means' choice
-and random as published, so it is taken from our encoder and seen to be a fixed point.
+and random as published, so it is taken from our encoder and seen to be a fixed point; the codes are
+numbered here by distance.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_maker import GRID, IMAGE, WIDTH, PublishedAttention, projector, tiny_siglip, write_llava
+from hf_maker import (
+    GRID,
+    IMAGE,
+    WIDTH,
+    PublishedAttention,
+    order_by_distance,
+    projector,
+    tiny_siglip,
+    write_llava,
+)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import SiglipImageProcessor
@@ -55,7 +65,8 @@ class Published(NamedTuple):
 
     def rows(self, means: Tensor, labels: Tensor) -> Tensor:
         """What Qwen2 reads, of codes `[K, D]` and ids `[T, P]`."""
-        queries, most = labels.float(), max(len(labels), len(means))
+        order, most = torch.tensor(order_by_distance(means.half())), max(len(labels), len(means))
+        queries, means = order.argsort()[labels].float(), means[order]
         queries = queries.repeat(most // len(queries) + 1, 1)[:most]
         memory = means.repeat(most // len(means) + 1, 1)[:most]
         target = self.attention.to_q_proj(queries)[:, None]

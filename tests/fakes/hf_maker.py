@@ -119,6 +119,18 @@ class PublishedAttention(nn.Module):
         self.to_q_proj = nn.Linear(patches, width)
 
 
+def order_by_distance(codes: Tensor) -> list[int]:
+    """The one most like all, then each the farthest from those before it: what numbers follow."""
+    unit = torch.nn.functional.normalize(codes.double(), dim=1)
+    order = [int((codes.double() @ codes.double().sum(dim=0)).argmax())]
+    while len(order) < len(codes):
+        nearest = (unit @ unit[order].T).amax(dim=1)
+        order.append(
+            min(set(range(len(codes))) - set(order), key=lambda code: float(nearest[code]))
+        )
+    return order
+
+
 def projector(inputs: int = 32, width: int = WIDTH) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width))
 

@@ -3,9 +3,10 @@
 The published code differs from the paper, which `vqedge.model.vq_attention` follows: a query is the
 index map of a *frame*, its ids read as numbers; keys and values are the codes; a post-norm decoder
 layer mixes them. Queries and codes are repeated in turn to the larger of both numbers, which is how
-many rows come out, and one learned row ends the video. What the weights need is kept; that ids are
-arbitrary numbers is tamed by their order of first occurrence. Shapes are static here: rows that the
-number of codes in use does not reach are masked in both attentions.
+many rows come out, and one learned row ends the video. What the weights need is kept. They were
+trained on the numbers of random starts, which say nothing about a place, so codes are numbered anew
+here: by first occurrence the first patches would have the lowest numbers in every video. Shapes are
+static: rows that the number of codes in use does not reach are masked in both attentions.
 
 Parameter names are those of the published state dict, below `model.cross_attention`.
 """
@@ -21,6 +22,7 @@ from vqedge.model.rows import Rows
 
 HIDDEN = 2048
 _MASKED = -1e4
+_UNUSED, _TAKEN = 3.0, 4.0  # above every cosine
 
 
 class PackedAttention(nn.Module):
@@ -103,6 +105,29 @@ class OfficialAttention(nn.Module):
         return rows, count
 
 
+def order_by_distance(codes: Tensor, mask: Tensor) -> Tensor:
+    """The code most like all together, then always the one farthest from those before it.
+
+    Args:
+        codes: float `[K, D]`.
+        mask: bool `[K]`, those in use. The others come last.
+
+    Returns:
+        int64 `[K]`, the same codes in whatever order they are given.
+    """
+    unit, slot = F.normalize(codes, dim=1), torch.arange(len(codes), device=codes.device)
+    similar = unit @ unit.T
+    likeness = codes @ torch.where(mask[:, None], codes, 0.0).sum(dim=0)
+    chosen = torch.where(mask, likeness, -torch.inf).argmax(dim=0, keepdim=True)
+    nearest, order = torch.where(mask, -1.0, _UNUSED), [chosen]
+    for _ in range(len(codes) - 1):
+        nearest = torch.maximum(nearest, similar[chosen][0])
+        nearest = torch.where(slot == chosen, _TAKEN, nearest)
+        chosen = nearest.argmin(dim=0, keepdim=True)
+        order.append(chosen)
+    return torch.cat(order)
+
+
 class OfficialBridge(nn.Module):
     """Codes and index map to rows that end with the learned newline.
 
@@ -128,7 +153,9 @@ class OfficialBridge(nn.Module):
         used = mask.sum()
         rows, count = codes, used
         if self.cross_attention is not None:
-            rows, count = self.cross_attention(codes, index_map, used)
+            order = order_by_distance(codes, mask)
+            number = torch.zeros_like(order).scatter(0, order, slot)
+            rows, count = self.cross_attention(codes[order], number[index_map.long()], used)
         place = torch.arange(len(rows) + 1, device=codes.device)
         ended = torch.cat([rows, self.image_newline[None]])
         chosen = ended[torch.where(place < count, place, len(rows))]
