@@ -645,6 +645,15 @@ def test_processes_that_cannot_share_a_step_are_told(
         run(config_for(tmp_path, optim=OptimConfig(**optim)))
 
 
+def test_processes_that_did_not_meet_do_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: process(0, 1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"started 2 processes .* --cpu"):
+        run(config_for(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -36,8 +36,8 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     """The processes that a launcher began, or this one alone.
 
     Raises:
-        ConfigError: a step's clips cannot be dealt out evenly, or the launcher is to spread more
-            than frozen weights.
+        ConfigError: a step's clips cannot be dealt out evenly, the launcher's processes did not
+            meet, or it is to spread more than frozen weights.
     """
     if parse_flag_from_env(_FSDP):
         _heed_fsdp()
@@ -50,6 +50,12 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         raise ConfigError(
             f"{accelerator.distributed_type.value}: what is trained is small; launch without it, "
             "as: accelerate launch --multi_gpu -m vqedge.cli train"
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:  # each would train alone, into one folder
+        raise ConfigError(
+            f"the launcher started {started} processes for GPUs, and there are none; launch with "
+            "--cpu"
         )
     if accelerator.device.type == "cuda":
         repeatable_kernels()
