@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from vqedge.choices import chosen
 from vqedge.errors import ConfigError, UsageError
 
 PREFIX: Final = "reducer:"
@@ -97,15 +98,13 @@ def training_free_kind(name: str) -> str:
     Raises:
         UsageError: it has weights, or is not known.
     """
-    if name in TRAINING_FREE:
-        return f"{PREFIX}{name}"
     if name in TRAINABLE:
         raise UsageError(
             f"--reducer {name}: has weights of its own, which no published model brings; train "
             f"with quantizer.kind {PREFIX}{name} (docs/reducers.md), or choose of "
             f"{', '.join(TRAINING_FREE)}"
         )
-    raise UsageError(f"--reducer {name}: choose one of {', '.join(TRAINING_FREE)}")
+    return f"{PREFIX}{chosen('--reducer', name, TRAINING_FREE)}"
 
 
 def has_room(name: str, patches: int) -> bool:

@@ -24,8 +24,9 @@ from vqedge.bundle import (
     bundle_writer,
 )
 from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
+from vqedge.choices import chosen
 from vqedge.config import ModelConfig
-from vqedge.errors import CheckpointError, UsageError
+from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
 from vqedge.video_words import vocabulary_of
@@ -124,8 +125,7 @@ def check_precision(precision: str) -> None:
     Raises:
         UsageError: it is none of `PRECISIONS`.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"--precision {precision}: give one of {', '.join(PRECISIONS)}")
+    chosen("--precision", precision, PRECISIONS)
 
 
 def graph_of(checkpoint: Path) -> onnx.ModelProto:

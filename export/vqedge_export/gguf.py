@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Unpack
 
+from vqedge.choices import chosen
 from vqedge.config import LlmConfig
-from vqedge.errors import CheckpointError, ExportError, UsageError
+from vqedge.errors import CheckpointError, ExportError
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,7 @@ def check_quant(quant: str) -> None:
     Raises:
         UsageError: it is none of `LLM_QUANTS`.
     """
-    if quant not in LLM_QUANTS:
-        raise UsageError(f"--llm-quant {quant}: unknown, choose one of {', '.join(LLM_QUANTS)}")
+    chosen("--llm-quant", quant, LLM_QUANTS)
 
 
 def gguf_from_lora(

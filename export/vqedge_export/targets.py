@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import EngineRecord
 from vqedge.checkpoint import LORA, MODEL
+from vqedge.choices import chosen
 from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
-from vqedge.errors import BackendUnavailable, ConfigError, UsageError
+from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge.video_words import vocabulary_of
 from vqedge_export.gguf import AddedTokens, gguf_from_lora
 from vqedge_export.graph import (
@@ -72,10 +73,9 @@ class Making:
 
 @dataclass(frozen=True)
 class Target:
-    """A row: what it is called, what its file ends in, what it needs, how it is made."""
+    """A row: what it is called, what it needs, how it is made."""
 
     name: str
-    suffix: str
     needs: tuple[str, ...]  # Python modules
     export: Callable[[Making], tuple[EngineRecord, ...]]
 
@@ -145,11 +145,11 @@ def _engine(making: Making, flavour: Flavour) -> EngineRecord:
 TARGETS = {
     row.name: row
     for row in (
-        Target("onnx", ".onnx", (), _onnx),
-        Target("gguf", ".gguf", (), _gguf),
-        Target(VOCAB, ".gguf", (), _made_already),
-        Target("tensorrt", ".engine", ("tensorrt",), _tensorrt),
-        Target("tensorrt-rtx", ".engine", ("tensorrt_rtx",), _tensorrt_rtx),
+        Target("onnx", (), _onnx),
+        Target("gguf", (), _gguf),
+        Target(VOCAB, (), _made_already),
+        Target("tensorrt", ("tensorrt",), _tensorrt),
+        Target("tensorrt-rtx", ("tensorrt_rtx",), _tensorrt_rtx),
     )
 }
 BASE = (TARGETS["onnx"], TARGETS["gguf"])  # that every bundle holds
@@ -164,11 +164,8 @@ def engine_targets(text: str | None) -> tuple[Target, ...]:
     Raises:
         UsageError: an unknown name.
     """
-    names = [name.strip() for name in text.split(",")] if text is not None else []
-    unknown = [name for name in names if name != ALL and name not in TARGETS]
-    if unknown:
-        known = ", ".join(f"{row.name} ({row.suffix})" for row in TARGETS.values())
-        raise UsageError(f"--target {unknown[0]}: want {known} or {ALL}")
+    parts = text.split(",") if text is not None else []
+    names = [chosen("--target", part.strip(), (*TARGETS, ALL)) for part in parts]
     asked = [row for row in TARGETS.values() if row.name in names and row not in BASE]
     return _possible() if ALL in names else tuple(asked)
 

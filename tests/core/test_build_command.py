@@ -16,25 +16,25 @@ from vqedge.commands.build import build_options, plugin_library_for, run_build
 from vqedge.commands.export import export
 from vqedge.commands.inspect import facts_of
 from vqedge.engines import cache_engine
-from vqedge.errors import BundleError, ConfigError
+from vqedge.errors import BundleError, ConfigError, UsageError
 from vqedge_export.tensorrt.options import BuildOptions
 
 
 def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--target onnx: want tensorrt, tensorrt-rtx"):
+    with pytest.raises(UsageError, match="--target onnx: choose one of tensorrt, tensorrt-rtx"):
         run_build(tmp_path, "onnx")
-    with pytest.raises(ConfigError, match="--precision fp8: want fp32, fp16, int8"):
+    with pytest.raises(UsageError, match="--precision fp8: choose one of fp32, fp16, int8"):
         run_build(tmp_path, "tensorrt", precision="fp8")
-    with pytest.raises(ConfigError, match="--typing strict: want strong, weak"):
+    with pytest.raises(UsageError, match="--typing strict: choose one of strong, weak"):
         run_build(tmp_path, "tensorrt", typing="strict")
-    with pytest.raises(ConfigError, match="--device npu: want gpu, dla"):
+    with pytest.raises(UsageError, match="--device npu: choose one of gpu, dla"):
         run_build(tmp_path, "tensorrt", device="npu")
 
 
 def test_only_int8_is_calibrated(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="fp16 needs no calibration"):
+    with pytest.raises(UsageError, match="fp16 needs no calibration"):
         run_build(tmp_path, "tensorrt", calibrate=tmp_path)
-    with pytest.raises(ConfigError, match="fp16 needs no calibration"):
+    with pytest.raises(UsageError, match="fp16 needs no calibration"):
         export(tmp_path, tmp_path / "o.vqedge", target="tensorrt-rtx", calibrate=tmp_path)
 
 
@@ -65,13 +65,13 @@ def test_every_option_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
     for changes in ({"precision": "fp16"}, {"sm": "86"}, {"calibrate": tmp_path}):
-        with pytest.raises(ConfigError, match="add --target tensorrt or tensorrt-rtx"):
+        with pytest.raises(UsageError, match="add --target tensorrt or tensorrt-rtx"):
             export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
 
 
 def test_a_plugin_needs_an_engine_that_takes_one() -> None:
     for flavours in ((), ("tensorrt-rtx",)):
-        with pytest.raises(ConfigError, match="only --target tensorrt takes a plugin"):
+        with pytest.raises(UsageError, match="only --target tensorrt takes a plugin"):
             plugin_library_for(flavours, build_options(None, None), "auto")
         assert plugin_library_for(flavours, build_options(None, None), None) is None
 

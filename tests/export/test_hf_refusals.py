@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from vqedge.base.pickles import conversion_line
 from vqedge.base.weights import encoder_weights, origin_of
 from vqedge.checkpoint import ORIGIN
-from vqedge.errors import CheckpointError, ConfigError, VqedgeError
+from vqedge.errors import CheckpointError, ConfigError, UsageError, VqedgeError
 from vqedge.model.checkpoint import open_checkpoint
 from vqedge_export.hf.importing import checkpoint_from_folder
 
@@ -262,10 +262,14 @@ def test_no_folder_and_one_that_is_in_the_way(source: Path, tmp_path: Path) -> N
         checkpoint_from_folder(source, tmp_path / "taken")
 
 
-@pytest.mark.parametrize("mode", ["official", "other"])
-def test_a_mode_that_the_source_does_not_have(tmp_path: Path, mode: str) -> None:
+def test_a_mode_that_the_source_does_not_have(tmp_path: Path) -> None:
     source = write_llava(tmp_path / "plain", attention=False)
-    assert f"--mode {mode}: " in refused(source, ConfigError, mode=mode)
+    assert "--mode official: " in refused(source, ConfigError, mode="official")
+
+
+def test_a_mode_that_there_is_not(source: Path) -> None:
+    line = refused(source, UsageError, mode="other")
+    assert line == "--mode other: choose one of official, paper, codes"
 
 
 def test_weights_that_were_exchanged_after_the_import(source: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_export import BothArrays
 
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
-from vqedge.errors import ConfigError, ExportError
+from vqedge.errors import ExportError, UsageError
 from vqedge.index_maps import matched_share
 from vqedge_export.assemble import check_precision
 from vqedge_export.flips import OnnxReader, Reading, compared
@@ -102,7 +102,7 @@ def test_a_graph_of_another_exporter_is_refused() -> None:
 
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--precision int4: give one of fp32, fp16, int8"):
+    with pytest.raises(UsageError, match="--precision int4: choose one of fp32, fp16, int8"):
         check_precision("int4")
 
 

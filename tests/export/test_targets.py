@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.errors import BackendUnavailable, UsageError
 from vqedge_export import targets
 from vqedge_export.targets import BASE, TARGETS, engine_targets, require_installed
 from vqedge_export.tensorrt import build
@@ -30,7 +30,7 @@ def test_engines_come_on_top_in_the_tables_order() -> None:
 
 def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
     for text in ("openvino", "", "onnx,", "All"):
-        with pytest.raises(ConfigError, match=r"gguf \(\.gguf\), gguf-vocab \(\.gguf\), tensorrt"):
+        with pytest.raises(UsageError, match="choose one of onnx, gguf, gguf-vocab, tensorrt"):
             engine_targets(text)
 
 

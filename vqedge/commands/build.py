@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from vqedge.bundle import open_bundle
+from vqedge.choices import chosen
 from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
 from vqedge.commands.output import json_result, result, say
-from vqedge.engines import DEVICES, FLAVOURS, PRECISIONS, TYPINGS, Flavour
+from vqedge.engines import DEVICES, ENGINE_PRECISIONS, FLAVOURS, TYPINGS, Flavour
 from vqedge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 _TAKES_PLUGIN: Flavour = "tensorrt"
 _MOST_CLIPS = 64  # of a folder to calibrate on; more change little
-
-Choice = TypeVar("Choice", bound=str)
 
 
 def run_build(
@@ -82,19 +81,7 @@ def build_options(precision: str | None, sm: str | None) -> BuildOptions:
     options = BuildOptions(capabilities=capabilities_from_text(sm))
     if precision is None:
         return options
-    return replace(options, precision=chosen("--precision", precision, PRECISIONS))
-
-
-def chosen(option: str, value: str, offered: tuple[Choice, ...]) -> Choice:
-    """The value, if it is one of those that an option takes.
-
-    Raises:
-        UsageError: it is none.
-    """
-    for choice in offered:
-        if choice == value:
-            return choice
-    raise UsageError(f"{option} {value}: want {', '.join(offered)}")
+    return replace(options, precision=chosen("--precision", precision, ENGINE_PRECISIONS))
 
 
 def plugin_library_for(

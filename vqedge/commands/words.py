@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vqedge.budget import budget_from_text
 from vqedge.bundle import Bundle, open_bundle
+from vqedge.choices import chosen
 from vqedge.commands.encode import EncodeOptions
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result
@@ -71,11 +72,9 @@ def _check_flags(
     options: EncodeOptions,
 ) -> None:
     budget_from_text(options.budget)
-    if form not in (TEXT, IDS):
-        raise UsageError(
-            f"--as {form}: give {TEXT} or {IDS}" if form else f"--question: give --as {IDS} too"
-        )
-    if question is not None and form == TEXT:
+    if form is None:
+        raise UsageError(f"--question: give --as {IDS} too")
+    if chosen("--as", form, (TEXT, IDS)) == TEXT and question is not None:
         raise UsageError(
             f"--question: in text it could spell words of a video or end its turn; use --as {IDS}"
         )

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from vqedge.choices import chosen
 from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
-from vqedge.errors import CheckpointError, ConfigError, UsageError
+from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.official import HIDDEN
 from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_export.hf.folder import HfFolder
@@ -65,6 +66,7 @@ def plan_from_llava(folder: HfFolder, mode: str | None, frames: int) -> Plan:
     Raises:
         CheckpointError: it is built in a way that vqedge does not follow, or tensors do not fit.
         ConfigError: the mode needs tensors that it does not have.
+        UsageError: it is none of `MODES`.
     """
     _require_layout(folder)
     mode = _mode(folder, mode)
@@ -85,12 +87,10 @@ def plan_from_llava(folder: HfFolder, mode: str | None, frames: int) -> Plan:
 
 
 def _mode(folder: HfFolder, mode: str | None) -> str:
-    if mode is not None and mode not in MODES:
-        raise UsageError(f"--mode {mode}: give one of {', '.join(MODES)}")
     trained = any(name.startswith(ATTENTION) for name in folder.tensors)
     if mode is None:
         return OFFICIAL if trained else CODES
-    if mode == OFFICIAL and not trained:
+    if chosen("--mode", mode, MODES) == OFFICIAL and not trained:
         raise ConfigError(
             f"--mode official: {folder.path} has no {ATTENTION}*, it is plain LLaVA-OneVision; "
             "use --mode codes, or --mode paper to train an attention"
