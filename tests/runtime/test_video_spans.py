@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from av import VideoFrame
+from PIL import Image
 from video_maker import write_video
 
 from vqedge.errors import VideoError
@@ -135,6 +136,17 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     spans: list[Span] = [(0.0, 2.0), (2.0, 6.0)]
     for clip, span in zip(clips_from_path(tmp_path, T, SIZE, spans), spans, strict=True):
         assert_same(clip, clip_from_path(tmp_path, T, SIZE, *span))
+
+
+def test_whoever_stops_waits_for_one_image_of_a_folder(
+    tmp_path: Path, decoded: list[VideoFrame]
+) -> None:
+    for number in range(6):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    clips = clips_from_path(tmp_path, 6, SIZE, [(None, None)], stopped=lambda: bool(decoded))
+    with pytest.raises(source.Stopped):
+        next(clips)
+    assert len(decoded) == 1
 
 
 def test_no_spans_are_no_clips(video: Path) -> None:

@@ -19,7 +19,7 @@ from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
-from vqedge_runtime.video.source import Source, never, opened
+from vqedge_runtime.video.source import Source, Stopped, never, opened
 
 Span: TypeAlias = tuple[float | None, float | None]
 """Start and end in seconds; None for those of the video."""
@@ -223,9 +223,15 @@ def _clip_from_shots(
     instants_s: Sequence[float],
     shot_at: Callable[[float], Shot],
 ) -> Clip:
-    """A clip, without the time that decoding took."""
+    """A clip, without the time that decoding took.
+
+    Raises:
+        Stopped: `request.stopped` says so.
+    """
     canvas = Canvas(request.frames, request.size, request.rule.resize)
     for instant_s in instants_s:
+        if request.stopped():
+            raise Stopped
         canvas.add(shot_at(instant_s))
     return Clip(
         frames_thwc=canvas.frames_thwc,
