@@ -195,6 +195,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["build", "x", "--sm", "new"], "--sm 'new': want compute capabilities"),
         (["build", "x", "--calibrate", "."], "--calibrate .: fp16 needs no calibration"),
         (["build", "x", "--target", "tensorrt-rtx", "--plugin", "auto"], "takes a plugin"),
+        (["import", ".", "-o", "y", "--mode", "none"], "--mode none: choose one of official"),
         (["import", ".", "-o", "y", "--reducer", "none"], "--reducer none: choose one of"),
         (["eval", "--suite", "nothing"], "--suite nothing: choose one of"),
         (["eval", "--suite", "photos"], "--suite photos: give the photos' index"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vqedge.choices import chosen
 from vqedge.commands.fetch import teller
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import CheckpointError
@@ -30,13 +31,17 @@ def run_import(
     Raises:
         CheckpointError: see `checkpoint_from_folder`, or there is no such source.
         ConfigError: see there.
+        UsageError: no such mode or reducer.
         FetchError: the hub cannot be reached, or refuses.
     """
     from vqedge_export.hf.importing import DEFAULT_FRAMES, checkpoint_from_folder, require_absent
+    from vqedge_export.hf.llava import MODES
 
-    require_absent(out)
+    if mode is not None:
+        chosen("--mode", mode, MODES)  # before anything is downloaded
     if reducer is not None:
-        training_free_kind(reducer)  # before anything is downloaded
+        training_free_kind(reducer)
+    require_absent(out)
     folder, name, commit = _folder_of(source, revision)
     say(f"importing {folder}")
     imported = checkpoint_from_folder(
