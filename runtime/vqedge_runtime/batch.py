@@ -118,7 +118,8 @@ class BatchEncoder:
     def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
         """Encode every job; one that fails stops no other.
 
-        Whoever closes it early, or is interrupted in it, waits for no more than a frame, or the clip in the encoder.
+        Whoever closes it early, or is interrupted in it, waits for no more than a frame, or the
+        clip in the encoder.
 
         Yields:
             an outcome a job, in order.
