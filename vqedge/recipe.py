@@ -138,7 +138,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if max(self.data.budgets) > self.model.quantizer.codes:
+        if max(self.budgets) > self.model.quantizer.codes:
             raise ValueError("data.budgets: none may exceed model.quantizer.codes")
         if self.model.quantizer.default_budget not in self.budgets:
             raise ValueError("data.budgets: want model.quantizer.default_budget among them")

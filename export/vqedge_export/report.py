@@ -19,6 +19,8 @@ MOST_SAFE_IDS = 0.01
 # share of patches that another backend may put on another part of the index map, codes matched: on
 # the clips of `check --backend` the tiny encoder moves 0.10 in bfloat16 and 0.25 in int8
 MOST_MAPS_DIFFER = 0.4
+# mean cosine of another backend's tokens, where the index map cannot tell: it is always the same
+LEAST_TOKEN_COSINE = 0.95
 
 
 class _Record(BaseModel):

@@ -22,7 +22,7 @@ import numpy as np
 from vqedge.bundle import Bundle
 from vqedge.errors import VqedgeError
 from vqedge_runtime.answers import Video
-from vqedge_runtime.encoders import ENCODERS, Frames, no_question
+from vqedge_runtime.encoders import ENCODERS, Frames, made_question
 from vqedge_runtime.encoders.auto import available
 from vqedge_runtime.llm import DecodingOptions, Generation, Prompt, VideoRows
 from vqedge_runtime.session import VideoQA
@@ -88,7 +88,7 @@ def side_by_side(
         depend on what else the machine does; `over_fp32`, the time as a share of ONNX Runtime's in
         float32 on the CPU, if that runs. Or `error`, why it does not run.
     """
-    budget, text = bundle.manifest.quantizer.default_budget, no_question(bundle.manifest)
+    budget, text = bundle.manifest.quantizer.default_budget, made_question(bundle.manifest)
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
@@ -146,7 +146,7 @@ def _asked_after_another(qa: VideoQA, video: Video, runs: int) -> list[Generatio
     found = []
     for number in range(runs):
         qa.llm.prefill_video(other)
-        found.append(_asked(qa, video.rows, _REASKS[number % len(_REASKS)]))
+        found.append(_again(qa, video, _REASKS[number % len(_REASKS)]))
     return found
 
 
@@ -161,7 +161,7 @@ def _together(qa: VideoQA, video: Video, runs: int) -> dict[str, dict[str, float
     asked = [f"{QUESTION} {number}" for number in range(_TOGETHER)]
     cases = {
         "clips": [Prompt(clip, QUESTION) for clip in clips],
-        "questions": [Prompt(video.rows, question) for question in asked],
+        "questions": [Prompt(qa.asked(video, question).rows, question) for question in asked],
     }
     return {name: _one_by_one_and_together(qa, prompts, runs) for name, prompts in cases.items()}
 

@@ -97,16 +97,16 @@ def find_evidence(
         on_code: told the codes one after another as the work goes on.
 
     Raises:
-        ConfigError: no row of the bundle's is one code's.
+        ConfigError: no row of the bundle's is one code's, or there are none before a question.
         PromptError: question or answer are empty, or too long.
     """
-    each = video.tokens.rows_per_code
+    rows, each = video.rows, video.tokens.rows_per_code
     if each is None:
         raise ConfigError(
             "--evidence: leaves out codes row by row, and no row of this bundle's is one code's; "
             "ask without it"
         )
-    whole = llm.score_choices(video.rows, question, [answer]).totals[0]
+    whole = llm.score_choices(rows, question, [answer]).totals[0]
     count = video.tokens.codes.count
 
     def likelihoods(read: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -114,7 +114,7 @@ def find_evidence(
         found = np.zeros(len(read))
         for first in range(0, len(read), BRANCHES):
             some = range(first, min(first + BRANCHES, len(read)))
-            prompts = [Prompt(_only(video.rows, np.repeat(read[i], each)), question) for i in some]
+            prompts = [Prompt(_only(rows, np.repeat(read[i], each)), question) for i in some]
             found[some] = llm.score_many(prompts, [answer] * len(prompts))
             for code in range(count * some.start // len(read), count * some.stop // len(read)):
                 on_code(code)

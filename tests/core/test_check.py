@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import fill_folder, tiny_facts
+from tiny_bundle import asking_facts, fill_folder, tiny_facts
 from tiny_report import parity_report
 
-from vqedge.bundle import bundle_writer, open_bundle
+from vqedge.bundle import BundleFacts, bundle_writer, open_bundle
 from vqedge.commands import export as exporting
 from vqedge.commands import flips
 from vqedge.commands.check import check
@@ -70,13 +70,18 @@ def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
+def written(root: Path, facts: BundleFacts) -> Path:
+    """A bundle with an earlier report."""
     earlier = measured().model_copy(update={"llm": None, "backends": {"other": BACKEND}})
-    with bundle_writer(tmp_path / "a.vqedge") as draft:
+    with bundle_writer(root) as draft:
         fill_folder(draft.folder)
         (draft.folder / "parity.json").write_text(earlier.to_json())
-        return draft.finish(tiny_facts()).root
+        return draft.finish(facts).root
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return written(tmp_path / "a.vqedge", tiny_facts())
 
 
 @pytest.fixture
@@ -159,6 +164,30 @@ def test_a_backend_that_computes_the_same_passes(
     row = document(capsys)["parity"]["backends"]["other"]
     assert (row["maps_differ"], row["ids_differ"], row["clips"]) == (0.0, 0.0, 12)
     assert row["clips_same"] == 12 and row["token_cosine"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_a_backend_that_is_deaf_to_questions_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hears: bool
+) -> None:
+    """Index maps of windows are the same whatever a backend computes; tokens are not."""
+
+    class Other(FakeEncoder):
+        def encode(self, *arguments: Any) -> Any:
+            codes = super().encode(*arguments)
+            if not hears:
+                codes.values[:, ::2] *= -1
+            return codes
+
+    root = written(tmp_path / "asking.vqedge", asking_facts())
+    stand_in(monkeypatch, Other(32, 576))
+    if hears:
+        check(root, backend="other", as_json=True)
+    else:
+        with pytest.raises(ParityError, match=r"token_cosine_mean .*, at least 0\.95 wanted"):
+            check(root, backend="other", as_json=True)
+    row = document(capsys)["parity"]["backends"]["other"]
+    assert row["maps_differ"] == 0 and (row["token_cosine_mean"] > 0.99) == hears
 
 
 def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(

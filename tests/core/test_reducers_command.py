@@ -273,6 +273,10 @@ def test_a_kind_of_one_budget_has_one_row(tmp_path: Path, monkeypatch: pytest.Mo
     bench.clips, bench.items = [], command.suite_items("synthetic", 20)
     rows = list(bench.trained(["query-window"], [1, 2, 5], tmp_path))
     assert [(row["reducer"], row["budget"]) for row in rows] == [("query-window", 4)]
+    monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
+    bench.answerer = fake
+    rows = list(bench.drop_in([OWN], [1, 2, 5]))
+    assert [(row["reducer"], row["budget"]) for row in rows] == [("reducer:query-window", 4)]
 
 
 @pytest.mark.parametrize(

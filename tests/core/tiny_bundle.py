@@ -95,3 +95,11 @@ def write_bundle(out: Path, *, overwrite: bool = False, facts: BundleFacts | Non
     with bundle_writer(out, overwrite=overwrite) as draft:
         fill_folder(draft.folder)
         return draft.finish(facts or tiny_facts())
+
+
+def asking_facts() -> BundleFacts:
+    """Facts of a bundle whose encoder reads a question."""
+    encoder = tiny_facts().encoder
+    text = TensorRecord(name="text", dtype="float32", shape=(576,))
+    reads = encoder.model_copy(update={"inputs": (*encoder.inputs, text)})
+    return tiny_facts(encoder=reads, quantizer=tiny_quantizer(per_question=True))

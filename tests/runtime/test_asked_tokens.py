@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
+from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
 from tiny_gguf import base_gguf, embedding_rows, wild_tensors, write_gguf
 
-from vqedge.bundle import Manifest, TensorRecord, open_bundle
+from vqedge.bundle import Manifest, open_bundle
 from vqedge.bundle.manifest import manifest_bytes, manifest_from_bytes
 from vqedge.commands import encoded
 from vqedge.commands.ask import ask
@@ -25,8 +25,9 @@ from vqedge.data.suites import Item
 from vqedge.errors import BundleError, ConfigError, PromptError, VqedgeError, VqtError
 from vqedge_runtime import Video, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import no_question
+from vqedge_runtime.encoders import made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.evidence import find_evidence
 from vqedge_runtime.llm import FakeLanguageModel
 
 QUESTIONS = ("What moves?", "Which color has the circle?")
@@ -34,11 +35,7 @@ QUESTIONS = ("What moves?", "Which color has the circle?")
 
 def write_asking(path: Path) -> Manifest:
     """A bundle of a few bytes whose encoder reads a question."""
-    facts = tiny_facts()
-    text = TensorRecord(name="text", dtype="float32", shape=(576,))
-    reads = facts.encoder.model_copy(update={"inputs": (*facts.encoder.inputs, text)})
-    asking = tiny_facts(encoder=reads, quantizer=tiny_quantizer(per_question=True))
-    return write_bundle(path, facts=asking).manifest
+    return write_bundle(path, facts=asking_facts()).manifest
 
 
 @pytest.fixture
@@ -64,10 +61,10 @@ def parts_of(qa: VideoQA) -> tuple[FakeEncoder, FakeLanguageModel]:
 def test_the_manifest_says_so_and_older_ones_mean_no(tmp_path: Path) -> None:
     asking = write_asking(tmp_path / "asking.vqedge")
     assert manifest_from_bytes(manifest_bytes(asking)).quantizer.per_question
-    question = no_question(asking)
+    question = made_question(asking)
     assert question is not None and question.shape == (576,)
     plain = write_bundle(tmp_path / "plain.vqedge").manifest
-    assert not plain.quantizer.per_question and no_question(plain) is None
+    assert not plain.quantizer.per_question and made_question(plain) is None
     assert b"per_question" not in manifest_bytes(plain), "bundles from before it keep their digest"
 
 
@@ -183,6 +180,17 @@ def test_a_talk_shows_the_tokens_of_its_last_question(
     assert len({key for key, _ in llm.calls}) == 2
 
 
+def test_frames_that_change_afterwards_are_not_asked_about(qa: VideoQA) -> None:
+    _, llm = parts_of(qa)
+    spec = qa.manifest.encoder
+    camera = np.full((spec.frames, spec.size, spec.size, 3), 90, np.uint8)
+    video = qa.encode_frames(camera)
+    wanted = qa.asked(video, QUESTIONS[0]).tokens.key()
+    camera[...] = 200
+    llm.enqueue("Gray.")
+    assert qa.ask(video, QUESTIONS[0]).video.tokens.key() == wanted
+
+
 # ---- what cannot be
 
 
@@ -194,6 +202,8 @@ def test_nothing_is_kept_or_read_ahead(qa: VideoQA, clip: Path, tmp_path: Path) 
     video = qa.encode(clip)
     with pytest.raises(ConfigError, match=REFUSED):
         llm.ask(video.rows, QUESTIONS[0])
+    with pytest.raises(ConfigError, match=REFUSED):
+        find_evidence(llm, video, QUESTIONS[0], "A circle.")
     llm.enqueue("A circle.")
     asked = qa.ask(video, QUESTIONS[0]).video
     for each in (video, asked):

@@ -16,6 +16,7 @@ from vqedge.errors import ParityError
 
 if TYPE_CHECKING:
     from vqedge_export.report import ParityReport
+    from vqedge_runtime.compare import BackendFigures
     from vqedge_runtime.encoders import Encoder, Frames
 
 Figures = dict[str, Any]
@@ -52,14 +53,15 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
     """Measure an encoder backend against ONNX Runtime.
 
     Raises:
-        ParityError: its index maps are others; the report says how far.
+        ParityError: its index maps are others, or where those cannot differ its tokens; the report
+            says how far.
         BackendUnavailable: it cannot run here.
         BundleError: the bundle cannot be written.
     """
-    from vqedge_export.report import MOST_MAPS_DIFFER, BackendParity, report_of
+    from vqedge_export.report import BackendParity, report_of
     from vqedge_runtime.bridge import open_bridge
     from vqedge_runtime.compare import compared
-    from vqedge_runtime.encoders import no_question, open_encoder
+    from vqedge_runtime.encoders import made_question, open_encoder
 
     with ExitStack() as stack:
         opened: list[Encoder] = []
@@ -68,7 +70,7 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
             stack.callback(opened[-1].close)
         bridge = open_bridge(bundle.path_of("bridge"))
         stack.callback(bridge.close)
-        text = no_question(bundle.manifest)
+        text = made_question(bundle.manifest)
         found = compared(opened[0], opened[1], bridge, _clips(bundle.manifest), text)
     known, row = report_of(bundle), asdict(found)
     if (key := engine_key(bundle, backend)) is not None:
@@ -76,13 +78,25 @@ def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
     backends = known.backends | {backend: BackendParity.model_validate(row)}
     changed = _reported(bundle, known.model_copy(update={"backends": backends}))
     figures = {"backends": {backend: row}}
-    if not found.maps_differ <= MOST_MAPS_DIFFER:
+    if fault := _fault(found, text is not None):
         raise ParityError(
-            f"{found.backend}: maps_differ {found.maps_differ:.4g}, at most "
-            f"{MOST_MAPS_DIFFER:g} allowed; {PARITY} has the figures, use another backend",
-            figures,
+            f"{found.backend}: {fault}; {PARITY} has the figures, use another backend", figures
         )
     return changed, figures
+
+
+def _fault(found: BackendFigures, per_question: bool) -> str:
+    """What a backend gets too wrong, if anything; maps of windows are the same in any case."""
+    from vqedge_export.report import LEAST_TOKEN_COSINE, MOST_MAPS_DIFFER
+
+    if not found.maps_differ <= MOST_MAPS_DIFFER:
+        return f"maps_differ {found.maps_differ:.4g}, at most {MOST_MAPS_DIFFER:g} allowed"
+    if per_question and not found.token_cosine_mean >= LEAST_TOKEN_COSINE:
+        return (
+            f"token_cosine_mean {found.token_cosine_mean:.4g}, at least "
+            f"{LEAST_TOKEN_COSINE:g} wanted"
+        )
+    return ""
 
 
 def engine_key(bundle: Bundle, backend: str) -> str | None:

@@ -11,7 +11,7 @@ from vqedge.commands.output import say
 from vqedge.errors import ConfigError
 from vqedge_export.flips import OnnxReader, Reading, compared
 from vqedge_export.report import VariantParity
-from vqedge_runtime.encoders import ENCODERS, encoder_path, no_question
+from vqedge_runtime.encoders import ENCODERS, encoder_path, made_question
 
 Reader = Callable[[Frames, int], Reading]
 
@@ -60,5 +60,5 @@ def _openvino_reader(bundle: Bundle) -> Reader:
         ids = encoder.encode(frames, budget, text).index_map.reshape(-1)
         return Reading(encoder.features(frames).copy(), ids)
 
-    encoder, text = OpenVinoEncoder(bundle.path_of("encoder")), no_question(bundle.manifest)
+    encoder, text = OpenVinoEncoder(bundle.path_of("encoder")), made_question(bundle.manifest)
     return read

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.output import json_result, result, say
+from vqedge.config import QuantizerConfig
 from vqedge.data.suites import Item, suite_items, suite_version
 from vqedge.errors import ConfigError, UsageError
 from vqedge.evaluate import EvalReport, evaluate
@@ -172,7 +173,8 @@ class _Bench:
             kind = own if name == OWN else PREFIX + name
             row_name = kind if name == OWN and own != "kmeans" else name
             reduced = self._reduced(self.answerer, kind, self._quantizer(name))
-            yield from self._rows(row_name, "drop-in", reduced, budgets)
+            fitting = _fitting(budgets, self.answerer.config.quantizer) if name == OWN else budgets
+            yield from self._rows(row_name, "drop-in", reduced, fitting)
 
     def trained(
         self, names: Sequence[str], budgets: Sequence[int], folder: Path
@@ -186,11 +188,8 @@ class _Bench:
         for name, path in found.items():
             answerer = opened_checkpoint(path)
             quantizer = answerer.config.quantizer
-            own = follows_question(quantizer.kind)
             reduced = self._reduced(answerer, quantizer.kind, answerer.encoder.quantizer.quantizer)
-            fitting = [budget for budget in budgets if budget <= quantizer.codes]
-            fitting = [quantizer.default_budget] if own else fitting
-            for row in self._rows(name, "trained", reduced, fitting):
+            for row in self._rows(name, "trained", reduced, _fitting(budgets, quantizer)):
                 yield row | {"steps": steps_of(path)}
 
     def _rows(
@@ -283,6 +282,13 @@ class _Costs:
                 "peak_mb": peak_mb(call),
                 "reducer_gflops": matrix_flops(call) / 1e9,
             }
+
+
+def _fitting(budgets: Sequence[int], quantizer: QuantizerConfig) -> Sequence[int]:
+    """The budgets that a model takes: no more than its codes, or its only one."""
+    if follows_question(quantizer.kind):
+        return [quantizer.default_budget]
+    return [budget for budget in budgets if budget <= quantizer.codes]
 
 
 def _on_cpu(reduced: ReducedAnswerer, item: Item) -> tuple[Tensor, Tensor | None]:

@@ -130,9 +130,11 @@ ENCODERS: dict[str, EncoderBackend] = {
 }
 
 
-def no_question(manifest: Manifest) -> Text | None:
+def made_question(manifest: Manifest) -> Text | None:
     """What stands for a question where encoders are timed or compared; None where none is read."""
-    return np.zeros(manifest.llm.width, np.float32) if manifest.quantizer.per_question else None
+    if not manifest.quantizer.per_question:
+        return None
+    return np.random.default_rng(0).normal(0.0, 0.1, manifest.llm.width).astype(np.float32)
 
 
 def inputs_for(frames_thwc: Frames, budget: int, text: Text | None) -> dict[str, npt.NDArray[Any]]:

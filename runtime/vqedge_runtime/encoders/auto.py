@@ -27,7 +27,7 @@ from vqedge.bundle import Bundle
 from vqedge.errors import BackendUnavailable
 from vqedge.files import replacing
 from vqedge_runtime.cores import processor_name, usable_cores
-from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, no_question
+from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
 from vqedge_runtime.tokens import Codes
 
 # Those that load in about a second and compute what the exporter checked. Earlier wins a tie.
@@ -171,7 +171,7 @@ def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _RO
     spec = bundle.manifest.encoder
     shape = (spec.frames, spec.size, spec.size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    budget, text = bundle.manifest.quantizer.default_budget, no_question(bundle.manifest)
+    budget, text = bundle.manifest.quantizer.default_budget, made_question(bundle.manifest)
     times: list[float] = []
     with closing(ENCODERS[name].open(bundle, threads)) as encoder:
         while len(times) <= rounds and sum(times) < _MOST_S:

@@ -9,7 +9,7 @@ from vqedge_runtime.vqt.header import Header, Origin
 
 PER_QUESTION = (
     "this bundle makes a clip's tokens anew for every question, so that none can be kept, read "
-    "ahead or searched for; ask about the video itself"
+    "ahead or searched for; ask about the video itself (ask, chat, or viz with --question)"
 )
 _AGAIN = "encode the video again with this bundle, or give the bundle it was made with"
 
