@@ -650,8 +650,22 @@ def test_processes_that_did_not_meet_do_not_train(
 ) -> None:
     monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: process(0, 1))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"started 2 processes .* --cpu"):
+    accelerator_for(config_for(tmp_path))  # of a shell: no launcher started this process
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match=r"started 2 processes, .* ACCELERATE_USE_CPU=true"):
         run(config_for(tmp_path))
+
+
+def test_fsdp_of_one_process_is_told_that_it_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: process(0, 1))
+    accelerator_for(config_for(tmp_path))
+    assert not caplog.messages
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2")):
+        monkeypatch.setenv(name, value)
+    accelerator_for(config_for(tmp_path))
+    assert "keeps the whole language model" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -813,6 +827,12 @@ def test_a_bad_override_is_named(recipe: Path, problem: str) -> None:
         read_recipe(recipe, FAULTS[problem])
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_budgets_that_no_step_draws_are_no_fault(recipe: Path) -> None:
+    asked = ["model.quantizer.kind=reducer:query-window", "data.budgets=[8, 200]"]
+    config = read_recipe(recipe, asked)
+    assert config.budgets == (config.model.quantizer.default_budget,)
 
 
 @pytest.mark.parametrize("text", ["optim: {steps: [", "- just\n- a list\n", "just words", "\xff"])

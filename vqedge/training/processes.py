@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterable
 
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vqedge.errors import ConfigError
 from vqedge.recipe import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 # they spread what is trained over processes, and a run saves whole tensors of it
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -51,12 +54,8 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
             f"{accelerator.distributed_type.value}: what is trained is small; launch without it, "
             "as: accelerate launch --multi_gpu -m vqedge.cli train"
         )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > accelerator.num_processes:  # each would train alone, into one folder
-        raise ConfigError(
-            f"the launcher started {started} processes for GPUs, and there are none; launch with "
-            "--cpu"
-        )
+    if accelerator.num_processes == 1:
+        _heed_lone_process()
     if accelerator.device.type == "cuda":
         repeatable_kernels()
     parts = config.optim.accumulate * accelerator.num_processes
@@ -71,6 +70,17 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
 def spreads_llm(accelerator: Accelerator) -> bool:
     """Is the frozen language model to be spread over the processes (`--use_fsdp`)?"""
     return accelerator.num_processes > 1 and bool(parse_flag_from_env(_FSDP))
+
+
+def _heed_lone_process() -> None:
+    """Refuse to be one of several that did not meet: each would train, into one folder."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, and they did not meet; "
+            "without GPUs set ACCELERATE_USE_CPU=true, or launch one"
+        )
+    if parse_flag_from_env(_FSDP):
+        logger.warning("FSDP: this process is alone, and keeps the whole language model")
 
 
 def _heed_fsdp() -> None:
