@@ -22,7 +22,7 @@ def qa(tmp_path: Path) -> Iterator[Any]:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
     with open_llama_cpp(path, threads=1, context=256) as llm:
-        yield SimpleNamespace(llm=llm)
+        yield SimpleNamespace(llm=llm, asked=lambda video, _question: video)
 
 
 @pytest.fixture
