@@ -21,6 +21,7 @@ from vqedge.base.tensors import Array, Arrays
 from vqedge.config import BackboneSource, ModelConfig
 from vqedge.errors import CheckpointError, ExportError
 from vqedge.reducers import reducer_of
+from vqedge.sampling import DEFAULT_RULE, FrameRule
 
 BASE_PREFIX = "quantizer.vit."
 ROW_MASK = "row_mask"  # an output of graphs whose rows are not one a code
@@ -33,9 +34,8 @@ LARGEST_BYTES = (1 << 31) - (1 << 22)  # of weights in a file that protobuf can 
 TEXT = "text"  # an input of graphs whose tokens follow the question: float32 [d_llm]
 FEATURES = "features"  # the tensor that the quantizer reads, float32 [patches, width]
 _ADAPTIVE_ERROR = "vqedge.adaptive_error"  # metadata of a graph that takes the adaptive budget
-
-
 _REDUCER = "vqedge.reducer"  # metadata of a graph whose quantizer is a reducer
+_FRAME_RULE = "vqedge.frame_rule"  # metadata of a graph that wants other frames than usual
 
 
 def stored_kind(config: ModelConfig) -> Literal["kmeans", "codebook"]:
@@ -60,6 +60,12 @@ def note_quantizer(model: onnx.ModelProto, config: ModelConfig) -> None:
 def noted_reducer(graph: onnx.ModelProto) -> str | None:
     """The reducer that `note_quantizer` wrote; None for k-means and learned codebooks."""
     return {item.key: item.value for item in graph.metadata_props}.get(_REDUCER)
+
+
+def note_frames(model: onnx.ModelProto, rule: FrameRule) -> None:
+    """Write into the graph which frames it wants, so that files of other frames name another."""
+    if rule != DEFAULT_RULE:
+        model.metadata_props.add(key=_FRAME_RULE, value=" ".join(rule))
 
 
 def note_adaptive_error(model: onnx.ModelProto, error: float) -> None:

@@ -28,6 +28,7 @@ from vqedge_export.graph import (
     WORDS,
     BaseArrays,
     checkpoint_arrays,
+    note_frames,
     note_quantizer,
     save_model,
     stripped,
@@ -69,6 +70,7 @@ def stripped_graph(
     if not custom_node:
         attach_function(model)
     note_quantizer(model, checkpoint.config)
+    note_frames(model, checkpoint.config.encoder.rule)
     names = set(checkpoint_arrays(checkpoint.path / MODEL))
     return stripped(model, names, set(BaseArrays(checkpoint.config.encoder.source, base)) - names)
 

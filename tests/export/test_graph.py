@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,22 @@ def test_it_names_no_place_and_no_tool_of_this_machine(checkpoint: Checkpoint) -
         assert str(place).encode() not in written
     for word in (b".py", b"site-packages", b"torch", b"/tmp"):
         assert word not in written
+
+
+@pytest.mark.parametrize("checkpoint", ["kmeans"], indirect=True)
+def test_only_other_frames_than_usual_change_the_graph(
+    checkpoint: Checkpoint, vit_source: Path, graph: onnx.ModelProto
+) -> None:
+    """Files name the encoder by its sha256, and so what frames they were made of."""
+    assert [item.key for item in graph.metadata_props] == ["vqedge.adaptive_error"]
+    frames = checkpoint.config.encoder.model_copy(update={"sampling": "ends"})
+    other = replace(checkpoint, config=checkpoint.config.model_copy(update={"encoder": frames}))
+    traced = stripped_graph(other, vit_source)
+    noted = traced.metadata_props.pop()
+    assert (noted.key, noted.value) == ("vqedge.frame_rule", "ends stretch")
+    assert traced.SerializeToString(deterministic=True) == graph.SerializeToString(
+        deterministic=True
+    )
 
 
 def test_a_plugin_node_is_the_same_graph_without_the_function(
