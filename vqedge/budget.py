@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final, Literal
 
 from vqedge.errors import UsageError
@@ -12,7 +13,7 @@ Budget = int | Literal["auto"]
 
 
 def budget_from_text(text: str | None) -> Budget | None:
-    """A budget as users write it: a number, `auto`, or nothing for the default.
+    """A budget as users write it: a number from 1 up, `auto`, or nothing for the default.
 
     Raises:
         UsageError: it is neither.
@@ -21,7 +22,7 @@ def budget_from_text(text: str | None) -> Budget | None:
         return None
     if text == "auto":
         return "auto"
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--budget {text}: give a number of tokens, as 32, or auto") from None
+    with suppress(ValueError):
+        if (budget := int(text)) >= 1:
+            return budget
+    raise UsageError(f"--budget {text}: give a number of tokens from 1 up, or auto")

@@ -160,7 +160,11 @@ def test_a_video_from_a_pipe(run: Any, clip: Path) -> None:
     assert Path("a.vqt").read_bytes() == Path("b.vqt").read_bytes()
     assert "a pipe is for one video" in complaint(run("encode", "-", clip, "-o", "c"), 2)
     assert "-o out/: what comes through a pipe has no name" in complaint(
-        run("encode", "-", "-o", "out/", stdin=clip.read_bytes())
+        run("encode", "-", "-o", "out/", stdin=clip.read_bytes()), 2
+    )
+    Path("out").mkdir()
+    assert "-o out: a folder, and a pipe's video has no name" in complaint(
+        run("encode", "-", "-o", "out", stdin=clip.read_bytes())
     )
 
 

@@ -164,7 +164,6 @@ def test_without_the_flag_there_is_no_evidence(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["viz", "CLIP", "-o", "a.gif"], "ends in .png, .html, .mp4"),
         (["viz", "CLIP", "-o", "a.png", "--question", " "], "the question is empty"),
         (["viz", "none.mp4", "-o", "a.png"], "none.mp4"),
         (["viz", "none.vqt", "-o", "a.png"], "none.vqt: no such file"),
@@ -172,7 +171,6 @@ def test_without_the_flag_there_is_no_evidence(
         (["viz", "CLIP", "-o", "a.png", "--budget", "99"], "--budget 99"),
         (["search", "CLIP", "none"], "none: no such folder"),
         (["search", "none.vqt", "."], "none.vqt: no such file"),
-        (["search", "CLIP", ".", "--novel", "--duplicates"], "one at a time"),
     ],
 )
 def test_one_line_for_what_a_user_can_fix(

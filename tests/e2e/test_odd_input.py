@@ -1,4 +1,4 @@
-"""Everything a user can get wrong ends in an answer or in one clear line and exit code 1."""
+"""Everything a user can get wrong ends in an answer, or in one clear line and exit code 1 or 2."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vqedge_runtime import DecodingOptions, VideoQA
 ODD = Path(__file__).parents[3] / "shared" / "data" / "odd"
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str]) -> None:
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int = 1) -> None:
     complaints = [line for line in done.stderr.splitlines() if line.startswith("vqedge: ")]
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == code, done.stderr
     assert len(complaints) == 1
     assert "Traceback" not in done.stderr
     assert not done.stdout.strip()
@@ -54,18 +54,22 @@ def test_flipped_byte(bundle_copy: Path, demo_clip: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "code"),
     [
-        ([""], "question is empty"),
-        (["What moves?", "--budget", "0"], "--budget 0"),
-        (["What moves?", "--budget", "many"], "--budget many"),
-        (["What moves?", "--choices", "red"], "separated by |"),
-        (["What moves?", "--start", "90"], "90"),
+        ([""], "question is empty", 1),
+        (["What moves?", "--budget", "0"], "--budget 0", 2),
+        (["What moves?", "--budget", "65"], "--budget 65", 1),
+        (["What moves?", "--budget", "many"], "--budget many", 2),
+        (["What moves?", "--choices", "red"], "separated by |", 2),
+        (["What moves?", "--start", "90"], "90", 1),
+        (["What moves?", "--start", "2", "--end", "1"], "is not before --end 1", 2),
     ],
 )
-def test_bad_argument(bundle: Path, demo_clip: Path, arguments: list[str], words: str) -> None:
+def test_bad_argument(
+    bundle: Path, demo_clip: Path, arguments: list[str], words: str, code: int
+) -> None:
     done = run_vqedge("ask", demo_clip, *arguments, "-m", bundle)
-    assert_one_line(done)
+    assert_one_line(done, code)
     assert words in done.stderr
 
 

@@ -12,6 +12,7 @@ from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
+from vqedge.commands.span import checked_span
 from vqedge.errors import ConfigError, UsageError, VqedgeError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
@@ -43,7 +44,8 @@ def ask(
         UsageError: flags that do not go together, or a text that is none of those they take.
         ConfigError: flags that do not go with this video or bundle.
     """
-    span, most, decoding = (start, end), budget_from_text(budget), options or DecodingOptions()
+    span, most = checked_span(start, end), budget_from_text(budget)
+    decoding = options or DecodingOptions()
     if choices is not None:
         _choices(choices)
     if questions is not None and (evidence or keep_kv or choices is not None):

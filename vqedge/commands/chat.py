@@ -14,6 +14,7 @@ from vqedge.commands.ask import say_if_cut
 from vqedge.commands.encode import with_suffix
 from vqedge.commands.output import result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
+from vqedge.commands.span import checked_span
 from vqedge.errors import ConfigError, VqedgeError
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
@@ -47,8 +48,9 @@ def chat(
 
     Raises:
         VideoError: the first video cannot be read.
-        UsageError: the budget is neither a number nor auto.
+        UsageError: the start is no time, or the budget neither a number nor auto.
     """
+    checked_span(start)
     most = budget_from_text(budget)
     with open_session(bundle, runs_on, is_vqt(video)) as qa:
         Chat(qa, video, most, history, options, start).talk(_lines())

@@ -108,6 +108,8 @@ def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_j
         raise UsageError("-o -: the file goes to a pipe, without --json; or give -o FILE.vqt")
     if len(videos) > 1 and (STDIN in videos or out == _STDOUT):
         raise UsageError("-: a pipe is for one video; give it alone")
+    if STDIN in videos and _ends_as_folder(out):
+        raise UsageError(f"-o {out}: what comes through a pipe has no name; give the file's")
     if settings.segment_s is not None and not math.isfinite(settings.segment_s):
         raise UsageError(f"--segment {settings.segment_s}: give seconds, as 10")
 
@@ -188,8 +190,8 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
         return
     if _holds_videos(videos[0]):
         raise ConfigError(f"{videos[0]}: a folder, and a pipe is for one video; give one of it")
-    if _means_folder(out):
-        raise ConfigError(f"-o {out}: what comes through a pipe has no name; give the file's")
+    if Path(out).is_dir():
+        raise ConfigError(f"-o {out}: a folder, and a pipe's video has no name; give the file's")
     with tempfile.TemporaryDirectory() as folder:
         video = videos[0]
         if video == STDIN:
@@ -239,7 +241,11 @@ def _is_video(path: Path) -> bool:
 
 
 def _means_folder(out: str) -> bool:
-    return out.endswith(("/", os.sep)) or Path(out).is_dir()
+    return _ends_as_folder(out) or Path(out).is_dir()
+
+
+def _ends_as_folder(out: str) -> bool:
+    return out.endswith(("/", os.sep))
 
 
 def with_suffix(out: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.span import checked_span
 from vqedge.errors import UsageError, printable
 from vqedge_runtime.encoders import AUTO
 from vqedge_runtime.search import (
@@ -55,7 +56,7 @@ def run_search(
     """Print what was found, best first; files of the folder that cannot be read on stderr.
 
     Raises:
-        UsageError: two questions at once.
+        UsageError: two questions at once, or a span that is none.
         SearchError: no such folder, or its index cannot be used.
         VideoError: the query cannot be decoded.
         VqtError: the query cannot be read.
@@ -63,6 +64,7 @@ def run_search(
     settings = options or SearchOptions()
     if settings.duplicates and settings.novel:
         raise UsageError("--duplicates and --novel are two questions; ask one at a time")
+    checked_span(settings.start_s, settings.end_s)
     asked = _query(query, folder, bundle, settings)
     if settings.novel:
         _run_novel(asked, folder, settings, as_json)

@@ -12,6 +12,7 @@ from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
+from vqedge.commands.span import checked_span
 from vqedge.errors import ConfigError, printable
 from vqedge.prompt import question_text
 from vqedge_runtime.budget import codes_from_budget
@@ -44,13 +45,15 @@ def viz(
     """Write the picture; its path goes to stdout.
 
     Raises:
+        UsageError: a flag's text is none that it takes.
         ConfigError: a flag holds what cannot work, or the picture cannot be written.
         VideoError: the video cannot be decoded.
         VqtError: the `.vqt` cannot be read.
     """
     settings = options or VizOptions()
     writer_for(out)
-    budget_from_text(settings.budget)  # that it is one, before any work
+    checked_span(settings.start_s, settings.end_s)  # before any work, as the budget
+    budget_from_text(settings.budget)
     if out.exists() and video.exists() and out.samefile(video):
         raise ConfigError(f"-o {out}: that is the video itself; give another name")
     if settings.question is not None:

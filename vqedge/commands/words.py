@@ -12,6 +12,7 @@ from vqedge.choices import chosen
 from vqedge.commands.encode import EncodeOptions
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result
+from vqedge.commands.span import checked_span
 from vqedge.errors import ConfigError, UsageError
 from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.budget import codes_from_budget
@@ -71,6 +72,7 @@ def _check_flags(
     out: str | None,
     options: EncodeOptions,
 ) -> None:
+    checked_span(options.start_s)
     budget_from_text(options.budget)
     if form is None:
         raise UsageError(f"--question: give --as {IDS} too")
