@@ -42,6 +42,7 @@ from vqedge_runtime.llm import (
     Prompt,
     open_llama_cpp,
 )
+from vqedge_runtime.llm.prefixes import MOST_BYTES
 from vqedge_runtime.vqt import PER_QUESTION, Origin
 
 NO_ENCODER = "none (codes from a file)"
@@ -114,6 +115,7 @@ class VideoQA(VideoEncoder):
                 max_context=max_context,
                 gpu_layers=gpu_layers,
                 system=manifest.llm.system_prompt,
+                most_aside_bytes=0 if manifest.quantizer.per_question else MOST_BYTES,
             )
             stack.pop_all()
         return cls(partial(open_encoder, encoder, opened, threads), bridge, llm, manifest)

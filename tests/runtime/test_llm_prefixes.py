@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_bundle import asking_facts, tiny_facts, write_bundle
 from tiny_gguf import base_gguf, video, wild_tensors, write_gguf
 
-from vqedge_runtime.llm import DecodingOptions, Exchange, Prompt, open_llama_cpp
-from vqedge_runtime.llm.prefixes import Prefixes
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.llm import (
+    DecodingOptions,
+    Exchange,
+    FakeLanguageModel,
+    Prompt,
+    open_llama_cpp,
+)
+from vqedge_runtime.llm.prefixes import MOST_BYTES, Prefixes
 
 SHORT = DecodingOptions(max_tokens=6)
 
@@ -140,6 +149,47 @@ def test_no_more_bytes_are_kept_than_there_is_room_for(wild: Any) -> None:
     wild.forget()
     wild._reader._aside.most_bytes = size - 1
     assert [wild.prefill_video(clip).reused for clip in clips[:2] * 2] == [False] * 4
+
+
+def test_none_is_copied_where_none_is_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
+    with open_llama_cpp(path, threads=1, context=256, most_aside_bytes=0) as llm:
+        monkeypatch.setattr(llm._reader.context, "state", lambda: pytest.fail("copied"))
+        assert [llm.prefill_video(video(seed)).reused for seed in (3, 4, 4, 3)] == [
+            False,
+            False,
+            True,
+            False,
+        ]
+
+
+def test_a_session_keeps_prefixes_where_the_same_rows_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def opens(_: Path, *, most_aside_bytes: int, **__: Any) -> FakeLanguageModel:
+        told.append(most_aside_bytes)
+        return FakeLanguageModel()
+
+    monkeypatch.setattr("vqedge_runtime.session.open_bridge", lambda *_: FakeBridge(576))
+    monkeypatch.setattr("vqedge_runtime.session.open_llama_cpp", opens)
+    for name, facts in {"plain": tiny_facts(), "asking": asking_facts()}.items():
+        VideoQA.open(write_bundle(tmp_path / f"{name}.vqedge", facts=facts).root).close()
+    assert told == [MOST_BYTES, 0]
+
+
+def test_a_prefix_restored_from_a_file_is_in_memory_once(wild: Any) -> None:
+    clip, other = video(3), video(4)
+    state = wild.prefix_state(clip)
+    wild.prefill_video(other)
+    aside = wild._reader._aside
+    assert not wild.restore_prefix(clip, state[:-4]) and len(names(aside)) == 2
+    assert wild.restore_prefix(clip, state)
+    assert names(aside) == [(other.key, len(other.rows))]
 
 
 def test_a_state_that_is_not_taken_is_read_instead(wild: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vqedge.prompt import SYSTEM
 from vqedge_runtime.llm.fake import FakeLanguageModel
+from vqedge_runtime.llm.prefixes import MOST_BYTES
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
     DecodingOptions,
@@ -48,6 +49,7 @@ def open_llama_cpp(
     max_context: int | None = None,
     gpu_layers: int | None = None,
     system: str = SYSTEM,
+    most_aside_bytes: int = MOST_BYTES,
 ) -> LlamaCpp:
     """Open a GGUF file; see `vqedge_runtime.llm.generate.LlamaCpp.open`.
 
@@ -66,4 +68,5 @@ def open_llama_cpp(
         max_context=max_context,
         gpu_layers=gpu_layers,
         system=system,
+        most_aside_bytes=most_aside_bytes,
     )

@@ -23,6 +23,7 @@ from vqedge_runtime.llm.cells import BRANCHES, Cells, Ids
 from vqedge_runtime.llm.embeddings import EmbeddingTable
 from vqedge_runtime.llm.handles import Model, Sampler
 from vqedge_runtime.llm.native import system_info
+from vqedge_runtime.llm.prefixes import MOST_BYTES
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
     DecodingOptions,
@@ -46,8 +47,8 @@ class LlamaCpp:
 
     One lock guards every call, so threads may share it and take turns. A stream gives the lock back
     between pieces; a newer call from anywhere ends it. The context holds the last video's prefix,
-    those before it are set aside in memory (128 MiB of them, the least recently used go first), and
-    it grows when a prompt asks for more room.
+    those before it are set aside in memory (128 MiB of them by default, the least recently used go
+    first), and it grows when a prompt asks for more room.
     """
 
     def __init__(self, model: Model, reader: Reader) -> None:
@@ -70,6 +71,7 @@ class LlamaCpp:
         max_context: int | None = None,
         gpu_layers: int | None = None,
         system: str = SYSTEM,
+        most_aside_bytes: int = MOST_BYTES,
     ) -> Self:
         """Load a GGUF file.
 
@@ -82,6 +84,7 @@ class LlamaCpp:
             gpu_layers: layers to keep on the GPU, -1 for all, 0 for the CPU alone; None for all
                 where this build finds a GPU.
             system: the system message, the one the model was trained with.
+            most_aside_bytes: of all prefixes set aside in memory; 0 for none.
 
         Raises:
             BackendUnavailable: GPU layers asked of a build without GPU, or no memory.
@@ -96,7 +99,9 @@ class LlamaCpp:
         with ExitStack() as stack:
             model = stack.enter_context(Model(Path(path), gpu_layers))
             limit = min(max_context or model.trained_context, model.trained_context)
-            reader = Reader(model, threads or usable_cores(), context, limit, system)
+            reader = Reader(
+                model, threads or usable_cores(), context, limit, system, most_aside_bytes
+            )
             stack.callback(reader.close)
             opened = cls(model, reader)
             stack.pop_all()

@@ -22,7 +22,7 @@ from vqedge.errors import BackendUnavailable, BundleError, PromptError
 from vqedge.prompt import SYSTEM, prompt_parts, question_text, text_between_turns
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import Context, Model
-from vqedge_runtime.llm.prefixes import Prefixes
+from vqedge_runtime.llm.prefixes import MOST_BYTES, Prefixes
 from vqedge_runtime.llm.protocol import Exchange, Prefix, Prompt, Rows, VideoRows
 
 
@@ -43,7 +43,13 @@ class Reader:
     """Reads prompts into a context that it owns, and makes a larger one when a prompt needs it."""
 
     def __init__(
-        self, model: Model, threads: int, size: int, limit: int, system: str = SYSTEM
+        self,
+        model: Model,
+        threads: int,
+        size: int,
+        limit: int,
+        system: str = SYSTEM,
+        most_aside_bytes: int = MOST_BYTES,
     ) -> None:
         """Tokenise the template and allocate the first context.
 
@@ -53,6 +59,7 @@ class Reader:
             size: positions to start with, >= 1.
             limit: positions to grow to.
             system: the system message.
+            most_aside_bytes: of all prefixes set aside; 0 for none.
 
         Raises:
             BackendUnavailable: no memory for the context.
@@ -65,7 +72,7 @@ class Reader:
         self._closed = False
         self._context: Context | None = None
         self._held: VideoRows | None = None  # the video in sequence 0, after the template
-        self._aside = Prefixes()
+        self._aside = Prefixes(most_aside_bytes)
         self._template_held = False
         self._before, self._after, self._between = _template_ids(model, system)
         self._context_for(len(self._before))
@@ -104,7 +111,10 @@ class Reader:
         """
         self._check_width(video.rows)
         self._make_room(len(video.rows), 0, 0)
-        return self._put_back(video, state)
+        fits = self._put_back(video, state)
+        if fits:
+            self._aside.take(_name(video))  # it is held now
+        return fits
 
     def forget(self) -> None:
         """Drop every video's prefix; the template stays."""
