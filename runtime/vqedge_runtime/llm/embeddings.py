@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from vqedge.errors import BackendUnavailable, BundleError
+from vqedge_runtime.llm.build_flags import pip_line
 from vqedge_runtime.llm.native import ggml
 from vqedge_runtime.llm.protocol import Rows
 
-_TENSOR = b"token_embd.weight"
+_NAME = "token_embd.weight"
 _FLOAT32 = 0  # GGML_TYPE_F32, which needs no turning
 
 
@@ -45,31 +46,26 @@ class EmbeddingTable:
     Args:
         path: the file.
         width: of a row.
+        count: of rows: tokens of the vocabulary.
 
     Raises:
         BackendUnavailable: this llama.cpp does not let anyone read its files.
-        BundleError: the file holds no such table.
+        BundleError: the file holds no such table, or one of another size or type.
     """
 
-    def __init__(self, path: Path, width: int) -> None:
+    def __init__(self, path: Path, width: int, count: int) -> None:
         calls = _calls()
-        file = calls["gguf_init_from_file"](os.fsencode(path), _OpenHow(True, None))
-        if not file:
-            raise BundleError(f"{path}: cannot be read; export it again")
-        try:
-            number = calls["gguf_find_tensor"](file, _TENSOR)
-            if number < 0:
-                raise BundleError(f"{path}: holds no {_TENSOR.decode()}; export it again")
-            self._kind = calls["gguf_get_tensor_type"](file, number)
-            start = calls["gguf_get_data_offset"](file)
-            start += calls["gguf_get_tensor_offset"](file, number)
-        finally:
-            calls["gguf_free"](file)
-        self._traits = calls["ggml_get_type_traits"](self._kind).contents
+        self._kind, start, size_bytes = _place(calls, path)
+        self._traits = traits = calls["ggml_get_type_traits"](self._kind).contents
         self.width = width
-        row_bytes = width // self._traits.block * self._traits.block_bytes
-        stored = np.memmap(path, np.uint8, "r", offset=start)
-        self._rows = stored[: len(stored) // row_bytes * row_bytes].reshape(-1, row_bytes)
+        if self._kind != _FLOAT32 and not traits.to_float:
+            raise BundleError(f"{path}: {_NAME} is {traits.name.decode()}; export it again")
+        if size_bytes * traits.block != count * width * traits.block_bytes:
+            raise BundleError(f"{path}: {_NAME} is not {count} rows of {width}; export it again")
+        try:
+            self._rows = np.memmap(path, np.uint8, "r", start, (count, size_bytes // count))
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: cannot be read ({error}); export it again") from error
 
     def rows(self, ids: Sequence[int]) -> Rows:
         """The rows of token ids, float32 `[n, width]`."""
@@ -80,6 +76,22 @@ class EmbeddingTable:
         for source, target in zip(stored, rows, strict=True):
             self._traits.to_float(source.ctypes.data, target.ctypes.data, self.width)
         return rows
+
+
+def _place(calls: dict[str, Any], path: Path) -> tuple[int, int, int]:
+    """The table's type, where in the file it begins, and its size in bytes."""
+    file = calls["gguf_init_from_file"](os.fsencode(path), _OpenHow(True, None))
+    if not file:
+        raise BundleError(f"{path}: cannot be read; export it again")
+    try:
+        number = calls["gguf_find_tensor"](file, _NAME.encode())
+        if number < 0:
+            raise BundleError(f"{path}: holds no {_NAME}; export it again")
+        start = calls["gguf_get_data_offset"](file) + calls["gguf_get_tensor_offset"](file, number)
+        size_bytes = calls["gguf_get_tensor_size"](file, number)
+        return calls["gguf_get_tensor_type"](file, number), start, size_bytes
+    finally:
+        calls["gguf_free"](file)
 
 
 def _calls() -> dict[str, Any]:
@@ -95,6 +107,7 @@ def _calls() -> dict[str, Any]:
         "gguf_get_tensor_type": (ctypes.c_int, (pointer, number)),
         "gguf_get_data_offset": (size, (pointer,)),
         "gguf_get_tensor_offset": (size, (pointer, number)),
+        "gguf_get_tensor_size": (size, (pointer, number)),
         "gguf_free": (None, (pointer,)),
         "ggml_get_type_traits": (ctypes.POINTER(_Traits), (ctypes.c_int,)),
     }
@@ -104,7 +117,7 @@ def _calls() -> dict[str, Any]:
         if call is None:
             raise BackendUnavailable(
                 f"this llama.cpp does not offer {name}, by which a question is read for bundles "
-                "whose tokens follow it; install another llama-cpp-python"
+                f"whose tokens follow it; run: {pip_line()}"
             )
         call.restype, call.argtypes = result, arguments
         found[name] = call

@@ -125,17 +125,19 @@ class LlamaCpp:
         """The mean of the input embeddings of a question's words, float32 `[width]`.
 
         Raises:
-            BackendUnavailable: this llama.cpp does not let anyone read its files.
-            BundleError: the file holds no input embeddings.
+            BackendUnavailable: the model is closed, or this llama.cpp does not let anyone read its
+                files.
+            BundleError: the file holds no input embeddings, or others than those opened.
             PromptError: the question is empty.
         """
-        ids = self.tokens_from_text(question_text(question))
-        mean: Rows = self._embeddings.rows(ids).mean(axis=0)
-        return mean
+        with self._lock:
+            ids = self.tokens_from_text(question_text(question))
+            mean: Rows = self._embeddings.rows(ids).mean(axis=0)
+            return mean
 
     @functools.cached_property
     def _embeddings(self) -> EmbeddingTable:
-        return EmbeddingTable(self._model.path, self._model.width)
+        return EmbeddingTable(self._model.path, self._model.width, self._model.vocab_size)
 
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Read the video ahead of its first question.
@@ -304,6 +306,7 @@ class LlamaCpp:
         """Free model and context; twice is fine."""
         with self._lock:
             self._turn = None
+            vars(self).pop("_embeddings", None)
             self._reader.close()
             self._model.close()
 
