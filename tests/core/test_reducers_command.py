@@ -19,7 +19,7 @@ import vqedge.cli
 import vqedge.commands.reducers as command
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, UsageError
 from vqedge.model import reduced_answer
 from vqedge.model.checkpoint import open_checkpoint
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
@@ -77,6 +77,8 @@ def test_budgets_are_numbers_within_the_codes() -> None:
         budgets_from_text("auto", 64, 32)
     with pytest.raises(ConfigError, match="--budget 65: this checkpoint takes 1 to 64"):
         budgets_from_text("8,65", 64, 32)
+    with pytest.raises(UsageError, match="--budget 8,0: a clip takes 1 token at least"):
+        budgets_from_text("8,0", 64, 32)
 
 
 def test_it_wants_a_checkpoint(tmp_path: Path) -> None:

@@ -77,15 +77,17 @@ def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
     """Numbers of tokens with commas between them; the checkpoint's default without any.
 
     Raises:
-        UsageError: one is no number.
+        UsageError: one is no number, or below 1.
         ConfigError: one is more than the checkpoint's codes.
     """
     try:
         budgets = [int(part) for part in text.split(",")] if text else [default]
     except ValueError:
         raise UsageError(f"--budget {text}: reducers want numbers, as 8,16,32,64") from None
+    if min(budgets) < 1:
+        raise UsageError(f"--budget {text}: a clip takes 1 token at least")
     for budget in budgets:
-        if not 1 <= budget <= codes:
+        if budget > codes:
             raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
     return budgets
 
