@@ -30,15 +30,16 @@ from vqedge.data.world import scene_from_seed
 from vqedge.errors import ParityError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.codebook import Choice
-from vqedge.model.encoder import EncodedClip
+from vqedge.model.encoder import EncodedClip, VideoEncoder
 from vqedge.model.llm import PromptTokenizer
+from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.nearest_codebook import OP_NAME
 from vqedge.reducers import follows_question
 from vqedge_export.flips import feeds_for
 from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
-from vqedge_export.onnx_export import outputs_of
+from vqedge_export.onnx_export import CODES, outputs_of
 from vqedge_export.op_function import ensure_function
 from vqedge_export.report import (
     CodebookParity,
@@ -194,7 +195,7 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
         found = deployed.run(frames, budget, text)
         features = encoder.quantizer.patches(torch.from_numpy(frames))
         quantized, rounds = _quantized(quantizer, features, torch.tensor(budget), text)
-        same = patches.add(found, encoder.encoded(quantized), rounds)
+        same = patches.add(found, _wanted(encoder, quantized, found), rounds)
         if same and codebook is not None:
             used = quantized.mask
             seen = codebook.seen(quantized.codes[used].half())
@@ -203,6 +204,21 @@ def encoder_parity(checkpoint: Checkpoint, onnx_path: Path, clips: int) -> Encod
         rows.append(found.outputs["tokens"][read])
     learned = None if codebook is None else ids.figures()
     return EncoderComparison(patches.figures(), learned, rows)
+
+
+def _wanted(encoder: VideoEncoder, quantized: Quantized, found: _Found) -> EncodedClip:
+    """A clip as PyTorch encodes it, in the order of codes in which the graph read them.
+
+    The published attention reads an order that may turn with a code's last bit. So where the codes
+    are the same but for their rounding to float16, PyTorch makes its rows of the graph's.
+    """
+    wanted = encoder.encoded(quantized)
+    if not isinstance(encoder.bridge, OfficialBridge) or wanted.codes is None:
+        return wanted
+    codes = torch.from_numpy(found.outputs[CODES])
+    if not torch.allclose(codes.float(), wanted.codes.float(), rtol=2**-9, atol=1e-4):
+        return wanted
+    return wanted._replace(tokens=encoder.bridge.rows(codes, wanted.index_map).tokens)
 
 
 def _quantized(

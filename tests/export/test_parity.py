@@ -10,14 +10,18 @@ import pytest
 import torch
 from tiny_export import LEVELS, BothArrays
 
+from vqedge.agreement import row_cosines
 from vqedge.budget import ADAPTIVE
+from vqedge.config import AttentionConfig, EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.errors import BackendUnavailable
 from vqedge.model.checkpoint import Checkpoint
-from vqedge.model.encoder import EncodedClip
-from vqedge.model.quantizer import Assignment
+from vqedge.model.encoder import ClipQuantizer, EncodedClip, VideoEncoder
+from vqedge.model.official import OfficialBridge
+from vqedge.model.quantizer import Assignment, Quantized
+from vqedge.model.vit import ViT
 from vqedge_export.flips import OnnxReader
 from vqedge_export.graph import filled, save_model
-from vqedge_export.parity import _Deployed, _Found, _Patches, encoder_parity
+from vqedge_export.parity import _Deployed, _Found, _Patches, _wanted, encoder_parity
 from vqedge_runtime.encoders.ort import OrtEncoder
 
 
@@ -106,3 +110,43 @@ def test_only_the_first_round_that_differs_has_a_say_in_margins() -> None:
     assert safe.figures().safe_ids_differ == 0.5
     renamed.add(_Found(outputs, [ids[0].numpy(), ids[1].numpy()]), wanted, rounds)
     assert renamed.figures().safe_ids_differ == 0.5, "the same groups by other numbers"
+
+
+@pytest.fixture(scope="module")
+def official() -> VideoEncoder:
+    """An encoder with the published attention, of random weights."""
+    config = ModelConfig(
+        encoder=EncoderConfig(block=1, frames=2, size=4 * 14, projected=32),
+        quantizer=QuantizerConfig(codes=3, default_budget=3),
+        attention=AttentionConfig(kind="official", width=32, heads=8),
+        llm=LlmConfig(width=32),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        bridge = OfficialBridge(config)
+        for parameter in bridge.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.1)
+    bridge.image_newline.data.fill_(1.0)
+    return VideoEncoder(ClipQuantizer(config, ViT(1, 56)), bridge).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize(("change", "same"), [(2**-11, True), (0.1, False)])
+def test_a_tie_in_the_order_of_codes_is_no_fault(
+    official: VideoEncoder, change: float, same: bool
+) -> None:
+    """Two codes equally far from the first; in the graph one of them is nearer by its last bit."""
+    codes = torch.zeros(3, 32)
+    codes[:, 0] = torch.tensor([1.0, 0.5, 0.5])
+    codes[[1, 2], [1, 2]] = 0.5
+    indices = torch.arange(32, dtype=torch.int32) % 3
+    quantized = Quantized(codes, indices, torch.ones(3, dtype=torch.bool), torch.ones(32))
+    plain, nearer = official.encoded(quantized), codes.half()
+    nearer[1, 0] += change
+    rows = official.bridge.rows(nearer, plain.index_map)
+    assert row_cosines(rows.tokens.numpy(), plain.tokens.numpy()).min() < 0.99, "the same order"
+    outputs = {"codes": nearer, "index_map": plain.index_map, "mask": plain.mask}
+    outputs |= {"margin": plain.margin, "tokens": rows.tokens, "row_mask": plain.row_mask}
+    found, patches = _Found({name: part.numpy() for name, part in outputs.items()}, []), _Patches()
+    assert patches.add(found, _wanted(official, quantized, found), [])
+    assert (patches.figures().token_cosine > 0.9999) == same
