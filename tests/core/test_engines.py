@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bundle import fill_folder, tiny_facts, write_bundle
+from tiny_bundle import asking_facts, fill_folder, tiny_facts, write_bundle
 
-from vqedge.bundle import Bundle, EngineRecord, bundle_writer, open_bundle, rewritten
+from vqedge.bundle import Bundle, EngineRecord, Manifest, bundle_writer, open_bundle, rewritten
 from vqedge.engines import (
     EngineHost,
     EngineIdentity,
@@ -162,6 +162,20 @@ def test_a_failed_rewrite_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"strange\.dat: has no role"):
         rewritten(bundle, {"strange.dat": b"?"})
     assert open_bundle(bundle.root).manifest == bundle.manifest
+
+
+def test_an_engine_reads_a_question_as_the_encoder_does(tmp_path: Path) -> None:
+    plain, asking = tiny_facts(), asking_facts()
+    frames, text = asking.encoder.inputs
+    narrow = text.model_copy(update={"shape": (1,)})
+    files = bundle_with(tmp_path, record()).manifest.files
+    wrong = ((asking, (frames,)), (asking, (frames, narrow)), (plain, (frames, text)))
+    for facts, inputs in wrong:
+        engines = {"engines": (record(inputs=inputs),)}
+        with pytest.raises(BundleError, match=r"inputs in engines/k\.engine: text, float32"):
+            Manifest.sealed(facts.model_copy(update=engines), files)
+    engines = {"engines": (record(inputs=(frames, text)),)}
+    assert Manifest.sealed(asking.model_copy(update=engines), files).quantizer.per_question
 
 
 def test_an_engine_in_a_bundle_has_its_role(tmp_path: Path) -> None:

@@ -79,6 +79,18 @@ def test_it_goes_with_the_encoders_input(tmp_path: Path, reads: bool) -> None:
         Manifest.sealed(facts, manifest.files)
 
 
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"shape": (1,)}, {"shape": ("d",)}])
+def test_the_question_is_as_wide_as_the_language_model(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    manifest = write_asking(tmp_path / "asking.vqedge")
+    *others, text = manifest.encoder.inputs
+    reads = {"inputs": (*others, text.model_copy(update=change))}
+    facts = asking_facts().model_copy(update={"encoder": manifest.encoder.model_copy(update=reads)})
+    with pytest.raises(BundleError, match=r"encoder\.onnx: text, float32 \[llm\.width\]"):
+        Manifest.sealed(facts, manifest.files)
+
+
 # ---- questions
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
-from tiny_bundle import tiny_facts, write_bundle
+from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 from tiny_engine import (
     CODES,
     ENGINE_OUTPUTS,
@@ -24,7 +24,14 @@ from tiny_engine import (
     tiny_encoder,
 )
 
-from vqedge.bundle import Bundle, EngineRecord, ProfileRecord, TensorRecord, rewritten
+from vqedge.bundle import (
+    Bundle,
+    BundleFacts,
+    EngineRecord,
+    ProfileRecord,
+    TensorRecord,
+    rewritten,
+)
 from vqedge.commands.compare import engine_key
 from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
@@ -51,12 +58,20 @@ def program(inputs: dict[str, Any]) -> dict[str, Any]:
 class Rig:
     """A bundle with one engine, a fake TensorRT and a fake GPU."""
 
-    def __init__(self, folder: Path, flavour: Flavour = "tensorrt", **changes: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        flavour: Flavour = "tensorrt",
+        facts: BundleFacts | None = None,
+        **changes: Any,
+    ) -> None:
         self.gpu, self.flavour = FakeCuda(), flavour
         version = "10.3.0" if flavour == "tensorrt" else "1.7.1.116"
         self.trt = FakeTensorRT(version, self.gpu, rtx=flavour == "tensorrt-rtx")
         self.trt.program = program
-        bundle = write_bundle(folder / "t.vqedge", facts=tiny_facts(encoder=tiny_encoder()))
+        bundle = write_bundle(
+            folder / "t.vqedge", facts=facts or tiny_facts(encoder=tiny_encoder())
+        )
         values: dict[str, Any] = {
             "key": "k",
             "file": "engines/k.engine",
@@ -106,14 +121,16 @@ def assert_encodes(encoder: TensorRTEncoder, frames: Any, budget: int) -> None:
 
 
 def test_a_question_is_an_input_like_the_others(tmp_path: Path) -> None:
-    text = TensorRecord(name="text", dtype="float32", shape=(WIDTH,))
-    rig = Rig(tmp_path, inputs=(*INPUTS, text))
+    text = TensorRecord(name="text", dtype="float32", shape=(576,))
+    reads = {"inputs": (*INPUTS, text)}
+    asking = tiny_facts(encoder=tiny_encoder(**reads), quantizer=tiny_quantizer(per_question=True))
+    rig = Rig(tmp_path, facts=asking, **reads)
     rig.trt.program = lambda inputs: (
-        program(inputs) | {"codes": np.broadcast_to(inputs["text"], (CODES, WIDTH))}
+        program(inputs) | {"codes": np.broadcast_to(inputs["text"][:WIDTH], (CODES, WIDTH))}
     )
     encoder = rig.open()
     for level in (0.5, 2.0, 0.5):  # the second is launched as a graph
-        question = np.full(WIDTH, level, np.float32)
+        question = np.full(576, level, np.float32)
         assert (encoder.encode(FRAMES_THWC, 2, question).values == level).all()
 
 

@@ -234,9 +234,15 @@ class BundleFacts(Record):
 
     @model_validator(mode="after")
     def _question_where_tokens_follow_one(self) -> Self:
-        reads = any(item.name == "text" for item in self.encoder.inputs)
-        if reads != self.quantizer.per_question:
-            raise ValueError("per_question does not go with the encoder's inputs: text is its own")
+        text = TensorRecord(name="text", dtype="float32", shape=(self.llm.width,))
+        wanted = [text] if self.quantizer.per_question else []
+        readers: tuple[EncoderRecord | EngineRecord, ...] = (self.encoder, *self.engines)
+        for each in readers:
+            if [item for item in each.inputs if item.name == "text"] != wanted:
+                raise ValueError(
+                    f"per_question does not go with the encoder's inputs in {each.file}: text, "
+                    "float32 [llm.width], is its own"
+                )
         return self
 
     def role_of(self, path: str) -> Role | None:
