@@ -6,9 +6,10 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_bundle import write_bundle
+from tiny_bundle import asking_facts, write_bundle
 
 import vqedge.commands.ask as command
 from vqedge.data.demo import write_demo
@@ -129,6 +130,30 @@ def test_an_answer_is_one_line_of_three_fields(
         ["What is it?", "Red, and round."],
         ["What is it?", "Blue."],
     ]
+
+
+def test_where_every_question_is_an_encoding_answers_come_before_all_are_done(
+    llm: FakeLanguageModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    qa = VideoQA.open("")
+    qa.manifest = write_bundle(tmp_path / "asking.vqedge", facts=asking_facts()).manifest
+    answer_all, encoded = llm.ask_many, list[int]()
+
+    def noting(*given: Any) -> Any:
+        assert isinstance(qa.encoder, FakeEncoder)
+        encoded.append(qa.encoder.calls)
+        return answer_all(*given)
+
+    monkeypatch.setattr(llm, "ask_many", noting)
+    for _ in range(17):
+        llm.enqueue("Yes.")
+    write_demo(tmp_path / "demo.mp4")
+    (tmp_path / "q.txt").write_text("\n".join(f"Is it {number}?" for number in range(17)))
+    command.ask(tmp_path / "demo.mp4", None, questions=tmp_path / "q.txt")
+    assert encoded == [15, 17] and len(capsys.readouterr().out.splitlines()) == 17
 
 
 def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from vqedge.budget import Budget
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
+from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.vqt.file import SUFFIX, is_vqt
 
 _STDIN = Path("-")
@@ -69,7 +70,8 @@ def ask_many(
     videos = _folder(qa, video, failed) if is_many(video) else _one(qa, video, budget, span, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
     answered = 0
-    for group in _groups(asked):
+    at_once = BRANCHES if qa.manifest.quantizer.per_question else _AT_ONCE
+    for group in _groups(asked, at_once):
         answered += len(group)
         found = qa.ask_many([(item.video, item.question) for item in group], options=options)
         for item, answer in zip(group, found, strict=True):
@@ -141,11 +143,11 @@ def _folder(qa: VideoQA, folder: Path, failed: list[str]) -> Iterator[tuple[Path
             failed.append(str(error))
 
 
-def _groups(asked: Iterator[_Asked]) -> Iterator[list[_Asked]]:
+def _groups(asked: Iterator[_Asked], size: int) -> Iterator[list[_Asked]]:
     group: list[_Asked] = []
     for item in asked:
         group.append(item)
-        if len(group) == _AT_ONCE:
+        if len(group) == size:
             yield group
             group = []
     if group:
