@@ -166,6 +166,8 @@ class VideoQA(VideoEncoder):
         """The video with the tokens that it has for a question; itself where they follow none.
 
         Raises:
+            BackendUnavailable: encoder or language model cannot run here, failed or are closed.
+            BundleError: the language model's file holds no input embeddings, or the encoder failed.
             PromptError: the question is empty.
         """
         if video.frames_thwc is None:
