@@ -270,6 +270,7 @@ def _files(codes: dict[str, Any], ids: dict[str, Any]) -> dict[str, object]:
 def _words() -> dict[str, str]:
     """Videos as words beside videos as rows, and the codebook that the words are of."""
     words, photos, other = map(measured, ("words", "words_photos", "words_other"))
+    embeddings, ids = map(measured, ("words_embeddings", "words_ids"))
     rows = measured("budget_16")
     forms = {
         "rows of VQ-Attention, `--budget 16`": rows,
@@ -287,6 +288,8 @@ def _words() -> dict[str, str]:
         "words_kinds": _in_a_line(words),
         "words_photos_share": share(photos),
         "words_photos_kinds": _in_a_line(photos),
+        "words_forms": f"{ids['n']} questions: as embeddings in {embeddings['backend']['llm']} "
+        f"{share(embeddings)}, as ids in {ids['backend']['llm']} {share(ids)}",
         "elsewhere": f"{other['questions']} open questions: vqedge ({other['backend']['llm']}) "
         f"{share(other['ours'])}, {other['other']} from the same ids {share(other['theirs'])}; the "
         f"same text in {other['same_text']:.1%}",
