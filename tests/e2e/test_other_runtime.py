@@ -111,7 +111,7 @@ def test_encode_prints_what_the_library_says(
 
 
 REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    "give text or ids": (("tokens",), {}),
+    "--as tokens: choose one of text, ids": (("tokens",), {}),
     "give --as ids too": ((None, "a?"), {}),
     "use --as ids": (("text", "a?"), {}),
     "-o does not go with it": (("ids", None, Path("x.vqt")), {}),
