@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from vqedge.config import LlmConfig
+from vqedge.model.gguf_reading import parsed_once
 from vqedge.prompt import SYSTEM, prompt_parts, question_text
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -52,7 +53,7 @@ class PromptTokenizer:
 
 def tokenizer_from_gguf(path: Path, system: str = SYSTEM) -> PromptTokenizer:
     """Read the tokenizer and the chat template out of a GGUF file."""
-    with _only_errors():
+    with _only_errors(), parsed_once():
         # AutoTokenizer reads the file twice, seconds each, for a class that cuts no differently
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
     parts = prompt_parts(
@@ -81,9 +82,10 @@ def _only_errors() -> Iterator[None]:
 
 def llm_from_gguf(path: Path) -> nn.Module:
     """Dequantise a GGUF file into a frozen transformers model, float32."""
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    with parsed_once():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+        )
     return model.requires_grad_(False).eval()
 
 
