@@ -97,6 +97,15 @@ def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """The demo clip in the test's own folder."""
+    from vqedge.data.demo import write_demo
+
+    write_demo(tmp_path / "demo.mp4")
+    return tmp_path / "demo.mp4"
+
+
 @pytest.fixture(scope="session")
 def qa(bundle: Path) -> Iterator[VideoQA]:
     """The real bundle, open."""

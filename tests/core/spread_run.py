@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from tiny_run import MODELS, TINY_PARTS, config_for, kill_at, run
+from tiny_run import MODELS, config_for, kill_at, run, tiny_training
 from torch.distributed.tensor import DTensor
 
 from vqedge.recipe import OptimConfig, TrainConfig
@@ -44,12 +43,10 @@ def main(output: Path, kind: str, precision: Literal["fp32", "bf16"]) -> None:
         held.append(held_here(model.llm))
         return prepared(model, *others)
 
-    with pytest.MonkeyPatch.context() as patch:
+    cache = Path(os.environ["VQEDGE_CACHE"])
+    with tiny_training(cache), pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")  # the launcher has GPUs in mind
         patch.setattr(run_module, "prepared", noting)
-        for name, part in TINY_PARTS.items():
-            module, _, attribute = name.rpartition(".")
-            patch.setattr(import_module(module), attribute, part)
         with pytest.MonkeyPatch.context() as plain:
             plain.setenv("ACCELERATE_USE_FSDP", "false")
             run(spread_config(output / "whole", kind, precision))

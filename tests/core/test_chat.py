@@ -23,12 +23,6 @@ from vqedge_runtime.vqt import is_vqt
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    write_demo(tmp_path / "demo.mp4")
-    return tmp_path / "demo.mp4"
-
-
-@pytest.fixture
 def qa(tmp_path: Path) -> VideoQA:
     manifest = write_bundle(tmp_path / "fake.vqedge").manifest
     return VideoQA(FakeEncoder(32, 576), FakeBridge(576), FakeLanguageModel(), manifest)

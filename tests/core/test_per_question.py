@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from test_answer import QUESTIONS, TOKENIZER, item_of, replies_of
 from tiny_model import CODES, CONFIG, random_backbone, tiny_llm, tiny_tokenizer
-from tiny_run import CLIPS, TINY_PARTS, config_for, fill_cache, fill_features, kill_at, run
+from tiny_run import CLIPS, config_for, fill_cache, fill_features, kill_at, run, tiny_training
 
 import vqedge.model.answer as answer
 from vqedge.config import QuantizerConfig
@@ -48,10 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for seed in (1, 2):
         fill_features(cache, ASKING, seed)
         fill_cache(cache, CONFIG, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VQEDGE_CACHE", str(cache))
-        for name, part in TINY_PARTS.items():
-            patch.setattr(name, part)
+    with tiny_training(cache):
         yield cache
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -26,12 +26,12 @@ from tiny_run import (
     LEARNED,
     MODELS,
     STEPS,
-    TINY_PARTS,
     config_for,
     fill_cache,
     fill_features,
     kill_at,
     run,
+    tiny_training,
 )
 from torch import Tensor
 from torch._inductor.exc import InductorError
@@ -79,10 +79,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         fill_cache(cache, config, seed)
     for seed in (1, 2):
         fill_features(cache, CONFIG, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VQEDGE_CACHE", str(cache))
-        for name, part in TINY_PARTS.items():
-            patch.setattr(name, part)
+    with tiny_training(cache):
         yield cache
 
 
@@ -537,6 +534,13 @@ def test_a_run_may_start_from_a_checkpoint(tmp_path: Path, whole: Path) -> None:
         start_from(whole, other, Bridge(other), None)
 
 
+def launched(words: Sequence[object], cache: Path, **environment: str) -> None:
+    """Run a launcher of Python's, its processes on one thread each."""
+    environment |= {"OMP_NUM_THREADS": "1", "VQEDGE_CACHE": str(cache)}
+    command = [sys.executable, *map(str, words)]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["codes", "words"])
 def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -> None:
@@ -544,18 +548,7 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -
     run(config_for(tmp_path / "alone", model=MODELS[kind]))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("tiny_run.py")
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "VQEDGE_CACHE": str(_cache),
-    }
-    subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path / "both"), kind],
-        env=environment,
-        check=True,
-        timeout=300,
-    )
+    launched([*launch, script, tmp_path / "both", kind], _cache, ACCELERATE_USE_CPU="true")
     alone, both = log_of(tmp_path / "alone"), log_of(tmp_path / "both")
     assert [record["step"] for record in both] == [0, 1, 2, 3, 4]
     for one, two in zip(alone[1:], both[1:], strict=True):
@@ -576,18 +569,7 @@ def test_two_processes_spread_the_language_model(
     launch += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     script = Path(__file__).with_name("spread_run.py")
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "VQEDGE_CACHE": str(_cache),
-    }
-    subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path), kind, precision],
-        env=environment,
-        check=True,
-        timeout=300,
-    )
+    launched([*launch, script, tmp_path, kind, precision], _cache, CUDA_VISIBLE_DEVICES="")
     llm = with_lora(tiny_llm(), CONFIG.llm)
     matrices = [p for p in decoder_of(llm).layers.parameters() if p.ndim == 2]
     frozen = sum(p.numel() for p in matrices if not p.requires_grad)

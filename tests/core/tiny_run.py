@@ -5,8 +5,10 @@ As a script it is one of several processes of a launcher: `torchrun tiny_run.py 
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib import import_module
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +74,16 @@ TINY_PARTS: dict[str, Any] = {
 """What takes the place of the real parts of training."""
 
 
+@contextmanager
+def tiny_training(cache: Path) -> Iterator[None]:
+    """Trainings of seconds, on what a cache holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VQEDGE_CACHE", str(cache))
+        for name, part in TINY_PARTS.items():
+            patch.setattr(name, part)
+        yield
+
+
 def fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
     """Random clips of a world seed at all budgets."""
     source = GeneratedClips(seed, CLIPS)
@@ -130,8 +142,6 @@ def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:
 
 
 if __name__ == "__main__":
-    for name, part in TINY_PARTS.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(import_module(module), attribute, part)
-    run(config_for(Path(sys.argv[1]), model=MODELS[sys.argv[2]]))
+    with tiny_training(Path(os.environ["VQEDGE_CACHE"])):
+        run(config_for(Path(sys.argv[1]), model=MODELS[sys.argv[2]]))
     leave_process_group()

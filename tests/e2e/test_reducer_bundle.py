@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vqedge.config import ModelConfig
+from vqedge.checkpoint import CONFIG, model_config_of
 from vqedge.errors import VqedgeError
 from vqedge.model.checkpoint import MODEL, open_checkpoint
 from vqedge.model.llm import llm_from_gguf, mean_embeddings, tokenizer_from_gguf
@@ -23,19 +23,29 @@ from vqedge_runtime import Video, VideoQA, bench
 from vqedge_runtime.llm import Generation
 
 
+def copy_of_kind(checkpoint: Path, folder: Path, kind: str) -> Path:
+    """A checkpoint with another quantizer's name in it."""
+    copy = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
+    config = json.loads((copy / CONFIG).read_text())
+    config["quantizer"]["kind"] = kind
+    (copy / CONFIG).write_text(json.dumps(config))
+    return copy
+
+
+def opened(checkpoint: Path, vit_source: Path) -> VideoQA:
+    """A checkpoint as a bundle beside it, ready to be asked."""
+    write_graph(open_checkpoint(checkpoint), vit_source)
+    bundle = assemble_bundle(checkpoint, checkpoint.with_name("made.vqedge")).root
+    return VideoQA.open(bundle, encoder="onnxruntime")
+
+
 @pytest.fixture(scope="module")
 def reducing_qa(
     checkpoint: Path, vit_source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VideoQA]:
     """models/tiny with PruMerge+ in the place of k-means; it was not trained for it."""
-    folder = tmp_path_factory.mktemp("prumerge")
-    copy = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
-    config = json.loads((copy / "config.json").read_text())
-    config["quantizer"]["kind"] = "reducer:prumerge+"
-    (copy / "config.json").write_text(json.dumps(config))
-    write_graph(open_checkpoint(copy), vit_source)
-    bundle = assemble_bundle(copy, folder / "prumerge.vqedge").root
-    with VideoQA.open(bundle, encoder="onnxruntime") as session:
+    copy = copy_of_kind(checkpoint, tmp_path_factory.mktemp("prumerge"), "reducer:prumerge+")
+    with opened(copy, vit_source) as session:
         yield session
 
 
@@ -66,19 +76,13 @@ def asking_qa(
     checkpoint: Path, vit_source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VideoQA]:
     """models/tiny with random windows that are asked in the place of k-means."""
-    folder = tmp_path_factory.mktemp("asking")
-    copy = Path(shutil.copytree(checkpoint, folder / "checkpoint"))
-    values = json.loads((copy / "config.json").read_text())
-    values["quantizer"]["kind"] = "reducer:query-window"
-    (copy / "config.json").write_text(json.dumps(values))
+    copy = copy_of_kind(checkpoint, tmp_path_factory.mktemp("asking"), "reducer:query-window")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        windows = ReducerWithWeights(ModelConfig.model_validate(values)).kept().state_dict()
+        windows = ReducerWithWeights(model_config_of(copy)).kept().state_dict()
     drawn = {f"{REDUCER_PREFIX}{name}": value.half() for name, value in windows.items()}
     save_file(load_file(copy / MODEL) | drawn, copy / MODEL)
-    write_graph(open_checkpoint(copy), vit_source)
-    bundle = assemble_bundle(copy, folder / "asking.vqedge").root
-    with VideoQA.open(bundle, encoder="onnxruntime") as session:
+    with opened(copy, vit_source) as session:
         yield session
 
 

@@ -20,7 +20,6 @@ from vqedge.commands.encode import encode
 from vqedge.commands.evaluate import BundleAnswerer
 from vqedge.commands.search import run_search
 from vqedge.commands.viz import viz
-from vqedge.data.demo import write_demo
 from vqedge.data.suites import Item
 from vqedge.errors import BundleError, ConfigError, PromptError, VqedgeError, VqtError
 from vqedge_runtime import Video, VideoQA
@@ -36,12 +35,6 @@ QUESTIONS = ("What moves?", "Which color has the circle?")
 def write_asking(path: Path) -> Manifest:
     """A bundle of a few bytes whose encoder reads a question."""
     return write_bundle(path, facts=asking_facts()).manifest
-
-
-@pytest.fixture
-def clip(tmp_path: Path) -> Path:
-    write_demo(tmp_path / "demo.mp4")
-    return tmp_path / "demo.mp4"
 
 
 @pytest.fixture

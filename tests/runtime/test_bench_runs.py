@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_gguf import WIDTH, video, wild_tensors, write_gguf
+from tiny_gguf import WIDTH, opened_wild, video
 
 from vqedge_runtime import bench
-from vqedge_runtime.llm import open_llama_cpp
 
 ROWS = 8
 
 
 @pytest.fixture
 def qa(tmp_path: Path) -> Iterator[Any]:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
-    with open_llama_cpp(path, threads=1, context=256) as llm:
+    with opened_wild(tmp_path) as llm:
         yield SimpleNamespace(llm=llm, asked=lambda video, _question: video)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_gguf import video, wild_tensors, write_gguf
+from tiny_gguf import opened_wild, video
 
 from vqedge_runtime.kv import kv_path, read_kv, write_kv
-from vqedge_runtime.llm import DecodingOptions, open_llama_cpp
+from vqedge_runtime.llm import DecodingOptions
 
 STATE, SHORT = bytes(range(200)), DecodingOptions(max_tokens=6)
 
@@ -25,9 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wild(tmp_path: Path) -> Iterator[Any]:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
-    with open_llama_cpp(path, threads=1, context=256) as llm:
+    with opened_wild(tmp_path) as llm:
         yield llm
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_bundle import asking_facts, tiny_facts, write_bundle
-from tiny_gguf import base_gguf, video, wild_tensors, write_gguf
+from tiny_gguf import base_gguf, opened_wild, video, wild_tensors, write_gguf
 
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
@@ -27,9 +27,7 @@ SHORT = DecodingOptions(max_tokens=6)
 
 @pytest.fixture
 def wild(tmp_path: Path) -> Iterator[Any]:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
-    with open_llama_cpp(path, threads=1, context=256) as llm:
+    with opened_wild(tmp_path) as llm:
         yield llm
 
 
