@@ -21,6 +21,7 @@ _HANDLE, _ADDRESS = c_void_p, c_uint64  # an opaque pointer; a CUdeviceptr
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
@@ -69,6 +70,13 @@ class Cuda:
     def compute_capability(self) -> str:
         """As "8.7"."""
         return f"{self._attribute(_CC_MAJOR)}.{self._attribute(_CC_MINOR)}"
+
+    @property
+    def driver_version(self) -> tuple[int, int]:
+        """The newest CUDA that the driver knows, as (12, 6)."""
+        value = c_int()
+        self._call("cuDriverGetVersion", byref(value))
+        return value.value // 1000, value.value % 1000 // 10
 
     def use(self) -> None:
         """Make the GPU's primary context current in the calling thread."""

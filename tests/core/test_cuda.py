@@ -39,11 +39,17 @@ class FakeDriver:
             return b"CUDA_ERROR_OUT_OF_MEMORY"
         if name == "cuDeviceGetAttribute":
             return {75: 8, 76: 7}[arguments[0]]
+        if name == "cuDriverGetVersion":
+            return 12060
         return 0 if name == "cuDeviceGet" else HANDLE
 
 
 def test_the_compute_capability_is_read_from_two_attributes() -> None:
     assert Cuda(FakeDriver()).compute_capability == "8.7"
+
+
+def test_the_driver_says_the_newest_cuda_that_it_knows() -> None:
+    assert Cuda(FakeDriver()).driver_version == (12, 6)
 
 
 def test_handles_keep_their_64_bits() -> None:

@@ -48,12 +48,17 @@ _INDIRECT = (
 _REST = "#define NV_TENSORRT_PATCH 0\n#define NV_TENSORRT_BUILD 26\n"
 
 
+def no_driver() -> Any:
+    raise BackendUnavailable("no NVIDIA driver")
+
+
 @pytest.fixture(autouse=True)
 def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("CUDA_HOME", "CUDA_PATH", installation.ROOT_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(cuda_toolkit, "_DEFAULT_HOME", tmp_path / "nowhere")
     monkeypatch.setattr(cuda_toolkit, "_wheel_candidates", lambda: iter(()))
+    monkeypatch.setattr(cuda_toolkit, "Cuda", no_driver)
     monkeypatch.setattr(installation, "_wheel_folders", lambda: iter(()))
     monkeypatch.setattr(installation, "_SYSTEM_ROOTS", (str(tmp_path / "nowhere"),))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -278,6 +283,31 @@ def test_another_version_of_anything_is_another_library(
 def test_an_architecture_that_nvcc_does_not_know_is_refused(tmp_path: Path, sms: list[int]) -> None:
     with pytest.raises(BackendUnavailable, match=r"nvcc 12\.6\.85.*cannot.*sm_(120|70).*Fix:"):
         kernel_library(sms, tmp_path)
+
+
+@pytest.mark.parametrize(("driver", "fits"), [((12, 2), True), ((13, 0), True), ((11, 8), False)])
+def test_a_driver_runs_what_a_compiler_of_its_major_or_an_earlier_one_makes(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: Any, fits: bool
+) -> None:
+    """The compiler is of 12.6; what a later major makes fails in every run of the plugin."""
+    monkeypatch.setattr(cuda_toolkit, "Cuda", lambda: SimpleNamespace(driver_version=driver))
+    if fits:
+        assert kernel_library([87], tmp_path).is_file()
+        return
+    told = r"driver runs CUDA 11\.8, nvcc 12\.6\.85.*Fix: update.*CUDA_HOME to a toolkit of CUDA 11"
+    with pytest.raises(BackendUnavailable, match=told):
+        kernel_library([87], tmp_path)
+    assert not calls.exists(), "refused before anything is compiled"
+
+
+@pytest.mark.usefixtures("calls")
+def test_an_old_driver_leaves_the_plugin_out(
+    tensorrt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TENSORRT_ROOT", str(tensorrt))
+    monkeypatch.setattr(cuda_toolkit, "Cuda", lambda: SimpleNamespace(driver_version=(11, 8)))
+    assert plugin_from_text("auto", [87]) is None
+    assert "the graph's own function instead of the plugin: the GPU's driver" in caplog.text
 
 
 def test_a_failed_compilation_shows_its_end_and_leaves_nothing(

@@ -1,6 +1,6 @@
-"""The CUDA compiler of this machine, and the compute capability of its GPU.
+"""The CUDA compiler of this machine, the compute capability of its GPU, and what its driver takes.
 
-Both are found without PyTorch and without TensorRT: a Jetson has neither in the environment that
+All are found without PyTorch and without TensorRT: a Jetson has neither in the environment that
 exports.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqedge.cuda import Cuda
 from vqedge.errors import BackendUnavailable
 
 _HOME_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
@@ -76,6 +77,27 @@ def device_sm() -> int:
     if any(statuses):
         raise BackendUnavailable(f"the CUDA driver finds no GPU (status {max(statuses)}). {fix}")
     return values[0].value * 10 + values[1].value
+
+
+def require_driver_for(nvcc: Nvcc) -> None:
+    """Refuse a compiler of a later CUDA than the driver's: what it makes would not start.
+
+    Majors are compared, a driver of 12.2 runs what 12.9 compiled. Without a GPU nothing is: the
+    library is for another machine.
+
+    Raises:
+        BackendUnavailable: the driver is too old.
+    """
+    try:
+        driver, minor = Cuda().driver_version
+    except BackendUnavailable:
+        return
+    if driver < int(nvcc.version.split(".")[0]):
+        raise BackendUnavailable(
+            f"the GPU's driver runs CUDA {driver}.{minor}, nvcc {nvcc.version} at {nvcc.path} "
+            f"compiles for a later one. Fix: update the driver, or set CUDA_HOME to a toolkit of "
+            f"CUDA {driver}"
+        )
 
 
 def _candidates() -> Iterator[Path]:

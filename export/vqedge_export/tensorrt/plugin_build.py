@@ -22,8 +22,13 @@ from pathlib import Path
 from vqedge.base.fetch import cache_root
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import locked
-from vqedge_export.tensorrt.cuda_toolkit import Nvcc, device_sm, find_nvcc
-from vqedge_export.tensorrt.installation import find_tensorrt
+from vqedge_export.tensorrt.cuda_toolkit import (
+    Nvcc,
+    device_sm,
+    find_nvcc,
+    require_driver_for,
+)
+from vqedge_export.tensorrt.installation import TensorRT, find_tensorrt
 
 KERNEL_SOURCES = ("nearest_codebook.cu",)
 PLUGIN_SOURCES = (*KERNEL_SOURCES, "nearest_codebook_plugin.cpp")
@@ -82,14 +87,24 @@ def plugin_library(
         cache: folder to use instead of `vqedge.base.fetch.cache_root()`.
 
     Raises:
-        BackendUnavailable: no compiler, no TensorRT headers or library, majors that differ, no GPU
-            to take the capability from, or one that the compiler does not know.
+        BackendUnavailable: no compiler, no TensorRT headers or library, majors that differ, a
+            driver older than the compiler, no GPU to take the capability from, or one that the
+            compiler does not know.
         ExportError: the compiler fails, or the cache cannot be written.
     """
-    tensorrt = find_tensorrt(tensorrt_root)
-    nvcc, wanted = _compiler_for(sms)
+    tensorrt, nvcc, wanted = plugin_tools(sms, tensorrt_root)
     job = _Job(PLUGIN_LIBRARY, PLUGIN_SOURCES, nvcc, wanted, tensorrt.include, tensorrt.version)
     return _cached(job, cache or cache_root())
+
+
+def plugin_tools(
+    sms: Sequence[int] | None = None, tensorrt_root: Path | None = None
+) -> tuple[TensorRT, Nvcc, tuple[int, ...]]:
+    """What the plugin is compiled with, and for which GPUs; nothing is compiled.
+
+    For arguments and errors, see `plugin_library`.
+    """
+    return (find_tensorrt(tensorrt_root), *_compiler_for(sms))
 
 
 def plugin_from_text(
@@ -144,6 +159,7 @@ def architecture_flags(sms: Sequence[int]) -> list[str]:
 
 def _compiler_for(sms: Sequence[int] | None) -> tuple[Nvcc, tuple[int, ...]]:
     nvcc = find_nvcc()
+    require_driver_for(nvcc)
     wanted = tuple(sorted(set(sms))) if sms else (device_sm(),)
     unknown = [sm for sm in wanted if sm not in nvcc.sms or sm < MIN_SM]
     if unknown:
