@@ -206,6 +206,17 @@ def test_every_tile_gives_the_same_bits(kernel: EmulatedKernel, dtype: Any, metr
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("codes", "shared_bytes"), [(32, 21_504), (64, 25_600), (65, 33_792)])
+def test_float32_takes_the_smallest_tile_that_holds_the_codes(
+    kernel: EmulatedKernel, codes: int, shared_bytes: int
+) -> None:
+    """On a device with just the shared memory for it; a wider tile multiplies what is not there."""
+    x, codebook = drawn((9, 24), np.float32), drawn((codes, 24), np.float32, 1)
+    check(x, codebook, "l2", *kernel.on((9, 132, shared_bytes))(x, codebook, "l2"))
+    with pytest.raises(AssertionError, match="status 1"):
+        kernel.on((9, 132, shared_bytes - 1))(x, codebook, "l2")
+
+
 def test_the_margin_is_optional(kernel: EmulatedKernel) -> None:
     x, codebook = drawn((5, 16), np.float16), drawn((3, 16), np.float16, 1)
     indices, space = np.full(5, -7, np.int32), aligned_array(1024, np.uint8, 16)

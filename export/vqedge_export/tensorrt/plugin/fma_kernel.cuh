@@ -24,6 +24,7 @@ struct FmaTile {
 };
 
 using NarrowFmaTile = FmaTile<32>;
+using SmallFmaTile = FmaTile<64>;
 using WideFmaTile = FmaTile<128>;
 
 // Eight values of a row as float32, zeros beyond the matrix.

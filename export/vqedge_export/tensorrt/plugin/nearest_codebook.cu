@@ -88,16 +88,21 @@ cudaError_t run_tensor(Problem const& p, Device const& device, cudaStream_t stre
   return launch_tensor<T, MiddleTile>(p, device, stream);
 }
 
+template <typename T, class Tile>
+cudaError_t launch_fma(Problem const& p, cudaStream_t stream) {
+  return launch_tiles(fma_kernel<T, Tile>, p, Tile::kRows, Tile::kCodes, Tile::kThreads,
+      Tile::kSharedBytes, stream);
+}
+
 template <typename T>
 cudaError_t run_fma(Problem const& p, cudaStream_t stream) {
   if (p.k <= NarrowFmaTile::kCodes) {
-    using Tile = NarrowFmaTile;
-    return launch_tiles(fma_kernel<T, Tile>, p, Tile::kRows, Tile::kCodes, Tile::kThreads,
-        Tile::kSharedBytes, stream);
+    return launch_fma<T, NarrowFmaTile>(p, stream);
   }
-  using Tile = WideFmaTile;
-  return launch_tiles(fma_kernel<T, Tile>, p, Tile::kRows, Tile::kCodes, Tile::kThreads,
-      Tile::kSharedBytes, stream);
+  if (p.k <= SmallFmaTile::kCodes) {
+    return launch_fma<T, SmallFmaTile>(p, stream);
+  }
+  return launch_fma<T, WideFmaTile>(p, stream);
 }
 
 template <typename T>
