@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from vqedge.budget import ADAPTIVE
 from vqedge.errors import ConfigError
@@ -38,9 +39,9 @@ class Backend:
         return f"encoder: {self.encoder}; llm: {self.llm}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Video:
-    """An encoded clip: ask it as often as you like.
+    """An encoded clip: ask it as often as you like. Equal to itself only.
 
     Attributes:
         tokens: the discrete tokens.
@@ -68,7 +69,7 @@ class Video:
     source: Path | Origin | None = None
     part: bool = False
     stamp: tuple[int, int] | None = None
-    frames_thwc: Frames | None = None
+    frames_thwc: Frames | None = field(default=None, repr=False)
 
     @property
     def end_s(self) -> float:
@@ -89,7 +90,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer with what it cost.
+    """An answer with what it cost; `str` gives the text, `to_dict` what can be written as JSON.
 
     Attributes:
         text: the answer; with choices, the likeliest one.
@@ -107,11 +108,33 @@ class Answer:
     tokens: int
     timings: Timings
     backend: Backend
-    video: Video
-    choice_scores: dict[str, float] = field(default_factory=dict)
+    video: Video = field(repr=False)
+    choice_scores: dict[str, float] = field(default_factory=dict, hash=False)
     generated_tokens: int = 0
     tokens_per_s: float = 0.0
     stopped: bool = True
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as `vqedge ask --json` prints it, of what JSON knows. Scripts rely on it."""
+        video = self.video
+        document = {
+            "answer": self.text,
+            "tokens": self.tokens,
+            "timings_ms": {name: round(ms, 3) for name, ms in asdict(self.timings).items()},
+            "backend": asdict(self.backend),
+            "video": {"duration_s": round(video.duration_s, 6), "frames": video.frames},
+            "tokens_before": video.tokens.patches,
+            "generated_tokens": self.generated_tokens,
+            "stopped": self.stopped,
+        }
+        if self.choice_scores:
+            document["choices"] = dict(self.choice_scores)
+        if video.tokens.ids is not None:
+            document["ids"] = video.tokens.ids.tolist()
+        return document
 
     def including_encoding(self, prefix_ms: float = 0.0) -> Answer:
         """The same answer with the video's own times added: what a cold ask costs.

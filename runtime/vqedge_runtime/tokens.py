@@ -16,9 +16,11 @@ import numpy.typing as npt
 Values = npt.NDArray[np.float16] | npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Codes:
     """A clip in codes: what an encoder finds, and all that a `.vqt` file keeps of the pictures.
+
+    Equal to itself only.
 
     Attributes:
         index_map: int32 `[T, grid, grid]`, the token hash: which code each patch has. Codes are
@@ -32,6 +34,10 @@ class Codes:
     values: Values
     margin: npt.NDArray[np.float32] | None = None
 
+    def __repr__(self) -> str:
+        """How many; not the arrays."""
+        return f"Codes(count={self.count})"
+
     @property
     def count(self) -> int:
         """Codes in use."""
@@ -43,9 +49,9 @@ class Codes:
         return self.values.astype(np.int32) if self.values.dtype.kind == "i" else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenSet:
-    """The discrete tokens of one clip.
+    """The discrete tokens of one clip. Equal to itself only; `key` names the content.
 
     Attributes:
         rows: float32 `[k, d_llm]`, one row a code in use, k <= budget. Of the published VQToken
@@ -61,6 +67,10 @@ class TokenSet:
     codes: Codes
     words: npt.NDArray[np.int32] | None = None
     token_ids: npt.NDArray[np.int32] | None = None
+
+    def __repr__(self) -> str:
+        """How many, of how many patches; not the arrays."""
+        return f"TokenSet(count={self.count}, patches={self.patches})"
 
     @property
     def count(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -115,25 +114,9 @@ def _answer(
 
 
 def document_of(answer: Answer, evidence: Evidence | None = None) -> dict[str, Any]:
-    """The JSON of an answer. Scripts rely on its keys."""
-    video = answer.video
-    document = {
-        "answer": answer.text,
-        "tokens": answer.tokens,
-        "timings_ms": {name: round(ms, 3) for name, ms in asdict(answer.timings).items()},
-        "backend": asdict(answer.backend),
-        "video": {"duration_s": round(video.duration_s, 6), "frames": video.frames},
-        "tokens_before": video.tokens.patches,
-        "generated_tokens": answer.generated_tokens,
-        "stopped": answer.stopped,
-    }
-    if answer.choice_scores:
-        document["choices"] = answer.choice_scores
-    if video.tokens.ids is not None:
-        document["ids"] = video.tokens.ids.tolist()
-    if evidence is not None:
-        document |= evidence_document(evidence)
-    return document
+    """The JSON of an answer: `Answer.to_dict`, and what this command adds. Scripts rely on it."""
+    added = {} if evidence is None else evidence_document(evidence)
+    return answer.to_dict() | added
 
 
 def _streamed(stream: Any) -> Answer:
