@@ -279,7 +279,8 @@ def test_choices_that_are_none(run: Any, clip: Path, bundle: FakeBundle, choices
 
 @pytest.mark.parametrize("suite", ["none.jsonl", "photos:none.jsonl"])
 def test_a_suite_that_is_not_there(run: Any, bundle: FakeBundle, suite: str) -> None:
-    assert_one_line(run("eval", "-m", bundle.path, "--suite", suite), "none.jsonl: cannot be read")
+    found = run("eval", "-m", bundle.path, "--suite", suite)
+    assert_one_line(found, "none.jsonl: cannot be read (No such file or directory); check the path")
 
 
 @pytest.mark.parametrize(

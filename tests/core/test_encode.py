@@ -673,6 +673,9 @@ def test_inspecting_a_file(run: Any, clip: Path) -> None:
     assert [part["tokens"] for part in facts["segments"]] == [32, 32]
     assert facts["origin"]["size_bytes"] == clip.stat().st_size
     assert facts["header"]["kind"] == "kmeans"
+    for name in ("A.VQT", "tokens"):
+        shutil.copy("a.vqt", name)
+        assert json.loads(run("inspect", name, "--json").out[0])["kind"] == "vqt"
     Path("a.vqt").write_bytes(b"x")
     assert complaint(run("inspect", "a.vqt")).startswith("vqedge: a.vqt: not a .vqt file")
 

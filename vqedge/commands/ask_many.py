@@ -41,8 +41,9 @@ def questions_from_file(path: Path) -> list[str]:
     try:
         text = sys.stdin.read() if path == _STDIN else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise PromptError(
-            f"--questions {path}: {error}; give a text file, a question a line"
+            f"--questions {path}: {why}; give a text file, a question a line"
         ) from error
     questions = [line.strip() for line in text.splitlines() if line.strip()]
     if not questions:

@@ -13,8 +13,8 @@ from vqedge.bundle import EngineRecord, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
 from vqedge.errors import BundleError, CheckpointError
-from vqedge_runtime.vqt import Segment, open_vqt
-from vqedge_runtime.vqt.file import vqt_errors
+from vqedge_runtime.vqt import Segment, is_vqt, open_vqt
+from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
 _SHORT = 100  # longest value shown in full
 
@@ -36,13 +36,14 @@ def facts_of(path: Path) -> tuple[str, dict[str, Any]]:
         BundleError: nothing there, or nothing that vqedge knows.
     """
     if not path.exists():
-        raise BundleError(f"{path}: no such file or folder")
+        raise BundleError(f"{path}: no such file or folder; check the path")
     if (path / MANIFEST_NAME).is_file():
         return "bundle", _bundle_facts(path)
     if (path / "config.json").is_file():
         return "checkpoint", _checkpoint_facts(path)
-    if path.suffix in _FILES and path.is_file():
-        return path.suffix[1:], _FILES[path.suffix](path)
+    suffix = SUFFIX if is_vqt(path) else path.suffix.lower()
+    if suffix in _FILES and path.is_file():
+        return suffix[1:], _FILES[suffix](path)
     known = ", ".join(_FILES)
     raise BundleError(f"{path}: not a bundle, a checkpoint, or a file that ends in {known}")
 
@@ -151,6 +152,6 @@ def _short(value: Any) -> Any:
 _FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".onnx": _onnx_facts,
     ".gguf": _gguf_facts,
-    ".vqt": _vqt_facts,
+    SUFFIX: _vqt_facts,
     ".engine": _engine_facts,
 }

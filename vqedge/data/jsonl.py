@@ -187,8 +187,10 @@ def text_of(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, _Line]]:

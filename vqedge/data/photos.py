@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 
 from vqedge.data.clips import Labels, QuestionAnswer, Vocabulary
+from vqedge.data.jsonl import text_of
 from vqedge.data.naming import ORDER
 from vqedge.data.questions import with_article
 from vqedge.errors import DatasetError
@@ -205,14 +206,10 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
     """The labelled photos of a split.
 
     Raises:
-        DatasetError: a line is malformed, or a photo is not there.
+        DatasetError: the index cannot be read, a line is malformed, or a photo is not there.
     """
     photos = []
-    try:
-        lines = index.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{index}: cannot be read ({error})") from error
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(text_of(index).splitlines(), start=1):
         try:
             line = _Line.model_validate_json(text)
         except ValidationError as error:
