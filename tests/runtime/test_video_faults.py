@@ -153,8 +153,10 @@ def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Path(name).write_bytes(b"broken")
         assert "is not a video" in fault(Path(name))
     assert fault(Path("a\nb.mp4")).startswith(r"a\nb.mp4: "), "the line break is not lost"
-    assert "no such file" in fault(Path("http://127.0.0.1/x.mp4"))
-    assert "no such file" in fault(Path("frame%d.png"))
+    for name in ("http://127.0.0.1/x.mp4", "RTSP://127.0.0.1:554/x.mp4"):
+        assert "x.mp4: is a URL, and only local files are read; download it" in fault(Path(name))
+    for name in ("frame%d.png", "c:/none.mp4", "at 10:/30.mp4"):
+        assert "no such file" in fault(Path(name))
 
 
 @pytest.mark.parametrize(

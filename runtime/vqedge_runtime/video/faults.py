@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import av.error
 from vqedge.errors import VideoError, printable
 
 _CONVERT = "convert it, for example: ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv420p OUTPUT.mp4"
+_RECORD = "download it, or record a part of it: ffmpeg -i URL -t 10 clip.mp4"
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # longer than the letter of a drive
 
 # (exception types, what is wrong, the next step); the first match wins, since PyAV's errors are
 # built-in ones, too.
@@ -57,6 +60,8 @@ def video_faults(path: Path) -> Iterator[None]:
 
 
 def _fault_from(path: Path, error: BaseException) -> VideoError:
+    if isinstance(error, FileNotFoundError) and _URL.match(str(path)):
+        return video_fault(path, "is a URL, and only local files are read", _RECORD)
     for types, what, next_step in _CAUSES:
         if isinstance(error, types):
             return video_fault(path, what, next_step)
