@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,17 @@ def vit_source() -> Path:
 
 
 @pytest.fixture(scope="session")
-def base_gguf() -> Path:
-    """The language model's GGUF file."""
-    return _base_weights("smollm2-135m-instruct")
+def base_gguf() -> Iterator[Path]:
+    """The language model's GGUF file. It is parsed once for all tests: that takes seconds."""
+    import gguf
+
+    path, parse = _base_weights("smollm2-135m-instruct"), gguf.GGUFReader
+    parsed = cache(lambda: parse(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            gguf, "GGUFReader", lambda file: parsed() if Path(file) == path else parse(file)
+        )
+        yield path
 
 
 @pytest.fixture(scope="session")
@@ -98,12 +107,9 @@ def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> Path:
+def clip(demo_clip: Path, tmp_path: Path) -> Path:
     """The demo clip in the test's own folder."""
-    from vqedge.data.demo import write_demo
-
-    write_demo(tmp_path / "demo.mp4")
-    return tmp_path / "demo.mp4"
+    return Path(shutil.copy(demo_clip, tmp_path / "demo.mp4"))
 
 
 @pytest.fixture(scope="session")

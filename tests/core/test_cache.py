@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -230,6 +231,7 @@ def test_a_clip_that_cannot_be_read_is_one_line(
     with pytest.raises(VideoError) as caught:
         filled(cache(tmp_path, clips=2), quantizer, workers)
     assert str(caught.value) == "seven.mp4: no such codec"
+    assert not active_children(), "what the error's frames hold would be waited for, 5 seconds"
 
 
 def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

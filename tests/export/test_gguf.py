@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,9 @@ PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
-def reader(base_gguf: Path) -> Iterator[gguf.GGUFReader]:
-    """The base file. Every file is parsed once for all: it takes seconds, and many do it."""
-    parse = functools.cache(gguf.GGUFReader)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFReader", lambda path: parse(str(path)))
-        yield gguf.GGUFReader(base_gguf)
+def reader(base_gguf: Path) -> gguf.GGUFReader:
+    """The base file."""
+    return gguf.GGUFReader(base_gguf)
 
 
 @pytest.fixture(scope="module")

@@ -203,15 +203,18 @@ def encoded_shards(
     clips = iter(
         DataLoader(_Frames(source, numbers, encoder), batch_size=None, num_workers=workers)
     )
-    for shard in shards:
-        rows = []
-        for _ in shard_numbers(source, shard):
-            frames = next(clips)
-            if isinstance(frames, VqedgeError):
-                raise frames
-            with torch.inference_mode():
-                rows.append(read(frames.to(device)).half().cpu())
-        yield shard, torch.stack(rows)
+    try:
+        for shard in shards:
+            rows = []
+            for _ in shard_numbers(source, shard):
+                frames = next(clips)
+                if isinstance(frames, VqedgeError):
+                    raise frames
+                with torch.inference_mode():
+                    rows.append(read(frames.to(device)).half().cpu())
+            yield shard, torch.stack(rows)
+    finally:
+        del clips  # collected with an error, it would wait five seconds for its workers
 
 
 def save_features(folder: Path, shard: int, rows: Tensor) -> None:

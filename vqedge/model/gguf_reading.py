@@ -11,34 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
 import gguf
 
-_ASKED = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+_NAMES = ("GGUFReader", "get_tensor_name_map")
 
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
     """Within it `gguf` parses a file once: a large vocabulary takes 0.2 GB, so not for longer."""
-    for name, kept in _KEPT.items():
-        setattr(gguf, name, kept)
+    asked = {name: getattr(gguf, name) for name in _NAMES}
+    for name, call in asked.items():
+        setattr(gguf, name, lru_cache(maxsize=1)(call))
     try:
         yield
     finally:
-        for name, call in _ASKED.items():
+        for name, call in asked.items():
             setattr(gguf, name, call)
-        _reader_of.cache_clear()
-
-
-@lru_cache(maxsize=1)
-def _reader_of(path: str) -> Any:
-    return _ASKED["GGUFReader"](path)
-
-
-@lru_cache(maxsize=1)
-def _names_of(*arguments: Any) -> Any:
-    return _ASKED["get_tensor_name_map"](*arguments)
-
-
-_KEPT = {"GGUFReader": _reader_of, "get_tensor_name_map": _names_of}
