@@ -36,7 +36,8 @@ TopKOption = Annotated[
     int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 is all.")
 ]
 TopPOption = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass.")
+    float,
+    typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass, above 0."),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")]
 GpuLayersOption = Annotated[

@@ -21,7 +21,7 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import AUTO, open_encoder
+from vqedge_runtime.encoders import AUTO, check_backend, open_encoder
 from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
@@ -37,7 +37,11 @@ VIDEO_SUFFIXES = (
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How videos are encoded: see `vqedge encode --help`."""
+    """How videos are encoded: see `vqedge encode --help`.
+
+    Raises:
+        UsageError: no such backend.
+    """
 
     budget: str | None = None
     segment_s: float | None = None
@@ -46,6 +50,10 @@ class EncodeOptions:
     threads: int | None = None
     bits: int = 0
     start_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a backend that there is not, before any file is opened."""
+        check_backend(self.backend)
 
 
 def encode(

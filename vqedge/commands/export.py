@@ -46,10 +46,13 @@ def export(
         BundleError: `out` cannot be written.
     """
     from vqedge_export.assemble import DEFAULT_QUANT, default_precision
+    from vqedge_export.gguf import check_quant
     from vqedge_export.pipeline import export_bundle
     from vqedge_export.targets import engine_targets
     from vqedge_runtime.llm import open_llama_cpp
 
+    quant = llm_quant or DEFAULT_QUANT
+    check_quant(quant)
     targets = engine_targets(target)
     given = {"--sm": sm, "--precision fp16": precision == "fp16", "--calibrate": calibrate}
     flags = [flag for flag, value in given.items() if value]
@@ -64,7 +67,7 @@ def export(
             checkpoint,
             out,
             open_llama_cpp,
-            quant=llm_quant or DEFAULT_QUANT,
+            quant=quant,
             precision=precision or default_precision(config),
             check=check,
             record=record,
@@ -99,16 +102,25 @@ def assemble(
         ExportError: the language model cannot be quantised.
         BundleError: `out` cannot be written.
     """
-    from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle, default_precision
+    from vqedge_export.assemble import (
+        DEFAULT_QUANT,
+        assemble_bundle,
+        check_precision,
+        default_precision,
+    )
+    from vqedge_export.gguf import check_quant
     from vqedge_export.report import report_from_file
 
     if precision == "fp16":
         raise UsageError("--precision fp16 is about engines; add one with: vqedge build BUNDLE")
-
+    if precision is not None:
+        check_precision(precision)
+    quant = llm_quant or DEFAULT_QUANT
+    check_quant(quant)
     bundle = assemble_bundle(
         checkpoint,
         out,
-        quant=llm_quant or DEFAULT_QUANT,
+        quant=quant,
         precision=precision or default_precision(model_config_of(checkpoint)),
         overwrite=overwrite,
     )

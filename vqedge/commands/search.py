@@ -12,7 +12,7 @@ from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.span import checked_span
 from vqedge.errors import UsageError, printable
-from vqedge_runtime.encoders import AUTO
+from vqedge_runtime.encoders import AUTO, check_backend
 from vqedge_runtime.search import (
     Hit,
     Novelty,
@@ -33,7 +33,11 @@ _DUPLICATE, _KNOWN, _KNOWN_ID = 0.9, 0.8, 1.0
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is looked for: see `vqedge search --help`."""
+    """What is looked for: see `vqedge search --help`.
+
+    Raises:
+        UsageError: no such backend.
+    """
 
     duplicates: bool = False
     novel: bool = False
@@ -43,6 +47,10 @@ class SearchOptions:
     end_s: float | None = None
     backend: str = AUTO
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a backend that there is not, before any file is opened."""
+        check_backend(self.backend)
 
 
 def run_search(

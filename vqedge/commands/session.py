@@ -7,16 +7,24 @@ from pathlib import Path
 
 from vqedge.commands.output import bundle_or_default, say
 from vqedge_runtime import VideoQA
-from vqedge_runtime.encoders import AUTO
+from vqedge_runtime.encoders import AUTO, check_backend
 
 
 @dataclass(frozen=True)
 class RunsOn:
-    """Where encoder and language model run: see `vqedge ask --help`."""
+    """Where encoder and language model run: see `vqedge ask --help`.
+
+    Raises:
+        UsageError: no such backend.
+    """
 
     backend: str = AUTO
     threads: int | None = None
     gpu_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a backend that there is not, before any file is opened."""
+        check_backend(self.backend)
 
 
 BEST_HERE = RunsOn()

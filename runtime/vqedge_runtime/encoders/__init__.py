@@ -160,6 +160,17 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
     return ENCODERS[name].open(bundle, threads)
 
 
+def check_backend(name: str) -> None:
+    """Refuse a name that no backend has, whether or not that could run here.
+
+    Raises:
+        UsageError: it is neither `auto` nor one of `ENCODERS`.
+    """
+    if name != AUTO and name not in ENCODERS:
+        known = ", ".join((AUTO, *ENCODERS))
+        raise UsageError(f"no encoder backend {name!r}; there is: {known}")
+
+
 def require_backend(name: str) -> None:
     """Refuse a backend that cannot run here, before any work.
 
@@ -167,11 +178,9 @@ def require_backend(name: str) -> None:
         UsageError: no such backend.
         BackendUnavailable: something that it needs is missing.
     """
+    check_backend(name)
     if name == AUTO:
         return
-    if name not in ENCODERS:
-        known = ", ".join((AUTO, *ENCODERS))
-        raise UsageError(f"no encoder backend {name!r}; there is: {known}")
     if lacking := ENCODERS[name].missing():
         raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {lacking.fix}")
 

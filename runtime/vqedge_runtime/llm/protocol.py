@@ -91,18 +91,19 @@ class DecodingOptions:
         """Refuse what cannot work.
 
         Raises:
-            ConfigError: a value is out of its range; the message names it.
+            UsageError: a value is out of its range; the message names both.
         """
         ranges = {
-            "max_tokens": self.max_tokens >= 1,
-            "temperature": 0 <= self.temperature < float("inf"),
-            "top_p": 0 < self.top_p <= 1,
-            "top_k": self.top_k >= 0,
-            "seed": 0 <= self.seed < 2**32 - 1,  # llama.cpp reads 2**32 - 1 as "random"
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            # llama.cpp reads 2**32 - 1 as "random"
+            "seed": (0 <= self.seed < 2**32 - 1, "0 to 4294967294"),
         }
-        if wrong := [name for name, fits in ranges.items() if not fits]:
-            values = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
-            raise ConfigError(f"out of range: {values}; see DecodingOptions for what fits")
+        for name, (fits, wanted) in ranges.items():
+            if not fits:
+                raise UsageError(f"{name} {getattr(self, name)}: give {wanted}")
 
 
 @dataclass(frozen=True)
