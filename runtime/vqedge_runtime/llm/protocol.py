@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from vqedge.errors import BundleError, ConfigError
+from vqedge.errors import BundleError, UsageError
 
 Rows = npt.NDArray[np.float32]
 
