@@ -21,7 +21,8 @@ from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge.video_words import vocabulary_of
-from vqedge_export.gguf import AddedTokens, gguf_from_lora
+from vqedge_export.gguf import gguf_from_lora
+from vqedge_export.gguf_merge import AddedTokens
 from vqedge_export.graph import (
     WORD_ROWS,
     BaseArrays,

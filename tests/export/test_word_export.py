@@ -24,7 +24,8 @@ from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import trained_bridge
 from vqedge_export.assemble import graph_of
-from vqedge_export.gguf import AddedTokens, gguf_from_lora, llm_facts
+from vqedge_export.gguf import gguf_from_lora, llm_facts
+from vqedge_export.gguf_merge import AddedTokens
 from vqedge_export.graph import WORD_ROWS, BaseArrays, bridge_of, checkpoint_arrays, filled
 from vqedge_export.onnx_export import outputs_of, write_graph
 from vqedge_export.targets import engine_targets, require_words
