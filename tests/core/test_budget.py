@@ -10,7 +10,6 @@ import pytest
 from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 
 from vqedge.budget import ADAPTIVE, budget_from_text
-from vqedge.commands.ask import document_of
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import ConfigError, UsageError
 from vqedge_runtime import VideoQA
@@ -69,7 +68,7 @@ def test_ids_of_a_learned_codebook_are_told(tmp_path: Path, levels: int) -> None
     qa = session(tmp_path, levels, **(LEARNED if levels else {}))
     assert isinstance(qa.llm, FakeLanguageModel)
     qa.llm.enqueue("A red circle.")
-    document = document_of(qa.ask(qa.encode_frames(FRAMES, 8), "What?"))
+    document = qa.ask(qa.encode_frames(FRAMES, 8), "What?").to_dict()
     if not levels:
         assert "ids" not in document
         return

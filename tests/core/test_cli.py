@@ -169,12 +169,12 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["ask", "a.mp4", "What?", "--questions", "q.txt"], "or --questions, not both"),
         (["ask", "a.mp4", "--questions", "q.txt", "--evidence"], "are for one question"),
         (["ask", "a.mp4", "What?", "--backend", "none", "-m", "BUNDLE"], "no encoder backend"),
-        (["chat", "a.mp4", "--budget", "many"], "--budget many"),
         (["ask", "a.mp4", "What?", "--backend", "none", "-m", "gone"], "no encoder backend"),
         (["ask", "a.mp4", "What?", "--top-p", "0", "-m", "gone"], "top_p 0.0: give more than 0"),
         (["ask", "a.mp4", "What?", "--temperature", "inf"], "temperature inf: give 0 or more"),
         (["chat", "a.mp4", "--seed", "4294967295"], "seed 4294967295: give 0 to 4294967294"),
         (["chat", "a.mp4", "--backend", "none"], "no encoder backend"),
+        (["chat", "a.mp4", "--budget", "many"], "--budget many"),
         (["chat", "a.mp4", "--budget", "-3"], "--budget -3"),
         (["chat", "a.mp4", "--start", "inf"], "--start inf is not a time"),
         (["encode", "a.mp4"], "say where to: -o FILE.vqt"),
@@ -184,9 +184,9 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["encode", "-", "-o", "out/"], "-o out/: what comes through a pipe has no name"),
         (["encode", "a.mp4", "-", "-o", "b"], "a pipe is for one video"),
         (["encode", "a.mp4", "-o", "-", "--json"], "-o -: the file goes to a pipe"),
-        (["encode", "a.mp4", "--as", "poem"], "--as poem: choose one of text, ids"),
         (["encode", "a.mp4", "-o", "b", "--backend", "none"], "no encoder backend 'none'"),
         (["encode", "a.mp4", "--as", "ids", "--backend", "none"], "no encoder backend 'none'"),
+        (["encode", "a.mp4", "--as", "poem"], "--as poem: choose one of text, ids"),
         (["encode", "a.mp4", "--as", "ids", "--bits", "4"], "--bits does not go with it"),
         (["encode", "a.mp4", "--as", "ids", "--budget", "many"], "--budget many"),
         (["encode", "a.mp4", "--as", "ids", "--start", "-1"], "--start -1.0 is not a time"),
@@ -194,15 +194,15 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["viz", "a.mp4", "-o", "a.gif"], "-o a.gif: give a name that ends in .png, .html, .mp4"),
         (["viz", "a.mp4", "-o", "a.png", "--budget", "many"], "--budget many"),
         (["viz", "a.mp4", "-o", "a.png", "--start", "1", "--end", "1"], "1 is not before --end 1"),
-        (["search", "a.vqt", ".", "--end", "0"], "--start 0 is not before --end 0"),
         (["viz", "a.mp4", "-o", "a.png", "--backend", "none"], "no encoder backend"),
         (["search", "a.vqt", ".", "--backend", "none"], "no encoder backend"),
+        (["search", "a.vqt", ".", "--end", "0"], "--start 0 is not before --end 0"),
         (["search", "a.vqt", ".", "--novel", "--duplicates"], "are two questions"),
         (["train", str(RECIPE), "optim.steps"], "an override reads key.sub=value"),
         (["export", "x", "-o", "y", "--target", "onxx"], "--target onxx: choose one of onnx"),
         (["export", "x", "-o", "y", "--precision", "fp8"], "--precision fp8: choose one of fp32"),
-        (["export", "x", "-o", "y", "--sm", "86"], "--sm is about engines"),
         (["export", "x", "-o", "y", "--llm-quant", "Q9"], "--llm-quant Q9: choose one of"),
+        (["export", "x", "-o", "y", "--sm", "86"], "--sm is about engines"),
         (["export", str(TINY), "-o", "y", "--record", "--no-check"], "leave out --no-check"),
         (["assemble", "x", "-o", "y", "--precision", "fp16"], "--precision fp16 is about engines"),
         (["assemble", "x", "-o", "y", "--precision", "f8"], "--precision f8: choose one of"),
@@ -219,8 +219,8 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["eval", "--suite", "nothing"], "--suite nothing: choose one of"),
         (["eval", "--suite", "photos"], "--suite photos: give the photos' index"),
         (["eval", "--suite", "a.csv"], "needs --videos DIR"),
-        (["eval", "--budget", "many"], "--budget many"),
         (["eval", "--suite", "none.jsonl", "--backend", "none"], "no encoder backend"),
+        (["eval", "--budget", "many"], "--budget many"),
         (["eval", "--budget", "0"], "--budget 0: give a number of tokens"),
         (["eval", "--limit", "1", "--checkpoint", "x", "-m", "y"], "-m) or --checkpoint, not both"),
         (["eval", "--limit", "1", "--checkpoint", "x", "--threads", "1"], "leave out --backend"),
@@ -281,7 +281,7 @@ def test_a_budget_out_of_range(
     assert_one_line(run("ask", clip, "What?", "-m", bundle.path, "--budget", budget), words)
 
 
-@pytest.mark.parametrize("choices", ["red", "red|", "", "|", "red| |blue"])
+@pytest.mark.parametrize("choices", ["red", "red|", "", "|", "red| |blue", "red|blue | red"])
 def test_choices_that_are_none(run: Any, clip: Path, bundle: FakeBundle, choices: str) -> None:
     found = run("ask", clip, "What?", "-m", bundle.path, "--choices", choices)
     assert_one_line(found, "--choices", "separated by |", code=2)
@@ -510,7 +510,9 @@ def test_an_answer_as_json(run: Any, clip: Path, bundle: FakeBundle) -> None:
     stages = {"decode", "preprocess", "encode", "prefill", "first_token", "total"}
     assert set(document["timings_ms"]) == stages
     assert set(document["backend"]) == {"encoder", "llm"}
-    assert document["video"] == {"duration_s": 3.0, "frames": 8}
+    assert document["question"] == "What moves?"
+    span = {"start_s": 0.0, "end_s": 3.0, "duration_s": 3.0}
+    assert document["video"] == {"path": str(clip), "frames": 8, **span}
 
 
 def test_choices(run: Any, clip: Path, bundle: FakeBundle) -> None:
@@ -522,10 +524,23 @@ def test_choices(run: Any, clip: Path, bundle: FakeBundle) -> None:
     assert sum(document["choices"].values()) == pytest.approx(1.0)
 
 
-def test_an_empty_answer_is_an_error(run: Any, clip: Path, bundle: FakeBundle) -> None:
+@pytest.mark.parametrize("flags", [["--json"], ["--json", "--evidence"], [], ["--no-stream"]])
+def test_an_empty_answer_is_told_and_no_error(
+    run: Any, clip: Path, bundle: FakeBundle, flags: list[str]
+) -> None:
     bundle.llm.enqueue("")
-    found = run("ask", clip, "What?", "-m", bundle.path, "--json")
-    assert_one_line(found, "the model gave no words")
+    found = run("ask", clip, "What?", "-m", bundle.path, *flags)
+    assert found.code == 0 and "the model gave no words; ask in other words" in found.err
+    assert found.out == "\n" or json.loads(found.out)["answer"] == ""
+
+
+def test_empty_answers_among_many_are_counted(run: Any, clip: Path, bundle: FakeBundle) -> None:
+    Path("q.txt").write_text("What?\nWho?\nWhy?\n")
+    for text in ("", "Red.", ""):
+        bundle.llm.enqueue(text)
+    found = run("ask", clip, "-m", bundle.path, "--questions", "q.txt")
+    assert found.code == 0 and "2 answers have no words" in found.err
+    assert [line.split("\t")[2] for line in found.out.splitlines()] == ["", "Red.", ""]
 
 
 def test_eval_prints_its_report(run: Any, clip: Path, bundle: FakeBundle, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_file_into_a_pipe(run: Any, clip: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pipe_without_end(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "MAX_STDIN_BYTES", 1000)
+    monkeypatch.setattr("vqedge.commands.pipe.MAX_STDIN_BYTES", 1000)
     found = run("encode", "-", "-o", "a.vqt", stdin=bytes(1001))
     assert "more than 0 GiB from the pipe" in complaint(found)
     assert not Path("a.vqt").exists()
@@ -482,7 +482,9 @@ def test_asking_a_file_reads_the_rows_of_the_video(run: Any, clip: Path, qa: Vid
         qa.llm.enqueue("Red.")
         found = run("ask", video, "What?", "--json")
         assert found.code == 0, found.err
-        assert json.loads(found.out[0])["video"] == {"duration_s": 3.0, "frames": 8}
+        asked = json.loads(found.out[0])["video"]
+        span = {"start_s": 0.0, "end_s": 3.0, "duration_s": 3.0}
+        assert asked == {"path": str(video), "frames": 8, **span}
     (first, _), (second, _) = qa.llm.calls
     assert first == second
 
@@ -490,14 +492,45 @@ def test_asking_a_file_reads_the_rows_of_the_video(run: Any, clip: Path, qa: Vid
 def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
     assert isinstance(qa.llm, FakeLanguageModel)
     run("encode", clip, "-o", "a.vqt", "--segment", "1")
-    assert "holds 3 segments from 0 to 3 s; say which with --start" in complaint(
-        run("ask", "a.vqt", "What?")
-    )
+    for text in ("Red.", "Blue.", "Gray."):
+        qa.llm.enqueue(text)
+    assert run("ask", "a.vqt", "What?").out == [
+        "a.vqt 0-1 s\tWhat?\tRed.",
+        "a.vqt 1-2 s\tWhat?\tBlue.",
+        "a.vqt 2-3 s\tWhat?\tGray.",
+    ]
+    for flags in (["--choices", "a|b"], ["--evidence"], ["--keep-kv"]):
+        found = run("ask", "a.vqt", "What?", *flags)
+        assert "about one video; name a .vqt, and of several segments one" in complaint(found)
     qa.llm.enqueue("Red.")
     found = run("ask", "a.vqt", "What?", "--start", "1.5")
     assert found.out == ["Red."] and "segment from 1 to 2 s" in found.err
     for span in (["--start", "1.5", "--end", "2.9"], ["--start", "3"], ["--start", "99"]):
         assert "in no one of its 3 segments" in complaint(run("ask", "a.vqt", "What?", *span))
+
+
+def test_asking_about_what_comes_through_a_pipe(run: Any, clip: Path, qa: VideoQA) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    run("encode", clip, "-o", "a.vqt", "--segment", "2")
+    Path("q.txt").write_text("What?\nWho?\n")
+    for _ in range(7):
+        qa.llm.enqueue("Red.")
+    video, tokens = clip.read_bytes(), Path("a.vqt").read_bytes()
+    found = run("ask", "-", "What?", "--json", stdin=video)
+    assert found.code == 0, found.err
+    assert json.loads(found.out[0])["video"]["path"] == "-"
+    answers = ["-\tWhat?\tRed.", "-\tWho?\tRed."]
+    assert run("ask", "-", "--questions", "q.txt", stdin=video).out == answers
+    found = run("ask", "-", "What?", stdin=tokens)
+    assert [line.split("\t")[0] for line in found.out] == ["- 0-2 s", "- 2-3 s"]
+    assert run("ask", "-", "What?", "--start", "1", stdin=tokens).out == ["Red."]
+    assert complaint(run("ask", "-", "What?", stdin=b"x")).startswith("vqedge: -: is not a video")
+    found = run("ask", "-", "--questions", "q.txt", "--json", stdin=b"x")
+    assert json.loads(found.out[0])["failed"][0].startswith("-: is not a video")
+    for flags in ([], ["--questions", "-"]):
+        found = run("ask", "-", *flags, stdin=video)
+        assert "the video comes through the pipe; give the question" in complaint(found, 2)
+    assert "--keep-kv: writes beside" in complaint(run("ask", "-", "What?", "--keep-kv"), 2)
 
 
 def test_words_of_a_segment(

@@ -25,7 +25,10 @@ from vqedge.cli.options import (
 @app.command()
 def ask(
     video: Annotated[
-        Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt, folder of .vqt.")
+        Path,
+        typer.Argument(
+            help="Video, GIF, image, folder of frames, .vqt, folder of .vqt; - is stdin."
+        ),
     ],
     question: Annotated[
         str | None, typer.Argument(help="The question [default: from stdin].")

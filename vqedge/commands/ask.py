@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,29 @@ from vqedge.budget import Budget, budget_from_text
 from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import json_result, result, say
+from vqedge.commands.pipe import STDIN, Given, given_video
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import checked_span
-from vqedge.errors import ConfigError, UsageError, VqedgeError
+from vqedge.errors import ConfigError, UsageError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.kv import kv_path
 from vqedge_runtime.vqt import Origin, is_vqt
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How a question is asked, and what of its answer is printed: see `vqedge ask --help`."""
+
+    budget: Budget | None
+    span: tuple[float | None, float | None]
+    choices: list[str]
+    decoding: DecodingOptions
+    as_json: bool
+    stream: bool
+    evidence: bool
+    keep_kv: bool
 
 
 def ask(
@@ -43,38 +59,55 @@ def ask(
         UsageError: flags that do not go together, or a text that is none of those they take.
         ConfigError: flags that do not go with this video or bundle.
     """
-    span, most = checked_span(start, end), budget_from_text(budget)
-    decoding = options or DecodingOptions()
-    if choices is not None:
-        _choices(choices)
-    if questions is not None and (evidence or keep_kv or choices is not None):
+    wanted = _Wanted(
+        budget_from_text(budget),
+        checked_span(start, end),
+        [] if choices is None else _choices(choices),
+        options or DecodingOptions(),
+        as_json,
+        stream and not as_json and choices is None,
+        evidence,
+        keep_kv,
+    )
+    if questions is not None and (evidence or keep_kv or wanted.choices):
         raise UsageError("--evidence, --keep-kv and --choices are for one question")
-    folder = is_many(video)
-    if folder and (evidence or choices is not None):
-        raise ConfigError("--evidence and --choices are for one question about one video")
-    if keep_kv and not is_vqt(video):
-        raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
-    if folder and (start, end, budget) != (None, None, None):
-        raise ConfigError(
-            "--start, --end and --budget are for one video, and this is a folder of .vqt"
+    if video == STDIN:
+        _check_pipe(question, questions, keep_kv)
+    with given_video(video) as given:
+        many = is_many(given.path, wanted.span)
+        _check_clips(given, wanted, many)
+        asked = _asked(question, questions)
+        with open_session(bundle, runs_on, many or is_vqt(given.path)) as qa:
+            if many or questions is not None:
+                several = (wanted.budget, wanted.span, wanted.decoding, as_json)
+                ask_many(qa, given, asked, *several)
+            else:
+                _ask_one(qa, given, asked[0], wanted)
+
+
+def _check_pipe(question: str | None, questions: Path | None, keep_kv: bool) -> None:
+    """See that only the video is to come through the pipe."""
+    if question is None and questions in (None, STDIN):
+        raise UsageError(
+            "-: the video comes through the pipe; give the question as words, or --questions FILE"
         )
-    asked = _asked(question, questions)
-    with open_session(bundle, runs_on, is_vqt(video) or folder) as qa:
-        if folder or questions is not None:
-            ask_many(qa, video, asked, most, span, decoding, as_json)
-            return
-        encoded = _encoded(qa, video, most, span)
-        prefix_ms = qa.prefill(encoded, kv_path(video)).ms if keep_kv else 0.0
-        streamed = stream and not as_json and choices is None
-        answer = _answer(qa, encoded, asked[0], choices, decoding, streamed)
-        answer = answer.including_encoding(prefix_ms)
-        if not as_json:
-            _print_text(answer, streamed)
-        found = evidence_for(qa, answer, asked[0]) if evidence else None
-    if as_json:
-        json_result(document_of(answer, found))
-    elif found is not None:
-        result(evidence_line(found))
+    if keep_kv:
+        raise UsageError("--keep-kv: writes beside a file, and - is none; give the .vqt itself")
+
+
+def _check_clips(given: Given, wanted: _Wanted, many: bool) -> None:
+    """See that what is asked for can be of this video, or of these `many` clips."""
+    if many and (wanted.evidence or wanted.keep_kv or wanted.choices):
+        raise ConfigError(
+            "--evidence, --keep-kv and --choices are for one question about one video; name a "
+            ".vqt, and of several segments one with --start"
+        )
+    if many and (*wanted.span, wanted.budget) != (None, None, None):
+        raise ConfigError(
+            "--start, --end and --budget are for one video, and these are several with their tokens"
+        )
+    if wanted.keep_kv and not is_vqt(given.path):
+        raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
 
 
 def _asked(question: str | None, questions: Path | None) -> list[str]:
@@ -85,45 +118,55 @@ def _asked(question: str | None, questions: Path | None) -> list[str]:
     return questions_from_file(questions)
 
 
-def _encoded(
-    qa: VideoQA, video: Path, budget: Budget | None, span: tuple[float | None, float | None]
-) -> Video:
-    encoded = qa.encode(video, budget, *span)
-    if isinstance(encoded.source, Origin) and span != (None, None):
+def _ask_one(qa: VideoQA, given: Given, question: str, wanted: _Wanted) -> None:
+    """Ask one question about one video, and print the answer."""
+    encoded = qa.encode(given.path, wanted.budget, *wanted.span)
+    if isinstance(encoded.source, Origin) and wanted.span != (None, None):
         say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
-    return encoded
+    prefix_ms = qa.prefill(encoded, kv_path(given.path)).ms if wanted.keep_kv else 0.0
+    answer = _answer(qa, encoded, question, wanted).including_encoding(prefix_ms)
+    if not wanted.as_json:
+        _print_text(answer, wanted.stream)
+    if wordless := not answer.text.strip():
+        say("the model gave no words; ask in other words, or try --temperature 0.7")
+    explained = wanted.evidence and not wordless
+    found = evidence_for(qa, answer, question) if explained else None
+    if wanted.as_json:
+        json_result(document_of(answer, question, given.name, found))
+    elif found is not None:
+        result(evidence_line(found))
 
 
-def _answer(
-    qa: VideoQA,
-    video: Video,
-    question: str,
-    choices: str | None,
-    options: DecodingOptions,
-    streamed: bool,
-) -> Answer:
-    if choices is not None:
-        answer = qa.ask(video, question, choices=_choices(choices))
-    elif streamed:
-        answer = _streamed(qa.stream(video, question, options=options))
-    else:
-        answer = qa.ask(video, question, options=options)
-    if not answer.text.strip():
-        raise VqedgeError("the model gave no words; ask in other words, or try --temperature 0.7")
-    return answer
-
-
-def document_of(answer: Answer, evidence: Evidence | None = None) -> dict[str, Any]:
-    """The JSON of an answer: `Answer.to_dict`, and what this command adds. Scripts rely on it."""
-    added = {} if evidence is None else evidence_document(evidence)
-    return answer.to_dict() | added
-
-
-def _streamed(stream: Any) -> Answer:
+def _answer(qa: VideoQA, video: Video, question: str, wanted: _Wanted) -> Answer:
+    if wanted.choices:
+        return qa.ask(video, question, choices=wanted.choices)
+    if not wanted.stream:
+        return qa.ask(video, question, options=wanted.decoding)
+    stream = qa.stream(video, question, options=wanted.decoding)
     for piece in stream:
         result(piece, end="")
-    answer: Answer = stream.answer
-    return answer
+    return stream.answer
+
+
+def document_of(
+    answer: Answer, question: str, video: Path, evidence: Evidence | None = None
+) -> dict[str, Any]:
+    """The JSON of an answer: `Answer.to_dict`, and what was asked. Scripts rely on its keys.
+
+    Args:
+        answer: the answer.
+        question: the user's words.
+        video: the user's name for the video.
+        evidence: what the answer hangs on, if that was looked for.
+    """
+    document, clip = answer.to_dict(), answer.video
+    document["question"] = question.strip()
+    document["video"] |= {
+        "path": str(video),
+        "start_s": round(clip.start_s, 6),
+        "end_s": round(clip.end_s, 6),
+    }
+    return document if evidence is None else document | evidence_document(evidence)
 
 
 def _print_text(answer: Answer, streamed: bool) -> None:
@@ -156,8 +199,8 @@ def _question(question: str | None) -> str:
 
 def _choices(text: str) -> list[str]:
     choices = [choice.strip() for choice in text.split("|")]
-    if len(choices) < 2 or not all(choices):
+    if len(choices) < 2 or not all(choices) or len({*choices}) < len(choices):
         raise UsageError(
-            f"--choices {text!r}: give two or more, separated by |, as 'red|blue|green'"
+            f"--choices {text!r}: give two or more, all different, separated by |, as 'red|blue'"
         )
     return choices

@@ -1,4 +1,4 @@
-"""`vqedge ask` with several questions or a folder of `.vqt` files: all of them together."""
+"""`vqedge ask` with several questions or several clips from `.vqt` files: all of them together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 
 from vqedge.budget import Budget
 from vqedge.commands.output import json_result, result, say
+from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
-from vqedge_runtime.vqt.file import SUFFIX, is_vqt
+from vqedge_runtime.vqt import is_vqt, open_vqt
+from vqedge_runtime.vqt.file import SUFFIX
 
-_STDIN = Path("-")
+Span = tuple[float | None, float | None]
+
 _AT_ONCE = 240  # prompts given to the model in one call; their clips are in memory
 
 
@@ -27,9 +30,21 @@ class _Asked:
     question: str
 
 
-def is_many(video: Path) -> bool:
-    """Whether a path is a folder that holds `.vqt` files."""
-    return video.is_dir() and any(_vqt_files(video))
+def is_many(video: Path, span: Span) -> bool:
+    """Whether a path means several clips: a folder of `.vqt` files, or one of several segments.
+
+    Args:
+        video: the path.
+        span: asked for, in seconds; it picks a segment.
+    """
+    if video.is_dir():
+        return any(_vqt_files(video))
+    if span != (None, None) or not is_vqt(video):
+        return False
+    try:
+        return len(open_vqt(video).spans_us) > 1
+    except VqtError:  # told when it is asked about
+        return False
 
 
 def questions_from_file(path: Path) -> list[str]:
@@ -39,7 +54,7 @@ def questions_from_file(path: Path) -> list[str]:
         PromptError: it cannot be read, or holds none.
     """
     try:
-        text = sys.stdin.read() if path == _STDIN else path.read_text(encoding="utf-8-sig")
+        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise PromptError(
@@ -53,10 +68,10 @@ def questions_from_file(path: Path) -> list[str]:
 
 def ask_many(
     qa: VideoQA,
-    video: Path,
+    given: Given,
     questions: Sequence[str],
     budget: Budget | None,
-    span: tuple[float | None, float | None],
+    span: Span,
     options: DecodingOptions,
     as_json: bool,
 ) -> None:
@@ -68,13 +83,15 @@ def ask_many(
     began = time.perf_counter()
     failed: list[str] = []
     rows: list[dict[str, Any]] = []
-    videos = _folder(qa, video, failed) if is_many(video) else _one(qa, video, budget, span, failed)
+    many = is_many(given.path, span)
+    videos = _stored(qa, given, failed) if many else _one(qa, given, budget, span, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
-    answered = 0
+    answered = wordless = 0
     at_once = BRANCHES if qa.manifest.quantizer.per_question else _AT_ONCE
     for group in _groups(asked, at_once):
         answered += len(group)
         found = qa.ask_many([(item.video, item.question) for item in group], options=options)
+        wordless += sum(not answer.text.strip() for answer in found)
         for item, answer in zip(group, found, strict=True):
             if as_json:
                 rows.append(_row(item, answer))
@@ -87,9 +104,11 @@ def ask_many(
                 "answers": rows,
                 "failed": failed,
                 "timings_ms": {"total": spent_ms},
-                "backend": asdict(qa.backend_for(is_vqt(video) or is_many(video))),
+                "backend": asdict(qa.backend_for(many or is_vqt(given.path))),
             }
         )
+    if wordless:
+        say(f"{wordless} answers have no words; ask in other words, or try --temperature 0.7")
     _report(failed, answered // len(questions))
 
 
@@ -123,25 +142,23 @@ def _report(failed: Sequence[str], answered: int) -> None:
 
 
 def _one(
-    qa: VideoQA,
-    path: Path,
-    budget: Budget | None,
-    span: tuple[float | None, float | None],
-    failed: list[str],
+    qa: VideoQA, given: Given, budget: Budget | None, span: Span, failed: list[str]
 ) -> Iterator[tuple[Path, Video]]:
     try:
-        yield path, qa.encode(path, budget, *span)
+        yield given.name, qa.encode(given.path, budget, *span)
     except VqedgeError as error:
-        failed.append(str(error))
+        failed.append(given.told(str(error)))
 
 
-def _folder(qa: VideoQA, folder: Path, failed: list[str]) -> Iterator[tuple[Path, Video]]:
-    """Every segment of every `.vqt` file; each is opened once."""
-    for path in _vqt_files(folder):
+def _stored(qa: VideoQA, given: Given, failed: list[str]) -> Iterator[tuple[Path, Video]]:
+    """Every segment of the `.vqt` file, or of all in the folder; each is opened once."""
+    folder = given.path.is_dir()
+    for path in _vqt_files(given.path) if folder else [given.path]:
+        name = path if folder else given.name
         try:
-            yield from ((path, video) for video in qa.encode_segments(path))
+            yield from ((name, video) for video in qa.encode_segments(path))
         except VqedgeError as error:
-            failed.append(str(error))
+            failed.append(given.told(str(error)))
 
 
 def _groups(asked: Iterator[_Asked], size: int) -> Iterator[list[_Asked]]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from vqedge.budget import budget_from_text
 from vqedge.bundle import open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.pipe import STDIN, copy_stdin
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
@@ -25,10 +25,7 @@ from vqedge_runtime.encoders import AUTO, check_backend, open_encoder
 from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
-STDIN = Path("-")
 _STDOUT = "-"
-MAX_STDIN_BYTES = 4 << 30
-_CHUNK_BYTES = 1 << 20
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv"),
     *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
@@ -204,7 +201,7 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
         video = videos[0]
         if video == STDIN:
             video = Path(folder) / "stdin"
-            _copy_stdin(sys.stdin.buffer, video)
+            copy_stdin(video)
         place = Path(folder) / "stdout" if out == _STDOUT else Path(out)
         yield [Job(video, with_suffix(place))]
 
@@ -259,16 +256,3 @@ def _ends_as_folder(out: str) -> bool:
 def with_suffix(out: Path) -> Path:
     """A name that ends in `.vqt`: no video is written over."""
     return out if out.suffix.lower() == SUFFIX else out.with_name(out.name + SUFFIX)
-
-
-def _copy_stdin(stdin: BinaryIO, path: Path) -> None:
-    """Write what comes through the pipe to a file; FFmpeg seeks."""
-    copied_bytes = 0
-    with path.open("wb") as file:
-        while chunk := stdin.read(_CHUNK_BYTES):
-            copied_bytes += len(chunk)
-            if copied_bytes > MAX_STDIN_BYTES:
-                raise VideoError(
-                    f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
-                )
-            file.write(chunk)

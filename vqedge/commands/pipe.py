@@ -1,0 +1,65 @@
+"""A video from standard input: `-` in place of a path."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqedge.errors import VideoError, VqedgeError
+
+STDIN = Path("-")
+MAX_STDIN_BYTES = 4 << 30
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Given:
+    """A video, and what the user calls it: `-` for a temporary file of what came in."""
+
+    path: Path
+    name: Path
+
+    def told(self, text: str) -> str:
+        """A message about the file, with the user's name for it."""
+        return text.replace(str(self.path), str(self.name))
+
+
+@contextmanager
+def given_video(video: Path) -> Iterator[Given]:
+    """The video; what comes through a pipe lies in a temporary file meanwhile, since FFmpeg seeks.
+
+    Raises:
+        VideoError: too much comes through the pipe.
+    """
+    if video != STDIN:
+        yield Given(video, video)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        given = Given(Path(folder) / "stdin", video)
+        copy_stdin(given.path)
+        try:
+            yield given
+        except VqedgeError as error:
+            error.args = (given.told(str(error)), *error.args[1:])
+            raise
+
+
+def copy_stdin(path: Path) -> None:
+    """Write what comes through the pipe to a file.
+
+    Raises:
+        VideoError: it is more than `MAX_STDIN_BYTES`.
+    """
+    copied_bytes = 0
+    with path.open("wb") as file:
+        while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+            copied_bytes += len(chunk)
+            if copied_bytes > MAX_STDIN_BYTES:
+                raise VideoError(
+                    f"-: more than {MAX_STDIN_BYTES >> 30} GiB from the pipe; give a file instead"
+                )
+            file.write(chunk)
