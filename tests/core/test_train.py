@@ -696,8 +696,10 @@ def test_a_gpu_is_asked_to_repeat_itself(monkeypatch: pytest.MonkeyPatch, tmp_pa
     there = process(0, 1, device="cuda")
     monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     accelerator_for(config_for(tmp_path))
     assert asked == [((True,), {"warn_only": True})]
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
@@ -783,6 +785,7 @@ FAULTS = {
     "optim.steps: Input should be greater than 0": ["optim.steps=0"],
     "world 2 is held out": ["data.sources=[{kind: world, seed: 2}]"],
     "world 70001 is held out": ["data.sources=[{kind: world, seed: 70001}]"],
+    "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
     "photos test is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: test}]"],
     "validation: Tuple should have at least 1 item": ["validation=[]"],
     "heads 5 do not divide width 384": ["model.attention.heads=5"],
