@@ -37,15 +37,10 @@ class Mixture:
 
     def picks(self, first: int, last: int) -> list[Pick]:
         """The clips at positions `first` to `last - 1` of the order."""
-        shares = np.asarray(self.weights) / sum(self.weights)
-        drawn = np.random.default_rng([self.seed, 0]).choice(len(shares), size=last, p=shares)
-        places = np.zeros(last, np.int64)
-        for source in range(len(shares)):
-            mine = drawn == source
-            places[mine] = np.arange(mine.sum())
+        sources, places = _order(self.weights, self.seed, 1 << max(last - 1, 0).bit_length())
         return [
             self._pick(int(source), int(place))
-            for source, place in zip(drawn[first:], places[first:], strict=True)
+            for source, place in zip(sources[first:last], places[first:last], strict=True)
         ]
 
     def _pick(self, source: int, place: int) -> Pick:
@@ -55,6 +50,23 @@ class Mixture:
         epoch, position = divmod(place, views)
         order = _epoch_order(self.seed, source, epoch, views)
         return Pick(source, int(order[position]) % size, bool(order[position] >= size))
+
+
+@lru_cache(maxsize=4)
+def _order(
+    weights: tuple[float, ...], seed: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The source of each of the first `count` clips, and its place in that source.
+
+    Kept, and asked for powers of two only, as the whole past is drawn to know where sources are.
+    """
+    shares = np.asarray(weights) / sum(weights)
+    sources = np.random.default_rng([seed, 0]).choice(len(shares), size=count, p=shares)
+    places = np.zeros(count, np.int64)
+    for source in range(len(shares)):
+        mine = sources == source
+        places[mine] = np.arange(mine.sum())
+    return sources, places
 
 
 @lru_cache(maxsize=64)
