@@ -210,6 +210,17 @@ def test_features_alone_are_read_clip_by_clip(tmp_path: Path, quantizer: Any) ->
     assert torch.equal(batch.rows, torch.stack([features, turned]))
 
 
+def test_a_clip_is_made_once_and_is_that_of_its_source(tmp_path: Path) -> None:
+    source = GeneratedClips(1, 5)
+    clips = TrainingClips(
+        (source,), (FeatureCache(tmp_path, ENCODER, source).load(),), (1,), 2, True
+    )
+    forwards, backwards = Pick(0, 4, False), Pick(0, 4, True)
+    assert clips.clip(forwards) == source[4] != clips.clip(backwards) == source[4].reversed()
+    assert clips.clip(forwards) is clips.clip(forwards)
+    assert clips.clip(backwards) is clips.clip(backwards)
+
+
 def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any) -> None:
     alone = filled(cache(tmp_path / "alone", clips=4), quantizer).load()
     helped = filled(cache(tmp_path / "helped", clips=4), quantizer, workers=2).load()

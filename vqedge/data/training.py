@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from vqedge.data.mixture import Mixture, Pick
 from vqedge.data.naming import word_table
 
 _PART = 16  # clips
+_KEPT_CLIPS = 1 << 16  # of 2 kB
 _MOST_THINGS = 8  # in one clip, for the table of labels
 NO_WORD = -1
 
@@ -70,7 +72,14 @@ class TrainingClips:
         return Mixture(tuple(map(len, self.sources)), reversible, self.weights, seed)
 
     def clip(self, pick: Pick) -> Clip:
-        """The clip of a pick."""
+        """The clip of a pick; kept, as every epoch asks for it again."""
+        return self._kept(pick)
+
+    @cached_property
+    def _kept(self) -> Callable[[Pick], Clip]:
+        return lru_cache(_KEPT_CLIPS)(self._made)
+
+    def _made(self, pick: Pick) -> Clip:
         clip = self.sources[pick.source][pick.number]
         turned = clip.reversed() if pick.backwards else clip
         assert turned is not None
