@@ -40,7 +40,12 @@ def prompt_piece(manifest: Manifest, tokens: TokenSet) -> PromptPiece:
 
 
 def vocabulary_of_bundle(manifest: Manifest) -> VideoVocabulary:
-    """The words that a bundle's videos are told in; raises as `prompt_piece`."""
+    """The words that a bundle's videos are told in.
+
+    Raises:
+        BundleError: its GGUF and its encoder know different words.
+        ConfigError: its videos are rows, not words.
+    """
     codebook = manifest.quantizer.codebook
     if manifest.llm.video_words is None or codebook is None:
         raise ConfigError(

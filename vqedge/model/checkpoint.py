@@ -120,12 +120,24 @@ def load_bridge(bridge: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_reducer(quantizer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the weights of a `ReducerQuantizer` strictly from a checkpoint's tensors."""
+    """Fill the weights of a `ReducerQuantizer` strictly from a checkpoint's tensors.
+
+    Raises:
+        CheckpointError: one is missing, unknown or of another shape.
+    """
     _load(quantizer.get_submodule("reducer"), tensors, REDUCER_PREFIX)
 
 
 def load_lora(llm: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the adapter strictly from a checkpoint's tensors."""
+    """Fill the adapter strictly from a checkpoint's tensors.
+
+    Args:
+        llm: with the adapter's layers in it.
+        tensors: PEFT names, `lora_A [r, in]` and `lora_B [out, r]` of every adapted layer.
+
+    Raises:
+        CheckpointError: one is missing or unknown.
+    """
     wanted = set(_lora_state(llm))
     if wanted != set(tensors):
         odd = sorted(wanted ^ set(tensors))
@@ -210,7 +222,11 @@ def _lora_state(llm: Any) -> dict[str, Tensor]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; a broken one raises CheckpointError."""
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: it cannot be read or holds something else.
+    """
     try:
         return load_file(path)
     except Exception as error:

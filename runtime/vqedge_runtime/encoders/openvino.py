@@ -67,7 +67,12 @@ class OpenVinoEncoder:
         return self._name
 
     def features(self, frames_thwc: Frames) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Patch features `[T * grid * grid, width]`, overwritten by the next call."""
+        """Patch features `[T * grid * grid, width]`, overwritten by the next call.
+
+        Raises:
+            BackendUnavailable: the encoder was closed.
+            BundleError: the graph fails on these frames.
+        """
         if self._requests is None:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         vit = self._requests[0]

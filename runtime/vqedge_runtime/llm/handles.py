@@ -288,7 +288,11 @@ class Context(Owned):
         return self.logits_at(-1)
 
     def logits_at(self, place: int) -> npt.NDArray[np.float32]:
-        """Logits at a place that `wanted` gave, float32 `[vocab]`; suppressed ids never come."""
+        """Logits at a place that `wanted` gave, float32 `[vocab]`; suppressed ids never come.
+
+        Raises:
+            BackendUnavailable: llama.cpp has none there.
+        """
         row = lib.llama_get_logits_ith(self.pointer, place)
         if not row:
             raise BackendUnavailable("llama.cpp has no logits to give; ask again")

@@ -128,7 +128,12 @@ def _told(folder: Path, path: bytes) -> str:
 
 
 def codes_from_blobs(numbers: bytes, packed_map: bytes, kind: str, count: int) -> Codes:
-    """A clip's codes as they were, the map flat."""
+    """A clip's codes as they were, the map flat.
+
+    Raises:
+        ValueError: the map has more patches than a `.vqt` may, or the numbers are cut short.
+        zlib.error: the map is damaged.
+    """
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(packed_map, 2 * MAX_PATCHES)
     if not unpacker.eof:
