@@ -99,11 +99,11 @@ def _heed_fsdp() -> None:
 def repeatable_kernels() -> None:
     """Ask PyTorch for the same sums every time; a kernel that cannot give them warns, once.
 
-    cuBLAS reads its variable when it begins. New memory is not filled: no kernel reads it unwritten.
+    cuBLAS reads its variable when it begins. New memory stays unfilled: filling it costs launches.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def leave_out(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
