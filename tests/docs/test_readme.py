@@ -69,7 +69,7 @@ def test_the_console_example_of_ask_prints_what_it_shows(bundle: Path, demo_clip
         {"build/demo.mp4": str(demo_clip), "build/tiny.vqedge": str(bundle)}.get(word, word)
         for word in shlex.split(shown[1])
     ]
-    command = [sys.executable, "-m", "vqedge.cli", *words]
+    command = [sys.executable, "-m", "vqedge", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown[2]
 

@@ -1,0 +1,5 @@
+"""`python -m vqedge`."""
+
+from vqedge.cli import main
+
+main()
