@@ -165,7 +165,7 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
         if len(spans) > 1:
             raise VqtError(
                 f"holds {len(spans)} segments from {first_s:g} to {last_s:g} s; "
-                "say which with --start SECONDS, or /video PATH SECONDS in chat"
+                "say which with a start in seconds"
             )
         return 0
     start_us = spans[0][0] if start_s is None else _us(start_s)
@@ -177,7 +177,7 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
     raise VqtError(
         f"the span is in no one of its {len(spans)} segments, which are "
         f"{spans[0][1] / _MICROSECONDS:g} s long from {first_s:g} to {last_s:g} s; "
-        "give --start alone, within them"
+        "give a start alone, within them"
     )
 
 

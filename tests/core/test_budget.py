@@ -47,7 +47,7 @@ def test_a_budget_as_the_encoder_takes_it(tmp_path: Path) -> None:
     assert [qa.checked_budget(budget) for budget in (None, 1, 64)] == [16, 1, 64]
     assert qa.checked_budget("auto") == ADAPTIVE
     for budget in (ADAPTIVE, -1, 65):  # the encoder's 0 is not the user's
-        with pytest.raises(ConfigError, match=f"--budget {budget}: this bundle takes 1 to 64 tok"):
+        with pytest.raises(ConfigError, match=f"budget {budget}: this bundle takes 1 to 64 tok"):
             qa.checked_budget(budget)
 
 
@@ -59,7 +59,7 @@ def test_auto_lets_the_clip_decide(tmp_path: Path) -> None:
 
 def test_a_bundle_of_fixed_budgets_has_no_auto(tmp_path: Path) -> None:
     qa = session(tmp_path)
-    with pytest.raises(ConfigError, match="--budget auto: this bundle has a fixed budget; give a"):
+    with pytest.raises(ConfigError, match="budget auto: this bundle has a fixed budget; give a"):
         qa.encode_frames(FRAMES, "auto")
 
 

@@ -271,8 +271,8 @@ def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: s
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        ("33", "--budget 33: this bundle takes 1 to 32 tokens"),
-        ("auto", "--budget auto"),
+        ("33", "budget 33: this bundle takes 1 to 32 tokens"),
+        ("auto", "budget auto"),
     ],
 )
 def test_a_budget_out_of_range(
@@ -296,8 +296,8 @@ def test_a_suite_that_is_not_there(run: Any, bundle: FakeBundle, suite: str) -> 
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        ("33", "--budget 33: this bundle takes 1 to 32 tokens"),
-        ("auto", "--budget auto: this bundle has a fixed budget"),
+        ("33", "budget 33: this bundle takes 1 to 32 tokens"),
+        ("auto", "budget auto: this bundle has a fixed budget"),
     ],
 )
 def test_eval_with_a_budget_out_of_range(

@@ -149,7 +149,7 @@ def test_a_budget(run: Any, clip: Path) -> None:
         file = open_vqt(Path("a.vqt"))
         assert (file.header.budget, file.segment(0).codes.count) == (wanted, count)
     found = run("encode", clip, "-o", "b.vqt", "--budget", "33")
-    assert "--budget 33: this bundle takes 1 to 32" in complaint(found)
+    assert "budget 33: this bundle takes 1 to 32" in complaint(found)
     assert not Path("b.vqt").exists()
 
 
@@ -548,7 +548,7 @@ def test_words_of_a_segment(
 
     monkeypatch.setattr(words_command, "prompt_piece", piece)
     run("encode", clip, "-o", "a.vqt", "--segment", "1")
-    assert "say which with --start" in complaint(run("encode", "a.vqt", "--as", "ids"))
+    assert "say which with a start" in complaint(run("encode", "a.vqt", "--as", "ids"))
     for video in ("a.vqt", clip):
         found = run("encode", video, "--as", "ids", "--start", "2")
         assert found.out == ["1 2"], found.err

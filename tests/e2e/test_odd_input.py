@@ -58,7 +58,7 @@ def test_flipped_byte(bundle_copy: Path, demo_clip: Path, name: str) -> None:
     [
         ([""], "question is empty", 1),
         (["What moves?", "--budget", "0"], "--budget 0", 2),
-        (["What moves?", "--budget", "65"], "--budget 65", 1),
+        (["What moves?", "--budget", "65"], "budget 65", 1),
         (["What moves?", "--budget", "many"], "--budget many", 2),
         (["What moves?", "--choices", "red"], "separated by |", 2),
         (["What moves?", "--start", "90"], "90", 1),

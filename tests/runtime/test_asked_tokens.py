@@ -228,7 +228,7 @@ def test_nothing_is_kept_or_read_ahead(qa: VideoQA, clip: Path, tmp_path: Path) 
 def test_another_budget_than_its_own_is_refused(qa: VideoQA, clip: Path) -> None:
     assert qa.encode(clip, 32).budget == 32
     for budget in (16, "auto"):
-        with pytest.raises(ConfigError, match=f"--budget {budget}: this bundle has one, 32"):
+        with pytest.raises(ConfigError, match=f"budget {budget}: this bundle has one, 32"):
             qa.encode(clip, budget)  # type: ignore[arg-type]
 
 

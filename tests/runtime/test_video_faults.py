@@ -121,14 +121,14 @@ def test_foreign_errors_are_worded_in_one_place(error: Exception, words: str) ->
 @pytest.mark.parametrize(
     ("start_s", "end_s", "words"),
     [
-        (-1.0, None, "--start -1.0 is not a time"),
-        (None, float("nan"), "--end nan is not a time"),
-        (None, float("inf"), "--end inf is not a time"),
-        (2.0, 1.0, "--start 2 is not before --end 1"),
-        (1.0, 1.0, "--start 1 is not before --end 1"),
-        (None, 0.0, "--start 0 is not before --end 0"),
-        (3.0, None, "--start 3 is outside the video, which lasts 2.000 s"),
-        (1.0, 9.0, "--end 9 is outside the video, which lasts 2.000 s"),
+        (-1.0, None, "start -1.0 is not a time"),
+        (None, float("nan"), "end nan is not a time"),
+        (None, float("inf"), "end inf is not a time"),
+        (2.0, 1.0, "start 2 is not before end 1"),
+        (1.0, 1.0, "start 1 is not before end 1"),
+        (None, 0.0, "start 0 is not before end 0"),
+        (3.0, None, "start 3 is outside the video, which lasts 2.000 s"),
+        (1.0, 9.0, "end 9 is outside the video, which lasts 2.000 s"),
     ],
 )
 def test_spans_that_cannot_be(

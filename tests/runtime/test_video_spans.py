@@ -115,7 +115,7 @@ def test_a_video_that_ends_early(tmp_path: Path) -> None:
 def test_a_span_outside_is_told_when_it_is_its_turn(video: Path) -> None:
     clips = clips_from_path(video, T, SIZE, [(0.0, 1.0), (400.0, None)])
     assert_same(next(clips), clip_from_path(video, T, SIZE, 0.0, 1.0))
-    with pytest.raises(VideoError, match="--start 400 is outside the video"):
+    with pytest.raises(VideoError, match="start 400 is outside the video"):
         next(clips)
 
 

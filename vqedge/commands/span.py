@@ -15,7 +15,7 @@ def checked_span(
         UsageError: one is no time, or the end is not after the start.
     """
     if (fault := no_time_in((start_s, end_s))) is not None:
-        raise UsageError(f"{fault}; give seconds from 0 up")
+        raise UsageError(f"--{fault}; give seconds from 0 up")
     if end_s is not None and end_s <= (start_s or 0.0):
         raise UsageError(
             f"--start {start_s or 0.0:g} is not before --end {end_s:g}; give a start below the end"

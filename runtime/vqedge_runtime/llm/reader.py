@@ -344,7 +344,7 @@ class Reader:
         if count > self._limit:
             raise PromptError(
                 f"{what} need a context of {count}, {self._model.path.name} has {self._limit}; "
-                "shorten the question, or lower --budget or max_tokens"
+                "shorten the question, or lower the budget or max_tokens"
             )
 
     def _context_for(self, count: int) -> Context:

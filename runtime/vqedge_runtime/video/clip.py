@@ -286,9 +286,9 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
 
 def no_time_in(span: Span) -> str | None:
     """What is wrong with an end of a span that is no time at all."""
-    for flag, value in zip(("--start", "--end"), span, strict=True):
+    for name, value in zip(("start", "end"), span, strict=True):
         if value is not None and not (math.isfinite(value) and value >= 0):
-            return f"{flag} {value} is not a time"
+            return f"{name} {value} is not a time"
     return None
 
 
@@ -297,7 +297,7 @@ def _check_span(path: Path, span: Span) -> None:
     if (fault := no_time_in(span)) is not None:
         raise video_fault(path, fault, "give seconds from 0 up")
     if end_s is not None and (start_s or 0.0) >= end_s:
-        what = f"--start {start_s or 0.0:g} is not before --end {end_s:g}"
+        what = f"start {start_s or 0.0:g} is not before end {end_s:g}"
         raise video_fault(path, what, "give a start below the end, in seconds")
 
 
@@ -305,16 +305,16 @@ def _span(
     path: Path, wanted: Span, duration_s: float, clamp: bool, still: bool
 ) -> tuple[float, float]:
     if still and (wanted[0] or wanted[1] is not None):
-        raise video_fault(path, "is a still image, without times", "leave out --start and --end")
+        raise video_fault(path, "is a still image, without times", "leave out start and end")
     start_s = wanted[0] or 0.0
     end_s = duration_s if wanted[1] is None else wanted[1]
     if start_s and start_s >= duration_s:
-        raise _outside(path, f"--start {start_s:g}", duration_s)
+        raise _outside(path, f"start {start_s:g}", duration_s)
     if end_s > duration_s + END_SLACK_S and not clamp:
-        raise _outside(path, f"--end {end_s:g}", duration_s)
+        raise _outside(path, f"end {end_s:g}", duration_s)
     return start_s, min(end_s, duration_s)
 
 
-def _outside(path: Path, flag: str, duration_s: float) -> VideoError:
-    what = f"{flag} is outside the video, which lasts {duration_s:.3f} s"
+def _outside(path: Path, instant: str, duration_s: float) -> VideoError:
+    what = f"{instant} is outside the video, which lasts {duration_s:.3f} s"
     return video_fault(path, what, "give a time inside it")

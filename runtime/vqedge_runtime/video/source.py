@@ -216,7 +216,7 @@ class Source:
             raise video_fault(self.path, "is encrypted (DRM)", "give a copy without protection")
         if time.monotonic() > self._deadline:
             what = f"took more than {MAX_DECODE_S:.0f} s to decode"
-            raise video_fault(self.path, what, "give a shorter span with --start and --end")
+            raise video_fault(self.path, what, "give a shorter span")
 
 
 @contextmanager

@@ -36,9 +36,9 @@ def header_for(
     if manifest.quantizer.per_question:
         raise ConfigError(PER_QUESTION)
     if bits and manifest.quantizer.codebook:
-        raise ConfigError("--bits: this bundle's codes are ids of a codebook already; leave it out")
+        raise ConfigError("bits: this bundle's codes are ids of a codebook already; leave it out")
     if bits and not MIN_BITS <= bits <= MAX_BITS:
-        raise ConfigError(f"--bits {bits}: want {MIN_BITS} to {MAX_BITS}")
+        raise ConfigError(f"bits {bits}: want {MIN_BITS} to {MAX_BITS}")
     codebook, encoder = manifest.quantizer.codebook, manifest.encoder
     values = next(item for item in manifest.bridge.inputs if item.name != "index_map")
     hashes = {file.role: file.sha256 for file in manifest.files}
