@@ -70,8 +70,8 @@ class DataConfig(Config):
     keep_features: bool = False
     """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers; those of a
     reducer with weights are always kept."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that draw and decode clips while others are encoded."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Processes that draw and decode clips while others are encoded; `auto`: as there are cores."""
 
 
 class OptimConfig(Config):
@@ -109,8 +109,8 @@ def source_identity(source: SourceConfig) -> str:
     return source.kind
 
 
-def _clips_of(source: SourceConfig) -> tuple[str | int, ...]:
-    """What two sources may not have in common if one is held out."""
+def clips_of(source: SourceConfig) -> tuple[str | int, ...]:
+    """Which clips a source shows, whatever is asked about them and however many there are."""
     if isinstance(source, WorldConfig):
         return source.kind, source.seed
     if isinstance(source, PhotosConfig):
@@ -146,8 +146,8 @@ class TrainConfig(Config):
             raise ValueError("optim.accumulate must divide optim.clips_per_step")
         if self.model.encoder.trained_blocks and self.init is None:
             raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
-        held_out = {_clips_of(source) for source in self.validation}
-        for source in map(_clips_of, self.data.sources):
+        held_out = {clips_of(source) for source in self.validation}
+        for source in map(clips_of, self.data.sources):
             if source in held_out or source[-1] in (*HELD_OUT_SEEDS, TEST_SPLIT):
                 raise ValueError(
                     f"data.sources: {source[0]} {source[-1]} is held out to be asked about; "

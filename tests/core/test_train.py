@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,11 +17,13 @@ import pytest
 import torch
 import torch._inductor.config
 from accelerate.utils import DistributedType, str_to_bool
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from spread_run import OPTIM, spread_config
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import (
     BUDGETS,
+    CLIPS,
     IN_WORDS,
     LEARNED,
     MODELS,
@@ -30,6 +32,7 @@ from tiny_run import (
     fill_cache,
     fill_features,
     kill_at,
+    no_files,
     run,
     tiny_training,
 )
@@ -39,6 +42,7 @@ from typer.testing import CliRunner
 
 from vqedge.checkpoint import steps_of
 from vqedge.cli import app
+from vqedge.data.sources import source_from_config
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.checkpoint import (
     BRIDGE_PREFIX,
@@ -56,12 +60,21 @@ from vqedge.model.checkpoint import (
 from vqedge.model.encoder import Bridge, quantizer_from_config, trained_bridge
 from vqedge.model.llm import compile_blocks, decoder_of, hidden_states, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
-from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig, read_recipe
+from vqedge.recipe import (
+    DataConfig,
+    JsonlConfig,
+    OptimConfig,
+    PhotosConfig,
+    SourceConfig,
+    TrainConfig,
+    WorldConfig,
+    read_recipe,
+)
 from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import LESSON, LOG, STATE
 from vqedge.training.naming_lesson import NamingLesson
-from vqedge.training.processes import accelerator_for, share_of, spreads_llm
+from vqedge.training.processes import accelerator_for, share_of, spreads_llm, workers_of
 from vqedge.training.run import compiles
 from vqedge.training.schedule import learning_rate_factor
 
@@ -297,6 +310,65 @@ def test_a_run_is_not_overwritten(whole: Path) -> None:
 def test_another_run_does_not_go_on_from_it(whole: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="another model, other data"):
         run(config_for(whole, **changes), resume=True)
+
+
+def jsonl_pair(folder: Path) -> list[JsonlConfig]:
+    """Two files of questions about the same videos."""
+    lines = [json.dumps({"video": f"{n}.mp4", "question": "What?", "answer": "a"}) for n in "abc"]
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes(b"")
+    for name in ("mine", "other"):
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return [JsonlConfig(kind="jsonl", path=folder / f"{n}.jsonl") for n in ("mine", "other")]
+
+
+def photos_pair(folder: Path) -> list[PhotosConfig]:
+    """Two splits of one index."""
+    index, pair = folder / "index.jsonl", ("train", "other")
+    lines = [{"file": f"{n}.jpg", "label": n, "text": n, "split": s} for n in "abcd" for s in pair]
+    index.write_text("\n".join(map(json.dumps, lines)))
+    for name in "abcd":
+        (folder / f"{name}.jpg").write_bytes(b"")
+    return [PhotosConfig(kind="photos", index=index, split=s, clips=CLIPS) for s in pair]
+
+
+@pytest.mark.parametrize("pair", [jsonl_pair, photos_pair])
+def test_a_run_on_other_files_does_not_go_on_from_it(
+    tmp_path: Path, _cache: Path, pair: Callable[[Path], list[SourceConfig]]
+) -> None:
+    mine, other = pair(tmp_path)
+    for source in (mine, other):
+        fill_cache(_cache, CONFIG, 5, source_from_config(source, no_files))
+
+    def config(source: SourceConfig) -> TrainConfig:
+        data = DataConfig(sources=(source,), questions_per_clip=2, budgets=BUDGETS)
+        return config_for(tmp_path / "run", steps=2, data=data)
+
+    run(config(mine))
+    run(config(mine), resume=True)
+    with pytest.raises(CheckpointError, match="other data"):
+        run(config(other), resume=True)
+
+
+def test_a_run_from_another_checkpoint_of_the_same_name_does_not_go_on_from_it(
+    tmp_path: Path, whole: Path
+) -> None:
+    inits = [Path(shutil.copytree(whole, tmp_path / n / "tiny")) for n in ("one", "copy", "other")]
+    tensors = load_file(inits[2] / MODEL)
+    save_file({**tensors, POSITION: tensors[POSITION] + 1}, inits[2] / MODEL)
+    run(config_for(tmp_path / "on", steps=1, init=inits[0]))
+    run(config_for(tmp_path / "on", init=inits[1]), resume=True)
+    with pytest.raises(CheckpointError, match="another init"):
+        run(config_for(tmp_path / "on", init=inits[2]), resume=True)
+
+
+def test_a_run_of_a_version_that_wrote_down_less_goes_on(whole: Path) -> None:
+    with safe_open(whole / STATE, framework="pt") as file:
+        info: dict[str, str] = file.metadata()
+    assert info.pop("clips") == '[["world", 1]]'
+    save_file(load_file(whole / STATE), whole / STATE, info)
+    run(config_for(whole, steps=STEPS + 1), resume=True)
+    assert [record["step"] for record in log_of(whole)] == [*range(STEPS + 2)]
 
 
 def test_a_run_stops_when_its_time_is_up_and_goes_on(tmp_path: Path, whole: Path) -> None:
@@ -609,6 +681,19 @@ def process(
 def test_processes_that_find_different_things_done_leave_nothing_out() -> None:
     early, late = share_of([0, 1, 2, 3, 4], process(0, 2)), share_of([1, 3, 4], process(1, 2))
     assert {*early, *late} == {0, 1, 2, 3, 4} and not {*early} & {*late}
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (16, 1, 12), (16, 4, 3), (2, 4, 0)]
+)
+def test_as_many_processes_draw_clips_as_there_are_cores_to_spare(
+    monkeypatch: pytest.MonkeyPatch, recipe: Path, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(cores)}, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert workers_of(read_recipe(recipe, ["data.workers=auto"]).data.workers) == workers
+    assert workers_of(5) == 5
 
 
 @pytest.mark.parametrize(

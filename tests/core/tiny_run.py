@@ -30,6 +30,7 @@ from tiny_model import (
 
 from vqedge.config import LlmConfig, ModelConfig
 from vqedge.data.cache import ClipCache
+from vqedge.data.clips import ClipSource
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
@@ -84,14 +85,16 @@ def tiny_training(cache: Path) -> Iterator[None]:
         yield
 
 
-def fill_cache(root: Path, config: ModelConfig, seed: int) -> None:
-    """Random clips of a world seed at all budgets."""
-    source = GeneratedClips(seed, CLIPS)
+def fill_cache(
+    root: Path, config: ModelConfig, seed: int, source: ClipSource | None = None
+) -> None:
+    """Random clips of a world seed, or of another source, at all budgets."""
+    source = source or GeneratedClips(seed, CLIPS)
     cache = ClipCache(root, config.encoder, config.quantizer, source, BUDGETS)
     for budget in BUDGETS:
         codes = random_codes(CLIPS, seed)[:, :budget].half().contiguous()
         indices = random_maps(CLIPS, seed, used=budget).to(torch.uint8)
-        cache.folder(budget).mkdir(parents=True)
+        cache.folder(budget).mkdir(parents=True, exist_ok=True)
         save_file(
             {"codes": codes, "indices": indices}, cache.folder(budget) / "clips-00000.safetensors"
         )

@@ -15,7 +15,7 @@ from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import Clock, progress
 from vqedge.recipe import SourceConfig, TrainConfig
 from vqedge.reducers import has_weights
-from vqedge.training.processes import anyone, share_of
+from vqedge.training.processes import anyone, share_of, workers_of
 
 
 def training_clips(
@@ -36,11 +36,11 @@ def training_clips(
     model, data = config.model, config.data
     sources = tuple(source_from_config(entry, read) for entry in entries)
     caches = [_cache_of(config, source) for source in sources]
-    speaks = accelerator.is_main_process
+    speaks, workers = accelerator.is_main_process, workers_of(data.workers)
     for cache in caches:
         mine = [] if clock.is_up() else share_of(cache.missing(), accelerator)
         with progress(f"encoding {cache.source.fingerprint}", len(mine), shown=speaks) as advance:
-            for _shard in cache.fill(mine, quantizer, data.workers):
+            for _shard in cache.fill(mine, quantizer, workers):
                 advance("")
                 if clock.is_up():
                     break

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqedge.base.weights import carry_weights
-from vqedge.checkpoint import CONFIG, steps_of
+from vqedge.checkpoint import CONFIG, MODEL, steps_of
 from vqedge.errors import CheckpointError
-from vqedge.files import replacing
+from vqedge.files import file_sha256, replacing
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
-from vqedge.recipe import TrainConfig, source_identity
+from vqedge.recipe import TrainConfig, clips_of, source_identity
 from vqedge.training.curves import CURVES, draw_curves
 from vqedge.training.state import restore_state, state_of
 
@@ -88,7 +88,7 @@ class RunFolder:
         with replacing(self.path / STATE) as path:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
-            save_file(tensors, path, {"step": str(step), "run": self._identity()})
+            save_file(tensors, path, {"step": str(step), **self._identity()})
         (self.path / LESSON).unlink(missing_ok=True)  # what it led to is saved
         self._prune()
         draw_curves(self.path / LOG, self.path / CURVES)
@@ -112,7 +112,7 @@ class RunFolder:
         """Write how far a lesson before the first step is."""
         self.path.mkdir(parents=True, exist_ok=True)
         tensors = _all_of(model, _taught(model), optimizer)
-        info = {"lesson": name, "step": str(step), "run": self._identity()}
+        info = {"lesson": name, "step": str(step), **self._identity()}
         with replacing(self.path / LESSON) as path:
             save_file(tensors, path, info)
 
@@ -138,9 +138,10 @@ class RunFolder:
             return None
         with safe_open(path, framework="pt") as file:
             info: dict[str, str] = file.metadata()
-        if info["run"] != self._identity():
+        # what an earlier version did not write down cannot differ
+        if any(info.get(key, value) != value for key, value in self._identity().items()):
             raise CheckpointError(
-                f"{self.path}: was written with another model, other data or another seed"
+                f"{self.path}: was written with another model, other data, another init or seed"
             )
         return info, load_file(path)
 
@@ -178,12 +179,18 @@ class RunFolder:
         )
         carry_weights(self.config.model, self.config.base, path)
 
-    def _identity(self) -> str:
+    def _identity(self) -> dict[str, str]:
         """What must not change between the parts of a run; steps, rates and clip counts may."""
-        config = self.config
+        config, init = self.config, self.config.init
         sources = "-".join(map(source_identity, config.data.sources))
-        begun = config.init.name if config.init else f"named{config.optim.naming_steps}"
-        return f"{config.model.fingerprint()}-{sources}-{begun}-{config.seed}"
+        begun = init.name if init else f"named{config.optim.naming_steps}"
+        told = {
+            "run": f"{config.model.fingerprint()}-{sources}-{begun}-{config.seed}",
+            "clips": json.dumps([clips_of(source) for source in config.data.sources]),
+        }
+        if init and (init / MODEL).is_file():  # once begun, a run does without it
+            told["init"] = file_sha256(init / MODEL)
+        return told
 
     def _prune(self) -> None:
         """Drop all numbered checkpoints but the newest few."""

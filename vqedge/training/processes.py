@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 import torch.distributed
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # they spread what is trained over processes, and a run saves whole tensors of it
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+_MOST_WORKERS = 12  # no GPU encodes more clips than so many cores draw
 
 _FSDP = "ACCELERATE_USE_FSDP"  # what a launcher says to its processes
 _NOT_DONE = {
@@ -118,6 +122,15 @@ def share_of(numbers: Iterable[int], accelerator: Accelerator) -> list[int]:
     """This process's share, whatever of the numbers others have done meanwhile."""
     world, mine = accelerator.num_processes, accelerator.process_index
     return [number for number in numbers if number % world == mine]
+
+
+def workers_of(wanted: int | Literal["auto"]) -> int:
+    """Processes that draw clips for this one; `auto`: its share of the machine's other cores."""
+    if wanted != "auto":
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # a launcher's processes on this machine
+    return min(max(cores // here - 1, 0), _MOST_WORKERS)
 
 
 def anyone(here: bool, accelerator: Accelerator) -> bool:
