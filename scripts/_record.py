@@ -1,6 +1,8 @@
 """Keep in docs/measured what `scripts/measure` cannot keep as a command prints it.
 
 `--quant EXPORT EVAL` keeps what a type of weights costs, `--bench BENCH` a document a machine.
+`--priors` tells anew what the questions of all documents there can be scored blindly, which the
+questions alone say.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ from typing import Any
 
 from _pages import MEASURED
 
+from vqedge.data.suites import suite_items, suite_version
+from vqedge.evaluate import priors_of
+
+_MADE = ("synthetic", "photos", "captions")
+
 
 def main(arguments: list[str]) -> int:
     """Read the documents named, keep what is told of them.
@@ -22,7 +29,8 @@ def main(arguments: list[str]) -> int:
     """
     what, *names = arguments
     documents = [json.loads(Path(name).read_text(encoding="utf-8")) for name in names]
-    {"--quant": record_quant, "--bench": record_bench}[what](*documents)
+    record = {"--quant": record_quant, "--bench": record_bench, "--priors": record_priors}
+    record[what](*documents)
     return 0
 
 
@@ -46,6 +54,27 @@ def record_bench(bench: dict[str, Any]) -> None:
     name = re.sub(r"[^a-z0-9]+", "-", bench["machine"]["processor"].lower()).strip("-")
     path = MEASURED / f"bench_{name}.json"
     path.write_text(json.dumps(bench) + "\n", encoding="utf-8")
+
+
+def record_priors() -> None:
+    """Count the priors again, of every document whose suite's clips are made.
+
+    Raises:
+        ValueError: the suite asks something else by now.
+    """
+    for path in sorted(MEASURED.glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        suite = document.get("suite", "")
+        if "prior" not in document or suite.partition(":")[0] not in _MADE:
+            continue
+        if document["suite_version"] != suite_version(suite):
+            raise ValueError(f"{path}: asked {document['suite_version']}; measure it again")
+        priors = priors_of(suite_items(suite, document["n"]))
+        for report in (document, *document.get("baselines", {}).values()):
+            report["prior"] = sum(prior.right for prior in priors.values()) / report["n"]
+            for kind, row in report["by_kind"].items():
+                row["prior"] = priors[kind].right / row["n"]
+        path.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Tally:
 class Prior:
     """What can be scored without any video: one answer to all questions of a kind.
 
-    Of choices, one is picked blindly.
+    Of choices, or of the answers that a question names, one is picked blindly.
     """
 
     answers: Counter[str] = field(default_factory=Counter)
@@ -127,8 +127,8 @@ class Prior:
 
     def add(self, item: Item) -> None:
         """Count one question."""
-        if item.choices:
-            self.picked += 1 / len(item.choices)
+        if among := item.choices or item.named:
+            self.picked += 1 / len(among)
         else:
             self.answers[_normalised(item.answer)] += 1
 
@@ -136,6 +136,14 @@ class Prior:
     def right(self) -> float:
         """Questions that the most frequent answer is right for."""
         return self.picked + max(self.answers.values(), default=0)
+
+
+def priors_of(items: Iterable[Item]) -> dict[str, Prior]:
+    """What questions can be scored blindly, by their kind."""
+    priors: dict[str, Prior] = {}
+    for item in items:
+        priors.setdefault(item.kind, Prior()).add(item)
+    return priors
 
 
 @dataclass(frozen=True)
@@ -216,13 +224,13 @@ def evaluate(
     """
     overall, tokens, failed = Tally(), 0, list[str]()
     by_kind: dict[str, Tally] = {}
-    priors: dict[str, Prior] = {}
+    asked: list[Item] = []
     for item, reply in _answered(answerer, items, failed):
         hit = reply.text == item.answer if item.choices else is_right(reply.text, item.answer)
         tokens += reply.tokens
         overall.add(hit, item.clip)
         by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
-        priors.setdefault(item.kind, Prior()).add(item)
+        asked.append(item)
         on_item(item, reply, hit)
     if not overall.total:
         raise VideoError(failed[0])
@@ -230,7 +238,7 @@ def evaluate(
         suite,
         overall,
         by_kind,
-        priors,
+        priors_of(asked),
         tokens / overall.total,
         answerer.tokens_before,
         answerer.frames,

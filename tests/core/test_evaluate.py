@@ -238,6 +238,15 @@ def test_of_choices_one_is_picked_blindly() -> None:
     assert document["by_kind"]["thing"]["prior"] == (2 + 0.25) / 4 == document["prior"]
 
 
+def test_of_answers_that_the_question_names_one_is_picked_blindly() -> None:
+    asked = [
+        replace(item, named=(item.answer, "the cow"))
+        for item in items_of("first:the cat", "first:the dog", "first:the hen")
+    ]
+    document = evaluate(Parrot(["the cow"] * 3), "mine", asked).to_dict()
+    assert document["by_kind"]["first"]["prior"] == 0.5 == document["prior"]
+
+
 def test_a_report_holds_those_of_its_baselines() -> None:
     items = items_of("count:2", "count:3")
     report = evaluate(Parrot(["2", "3"]), "mine", items)

@@ -246,6 +246,10 @@ def test_which_comes_first_is_named_in_either_order(clips: list[PhotoClip]) -> N
     firsts = [q for n, clip in enumerate(clips) for q in asked(clip, n) if q.kind == "first"]
     named_first = sum(q.question.startswith(f"Which comes first, {q.answer}") for q in firsts)
     assert abs(named_first / len(firsts) - 0.5) < 0.12
+    for question in firsts:
+        one, other = question.named
+        assert question.question == f"Which comes first, {one} or {other}?"
+        assert question.answer in (one, other)
 
 
 def test_how_long_a_thing_is_shown_does_not_tell_the_order(clips: list[PhotoClip]) -> None:

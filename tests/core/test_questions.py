@@ -231,6 +231,19 @@ def test_a_caption_tells_all_objects_in_order_of_appearance() -> None:
     assert both.kind == "caption" and both.question
 
 
+def test_a_question_that_names_two_answers_says_so() -> None:
+    seen = Counter[str]()
+    for index, scene in enumerate(SCENES):
+        for item in asked_of(scene, index):
+            if item.named:
+                first, second = item.named
+                assert item.answer in item.named and item.question.endswith(f"{first} or {second}?")
+                seen[item.kind] += 1
+            else:
+                assert item.kind not in ("compare", "duration")
+    assert set(seen) == {"compare", "duration"}
+
+
 def test_articles() -> None:
     assert with_article("orange ring") == "an orange ring"
     assert with_article("umbrella") == "an umbrella" and with_article("star") == "a star"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 
 import _pages
+import _record
 import pytest
 from _pages import share, table, write_or_compare
+
+from vqedge.data.suites import suite_items, suite_version
+from vqedge.evaluate import priors_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +57,35 @@ def test_a_figure_outlives_the_command_that_fails(tmp_path: Path) -> None:
     assert (tmp_path / "figure.json").read_text() == '{"n": 1}\n'
     assert run("sh -c 'echo half; exit 1'") == 1
     assert (tmp_path / "figure.json").read_text() == '{"n": 1}\n'
+
+
+def test_priors_are_told_anew_from_the_questions_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_record, "MEASURED", tmp_path)
+    items = suite_items("synthetic", 30)
+    priors = priors_of(items)
+    counts = {kind: sum(item.kind == kind for item in items) for kind in priors}
+    report = {
+        "n": 30,
+        "prior": sum(prior.right for prior in priors.values()) / 30,
+        "by_kind": {kind: {"n": n, "prior": priors[kind].right / n} for kind, n in counts.items()},
+    }
+    version = suite_version("synthetic")
+    fresh = {"suite": "synthetic", **report, "suite_version": version, "baselines": {"x": report}}
+    stale = deepcopy(fresh)
+    stale["prior"] = stale["by_kind"]["compare"]["prior"] = 0.0
+    stale["baselines"]["x"]["prior"] = 0.0
+    written = {
+        "asked": stale,
+        "other": {"suite": "mine.jsonl", "prior": 0.1, "n": 1},
+        "rows": {"suite": "synthetic", "suite_version": "an older one"},
+    }
+    for name, document in written.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    _record.main(["--priors"])
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert found == written | {"asked": fresh}
+    (tmp_path / "asked.json").write_text(json.dumps(stale | {"suite_version": "an older one"}))
+    with pytest.raises(ValueError, match=r"asked\.json: asked an older one; measure it again"):
+        _record.main(["--priors"])

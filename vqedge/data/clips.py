@@ -24,12 +24,15 @@ class QuestionAnswer:
     """One question with its expected answer; `kind` groups results.
 
     With choices the answer is one of them: a multiple-choice question, scored by likelihood.
+    `named` are the answers that a question without choices names itself, if they are others in
+    every question: who sees nothing can pick one of them.
     """
 
     kind: str
     question: str
     answer: str
     choices: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

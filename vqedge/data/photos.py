@@ -248,9 +248,10 @@ def _first(
         return None
     places = sorted(rng.permutation(len(things))[:2].tolist())
     earlier, later = (things[place] for place in places)
-    named = (earlier, later) if rng.random() < 0.5 else (later, earlier)
-    text = "Which comes first, the {} or the {}?".format(*named)
-    return QuestionAnswer("first", text, f"the {earlier}")
+    ordered = (earlier, later) if rng.random() < 0.5 else (later, earlier)
+    one, other = (f"the {thing}" for thing in ordered)
+    text = f"Which comes first, {one} or {other}?"
+    return QuestionAnswer("first", text, f"the {earlier}", named=(one, other))
 
 
 def _sequence(

@@ -254,9 +254,10 @@ def _which(
     if not pairs:
         return None
     pair = pairs[int(rng.integers(len(pairs)))]
-    first, second = pair if rng.random() < 0.5 else reversed(pair)
-    text = f"Which {what}, the {_named(first)} or the {_named(second)}?"
-    return QuestionAnswer(kind, text, f"the {_named(pair[1])}")
+    ordered = pair if rng.random() < 0.5 else reversed(pair)
+    first, second = (f"the {_named(item)}" for item in ordered)
+    text = f"Which {what}, {first} or {second}?"
+    return QuestionAnswer(kind, text, f"the {_named(pair[1])}", named=(first, second))
 
 
 def _choice(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:

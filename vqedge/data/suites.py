@@ -49,13 +49,14 @@ class DrawnClip(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a suite. With choices the answer is one of them, else free text."""
+    """One question of a suite, as in `QuestionAnswer`."""
 
     clip: DrawnClip | VideoFile
     kind: str
     question: str
     answer: str
     choices: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def _jsonl(rest: str, videos: Path | None) -> Iterator[Item]:
 
 
 def _item(clip: DrawnClip | VideoFile, item: QuestionAnswer) -> Item:
-    return Item(clip, item.kind, item.question, item.answer, item.choices)
+    return Item(clip, item.kind, item.question, item.answer, item.choices, item.named)
 
 
 def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
