@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
 
+from vqedge.data.questions import facts_of
 from vqedge.data.suites import Item
 from vqedge.errors import VideoError, VqtError
 
@@ -161,6 +162,7 @@ class EvalReport:
         failed: why clips that cannot be read were left out, a line each.
         extra: more keys of the JSON.
         baselines: the same questions through something else, by what it is.
+        facts: those of right descriptions, and which of them the answers tell.
     """
 
     suite: str
@@ -173,6 +175,7 @@ class EvalReport:
     failed: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, EvalReport] = field(default_factory=dict)
+    facts: Tally = field(default_factory=Tally)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values.
@@ -201,6 +204,7 @@ class EvalReport:
             "tokdense_denominator": "tokens_mean",
             "failed": self.failed,
             **self.extra,
+            **({"facts": self.facts.to_dict()} if self.facts.total else {}),
             **({"baselines": baselines} if baselines else {}),
         }
 
@@ -222,7 +226,7 @@ def evaluate(
     Raises:
         VideoError: none of the clips can be read.
     """
-    overall, tokens, failed = Tally(), 0, list[str]()
+    overall, facts, tokens, failed = Tally(), Tally(), 0, list[str]()
     by_kind: dict[str, Tally] = {}
     asked: list[Item] = []
     for item, reply in _answered(answerer, items, failed):
@@ -230,6 +234,8 @@ def evaluate(
         tokens += reply.tokens
         overall.add(hit, item.clip)
         by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
+        for told in _told(item.facts, reply.text):
+            facts.add(told, item.clip)
         asked.append(item)
         on_item(item, reply, hit)
     if not overall.total:
@@ -244,6 +250,7 @@ def evaluate(
         answerer.frames,
         failed,
         {"backend": answerer.backend},
+        facts=facts,
     )
 
 
@@ -257,6 +264,14 @@ def _answered(
             yield from zip(about_one_clip, answerer.replies(about_one_clip), strict=True)
         except (VideoError, VqtError) as error:
             failed.append(str(error))
+
+
+def _told(facts: Iterable[str], answer: str) -> Iterator[bool]:
+    """Does an answer tell each of these facts? In any order; one that is there twice, twice."""
+    told = Counter(map(_normalised, facts_of(answer)))
+    for fact in map(_normalised, facts):
+        yield told[fact] > 0
+        told[fact] -= 1
 
 
 def is_right(found: str, wanted: str) -> bool:

@@ -19,6 +19,7 @@ from tiny_bundle import write_bundle
 import vqedge.cli
 from vqedge.commands import doctor
 from vqedge.data.demo import write_demo
+from vqedge.data.suites import suite_items
 from vqedge.errors import BundleError
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
@@ -555,6 +556,14 @@ def test_eval_prints_its_report(run: Any, clip: Path, bundle: FakeBundle, tmp_pa
     assert document["backend"] == {"encoder": "fake encoder", "llm": "fake"}
     assert bundle.encoder.calls == 1, "a clip is encoded once for all its questions"
     assert "ok  What?" in found.err and "--  What?" in found.err
+
+
+def test_eval_tells_which_facts_descriptions_tell(run: Any, bundle: FakeBundle) -> None:
+    (item,) = suite_items("captions", 1)
+    bundle.llm.enqueue(item.facts[0])
+    found = run("eval", "-m", bundle.path, "--suite", "captions", "--limit", "1")
+    count = len(item.facts)
+    assert f"  {1 / count:.1%} of the {count} things told as they are" in found.out
 
 
 def test_eval_scores_choices_and_asks_about_part_of_a_video(

@@ -247,6 +247,36 @@ def test_of_answers_that_the_question_names_one_is_picked_blindly() -> None:
     assert document["by_kind"]["first"]["prior"] == 0.5 == document["prior"]
 
 
+CAPTION = "a video of a red ring moving up and left, a still blue star and a red ring moving up"
+FACTS = ("a red ring moving up and left", "a still blue star", "a red ring moving up")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told", "right"),
+    [
+        (CAPTION, 3, True),
+        ("A still blue star, a red ring moving up and a red ring moving up and left.", 3, False),
+        ("a video of a red ring moving up and a red ring moving up", 1, False),
+        ("a video of a red ring moving up and left and a still blue star", 2, False),
+        ("a video of a red ring moving up and right, a blue star moving left", 0, False),
+        ("a video of a still blue starfish, then a red ring", 0, False),
+    ],
+)
+def test_a_description_tells_some_of_the_facts(answer: str, told: int, right: bool) -> None:
+    item = replace(items_of(f"caption:{CAPTION}")[0], facts=FACTS)
+    document = evaluate(Parrot([answer]), "mine", [item]).to_dict()
+    assert document["accuracy"] == right
+    facts = document["facts"]
+    assert (facts["n"], facts["clips"], facts["accuracy"]) == (3, 1, pytest.approx(told / 3))
+
+
+def test_a_thing_that_is_shown_again_is_told_twice() -> None:
+    text = "a video of a dog, then a cat, then a dog"
+    item = replace(items_of(f"caption:{text}")[0], facts=("a dog", "a cat", "a dog"))
+    found = evaluate(Parrot(["a video of a cat, then a dog"]), "mine", [item]).facts
+    assert found.right == [2] and found.asked == [3]
+
+
 def test_a_report_holds_those_of_its_baselines() -> None:
     items = items_of("count:2", "count:3")
     report = evaluate(Parrot(["2", "3"]), "mine", items)

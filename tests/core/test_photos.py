@@ -18,6 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.photos import KINDS, PhotoClip, PhotoClips, Showing, caption, photos_from_index
+from vqedge.data.questions import facts_of
 from vqedge.errors import DatasetError
 
 # Every noun has a colour of its own, so that a frame says which photo it shows.
@@ -288,6 +289,7 @@ def test_captions_come_as_often_as_asked_for(clips: list[PhotoClip]) -> None:
     assert kinds.count("caption") == 1
     text = caption(("umbrella", "yak", "umbrella"), np.random.default_rng(0)).answer
     assert text == "a video of an umbrella, then a yak, then an umbrella"
+    assert facts_of(text) == ["an umbrella", "a yak", "an umbrella"]
     silent = {item.kind for item in clips[0].questions(np.random.default_rng(0), 50)}
     assert "caption" not in silent
 

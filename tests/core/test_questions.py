@@ -13,6 +13,7 @@ from vqedge.data.clips import QuestionAnswer
 from vqedge.data.questions import (
     KINDS,
     caption,
+    facts_of,
     kinds_by_weight,
     one_question_per_kind,
     questions_from_scene,
@@ -229,6 +230,17 @@ def test_a_caption_tells_all_objects_in_order_of_appearance() -> None:
     both = caption(Scene((moving, late), (9, 9, 9), 0), rng)
     assert both.answer == f"{alone.answer} and a still red star"
     assert both.kind == "caption" and both.question
+
+
+def test_a_caption_is_taken_apart_into_what_it_tells_of_each_object() -> None:
+    facts = ["an orange ring moving up and left", "a still red star", "a blue disc moving up"]
+    assert facts_of("a video of {}, {} and {}".format(*facts)) == facts
+    for scene in SCENES:
+        facts = facts_of(caption(scene, np.random.default_rng(0)).answer)
+        assert [named(scene, fact) for fact in facts] == [[item] for item in scene.objects]
+        for fact, item in zip(facts, scene.objects, strict=True):
+            assert fact.endswith(f" moving {item.direction}") == (item.speed > 0)
+    assert facts_of("a red ring moving up") == ["a red ring moving up"]
 
 
 def test_a_question_that_names_two_answers_says_so() -> None:

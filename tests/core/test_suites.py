@@ -78,6 +78,35 @@ def test_a_version_names_what_a_suite_asks(tmp_path: Path) -> None:
         suite_version(f"jsonl:{tmp_path / 'none.jsonl'}")
 
 
+def test_another_seed_asks_about_other_clips_and_has_a_version_of_its_own() -> None:
+    default = suite_items("synthetic", 20)
+    assert suite_items(f"synthetic:{SYNTHETIC_SEED}", 20) == default
+    other = suite_items("synthetic:70003", 20)
+    assert clips_in_order(other)[0] == SceneClip(scene_from_seed(70_003, 0))
+    assert not {item.clip for item in other} & {item.clip for item in default}
+    assert suite_version("synthetic:70003") == f"world{WORLD_VERSION}-seed70003-asked2"
+
+
+@pytest.mark.parametrize("name", ["synthetic", "captions", "photos:i.jsonl", "captions:i.jsonl"])
+@pytest.mark.parametrize("seed", ["1", "69999", "100000"])
+def test_a_seed_that_may_be_trained_on_is_refused(name: str, seed: str) -> None:
+    for look in (suite_items, suite_version):
+        with pytest.raises(UsageError, match=f"{seed} is not a seed from 70000 to 99999"):
+            look(f"{name}:{seed}")
+
+
+def test_a_suite_of_descriptions_asks_for_one_a_clip() -> None:
+    items = suite_items("captions", 20)
+    scenes = [scene_from_seed(SYNTHETIC_SEED, number) for number in range(20)]
+    assert [item.clip for item in items] == [SceneClip(scene) for scene in scenes]
+    for item, scene in zip(items, scenes, strict=True):
+        assert item.kind == "caption" and item.answer.startswith("a video of ")
+        assert len(item.facts) == len(scene.objects)
+        assert all(fact in item.answer for fact in item.facts)
+    assert suite_version("captions") == f"world{WORLD_VERSION}-seed{SYNTHETIC_SEED}-captions1"
+    assert suite_items("captions:70003", 20)[0].clip == SceneClip(scene_from_seed(70_003, 0))
+
+
 def test_a_suite_without_end_asks_300_unless_told_otherwise() -> None:
     assert len(suite_items("synthetic")) == 300
     assert suite_items("synthetic", 5) == suite_items("synthetic")[:5]
@@ -142,6 +171,19 @@ def test_the_photo_suite_asks_about_test_photos_only() -> None:
             assert split[name] == "test"
     assert items == suite_items(f"photos:{PHOTOS}", 60)
     assert suite_version(f"photos:{PHOTOS}").endswith(f"-seed{PHOTOS_SEED}-asked3")
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="the shared photos are not here")
+def test_photos_under_another_seed_and_described() -> None:
+    default, other = (suite_items(f"photos:{PHOTOS}{seed}", 20) for seed in ("", ":70004"))
+    assert suite_items(f"photos:{PHOTOS}:{PHOTOS_SEED}", 20) == default != other
+    assert suite_version(f"photos:{PHOTOS}:70004").endswith("-seed70004-asked3")
+    described = suite_items(f"captions:{PHOTOS}", 20)
+    assert clips_in_order(described)[:3] == clips_in_order(default)[:3]
+    for item in described:
+        assert isinstance(item.clip, PhotoClip)
+        assert [fact.split(" ", 1)[1] for fact in item.facts] == list(item.clip.things)
+    assert suite_version(f"captions:{PHOTOS}").endswith(f"-seed{PHOTOS_SEED}-captions1")
 
 
 # ---- files
@@ -257,8 +299,9 @@ def test_a_video_name_may_not_lead_elsewhere(tmp_path: Path, videos: Path) -> No
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("nothing", "choose one of synthetic, photos, jsonl, nextqa"),
-        ("csv:x.csv", "choose one of synthetic, photos, jsonl, nextqa"),
+        ("nothing", "choose one of synthetic, photos, captions, jsonl, nextqa"),
+        ("csv:x.csv", "choose one of synthetic, photos, captions, jsonl, nextqa"),
+        ("synthetic:red", "red is not a seed"),
         ("none.csv", "needs --videos DIR"),
         ("photos", r"give the photos' index, as photos:INDEX\.jsonl"),
         ("photos:", r"give the photos' index, as photos:INDEX\.jsonl"),

@@ -871,6 +871,7 @@ FAULTS = {
     "world 2 is held out": ["data.sources=[{kind: world, seed: 2}]"],
     "world 70001 is held out": ["data.sources=[{kind: world, seed: 70001}]"],
     "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
+    "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
     "photos test is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: test}]"],
     "validation: Tuple should have at least 1 item": ["validation=[]"],
     "heads 5 do not divide width 384": ["model.attention.heads=5"],

@@ -23,11 +23,14 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="Evaluate in PyTorch instead.")] = None,
     suite: Annotated[
         str,
-        typer.Option(help="synthetic, photos:INDEX.jsonl, FILE.jsonl or FILE.csv (NExT-QA)."),
+        typer.Option(
+            help="synthetic, photos:INDEX.jsonl, captions, captions:INDEX.jsonl, each also with "
+            ":SEED; FILE.jsonl or FILE.csv (NExT-QA)."
+        ),
     ] = "synthetic",
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Most questions [default: 300 of synthetic or photos, else all]."),
+        typer.Option(min=1, help="Most questions [default: 300 of clips that are made, else all]."),
     ] = None,
     budget: Annotated[
         str | None,

@@ -41,6 +41,10 @@ class SceneClip:
         """Questions to evaluate on."""
         return questions.one_question_per_kind(self.scene, rng)
 
+    def caption(self, rng: np.random.Generator) -> QuestionAnswer:
+        """A description of the whole clip."""
+        return questions.caption(self.scene, rng)
+
     def labels(self, frames: int, grid: int) -> Labels:
         """Which object every patch lies on."""
         return labels_from_scene(self.scene, frames, grid)

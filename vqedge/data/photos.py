@@ -113,6 +113,10 @@ class PhotoClip:
         asked = (ask(self.things, self.nouns, rng) for ask in KINDS.values())
         return [question for question in asked if question is not None]
 
+    def caption(self, rng: np.random.Generator) -> QuestionAnswer:
+        """A description of the whole clip."""
+        return caption(self.things, rng)
+
     def labels(self, frames: int, grid: int) -> Labels:
         """Every patch of a frame shows the photo that is there."""
         distinct = list(dict.fromkeys(self.things))

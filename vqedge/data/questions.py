@@ -6,6 +6,7 @@ whatever the scenes are, so that nobody does better than the prior without looki
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
@@ -20,6 +21,9 @@ Asker = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
 # How far apart two objects must be before anyone is asked to compare them.
 _LARGER, _FASTER, _LONGER = 1.3, 1.8, 0.25
 _CHOICES = 5
+
+_VIDEO_OF = "a video of "
+_BETWEEN_FACTS = re.compile(r", (?:then )?| and (?=an? )")  # but not in "moving up and left"
 
 
 def questions_from_scene(
@@ -79,7 +83,16 @@ def caption(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     ]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     question = _pick(rng, ("What does the video show?", "Describe the video.", "What is this?"))
-    return QuestionAnswer("caption", question, f"a video of {text}")
+    return QuestionAnswer("caption", question, _VIDEO_OF + text)
+
+
+def facts_of(description: str) -> list[str]:
+    """What a description tells of each thing, in order: `an orange ring moving up and left`.
+
+    Args:
+        description: in the words of `caption`, of this module or of `vqedge.data.photos`.
+    """
+    return _BETWEEN_FACTS.split(description.removeprefix(_VIDEO_OF))
 
 
 def with_article(noun: str) -> str:

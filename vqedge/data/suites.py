@@ -1,7 +1,9 @@
 """Evaluation suites: where questions come from, as one stream of items.
 
-- `synthetic`: the generated world under a seed that is never trained on.
-- `photos:INDEX.jsonl`: clips composed of the photos of the split "test" (`vqedge.data.photos`).
+- `synthetic`, `synthetic:SEED`: the generated world under a seed that is never trained on.
+- `photos:INDEX.jsonl`, `photos:INDEX.jsonl:SEED`: clips composed of the photos of the split "test"
+  (`vqedge.data.photos`).
+- `captions`, `captions:INDEX.jsonl`: a description of each of these clips.
 - `jsonl:FILE` or `FILE.jsonl`: one's own videos and questions (`vqedge.data.jsonl`).
 - `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
   a0..a4).
@@ -15,7 +17,7 @@ import io
 import logging
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -23,21 +25,26 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.data.clips import ClipSource, QuestionAnswer
-from vqedge.data.generated import GeneratedClips
+from vqedge.data.clips import QuestionAnswer
+from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
-from vqedge.data.photos import PhotoClips
-from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED, TEST_SPLIT
+from vqedge.data.photos import PhotoClip, PhotoClips
+from vqedge.data.questions import facts_of
+from vqedge.data.seeds import HELD_OUT_SEEDS, PHOTOS_SEED, SYNTHETIC_SEED, TEST_SPLIT
 from vqedge.errors import DatasetError, UsageError
 
 logger = logging.getLogger(__name__)
 
-_WORLD_ASKED, _PHOTOS_ASKED = 2, 3  # raised when the same clips are asked other questions
+# raised when the same clips are asked other questions
+_WORLD_ASKED, _PHOTOS_ASKED, _CAPTIONS_ASKED = 2, 3, 1
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
 
 Frames = npt.NDArray[np.uint8]
+MadeClip = SceneClip | PhotoClip
+MadeClips = GeneratedClips | PhotoClips
+_Ask = Callable[[MadeClip, np.random.Generator], list["Item"]]
 
 
 class DrawnClip(Protocol):
@@ -49,7 +56,7 @@ class DrawnClip(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a suite, as in `QuestionAnswer`."""
+    """One question of a suite, as in `QuestionAnswer`; `facts` are those that the answer tells."""
 
     clip: DrawnClip | VideoFile
     kind: str
@@ -57,6 +64,7 @@ class Item:
     answer: str
     choices: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,13 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
     """The questions of a suite, those about one clip next to each other.
 
     Args:
-        name: `synthetic`, `photos:INDEX`, `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl`
-            or `.csv`.
+        name: `synthetic`, `photos:INDEX`, `captions` or `captions:INDEX`, each also with `:SEED`;
+            `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl` or `.csv`.
         limit: at most this many questions; by default 300 of a suite without end, else all.
         videos: folder of a file's videos: a CSV suite needs it, a JSONL one has its own.
 
     Raises:
-        UsageError: no such suite, or it needs another option.
+        UsageError: no such suite, a seed that is not held out, or it needs another option.
         DatasetError: an unreadable line, or a video that is not there.
     """
     suite, rest = _suite_and_rest(name)
@@ -130,7 +138,7 @@ def suite_version(name: str) -> str:
         name: as for `suite_items`.
 
     Raises:
-        UsageError: no such suite.
+        UsageError: no such suite, or a seed that is not held out.
         DatasetError: its file cannot be read.
     """
     suite, rest = _suite_and_rest(name)
@@ -155,35 +163,61 @@ def _kind_from_path(name: str) -> tuple[str, str]:
     return (kind, name) if kind else (name, "")
 
 
-def _synthetic(_rest: str) -> ClipSource:
-    return GeneratedClips(SYNTHETIC_SEED, _ENDLESS)
+def _synthetic(seed: str) -> GeneratedClips:
+    return GeneratedClips(_held_out(seed) if seed else SYNTHETIC_SEED, _ENDLESS)
 
 
-def _photos(rest: str) -> ClipSource:
-    if not rest:
+def _photos(rest: str) -> PhotoClips:
+    index, separator, seed = rest.rpartition(":")
+    if not (separator and seed.isdecimal()):
+        index, seed = rest, str(PHOTOS_SEED)
+    if not index:
         raise UsageError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
-    return PhotoClips(Path(rest), TEST_SPLIT, PHOTOS_SEED, _ENDLESS)
+    return PhotoClips(Path(index), TEST_SPLIT, _held_out(seed), _ENDLESS)
 
 
-def _endless(source: Callable[[str], ClipSource], seed: int, asked: int) -> Suite:
+def _synthetic_or_photos(rest: str) -> MadeClips:
+    return _photos(rest) if rest.rstrip("0123456789") else _synthetic(rest)
+
+
+def _held_out(text: str) -> int:
+    """A seed that no recipe can train on."""
+    if not text.isdecimal() or int(text) not in HELD_OUT_SEEDS:
+        first, last = HELD_OUT_SEEDS[0], HELD_OUT_SEEDS[-1]
+        raise UsageError(
+            f"--suite: {text} is not a seed from {first} to {last}; clips of all others may be "
+            "trained on"
+        )
+    return int(text)
+
+
+def _endless(source: Callable[[str], MadeClips], ask: _Ask, asked: str) -> Suite:
     """The suite of a source whose clips are made when they are asked for."""
     return Suite(
-        lambda rest, _videos: _made(source(rest), seed),
-        lambda rest: f"{source(rest).fingerprint}-asked{asked}",
+        lambda rest, _videos: _made(source(rest), ask),
+        lambda rest: f"{source(rest).fingerprint}-{asked}",
         limit=300,
     )
 
 
-def _made(source: ClipSource, seed: int) -> Iterator[Item]:
-    """One question of every kind that applies to each clip.
+def _made(source: MadeClips, ask: _Ask) -> Iterator[Item]:
+    """What is asked about each clip.
 
     Drawn apart from the clip, whose own numbers are those of (seed, number): or the object that is
     asked about would go by the numbers that placed it.
     """
     for number in range(len(source)):
-        clip = source[number]
-        for item in clip.one_question_per_kind(np.random.default_rng([seed, number, 1])):
-            yield _item(clip, item)
+        yield from ask(source[number], np.random.default_rng([source.seed, number, 1]))
+
+
+def _one_per_kind(clip: MadeClip, rng: np.random.Generator) -> list[Item]:
+    """One question of every kind that applies."""
+    return [_item(clip, item) for item in clip.one_question_per_kind(rng)]
+
+
+def _description(clip: MadeClip, rng: np.random.Generator) -> list[Item]:
+    item = _item(clip, clip.caption(rng))
+    return [replace(item, facts=tuple(facts_of(item.answer)))]
 
 
 def _jsonl(rest: str, videos: Path | None) -> Iterator[Item]:
@@ -245,8 +279,9 @@ def _version_of_file(rest: str) -> str:
 
 
 SUITES: dict[str, Suite] = {
-    "synthetic": _endless(_synthetic, SYNTHETIC_SEED, _WORLD_ASKED),
-    "photos": _endless(_photos, PHOTOS_SEED, _PHOTOS_ASKED),
+    "synthetic": _endless(_synthetic, _one_per_kind, f"asked{_WORLD_ASKED}"),
+    "photos": _endless(_photos, _one_per_kind, f"asked{_PHOTOS_ASKED}"),
+    "captions": _endless(_synthetic_or_photos, _description, f"captions{_CAPTIONS_ASKED}"),
     "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
     "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS),
 }
