@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    byref,
+    c_char,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_uint,
+    c_uint64,
+    c_void_p,
+    create_string_buffer,
+)
 from typing import Any
 
 from vqedge.errors import BackendUnavailable
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _CC_MAJOR, _CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NAME_BYTES = 256
 _NON_BLOCKING_STREAM = 1
 _CAPTURE_THREAD_LOCAL = 1
 _HANDLE, _ADDRESS = c_void_p, c_uint64  # an opaque pointer; a CUdeviceptr
@@ -25,6 +37,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDeviceGetName": (POINTER(c_char), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(_HANDLE), c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxSetCurrent": (_HANDLE,),
@@ -76,7 +89,16 @@ class Cuda:
         """The newest CUDA that the driver knows, as (12, 6)."""
         value = c_int()
         self._call("cuDriverGetVersion", byref(value))
-        return value.value // 1000, value.value % 1000 // 10
+        return _version(value.value)
+
+    @property
+    def identity(self) -> str:
+        """What compiled kernels are made for, as "Orin, SM 8.7, CUDA 12.6"."""
+        name = create_string_buffer(_NAME_BYTES)
+        self._call("cuDeviceGetName", name, _NAME_BYTES, self._device)
+        cuda = ".".join(map(str, self.driver_version))
+        label = name.value.decode(errors="replace")
+        return f"{label}, SM {self.compute_capability}, CUDA {cuda}"
 
     def use(self) -> None:
         """Make the GPU's primary context current in the calling thread."""
@@ -175,6 +197,20 @@ class Cuda:
         if self._lib.cuGetErrorName(status, byref(name)) or name.value is None:
             return f"error {status}"
         return name.value.decode()
+
+
+def installed_driver(library: Any = None) -> tuple[int, int] | None:
+    """The newest CUDA that the driver knows, as (12, 6), or None without one; wakes no GPU."""
+    try:
+        driver = library if library is not None else _driver_library()
+    except BackendUnavailable:
+        return None
+    value = c_int()
+    return None if driver.cuDriverGetVersion(byref(value)) else _version(value.value)
+
+
+def _version(number: int) -> tuple[int, int]:
+    return number // 1000, number % 1000 // 10
 
 
 def _driver_library() -> ctypes.CDLL:

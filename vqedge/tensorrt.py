@@ -13,6 +13,7 @@ from vqedge.errors import BackendUnavailable
 
 logger = logging.getLogger(__name__)
 
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"  # an engine runs only where it is as it was at its build
 _FIRST_ERRORS = 3  # the first one names the cause, later ones its consequences
 _LONGEST = 400
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vqedge.cuda import _SIGNATURES, Cuda
+from vqedge.cuda import _SIGNATURES, Cuda, installed_driver
 from vqedge.errors import BackendUnavailable
 
 HANDLE = 0x7F00_1234_5678  # over 32 bits: a cut handle would show
@@ -41,6 +41,8 @@ class FakeDriver:
             return {75: 8, 76: 7}[arguments[0]]
         if name == "cuDriverGetVersion":
             return 12060
+        if name == "cuDeviceGetName":
+            return b"G"
         return 0 if name == "cuDeviceGet" else HANDLE
 
 
@@ -50,6 +52,17 @@ def test_the_compute_capability_is_read_from_two_attributes() -> None:
 
 def test_the_driver_says_the_newest_cuda_that_it_knows() -> None:
     assert Cuda(FakeDriver()).driver_version == (12, 6)
+
+
+def test_the_driver_tells_its_version_before_it_is_woken() -> None:
+    driver = FakeDriver()
+    assert installed_driver(driver) == (12, 6)
+    assert [name for name, _ in driver.calls] == ["cuDriverGetVersion"]
+    assert installed_driver(FakeDriver(cuDriverGetVersion=34)) is None, "a stub of the library"
+
+
+def test_kernels_are_made_for_a_model_of_gpu_and_a_driver() -> None:
+    assert Cuda(FakeDriver()).identity == "G, SM 8.7, CUDA 12.6"
 
 
 def test_handles_keep_their_64_bits() -> None:
@@ -108,3 +121,4 @@ def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys.modules["vqedge.cuda"].ctypes, "CDLL", missing)
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver on this machine"):
         Cuda()
+    assert installed_driver() is None

@@ -108,10 +108,14 @@ def test_the_fake_has_no_name_that_the_real_one_lacks() -> None:
         "OnnxParser": "parse_from_file num_errors get_error",
         "IOptimizationProfile": "set_shape",
         "Runtime": "deserialize_cuda_engine engine_host_code_allowed get_plugin_registry",
-        "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_dtype create_execution_context",
+        "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_dtype create_execution_context "
+        "create_runtime_config",
+        "IRuntimeConfig": "create_runtime_cache set_runtime_cache",
+        "IRuntimeCache": "serialize deserialize",
         "IExecutionContext": "set_input_shape get_tensor_shape set_tensor_address "
         "is_stream_capturable execute_async_v3",
     }
     for name, members in used.items():
         missing = set(members.split()) - set(dir(getattr(real, name)))
         assert not missing, f"{name}: {missing}"
+    assert "runtime_config: " in (real.ICudaEngine.create_execution_context.__doc__ or "")

@@ -22,6 +22,7 @@ class FakeCuda(Cuda):
         self._graphs: dict[int, list[Callable[[], None]]] = {}
         self._queued: list[Callable[[], None]] = []
         self._recording: list[Callable[[], None]] | None = None
+        self.driver = "CUDA 12.6"
         self.streams = 0
         self.launches = 0
         self.uses = 0
@@ -31,6 +32,10 @@ class FakeCuda(Cuda):
     @property
     def compute_capability(self) -> str:
         return self._capability
+
+    @property
+    def identity(self) -> str:
+        return f"a fake, SM {self._capability}, {self.driver}"
 
     @property
     def alive(self) -> int:

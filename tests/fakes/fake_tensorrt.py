@@ -221,14 +221,16 @@ class FakeRuntime:
         self._trt, self._log = trt, log
         self.engine_host_code_allowed = False
         self.registry = FakeRegistry()
+        self.plan: Any = None
         trt.runtime = self
 
     def get_plugin_registry(self) -> FakeRegistry:
         return self.registry
 
-    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+    def deserialize_cuda_engine(self, data: Any) -> FakeEngine | None:
+        self.plan = data
         try:
-            return FakeEngine(self._trt, json.loads(data)["tensors"])
+            return FakeEngine(self._trt, json.loads(bytes(data))["tensors"])
         except ValueError:
             self._log.log(Severity.ERROR, "magic tag does not match")
             return None
@@ -246,15 +248,56 @@ class FakeEngine:
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType[self.tensors[name][0]]
 
-    def create_execution_context(self) -> FakeContext | None:
-        return None if self.trt.out_of_memory else FakeContext(self)
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig(self.trt)
+
+    def create_execution_context(
+        self, runtime_config: FakeRuntimeConfig | None = None
+    ) -> FakeContext | None:
+        if self.trt.out_of_memory:
+            self.trt.runtime._log.log(Severity.ERROR, self.trt.why_no_context)
+            return None
+        return FakeContext(self, runtime_config and runtime_config.cache)
+
+
+class FakeRuntimeConfig:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self._trt = trt
+        self.cache: FakeRuntimeCache | None = None
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class FakeRuntimeCache:
+    """Holds the kernels of an engine; refuses those of another version, and is spoilt."""
+
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self._trt = trt
+        self.kernels = b""
+
+    def compile(self) -> None:
+        if not self.kernels:
+            self._trt.compiled += 1
+            self.kernels = b"kernels of " + self._trt.__version__.encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.kernels = blob
+        return blob.endswith(self._trt.__version__.encode())
+
+    def serialize(self) -> bytes:
+        return self.kernels
 
 
 class FakeContext:
     """Runs `trt.program`, a function from input arrays to output arrays by name."""
 
-    def __init__(self, engine: FakeEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: FakeEngine, cache: FakeRuntimeCache | None) -> None:
+        self._engine, self._cache = engine, cache or FakeRuntimeCache(engine.trt)
         self.shapes = {name: shape for name, (_, shape, _) in engine.tensors.items()}
         self.addresses: dict[str, int] = {}
 
@@ -276,6 +319,7 @@ class FakeContext:
         trt = self._engine.trt
         if trt.fails_to_run or (trt.gpu.capturing and not trt.capturable):
             return False
+        self._cache.compile()
         trt.gpu.queue(stream, self._work)
         return True
 
@@ -305,6 +349,8 @@ class FakeTensorRT:
         self.registry = FakeRegistry()
         self.cannot_parse = self.fails_to_build = self.fails_to_run = False
         self.refuses_profiles = self.out_of_memory = False
+        self.why_no_context = "out of memory"
+        self.compiled = 0
         self.capturable = True
         self.shape_tensors: set[str] = set()
         self.dies_now_if_told = lambda: None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
-from fake_tensorrt import FakeTensorRT
+from fake_tensorrt import FakeRuntimeCache, FakeTensorRT
 from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 from tiny_engine import (
     CODES,
@@ -37,7 +39,14 @@ from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256
 from vqedge_runtime.bench import side_by_side
-from vqedge_runtime.encoders import ENCODERS, EncoderBackend, auto, open_encoder, tensorrt
+from vqedge_runtime.encoders import (
+    ENCODERS,
+    EncoderBackend,
+    auto,
+    compiled,
+    open_encoder,
+    tensorrt,
+)
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.encoders.tensorrt import TensorRTEncoder
 
@@ -201,19 +210,39 @@ def test_a_failing_run_is_one_line_and_leaves_nothing_behind(tmp_path: Path) -> 
     assert rig.gpu.alive == 0
 
 
-def test_an_engine_that_tensorrt_refuses_is_named_and_nothing_leaks(tmp_path: Path) -> None:
-    rig = Rig(tmp_path).with_plan(b"not a plan")
-    with pytest.raises(BundleError, match="TensorRT refuses the engine: magic tag does not match"):
+@pytest.mark.parametrize(
+    ("plan", "reason"), [(b"not a plan", "magic tag does not match"), (b"", "it gives no reason")]
+)
+def test_an_engine_that_tensorrt_refuses_is_named_and_nothing_leaks(
+    tmp_path: Path, plan: bytes, reason: str
+) -> None:
+    rig = Rig(tmp_path).with_plan(plan)
+    with pytest.raises(BundleError, match=f"TensorRT refuses the engine: {reason}"):
         rig.open()
     assert rig.gpu.alive == 0
+
+
+def test_an_engine_is_mapped_for_as_long_as_it_is_deserialised(tmp_path: Path) -> None:
+    """A copy would take as much memory again, which on a Jetson is the GPU's."""
+    rig = Rig(tmp_path)
+    rig.open()
+    assert isinstance(rig.trt.runtime.plan, mmap.mmap) and rig.trt.runtime.plan.closed
 
 
 def test_no_room_for_a_context_is_said(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.trt.out_of_memory = True
-    with pytest.raises(BackendUnavailable, match="no execution context"):
+    with pytest.raises(BackendUnavailable, match=r"no execution context .*free memory of the GPU"):
         rig.open()
     assert rig.gpu.alive == 0
+
+
+def test_an_engine_of_another_environment_is_told_from_a_full_gpu(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.trt.out_of_memory = True
+    rig.trt.why_no_context = "Inconsistent setting of NVIDIA_TF32_OVERRIDE env var at build 0"
+    with pytest.raises(BackendUnavailable, match="set NVIDIA_TF32_OVERRIDE as it was when"):
+        rig.open()
 
 
 def test_a_manifest_that_lies_about_types_is_refused(tmp_path: Path) -> None:
@@ -284,6 +313,95 @@ def test_both_flavours_are_in_the_table_and_say_what_is_missing(tmp_path: Path) 
             open_encoder("tensorrt", rig.bundle.path_of("encoder"))
     else:
         pytest.skip("TensorRT is installed")
+
+
+# ---- kernels that TensorRT-RTX compiles
+
+
+@pytest.fixture
+def rtx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    return Rig(tmp_path, "tensorrt-rtx")
+
+
+def run_once(rig: Rig) -> int:
+    """What a process does that asks once; how often kernels have been compiled by now."""
+    encoder = rig.open()
+    assert_encodes(encoder, FRAMES_THWC, 2)
+    encoder.close()
+    return int(rig.trt.compiled)
+
+
+def kernel_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "kernels").iterdir())
+
+
+def test_kernels_are_compiled_once_for_an_engine(tmp_path: Path, rtx: Rig) -> None:
+    assert [run_once(rtx) for _ in range(3)] == [1, 1, 1]
+    (kept,) = kernel_files(tmp_path)
+    written = kept.stat().st_mtime_ns
+    run_once(rtx)
+    assert kept.stat().st_mtime_ns == written, "nothing new, nothing written"
+
+
+@pytest.mark.parametrize("change", ["engine", "driver", "gpu"])
+def test_kernels_of_another_engine_driver_or_gpu_are_not_used(
+    tmp_path: Path, rtx: Rig, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    run_once(rtx)
+    monkeypatch.setattr(FakeRuntimeCache, "deserialize", lambda *_: pytest.fail("read"))
+    if change == "engine":
+        rtx.with_plan(rtx.plan() + b" ")
+    elif change == "driver":
+        rtx.gpu.driver = "CUDA 13.0"
+    else:
+        rtx.gpu = rtx.trt.gpu = FakeCuda("8.6")
+    assert run_once(rtx) == 2
+    assert len(kernel_files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "refused"])
+def test_kernels_that_are_damaged_or_refused_are_compiled_anew(
+    tmp_path: Path, rtx: Rig, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    run_once(rtx)
+    (kept,) = kernel_files(tmp_path)
+    whole, strange = kept.read_bytes(), b"kernels of 1.0"
+    refused = hashlib.sha256(strange).digest() + strange
+    kept.write_bytes({"cut": whole[:-1], "empty": b"", "refused": refused}[content])
+    given: list[bytes] = []
+    real = FakeRuntimeCache.deserialize
+    monkeypatch.setattr(
+        FakeRuntimeCache, "deserialize", lambda *args: given.append(args[1]) or real(*args)
+    )
+    assert run_once(rtx) == 2
+    assert kept.read_bytes() == whole
+    assert given == ([strange] if content == "refused" else []), "nothing that is cut is shown"
+
+
+def test_a_cache_for_kernels_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, rtx: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "file" / "below"))
+    assert [run_once(rtx) for _ in range(2)] == [1, 2]
+
+
+def test_only_the_newest_kernels_are_kept(
+    tmp_path: Path, rtx: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_KEPT_FILES", 2)
+    for number in range(4):
+        rtx.gpu.driver = f"CUDA 13.{number}"
+        run_once(rtx)
+    assert len(kernel_files(tmp_path)) == 2
+    assert run_once(rtx) == 4, "the last one is there"
+
+
+def test_tensorrt_itself_keeps_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    run_once(Rig(tmp_path))
+    assert not (tmp_path / "cache" / "kernels").exists()
 
 
 # ---- among the other backends

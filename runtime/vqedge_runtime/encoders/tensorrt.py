@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import mmap
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from vqedge.bundle import Bundle, EngineRecord, TensorRecord
 from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
-from vqedge.tensorrt import log_of, tensorrt_module
+from vqedge.tensorrt import TF32_VARIABLE, log_of, tensorrt_module
 from vqedge_runtime.encoders import Frames, Text, inputs_for
+from vqedge_runtime.encoders.compiled import KernelCache
 from vqedge_runtime.tokens import Codes, codes_from_outputs
 
 logger = logging.getLogger(__name__)
@@ -96,13 +98,14 @@ class TensorRTEncoder:
         self._flavour, self._file = flavour, record.file
         self._graph: int | None = None
         self._graphless = ""
+        self._kernels: KernelCache | None = None
         with ExitStack() as owned:
             owned.callback(cuda.close)
             cuda.use()
             self._stream = cuda.new_stream()
             owned.callback(cuda.free_stream, self._stream)
             owned.callback(self._forget)
-            self._load(bundle.path_of(record.file), record)
+            self._load(bundle, record)
             self._inputs = self._buffers(record.inputs, owned)
             self._outputs = self._buffers(record.outputs, owned)
             owned.callback(self._free_graph)
@@ -135,26 +138,50 @@ class TensorRTEncoder:
         """Free engine, memory and stream; twice is fine."""
         self._owned.close()
 
-    def _load(self, path: Path, record: EngineRecord) -> None:
+    def _load(self, bundle: Bundle, record: EngineRecord) -> None:
         """Deserialise the engine and make a context for it."""
+        path = bundle.path_of(record.file)
         self._log.forget()
         self._runtime = self._trt.Runtime(self._log)
         if record.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such engines bring a runtime along
         elif (plugin := _plugin_of(record)) is not None:
             self._load_plugin(plugin)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._deserialised(path)
         if self._engine is None:
             raise BundleError(f"{path}: TensorRT refuses the engine: {self._log.last_words()}")
-        self._context = self._engine.create_execution_context()
+        files = {file.path: file.sha256 for file in bundle.manifest.files}
+        self._context = self._new_context(files[record.file])
         if self._context is None:
-            raise BackendUnavailable(
-                f"{path}: no execution context ({self._log.last_words()}); "
-                "free memory of the GPU and try again"
-            )
+            raise self._no_context(path)
         self._require_tensors(path, [*record.inputs, *record.outputs])
         for profile in record.profiles:
             self._context.set_input_shape(profile.input, profile.opt)
+
+    def _deserialised(self, path: Path) -> Any:
+        """The engine, from a file in memory that the system may take back, not from a copy."""
+        if path.stat().st_size == 0:  # cannot be mapped
+            return None
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            return self._runtime.deserialize_cuda_engine(plan)
+
+    def _new_context(self, engine_sha256: str) -> Any:
+        """A context; RTX compiles kernels for it, or finds those of an earlier process."""
+        if self._flavour != "tensorrt-rtx":
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        if config is None:
+            return None
+        made_for = str(self._trt.__version__), self._cuda.identity
+        self._kernels = KernelCache(config, engine_sha256, *made_for)
+        self._log.forget()  # what it said of kernels that it refused
+        return self._engine.create_execution_context(runtime_config=config)
+
+    def _no_context(self, path: Path) -> BackendUnavailable:
+        reason, advice = self._log.last_words(), "free memory of the GPU and try again"
+        if TF32_VARIABLE in reason:
+            advice = f"set {TF32_VARIABLE} as it was when the engine was built, or build it again"
+        return BackendUnavailable(f"{path}: no execution context ({reason}); {advice}")
 
     def _load_plugin(self, path: Path) -> None:
         registry = self._runtime.get_plugin_registry()  # its own: the common one takes it but once
@@ -195,8 +222,10 @@ class TensorRTEncoder:
             return
         self._queue()
         self._cuda.wait(self._stream)
-        if not self._graphless:
+        if not self._graphless:  # the first time
             self._capture()
+            if self._kernels is not None:
+                self._kernels.store()
 
     def _queue(self) -> None:
         """Copies in, the engine, copies out, all in one stream."""
@@ -238,4 +267,4 @@ class TensorRTEncoder:
 
     def _forget(self) -> None:
         """Let go of TensorRT's objects, the inner ones first."""
-        self._context = self._engine = self._runtime = None
+        self._context = self._kernels = self._engine = self._runtime = None

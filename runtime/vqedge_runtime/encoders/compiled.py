@@ -1,0 +1,130 @@
+"""What TensorRT compiles on this machine, kept between processes.
+
+    <cache>/kernels/<key>       TensorRT-RTX's kernels for an engine, after their sha256
+    <cache>/providers/<key>/    engines or kernels that a provider of ONNX Runtime keeps by itself
+
+A key is a hash over everything that they are compiled from and for: where any of it changes, they
+are compiled anew. All of it may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from vqedge.base.fetch import cache_root
+from vqedge.files import locked, replacing
+
+_KEPT_FILES, _KEPT_FOLDERS = 16, 4  # kernels are some megabytes, engines up to a gigabyte
+_DIGEST_BYTES = 32
+_LOCK, _WHOLE = "lock", "whole"
+_PROOF = bytes(1 << 16)  # a disk that has room for it was not full while the rest was written
+
+logger = logging.getLogger(__name__)
+
+
+class KernelCache:
+    """TensorRT-RTX's cache of compiled kernels, of one engine, with the file it outlives in.
+
+    Args:
+        config: an `IRuntimeConfig` of the engine; it is told to use the cache. A context that is
+            made from it must be dropped first.
+        facts: what the kernels are compiled from and for.
+    """
+
+    def __init__(self, config: Any, *facts: str) -> None:
+        self._file = cache_root() / "kernels" / _key(facts)
+        self._known_bytes = 0
+        self._cache = config.create_runtime_cache()
+        if (known := _read(self._file)) is not None:
+            if self._cache.deserialize(known):
+                self._known_bytes = len(known)
+            else:  # it need not be empty now
+                self._cache = config.create_runtime_cache()
+        config.set_runtime_cache(self._cache)
+
+    def store(self) -> None:
+        """Write the file if anything was compiled since it was read."""
+        kernels = self._cache.serialize()
+        if kernels is not None and len(blob := bytes(kernels)) > self._known_bytes:
+            _write(self._file, blob)
+            self._known_bytes = len(blob)
+
+
+@contextmanager
+def provider_folder(*facts: str) -> Iterator[Path]:
+    """A folder in which a provider of ONNX Runtime may find and leave what it compiles.
+
+    One process at a time is in it. It is empty if the last one died, failed or filled the disk:
+    providers write into place, and fail at what is not whole.
+
+    Args:
+        facts: what is compiled, from and for what: providers themselves look at names only.
+
+    Raises:
+        OSError: it cannot be made, emptied or locked.
+    """
+    folder = cache_root() / "providers" / _key(facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _LOCK, _tell_of_waiting):
+        if not (folder / _WHOLE).exists():
+            _empty(folder)
+        try:
+            yield folder
+        except Exception:
+            _empty(folder)
+            raise
+        with suppress(OSError):
+            with replacing(folder / _WHOLE) as temporary:
+                temporary.write_bytes(_PROOF)
+            _empty_oldest(folder.parent)
+
+
+def _tell_of_waiting() -> None:
+    logger.warning("waiting for another process that compiles the same encoder")
+
+
+def _key(facts: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _read(file: Path) -> bytes | None:
+    """What was written, if it is there as it was written."""
+    with suppress(OSError):
+        content = file.read_bytes()
+        if hashlib.sha256(content[_DIGEST_BYTES:]).digest() == content[:_DIGEST_BYTES]:
+            return content[_DIGEST_BYTES:]
+    return None
+
+
+def _write(file: Path, blob: bytes) -> None:
+    """Keep a blob; a disk that is full or not writable costs the next start time only."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
+        for old in _newest_first(file.parent.iterdir())[_KEPT_FILES:]:
+            old.unlink(missing_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, which somebody may hold."""
+    (folder / _WHOLE).unlink(missing_ok=True)  # first: from now on it is not
+    for file in folder.iterdir():
+        if file.name != _LOCK:
+            file.unlink(missing_ok=True)
+
+
+def _empty_oldest(folders: Path) -> None:
+    """Leave the folders themselves: a provider may want to write into its own when it ends."""
+    for whole in _newest_first(folders.glob(f"*/{_WHOLE}"))[_KEPT_FOLDERS:]:
+        _empty(whole.parent)
+
+
+def _newest_first(files: Iterator[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
