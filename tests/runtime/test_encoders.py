@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda
 from onnx import helper
 from tiny_bundle import tiny_facts, write_bundle
 
@@ -25,7 +28,9 @@ from vqedge_runtime.encoders import (
     encoder_path,
     open_encoder,
     ort,
+    providers,
 )
+from vqedge_runtime.encoders import compiled as compiled_files
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.encoders.providers import PROVIDERS, missing_provider
 from vqedge_runtime.tokens import TokenSet
@@ -122,6 +127,7 @@ def test_what_tensorrt_cannot_run_goes_to_cuda_and_the_name_says_how_much(
     names = [PROVIDERS[label].name for label in ("TensorRT", "CUDA", "CPU")]
     monkeypatch.setattr(ort.ort, "get_available_providers", lambda: names)
     monkeypatch.setattr(ort.ort, "InferenceSession", Shared)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     encoder = ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["TensorRT"])
     told = "onnxruntime TensorRT fp32, 9.9% of nodes on CUDA, 0.1% of nodes on CPU"
     assert encoder.name == told
@@ -132,6 +138,145 @@ def test_what_tensorrt_cannot_run_goes_to_cuda_and_the_name_says_how_much(
     monkeypatch.setattr(ort.ort, "get_available_providers", lambda: [names[0], names[2]])
     without = ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["TensorRT"])
     assert without._session.providers == [names[0], names[2]]
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    rounding = ort.OrtEncoder(Path("encoder.onnx"), 1, PROVIDERS["TensorRT"])
+    assert rounding.name == "onnxruntime TensorRT fp32, TF32 allowed, may run parts elsewhere"
+
+
+class Compiling(Shared):
+    """A session that keeps engines where it is told to, under a name that tells no weights."""
+
+    opened: ClassVar[list[dict[str, str]]] = []
+    compiled = 0
+
+    def __init__(self, path: str, options: Any, providers: list[Any], **more: Any) -> None:
+        super().__init__(path, options, providers, **more)
+        told = dict(providers)["TensorrtExecutionProvider"]
+        self.opened.append(told)
+        folder = told.get("trt_engine_cache_path")
+        engine = Path(folder or os.devnull) / "encoder.engine"
+        if folder and engine.exists():
+            if engine.read_bytes() != b"an engine":
+                raise RuntimeError("TensorRT EP could not deserialize engine from cache")
+            return
+        Compiling.compiled += 1
+        if folder:
+            engine.write_bytes(b"an engine")
+
+
+@pytest.fixture
+def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], int]:
+    """Opens an encoder of some bytes by ONNX Runtime's TensorRT; how often it has compiled."""
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Compiling, "compiled", 0)
+    monkeypatch.setattr(Compiling, "opened", [])
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(ort.ort, "InferenceSession", Compiling)
+    monkeypatch.setattr(ort, "Cuda", lambda: FakeCuda("8.6"))
+
+    def opened(graph: bytes = b"graph") -> int:
+        (tmp_path / "encoder.onnx").write_bytes(graph)
+        ort.OrtEncoder(tmp_path / "encoder.onnx", 1, PROVIDERS["TensorRT"])
+        return Compiling.compiled
+
+    return opened
+
+
+def test_onnx_runtimes_tensorrt_compiles_an_encoder_once(
+    compiling: Callable[..., int], tmp_path: Path
+) -> None:
+    assert [compiling() for _ in range(3)] == [1, 1, 1]
+    assert Compiling.opened[0]["trt_engine_cache_enable"] == "1"
+    assert Path(Compiling.opened[0]["trt_engine_cache_path"]).is_relative_to(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("change", ["weights", "gpu", "version", "environment"])
+def test_an_engine_of_other_weights_gpu_version_or_environment_is_not_found(
+    compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    compiling()
+    if change == "gpu":
+        monkeypatch.setattr(ort, "Cuda", lambda: FakeCuda("8.9"))
+    elif change == "version":
+        monkeypatch.setattr(providers, "version", lambda _: "99")
+    elif change == "environment":
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert compiling(b"retrained" if change == "weights" else b"graph") == 2
+
+
+@pytest.mark.parametrize(
+    ("marked", "compiled"),
+    [
+        (True, [2, 3, 3]),  # refused: compiled at once without a cache, the next time into it
+        (False, [2, 2, 2]),  # of a process that died while it wrote: not even shown
+    ],
+)
+def test_an_engine_that_is_not_whole_is_compiled_anew(
+    compiling: Callable[..., int], tmp_path: Path, marked: bool, compiled: list[int]
+) -> None:
+    compiling()
+    (engine,) = (tmp_path / "cache").rglob("encoder.engine")
+    engine.write_bytes(b"an en")
+    if not marked:
+        (engine.parent / "whole").unlink()
+    assert [compiling() for _ in range(3)] == compiled
+
+
+def test_a_provider_that_wants_no_cache_starts_without(
+    compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(Compiling):
+        def __init__(self, path: str, options: Any, providers: list[Any], **more: Any) -> None:
+            if dict(providers)["TensorrtExecutionProvider"]:
+                raise RuntimeError("Unknown provider option")
+            super().__init__(path, options, providers, **more)
+
+    monkeypatch.setattr(ort.ort, "InferenceSession", Refuses)
+    assert compiling() == 1 and Compiling.opened == [{}]
+
+
+def test_only_the_encoders_opened_last_are_kept(
+    compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compiled_files, "_KEPT_FOLDERS", 2)
+    for graph in (b"a", b"b", b"a", b"c"):
+        compiling(graph)
+        for whole in (tmp_path / "cache").rglob("whole"):  # files of one tick have one time
+            os.utime(whole, ns=(0, whole.stat().st_mtime_ns - 10**9))
+    assert len(list((tmp_path / "cache").rglob("encoder.engine"))) == 2
+    assert [compiling(b"c"), compiling(b"a"), compiling(b"b")] == [3, 3, 4]
+
+
+def test_the_plugin_of_tensorrt_rtx_keeps_its_kernels(
+    compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[dict[str, str]] = []
+
+    class Options(ort.ort.SessionOptions):  # type: ignore[misc]
+        def add_provider_for_devices(self, devices: list[Any], options: dict[str, str]) -> None:
+            assert devices == ["a GPU"]
+            told.append(options)
+
+    class Plugged(Shared):
+        def __init__(self, path: str, options: Any, providers: None, **more: Any) -> None:
+            super().__init__(path, options, [(PROVIDERS["TensorRT-RTX"].name, {})], **more)
+
+    monkeypatch.setattr(ort.ort, "SessionOptions", Options)
+    monkeypatch.setattr(ort.ort, "InferenceSession", Plugged)
+    monkeypatch.setattr(ort, "plugin_devices", lambda _: ["a GPU", "another"])
+    (tmp_path / "encoder.onnx").write_bytes(b"graph")
+    ort.OrtEncoder(tmp_path / "encoder.onnx", 1, PROVIDERS["TensorRT-RTX"])
+    (options,) = told
+    assert options.keys() == {"nv_runtime_cache_path"}
+    assert Path(options["nv_runtime_cache_path"]).is_dir()
+
+
+def test_an_engine_that_cannot_be_kept_costs_time_only(
+    compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "file" / "below"))
+    assert [compiling() for _ in range(2)] == [1, 2]
 
 
 def test_the_cpu_plans_no_memory_beside_what_it_has(tmp_path: Path) -> None:
@@ -268,7 +413,23 @@ def test_a_large_model_is_measured_by_one_clip(
     assert len(encoded) == 1
 
 
-@pytest.mark.parametrize("change", ["threads", "versions", "bundle", "damage"])
+def test_a_first_clip_that_compiles_is_not_taken_for_the_others(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Compiles(FakeEncoder):
+        def encode(self, *args: Any) -> Any:
+            now[0] += 30.0 if now[0] == 0.0 else 0.5
+            return super().encode(*args)
+
+    now = [0.0]
+    monkeypatch.setattr(auto.time, "perf_counter", lambda: now[0])
+    row = EncoderBackend(lambda *_: Compiles(), lambda: None)
+    monkeypatch.setitem(ENCODERS, "tensorrt-rtx", row)
+    assert auto.clip_ms_of("tensorrt-rtx", bundle, None) == 500.0
+    assert now == [32.0], "and clips of half a second are measured for two"
+
+
+@pytest.mark.parametrize("change", ["threads", "versions", "driver", "bundle", "damage"])
 def test_another_machine_or_bundle_or_a_damaged_file_is_measured_again(
     bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
 ) -> None:
@@ -278,7 +439,9 @@ def test_another_machine_or_bundle_or_a_damaged_file_is_measured_again(
     if change == "threads":
         threads = 2
     elif change == "versions":
-        monkeypatch.setattr(auto, "version", lambda _: "99")
+        monkeypatch.setattr(providers, "version", lambda _: "99")
+    elif change == "driver":
+        monkeypatch.setattr(auto, "installed_driver", lambda: (99, 0))
     elif change == "bundle":
         with bundle_writer(tmp_path / "b.vqedge") as draft:
             for name in ("encoder.onnx", "bridge.onnx", "llm.gguf"):

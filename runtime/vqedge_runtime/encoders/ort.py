@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,16 +11,27 @@ from typing import Any
 
 import onnxruntime as ort
 
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.cuda import Cuda
+from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
+from vqedge.files import file_sha256
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
-from vqedge_runtime.encoders.providers import PROVIDERS, Provider, plugin_devices
+from vqedge_runtime.encoders.compiled import provider_folder
+from vqedge_runtime.encoders.providers import (
+    PROVIDERS,
+    Provider,
+    installed_versions,
+    plugin_devices,
+    tf32_setting,
+)
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 _CPU = PROVIDERS["CPU"]
 _RECORD_NODES = "session.record_ep_graph_assignment_info"
+
+logger = logging.getLogger(__name__)
 
 
 class OrtEncoder:
@@ -46,7 +59,8 @@ class OrtEncoder:
         session = open_session(path, threads or usable_cores(), provider)
         self._session: ort.InferenceSession | None = session
         self._file = path.name
-        self._label = f"{provider.label} {precision}{_elsewhere(session, provider)}"
+        rounding = ", TF32 allowed" if provider.may_round and tf32_setting() != "0" else ""
+        self._label = f"{provider.label} {precision}{rounding}{_elsewhere(session, provider)}"
         self._outputs = code_outputs([output.name for output in session.get_outputs()])
 
     @property
@@ -75,23 +89,43 @@ class OrtEncoder:
 
 
 def open_session(path: Path, threads: int, provider: Provider = _CPU) -> ort.InferenceSession:
-    """Open an ONNX file.
+    """Open an ONNX file; what a provider compiles for it is kept for the next time.
 
     Raises:
         BundleError: ONNX Runtime refuses the file.
         BackendUnavailable: the provider does not start.
     """
+    if provider.keeping is not None:
+        try:
+            with provider_folder(*_facts(path, provider)) as folder:
+                return _session(path, threads, provider, provider.keeping(str(folder)))
+        except (OSError, VqedgeError) as error:  # whatever it is, it may be what was kept
+            logger.info("%s: tried again with nothing kept: %s", path, error)
+    return _session(path, threads, provider, {})
+
+
+def _facts(path: Path, provider: Provider) -> list[str]:
+    """What a compiled encoder depends on."""
+    versions = json.dumps(installed_versions())
+    return [file_sha256(path), provider.name, versions, Cuda().identity, tf32_setting()]
+
+
+def _session(
+    path: Path, threads: int, provider: Provider, kept: dict[str, str]
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
     options.enable_mem_pattern = provider is not _CPU  # 70 MB from the second clip on, no faster
-    names: list[Any] | None = [(row.name, dict(row.options)) for row in _chain(provider)]
+    told = dict(provider.options) | kept
+    others = [(row.name, dict(row.options)) for row in _chain(provider)[1:]]
+    names: list[Any] | None = [(provider.name, told), *others]
     if provider is not _CPU:
         options.add_session_config_entry(_RECORD_NODES, "1")
-    if provider.plugin:
-        options.add_provider_for_devices(plugin_devices(provider)[:1], {})
-        names = None
     try:
+        if provider.plugin:
+            options.add_provider_for_devices(plugin_devices(provider)[:1], told)
+            names = None
         session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen private types here
         raise _refusal(path, provider, _first_line(error)) from error

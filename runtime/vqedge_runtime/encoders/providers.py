@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from vqedge.tensorrt import TF32_VARIABLE
 from vqedge_runtime.encoders import Missing
+
+_PACKAGES = (  # that run encoders
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu12",
+    "openvino",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "tensorrt-rtx",
+    "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13",
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +40,8 @@ class Provider:
         plugin: the module of its library, where it comes as a package of its own.
         options: what it is told.
         then: labels of those that take the nodes it cannot run, before the CPU does.
+        keeping: what it is told besides, to keep what it compiles in a folder.
+        may_round: whether it takes TF32 for float32, unless `NVIDIA_TF32_OVERRIDE` forbids that.
     """
 
     label: str
@@ -29,6 +50,16 @@ class Provider:
     plugin: str | None = None
     options: tuple[tuple[str, str], ...] = ()
     then: tuple[str, ...] = ()
+    keeping: Callable[[str], dict[str, str]] | None = None
+    may_round: bool = False
+
+
+def _engines_in(folder: str) -> dict[str, str]:
+    return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+
+
+def _kernels_in(folder: str) -> dict[str, str]:
+    return {"nv_runtime_cache_path": folder}
 
 
 # both packages own the same files
@@ -50,15 +81,36 @@ PROVIDERS = {
             "TensorrtExecutionProvider",
             f"pip install 'vqedge[tensorrt]' && {_GPU_PACKAGE}",
             then=("CUDA",),
+            keeping=_engines_in,
+            may_round=True,
         ),
         Provider(
             "TensorRT-RTX",
             "NvTensorRTRTXExecutionProvider",
             "pip install onnxruntime-ep-nv-tensorrt-rtx",
             plugin="onnxruntime_ep_nv_tensorrt_rtx",
+            keeping=_kernels_in,
+            may_round=True,
         ),
     )
 }
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that run encoders, by name."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def tf32_setting() -> str:
+    """What the environment says of TF32: "0" forbids it, which no option of a provider does.
+
+    It is not set here: engines of this process that were built without it would not run any more.
+    """
+    return os.environ.get(TF32_VARIABLE, "")
 
 
 def missing_package(module: str, fix: str) -> Missing | None:
