@@ -24,6 +24,7 @@ from vqedge_runtime.stored import is_current, origin_from_path, segment_from_cod
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
 from vqedge_runtime.vqt import Header, VqtWriter, header_for
 from vqedge_runtime.vqt.file import most_segments, vqt_errors
+from vqedge_runtime.vqt.header import PART_US
 
 _SHORTEST_S = 0.5  # a shorter rest belongs to the window before it
 
@@ -100,6 +101,7 @@ class BatchEncoder:
         manifest: of its bundle.
         budget: as the encoder takes it.
         window_s: length of a segment; None for the whole video.
+        span: the part to encode, in one segment; it takes no `window_s`.
         workers: threads that decode ahead, with a span each in memory.
         bits: of each number of a code in the files, 0 for float16.
         on_progress: told a job and which share of it is done.
@@ -111,6 +113,7 @@ class BatchEncoder:
     window_s: float | None = None
     workers: int = 2
     bits: int = 0
+    span: Span = (None, None)
     on_progress: Callable[[Job, float], None] = lambda *_: None
     _given_up: set[Job] = field(default_factory=set, init=False)
     _stopped: Event = field(default_factory=Event, init=False)
@@ -156,10 +159,11 @@ class BatchEncoder:
                 yield _Window(job, outcome=Outcome(job, error=str(error)))
 
     def _windows_of(self, job: Job) -> Iterator[_Window]:
-        window_us = round((self.window_s or 0.0) * 1e6)
+        part = self.span != (None, None)
+        window_us = PART_US if part else round((self.window_s or 0.0) * 1e6)
         origin = origin_from_path(job.video)
         header = header_for(self.manifest, self.budget, origin, window_us, self.bits)
-        if is_current(job.out, header):
+        if not part and is_current(job.out, header):  # a header does not say which part it is of
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
             return
         spans = self._spans_of(job.video, most_segments(header))
@@ -174,7 +178,7 @@ class BatchEncoder:
     def _spans_of(self, video: Path, most: int) -> list[Span]:
         """The windows of a video; one without times if it has no more than one."""
         if self.window_s is None:
-            return [(None, None)]
+            return [self.span]
         duration_s = duration_from_path(video)
         count = _window_count(duration_s, self.window_s)
         if count == 1:

@@ -114,7 +114,7 @@ def test_a_segment_is_chosen_by_a_second_of_it(
     parts, named = tmp_path / "parts.vqt", tmp_path / "parts.vqt 2"
     outcomes = BatchEncoder(qa.encoder, qa.manifest, 16, 1.0).run([Job(clip, parts)])
     assert [outcome.error for outcome in outcomes] == [""]
-    talk = Chat(qa, parts, start_s=1.5)
+    talk = Chat(qa, parts, span=(1.5, None))
     assert (talk.video.start_s, talk.video.duration_s) == (1.0, 1.0)
     talk.talk(iter([f"/video {parts}  2.5"]))
     assert talk.video.start_s == 2.0
@@ -125,7 +125,12 @@ def test_a_segment_is_chosen_by_a_second_of_it(
     err = capsys.readouterr().err
     assert "say which with a start in seconds" in err
     assert "nan is not a time" in err and talk.video.start_s == 0.5
+    talk.talk(iter([f"/video {clip} 0.5 2"]))
+    assert (talk.video.start_s, talk.video.end_s) == (0.5, 2.0)
+    assert f"{clip}: 1.5 s from 0.5 s" in capsys.readouterr().err
     named.write_bytes(clip.read_bytes())
+    talk.talk(iter([f"/video {named} 1 2"]))
+    assert (talk.video.source, talk.video.start_s, talk.video.end_s) == (named, 1.0, 2.0)
     talk.talk(iter([f"/video {named}"]))
     assert talk.video.source == named
 

@@ -271,6 +271,23 @@ def test_whoever_gives_up_waits_for_no_video(
     assert decoded.count("long.mpg") < 1500
 
 
+def test_a_part_of_a_video(run: Any, clip: Path, qa: VideoQA) -> None:
+    parts: dict[tuple[str, ...], tuple[float | None, float | None]] = {
+        ("--start", "0.5", "--end", "2"): (0.5, 2.0),
+        ("--start", "1"): (1.0, None),
+        ("--end", "1.5"): (None, 1.5),
+    }
+    for flags, span in parts.items():
+        assert run("encode", clip, "-o", "a.vqt", *flags).code == 0, "another part is another file"
+        qa.save(qa.encode(clip, None, *span), "b.vqt")
+        assert Path("a.vqt").read_bytes() == Path("b.vqt").read_bytes()
+    assert "end 9 is outside the video" in complaint(run("encode", clip, "-o", "c", "--end", "9"))
+    videos = folder_of(clip, "a.mp4", "b.mp4")
+    found = run("encode", videos, "-o", "out", "--start", "1")
+    assert "clips: a folder, and a part is of one video" in complaint(found)
+    assert not Path("c.vqt").exists() and not Path("out").exists()
+
+
 def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEncoder) -> None:
     videos = folder_of(clip, "a.mp4", "b.mp4", "c.mp4")
     assert run("encode", videos, "-o", "out").code == 0
@@ -554,8 +571,6 @@ def test_words_of_a_segment(
         assert found.out == ["1 2"], found.err
     last = open_vqt(Path("a.vqt")).segment(2).codes.values
     assert all(np.array_equal(values, last) for values in told) and len(told) == 2
-    whole = run("encode", clip, "-o", "b.vqt", "--start", "2")
-    assert "--start: goes with --as" in complaint(whole, 2)
 
 
 def test_words_of_one_video_take_no_flags_of_files(run: Any, clip: Path) -> None:

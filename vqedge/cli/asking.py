@@ -111,6 +111,7 @@ def chat(
         float | None,
         typer.Option(help="Look from this second on; of a .vqt, the segment there."),
     ] = None,
+    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -136,6 +137,7 @@ def chat(
         bundle,
         budget=budget,
         start=start,
+        end=end,
         runs_on=RunsOn(backend, threads, gpu_layers),
         options=DecodingOptions(max_tokens, temperature, top_p, top_k, seed),
         history=history,
@@ -170,8 +172,9 @@ def encode(
     ] = None,
     start: Annotated[
         float | None,
-        typer.Option(help="With --as: look from this second on; of a .vqt, the segment there."),
+        typer.Option(help="Of one video, from this second on; of a .vqt, the segment there."),
     ] = None,
+    end: Annotated[float | None, typer.Option(help="Up to this second.")] = None,
     bundle: BundleOption = None,
     budget: Annotated[
         str | None, typer.Option(help="Most tokens a segment, or auto [default: the bundle's].")
@@ -201,7 +204,7 @@ def encode(
     from vqedge.commands.encode import encode as run
     from vqedge.commands.words import tell
 
-    options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0, start)
+    options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0, start, end)
     if as_ is None and question is None:
         run(videos, out, bundle, options=options, as_json=as_json)
     else:

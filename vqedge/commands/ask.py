@@ -19,6 +19,7 @@ from vqedge.prompt import question_text
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.kv import kv_path
+from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import Origin, is_vqt
 
 
@@ -27,7 +28,7 @@ class _Wanted:
     """How a question is asked, and what of its answer is printed: see `vqedge ask --help`."""
 
     budget: Budget | None
-    span: tuple[float | None, float | None]
+    span: Span
     choices: list[str]
     decoding: DecodingOptions
     as_json: bool

@@ -15,10 +15,9 @@ from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
+from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX
-
-Span = tuple[float | None, float | None]
 
 _AT_ONCE = 240  # prompts given to the model in one call; their clips are in memory
 

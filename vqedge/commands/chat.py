@@ -19,15 +19,16 @@ from vqedge.errors import ConfigError, VqedgeError
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
 from vqedge_runtime.stored import stamp_from_path
+from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt
 
 HELP = """\
-/video PATH [SECONDS]   talk about another video, or a .vqt; from a second on
-/tokens                 what the video became
-/save PATH              write it to a .vqt
-/history on             let questions refer to earlier ones about this video; off again
-/help                   this
-/quit                   leave, as does the end of the input
+/video PATH [START [END]]   talk about another video, or a .vqt; from a second on, to another
+/tokens                     what the video became
+/save PATH                  write it to a .vqt
+/history on                 let questions refer to earlier ones about this video; off again
+/help                       this
+/quit                       leave, as does the end of the input
 anything else is a question; each one stands alone, unless /history is on"""
 
 _MOST_TURNS = 8
@@ -40,6 +41,7 @@ def chat(
     *,
     budget: str | None = None,
     start: float | None = None,
+    end: float | None = None,
     runs_on: RunsOn = BEST_HERE,
     options: DecodingOptions | None = None,
     history: bool = False,
@@ -48,12 +50,11 @@ def chat(
 
     Raises:
         VideoError: the first video cannot be read.
-        UsageError: the start is no time, or the budget neither a number nor auto.
+        UsageError: the span can be none, or the budget neither a number nor auto.
     """
-    checked_span(start)
-    most = budget_from_text(budget)
+    span, most = checked_span(start, end), budget_from_text(budget)
     with open_session(bundle, runs_on, is_vqt(video)) as qa:
-        Chat(qa, video, most, history, options, start).talk(_lines())
+        Chat(qa, video, most, history, options, span).talk(_lines())
 
 
 class Chat:
@@ -65,7 +66,7 @@ class Chat:
         budget: most tokens of a video; a later `.vqt` has its own.
         history: let the model read earlier turns about the video, the last eight.
         options: how to pick tokens; greedy by default.
-        start_s: from when on to look at it, in seconds.
+        span: the part of it to look at, in seconds.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class Chat:
         budget: Budget | None = None,
         history: bool = False,
         options: DecodingOptions | None = None,
-        start_s: float | None = None,
+        span: Span = (None, None),
     ) -> None:
         self.qa, self.budget, self.history, self.options = qa, budget, history, options
         self._turns: deque[Exchange] = deque(maxlen=_MOST_TURNS)
         self._encode = lru_cache(_MOST_VIDEOS)(lambda stamp, *what: qa.encode(*what))
-        self.video = self._encoded(video, budget, start_s)
+        self.video = self._encoded(video, budget, span)
         self._commands: dict[str, Callable[[str], None]] = {
             "/video": self._switch,
             "/tokens": self._show_tokens,
@@ -131,8 +132,8 @@ class Chat:
     def _switch(self, rest: str) -> None:
         if not rest:
             raise ConfigError("/video: give a path, as /video clip.mp4")
-        path, start_s = _path_and_start(rest)
-        self.video = self._encoded(path, None if is_vqt(path) else self.budget, start_s)
+        path, span = _path_and_span(rest)
+        self.video = self._encoded(path, None if is_vqt(path) else self.budget, span)
         self._turns.clear()
 
     def _set_history(self, choice: str) -> None:
@@ -161,21 +162,28 @@ class Chat:
         if tokens.ids is not None:
             say(f"ids: {tokens.ids.tolist()}")
 
-    def _encoded(self, path: Path, budget: Budget | None, start_s: float | None) -> Video:
-        video = self._encode(stamp_from_path(path), path, budget, start_s)
-        span = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
+    def _encoded(self, path: Path, budget: Budget | None, span: Span) -> Video:
+        video = self._encode(stamp_from_path(path), path, budget, *span)
+        length = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
         tokens = f"{video.tokens.count} tokens" if video.tokens.count else "tokens by question"
-        say(f"{path}: {span}, {tokens}; /help for commands")
+        say(f"{path}: {length}, {tokens}; /help for commands")
         return video
 
 
-def _path_and_start(text: str) -> tuple[Path, float | None]:
-    """A path and the second after it, unless a file is called all of that."""
-    path, _, last = text.rpartition(" ")
-    with suppress(ValueError):
-        if path and not Path(text).exists():
-            return Path(path.rstrip()), float(last)
-    return Path(text), None
+def _path_and_span(text: str) -> tuple[Path, Span]:
+    """A path and up to two seconds after it, as far as no file is called all of that."""
+    times: list[float] = []
+    while len(times) < 2 and not Path(text).exists():
+        path, _, last = text.rpartition(" ")
+        try:
+            time_s = float(last)
+        except ValueError:
+            break
+        if not path:
+            break
+        text, times = path.rstrip(), [time_s, *times]
+    start_s, end_s, *_ = (*times, None, None)
+    return Path(text), (start_s, end_s)
 
 
 def _lines() -> Iterator[str]:

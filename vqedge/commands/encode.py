@@ -18,10 +18,12 @@ from vqedge.budget import budget_from_text
 from vqedge.bundle import open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import STDIN, copy_stdin
+from vqedge.commands.span import checked_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import AUTO, check_backend, open_encoder
+from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
@@ -47,6 +49,12 @@ class EncodeOptions:
     threads: int | None = None
     bits: int = 0
     start_s: float | None = None
+    end_s: float | None = None
+
+    @property
+    def span(self) -> Span:
+        """The part of one video that is encoded."""
+        return self.start_s, self.end_s
 
     def __post_init__(self) -> None:
         """Refuse a backend that there is not, before any file is opened."""
@@ -86,6 +94,8 @@ def encode(
     budget = codes_from_budget(most, opened.manifest.quantizer)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
+        if len(jobs) > 1 and settings.span != (None, None):
+            raise ConfigError(f"{videos[0]}: a folder, and a part is of one video; give one of it")
         encoder = open_encoder(settings.backend, opened, settings.threads)
         stack.callback(encoder.close)
         say(f"encoder: {encoder.name}")
@@ -96,6 +106,7 @@ def encode(
             settings.segment_s,
             workers=settings.jobs,
             bits=settings.bits,
+            span=settings.span,
         )
         outcomes = _run(batch, jobs, quiet=as_json or out == _STDOUT)
         if out == _STDOUT and not outcomes[0].error:
@@ -107,8 +118,11 @@ def encode(
 
 
 def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_json: bool) -> None:
-    if settings.start_s is not None:
-        raise UsageError("--start: goes with --as; a .vqt holds all of a video")
+    if checked_span(*settings.span) != (None, None):
+        if settings.segment_s is not None:
+            raise UsageError("--segment: cuts all of a video; leave out --start and --end")
+        if len(videos) > 1:
+            raise UsageError("--start and --end are for one video; give it alone")
     if out == _STDOUT and (as_json or sys.stdout.isatty()):
         raise UsageError("-o -: the file goes to a pipe, without --json; or give -o FILE.vqt")
     if len(videos) > 1 and (STDIN in videos or out == _STDOUT):

@@ -72,7 +72,7 @@ def _check_flags(
     out: str | None,
     options: EncodeOptions,
 ) -> None:
-    checked_span(options.start_s)
+    checked_span(*options.span)
     budget_from_text(options.budget)
     if form is None:
         raise UsageError(f"--question: give --as {IDS} too")
@@ -97,10 +97,9 @@ def _codes(video: Path, bundle: Bundle, options: EncodeOptions) -> Codes:
     if is_vqt(video):
         if options.budget is not None:
             raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
-        return read_stored(video, bundle.manifest, options.start_s, None)[1].codes
+        return read_stored(video, bundle.manifest, *options.span)[1].codes
     most = codes_from_budget(budget_from_text(options.budget), bundle.manifest.quantizer)
-    span = (options.start_s, None)
-    return encoded_clip(video, span, bundle, most, options.backend, options.threads)[1]
+    return encoded_clip(video, options.span, bundle, most, options.backend, options.threads)[1]
 
 
 def _prompt(bundle: Bundle, video: tuple[int, ...], question: str) -> list[int]:
