@@ -17,7 +17,7 @@ INDEXED_GAIN_S = 0.5
 BLIND_GAP_S = 2.0
 _DISORDER_S = 1.0  # a time stamp further back than this starts a new recording
 _FLAT_S = 1e-4  # what disorder is flattened to
-_ROUNDING_S = 1e-6  # an instant this close before a frame means that frame
+ROUNDING_S = 1e-6  # an instant this close before a frame means that frame
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Cursor:
             self._jump(instant_s)
         elif self._here is None and self._next is None:
             self._next = next(self._shots, None)
-        while self._next is not None and self._next.time_s <= instant_s + _ROUNDING_S:
+        while self._next is not None and self._next.time_s <= instant_s + ROUNDING_S:
             self._here, self._next = self._next, next(self._shots, None)
 
     def _seek_pays(self, instant_s: float) -> bool:
@@ -178,4 +178,4 @@ class Cursor:
 
 
 def _is_key_by(shot: Shot, instant_s: float) -> bool:
-    return bool(shot.frame.key_frame) and shot.time_s <= instant_s + _ROUNDING_S
+    return bool(shot.frame.key_frame) and shot.time_s <= instant_s + ROUNDING_S

@@ -1,0 +1,56 @@
+"""Frames from memory: sampled and shrunk as files of the same pixels are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from video_maker import image_bytes
+
+from vqedge.sampling import FrameRule
+from vqedge_runtime.video import clip_from_frames, clip_from_path
+
+RULES = [FrameRule(), FrameRule("ends", "stretch-bicubic")]
+
+
+def noise(frames: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    generator = np.random.default_rng(frames)
+    return generator.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [1, 3, 4, 11])
+def test_they_become_the_clip_of_a_folder_of_them(
+    tmp_path: Path, rule: FrameRule, count: int
+) -> None:
+    frames = noise(count, 40, 60)
+    for number, pixels in enumerate(frames):
+        (tmp_path / f"{number}.png").write_bytes(image_bytes(pixels))
+    wanted = clip_from_path(tmp_path, 4, 16, rule=rule)
+    found = clip_from_frames(frames, range(count), 4, 16, rule)
+    assert np.array_equal(found.frames_thwc, wanted.frames_thwc)
+    assert found.times_s == wanted.times_s
+    assert found.distinct_frames == wanted.distinct_frames
+    assert (found.width, found.height) == (wanted.width, wanted.height) == (60, 40)
+    assert found.duration_s == (wanted.duration_s if count > 1 else 0.0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_as_many_as_wanted_of_the_right_size_stay_as_they_are(rule: FrameRule) -> None:
+    frames = noise(4, 16, 16)
+    times_s = (0.0, 0.1, 0.2, 9.0)
+    for given in (frames, list(frames), np.asfortranarray(frames), frames[..., ::-1]):
+        clip = clip_from_frames(given, times_s, 4, 16, rule)
+        assert np.array_equal(clip.frames_thwc, np.asarray(given))
+        assert clip.times_s == times_s and clip.duration_s == 12.0
+
+
+def test_which_of_them_follows_their_times() -> None:
+    """A camera that stalls: its last picture is on screen meanwhile."""
+    frames = noise(5, 8, 8)
+    times_s = [1.0, 2.0, 3.0, 10.0, 13.0]
+    clip = clip_from_frames(frames, times_s, 3, 8)
+    assert clip.times_s == (3.0, 3.0, 13.0)
+    assert (clip.start_s, clip.duration_s, clip.distinct_frames) == (1.0, 15.0, 2)
