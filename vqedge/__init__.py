@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqedge_runtime import VideoQA
+    from vqedge_runtime import DecodingOptions, VideoQA, VqedgeError
 
 __version__ = "0.1.0"
-__all__ = ["VideoQA", "__version__"]
+__all__ = ["DecodingOptions", "VideoQA", "VqedgeError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """`from vqedge import VideoQA` loads the runtime on first use."""
-    if name != "VideoQA":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 

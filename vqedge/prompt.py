@@ -72,7 +72,5 @@ def question_text(question: str, *, after_video: bool = True) -> str:
     """
     words = " ".join(question.split())
     if not words:
-        raise PromptError(
-            "the question is empty; ask something, as: vqedge ask clip.mp4 'What moves?'"
-        )
+        raise PromptError("the question is empty; ask something, as 'What moves?'")
     return "\n" + words if after_video else words

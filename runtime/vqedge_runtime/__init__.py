@@ -5,17 +5,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqedge_runtime.answers import Answer, Backend, Timings, Video
-    from vqedge_runtime.llm import DecodingOptions
+    from vqedge.budget import Budget
+    from vqedge.errors import VqedgeError
+    from vqedge_runtime.answers import Answer, AnswerStream, Backend, Timings, Video
+    from vqedge_runtime.llm import DecodingOptions, Exchange, Prefix
     from vqedge_runtime.session import VideoQA
     from vqedge_runtime.tokens import TokenSet
 
-__all__ = ["Answer", "Backend", "DecodingOptions", "Timings", "TokenSet", "Video", "VideoQA"]
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "Backend",
+    "Budget",
+    "DecodingOptions",
+    "Exchange",
+    "Prefix",
+    "Timings",
+    "TokenSet",
+    "Video",
+    "VideoQA",
+    "VqedgeError",
+]
 
+_ANSWERS = ("Answer", "AnswerStream", "Backend", "Timings", "Video")
 _HOMES = {
-    **dict.fromkeys(("Answer", "Backend", "Timings", "Video"), "vqedge_runtime.answers"),
-    "DecodingOptions": "vqedge_runtime.llm",
+    **dict.fromkeys(_ANSWERS, "vqedge_runtime.answers"),
+    **dict.fromkeys(("DecodingOptions", "Exchange", "Prefix"), "vqedge_runtime.llm"),
+    "Budget": "vqedge.budget",
     "TokenSet": "vqedge_runtime.tokens",
+    "VideoQA": "vqedge_runtime.session",
+    "VqedgeError": "vqedge.errors",
 }
 
 
@@ -25,4 +44,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES.get(name, "vqedge_runtime.session")), name)
+    return getattr(import_module(_HOMES[name]), name)

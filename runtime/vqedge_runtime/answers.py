@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from vqedge.budget import ADAPTIVE
 from vqedge.errors import ConfigError
 from vqedge_runtime.encoders import Frames
@@ -152,6 +154,9 @@ class Answer:
 class AnswerStream(Iterator[str]):
     """Pieces of an answer as they come; `answer` is complete once the iteration has ended.
 
+    Stop early by leaving the loop and calling `close()`, or use it as a context manager. A newer
+    question on the same session, from any thread, ends it.
+
     Args:
         stream: the language model's.
         finish: an answer from what was generated.
@@ -161,11 +166,23 @@ class AnswerStream(Iterator[str]):
         self._stream, self._finish = stream, finish
 
     def __next__(self) -> str:
-        """The next piece of text."""
+        """The next piece of text, never empty.
+
+        Raises:
+            BackendUnavailable: the session was closed or asked something else meanwhile.
+        """
         return next(self._stream)
 
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
     def close(self) -> None:
-        """Stop generating."""
+        """Stop generating; twice is fine."""
         self._stream.close()
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from vqedge_runtime.stored import (
     write_stored,
 )
 from vqedge_runtime.tokens import TokenSet, no_tokens
-from vqedge_runtime.video import Clip, clip_from_path
+from vqedge_runtime.video import Clip, clip_from_frames, clip_from_path
 from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
 from vqedge_runtime.vqt.header import PART_US
 
@@ -40,7 +41,7 @@ class VideoEncoder:
 
     Owns an encoder and a bridge; close it, or use `with`.
 
-    Not thread safe: calls on one object must not overlap.
+    Threads may share it: they decode side by side and take turns at encoder and bridge.
 
     Args:
         encoder: frames to codes, or what opens it when it is first needed.
@@ -53,19 +54,21 @@ class VideoEncoder:
     ) -> None:
         self.bridge, self.manifest = bridge, manifest
         self._encoder, self._closed = encoder, False
+        self._lock = threading.RLock()
 
     @property
     def encoder(self) -> Encoder:
         """Frames to codes; a `.vqt` has its codes and needs none.
 
         Raises:
-            BackendUnavailable: it cannot run here or on this bundle.
+            BackendUnavailable: it cannot run here or on this bundle, or this is closed.
             BundleError: its file cannot be run.
         """
-        if callable(self._encoder):
-            self._check_open()
-            self._encoder = self._encoder()
-        return self._encoder
+        with self._lock:
+            if callable(self._encoder):
+                self._check_open()
+                self._encoder = self._encoder()
+            return self._encoder
 
     def encode(
         self,
@@ -89,13 +92,17 @@ class VideoEncoder:
         Raises:
             VideoError: nothing in the file can be decoded, or the span is empty.
             VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
-            ConfigError: the budget is out of range, "auto" where the bundle has a fixed one, or
-                one of a `.vqt`, which has its tokens already.
+            ConfigError: the budget is no whole number or out of range, "auto" where the bundle has
+                a fixed one, or one of a `.vqt`, which has its tokens already.
+            BackendUnavailable: the encoder cannot run here, or this is closed.
+            BundleError: the encoder's file cannot be run.
         """
+        self._check_open()
         path = Path(video)
         if is_vqt(path):
             if budget is not None:
-                raise ConfigError(f"--budget: {path} has its tokens already; leave the budget out")
+                what = f"{path} has its tokens already; leave the budget out"
+                raise ConfigError(f"budget {budget}: {what}")
             return self._read(path, start_s, end_s)
         codes = self.checked_budget(budget)
         spec = self.manifest.encoder
@@ -109,6 +116,7 @@ class VideoEncoder:
 
         Raises:
             VqtError: the file is damaged or of another bundle.
+            BackendUnavailable: this is closed.
         """
         began = time.perf_counter()
         for header, segment in segments_from_path(Path(vqt), self.manifest):
@@ -137,29 +145,28 @@ class VideoEncoder:
         segment = segment_from_codes(codes, video.start_s, video.duration_s, video.times_s)
         write_stored(Path(path), header, segment)
 
-    def encode_frames(self, frames_thwc: Frames, budget: Budget | None = None) -> Video:
-        """Encode frames: uint8 RGB `[T, size, size, 3]` of the bundle's T and size.
+    def encode_frames(
+        self,
+        frames_thwc: Frames | Sequence[Frames],
+        budget: Budget | None = None,
+        times_s: Sequence[float] | None = None,
+    ) -> Video:
+        """Encode frames of a camera or an array; see `clip_from_frames` for which of them.
+
+        Args:
+            frames_thwc: uint8 RGB `[N, height, width, 3]`, or a list of N such frames.
+            budget: see `encode`.
+            times_s: when each frame was shown, in seconds.
 
         Raises:
-            ConfigError: wrong shape or type, or the budget is out of range.
+            ConfigError: wrong shape, type or times, or the budget is out of range.
+            BackendUnavailable: the encoder cannot run here, or this is closed.
+            BundleError: the encoder's file cannot be run.
         """
-        spec = self.manifest.encoder
-        wanted = (spec.frames, spec.size, spec.size, 3)
-        if frames_thwc.shape != wanted or frames_thwc.dtype.name != "uint8":
-            raise ConfigError(
-                f"frames are {frames_thwc.dtype} {frames_thwc.shape}, want uint8 {wanted}"
-            )
-        codes = self.checked_budget(budget)
-        tokens, encode_ms = self._tokens(frames_thwc, codes)
-        return Video(
-            tokens,
-            0.0,
-            spec.frames,
-            (),
-            Timings(encode=encode_ms),
-            budget=codes,
-            frames_thwc=self._to_ask(frames_thwc),
-        )
+        self._check_open()
+        codes, spec = self.checked_budget(budget), self.manifest.encoder
+        clip = clip_from_frames(frames_thwc, times_s, spec.frames, spec.size, spec.rule)
+        return self._encoded(clip, codes)
 
     def checked_budget(self, budget: Budget | None) -> int:
         """The budget as the encoder takes it: the bundle's default, or the given one.
@@ -170,15 +177,20 @@ class VideoEncoder:
         return codes_from_budget(budget, self.manifest.quantizer)
 
     def close(self) -> None:
-        """Free the models; twice is fine."""
-        self._closed = True
-        with ExitStack() as stack:
+        """Free the models when no thread is at them; twice is fine."""
+        with self._lock, ExitStack() as stack:
+            self._closed = True
             if not callable(self._encoder):
                 stack.callback(self._encoder.close)
             stack.callback(self.bridge.close)
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Itself.
+
+        Raises:
+            BackendUnavailable: it is closed.
+        """
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,10 +204,12 @@ class VideoEncoder:
         return self._stored(header, segment, began)
 
     def _stored(self, header: Header, segment: Segment, began: float) -> Video:
-        self._check_open()
         read_ms = (time.perf_counter() - began) * 1e3
-        tokens = self.bridge.tokens(segment.codes)
-        encode_ms = (time.perf_counter() - began) * 1e3 - read_ms
+        with self._lock:
+            self._check_open()
+            began = time.perf_counter()
+            tokens = self.bridge.tokens(segment.codes)
+            encode_ms = (time.perf_counter() - began) * 1e3
         return video_from_segment(
             header, segment, tokens, Timings(decode=read_ms, encode=encode_ms)
         )
@@ -223,15 +237,16 @@ class VideoEncoder:
         self, frames: Frames, budget: int, text: Text | None = None
     ) -> tuple[TokenSet, float]:
         """Tokens, none where they follow a question and there is none yet; and how long it took."""
-        self._check_open()
         manifest = self.manifest
         if manifest.quantizer.per_question and text is None:
             spec = manifest.encoder
             return no_tokens(spec.frames, spec.grid, manifest.llm.width), 0.0
-        encoder = self.encoder
-        began = time.perf_counter()
-        tokens = self.bridge.tokens(encoder.encode(frames, budget, text))
-        return tokens, (time.perf_counter() - began) * 1e3
+        with self._lock:
+            self._check_open()
+            encoder = self.encoder
+            began = time.perf_counter()
+            tokens = self.bridge.tokens(encoder.encode(frames, budget, text))
+            return tokens, (time.perf_counter() - began) * 1e3
 
     def _check_open(self) -> None:
         if self._closed:

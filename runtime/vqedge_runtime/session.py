@@ -40,6 +40,7 @@ from vqedge_runtime.llm import (
     LanguageModel,
     Prefix,
     Prompt,
+    check_choices,
     open_llama_cpp,
 )
 from vqedge_runtime.llm.prefixes import MOST_BYTES
@@ -55,7 +56,7 @@ class VideoQA(VideoEncoder):
 
     Owns an encoder, a bridge and a language model; close it, or use `with`.
 
-    Not thread safe: calls on one object must not overlap.
+    Threads may share it and take turns. A newer question, from any of them, ends a stream.
 
     Args:
         encoder: frames to codes, or what opens it when it is first needed.
@@ -101,6 +102,9 @@ class VideoQA(VideoEncoder):
         Raises:
             BundleError: the bundle is missing, altered or of another version.
             BackendUnavailable: a needed library is missing, or the backend cannot run here.
+            UsageError: there is no such backend.
+            ConfigError: a number is out of range.
+            PromptError: the language model's chat template cannot be used.
         """
         opened = open_bundle(Path(bundle))
         manifest = opened.manifest
@@ -122,11 +126,12 @@ class VideoQA(VideoEncoder):
 
     @property
     def backend(self) -> Backend:
-        """What runs where."""
+        """What runs where; opens the encoder, and raises as `encoder` does."""
         return self.backend_for(stored=False)
 
     def backend_for(self, stored: bool) -> Backend:
-        """What runs where for a video, or for one that is stored in a `.vqt`."""
+        """What runs where for a video, or for one that is stored in a `.vqt`; see `backend`."""
+        self._check_open()
         return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
 
     def prefill(self, video: Video, kv: PathLike | None = None) -> Prefix:
@@ -143,7 +148,11 @@ class VideoQA(VideoEncoder):
 
         Raises:
             ConfigError: the bundle's tokens follow the question.
+            BackendUnavailable: the language model failed, or this is closed.
+            BundleError: the video's rows are not as wide as the model's.
+            PromptError: more rows than the model can read.
         """
+        self._check_open()
         if video.frames_thwc is not None:
             raise ConfigError(PER_QUESTION)
         if kv is None:
@@ -189,13 +198,22 @@ class VideoQA(VideoEncoder):
         Args:
             video: an encoded video, or a path to encode first.
             question: the user's words.
-            choices: if given, score these answers instead of generating one.
-            options: how to pick tokens; greedy by default.
+            choices: if given, score these answers, all different, instead of generating one.
+            options: how to pick the tokens of a generated answer; greedy by default.
 
         Raises:
-            PromptError: the question is empty or too long for the context.
-            VideoError: the path cannot be decoded.
+            PromptError: the question is empty or too long for the context, or the choices are one
+                text, one is empty or there twice.
+            ConfigError: choices and options are given.
+            VideoError, VqtError, BundleError: see `encode`; the last also where the rows are not as
+                wide as the language model's.
+            BackendUnavailable: a model cannot run here or failed, or this is closed.
         """
+        self._check_open()
+        if choices:
+            check_choices(choices)
+            if options is not None:
+                raise ConfigError("options are for an answer that is generated; choices need none")
         encoded, spent = self._encoded_and_spent(video, question)
         if choices:
             scores = self.llm.score_choices(encoded.rows, question, choices)
@@ -204,22 +222,28 @@ class VideoQA(VideoEncoder):
         return self._answer(encoded, generation, spent)
 
     def ask_many(
-        self, pairs: Sequence[tuple[Video, str]], *, options: DecodingOptions | None = None
+        self,
+        pairs: Sequence[tuple[Video | PathLike, str]],
+        *,
+        options: DecodingOptions | None = None,
     ) -> list[Answer]:
         """Answer many questions together: about one video, about many, in any order.
 
         Args:
-            pairs: encoded videos and the user's words.
+            pairs: encoded videos, or paths, each of which is encoded once, and the user's words.
             options: how to pick tokens; greedy by default.
 
         Returns:
             an answer each, as `ask` gives it up to rounding. Times count from the beginning of the
-            group of at most fifteen that was read together.
+            group of at most fifteen that was read together; encoding is not in them.
 
         Raises:
-            PromptError: a question is empty or too long for the context.
+            VqedgeError: as `ask` does.
         """
-        videos = [self.asked(video, question) for video, question in pairs]
+        self._check_open()
+        given = dict.fromkeys(video for video, _ in pairs)
+        encoded = {v: v if isinstance(v, Video) else self.encode(v) for v in given}
+        videos = [self.asked(encoded[video], question) for video, question in pairs]
         prompts = [Prompt(v.rows, question) for v, (_, question) in zip(videos, pairs, strict=True)]
         found = self.llm.ask_many(prompts, options or DecodingOptions())
         return [
@@ -243,16 +267,24 @@ class VideoQA(VideoEncoder):
             options: see `ask`.
             history: earlier turns about the same video, the oldest first, for a language model
                 that was trained on more than one.
+
+        Returns:
+            the stream; once another question is asked, it raises BackendUnavailable.
+
+        Raises:
+            VqedgeError: as `ask` does, now; PromptError also where the chat template has no second
+                turn.
         """
+        self._check_open()
         encoded, spent = self._encoded_and_spent(video, question)
         stream = self.llm.stream(encoded.rows, question, options or DecodingOptions(), history)
         return AnswerStream(stream, lambda result: self._answer(encoded, result, spent))
 
     def close(self) -> None:
-        """Free the models; twice is fine."""
+        """Free the models when no thread is at them; twice is fine."""
         with ExitStack() as stack:
-            stack.callback(super().close)
             stack.callback(self.llm.close)
+            stack.callback(super().close)  # the first to go: it says that the bundle is closed
 
     def _encoded_and_spent(self, video: Video | PathLike, question: str) -> tuple[Video, Timings]:
         """The video as it is for a question, and what this call spent on it.

@@ -12,6 +12,7 @@ import pytest
 import vqedge
 import vqedge_export
 import vqedge_runtime
+from vqedge.errors import VqedgeError
 from vqedge_runtime import llm
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -63,15 +64,20 @@ def test_what_is_run_by_hand_can_be_imported(path: Path) -> None:
 
 
 def test_the_public_names() -> None:
-    assert sorted(vqedge.__all__) == ["VideoQA", "__version__"]
+    assert sorted(vqedge.__all__) == ["DecodingOptions", "VideoQA", "VqedgeError", "__version__"]
     assert sorted(vqedge_runtime.__all__) == [
         "Answer",
+        "AnswerStream",
         "Backend",
+        "Budget",
         "DecodingOptions",
+        "Exchange",
+        "Prefix",
         "Timings",
         "TokenSet",
         "Video",
         "VideoQA",
+        "VqedgeError",
     ]
     assert not hasattr(vqedge_export, "__all__"), "its modules are its interface"
     assert sorted(llm.__all__) == [
@@ -85,6 +91,7 @@ def test_the_public_names() -> None:
         "Prompt",
         "TextStream",
         "VideoRows",
+        "check_choices",
         "open_llama_cpp",
     ]
 
@@ -99,3 +106,4 @@ def test_public_names_are_there_and_no_others(package: object) -> None:
 
 def test_the_short_way_leads_to_the_same_class() -> None:
     assert vqedge.VideoQA is vqedge_runtime.VideoQA
+    assert vqedge.VqedgeError is VqedgeError

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
 
 from vqedge.bundle import BundleFacts
-from vqedge_runtime import VideoQA
+from vqedge.commands.evaluate import BundleAnswerer
+from vqedge.data.suites import Item
+from vqedge.errors import BackendUnavailable, ConfigError, PromptError, VideoError, VqtError
+from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders import Frames, Text
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.tokens import Codes
 
 FRAMES = np.full((8, 224, 224, 3), 90, np.uint8)
 TABLES = {"levels": 4, "entries": 1024, "sha256": "ab" * 32}
@@ -27,6 +36,11 @@ def session(path: Path, facts: BundleFacts | None = None, levels: int = 0) -> Vi
 @pytest.fixture
 def qa(tmp_path: Path) -> VideoQA:
     return session(tmp_path)
+
+
+def llm_of(qa: VideoQA) -> FakeLanguageModel:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    return qa.llm
 
 
 # ---- what it gives
@@ -63,3 +77,216 @@ def test_an_answer_can_be_written_as_json(tmp_path: Path, levels: int) -> None:
     assert list(document["choices"]) == ["red", "blue"]
     assert ("ids" in document) == bool(levels)
     assert set(document["timings_ms"]) >= {"decode", "first_token", "total"}
+
+
+# ---- what it takes
+
+
+def test_many_questions_about_paths_encode_each_once(qa: VideoQA, clip: Path) -> None:
+    assert isinstance(qa.encoder, FakeEncoder)
+    video = qa.encode_frames(FRAMES)
+    texts = ("Red.", "Two.", "Gray.")
+    for text in texts:
+        llm_of(qa).enqueue(text)
+    found = qa.ask_many([(clip, "What?"), (str(clip), "How many?"), (video, "Which?")])
+    assert [answer.text for answer in found] == list(texts)
+    assert found[2].video is video
+    calls = qa.encoder.calls
+    for text in texts[:2]:
+        llm_of(qa).enqueue(text)
+    first, second = qa.ask_many([(clip, "What?"), (clip, "How many?")])
+    assert first.video is second.video and qa.encoder.calls == calls + 1
+    assert first.timings.decode == 0 < first.including_encoding().timings.decode
+
+
+def test_a_stream_that_is_left_stops(qa: VideoQA) -> None:
+    llm_of(qa).enqueue("A red ball moves.")
+    with qa.stream(qa.encode_frames(FRAMES), "What?") as stream:
+        assert next(stream) == "A"
+    assert list(stream) == [] and stream.answer.text == "A" and not stream.answer.stopped
+
+
+def test_a_camera_of_any_number_and_size_of_frames(qa: VideoQA, tmp_path: Path) -> None:
+    """Of twelve frames those that are on screen in the middle of eight parts."""
+    camera = [np.full((48, 64, 3), 10 * number, np.uint8) for number in range(12)]
+    times_s = [5 + number / 4 for number in range(12)]
+    video = qa.encode_frames(camera, times_s=times_s)
+    chosen = [int((part + 0.5) * 1.5) for part in range(8)]
+    assert video.times_s == tuple(times_s[number] for number in chosen)
+    assert (video.start_s, video.duration_s, video.frames) == (5.0, 3.0, 8)
+    small = np.stack([np.full((224, 224, 3), 10 * number, np.uint8) for number in chosen])
+    assert video.tokens.key() == qa.encode_frames(small).tokens.key()
+    qa.save(video, tmp_path / "a.vqt")
+    assert qa.encode(tmp_path / "a.vqt").times_s == video.times_s
+    unknown = qa.encode_frames(np.stack(camera))
+    assert unknown.tokens.key() == video.tokens.key()
+    assert (unknown.times_s, unknown.duration_s) == ((), 0.0)
+
+
+# ---- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("frames", "times_s", "words"),
+    [
+        (FRAMES.astype(np.float32), None, r"frames are float32 \(8, .*, want uint8 RGB \(N, hei"),
+        (FRAMES[0], None, r"frames are uint8 \(224, 224, 3\), want"),
+        (FRAMES[:0], None, "frames are uint8"),
+        ([], None, "frames are float64"),
+        ([FRAMES[0], FRAMES[0, :9]], None, "frames differ in size"),
+        (FRAMES, [0.0, 1.0], "2 times for 8 frames; give one for each"),
+        (FRAMES, [0.0, 2.0, 1.0, *range(3, 8)], "seconds from 0 up that do not fall"),
+        (FRAMES, [-1.0, *range(7)], "seconds from 0 up"),
+        (FRAMES, [*range(7), float("nan")], "seconds from 0 up"),
+    ],
+)
+def test_frames_that_are_none(qa: VideoQA, frames: Any, times_s: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        qa.encode_frames(frames, times_s=times_s)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ("red|blue", r"choices 'red\|blue': give a list, as \['red', 'blue'\]"),
+        (["red", "blue", " red"], "'red' is there twice"),
+        (["red", " "], "every choice needs a word"),
+    ],
+)
+def test_choices_of_which_the_likeliest_cannot_be_told(
+    qa: VideoQA, clip: Path, choices: Any, words: str
+) -> None:
+    assert isinstance(qa.encoder, FakeEncoder)
+    with pytest.raises(PromptError, match=words):
+        qa.ask(clip, "Which?", choices=choices)
+    with pytest.raises(PromptError, match=words):
+        qa.llm.score_choices(qa.encode_frames(FRAMES).rows, "Which?", choices)
+    assert qa.encoder.calls == 1, "the clip was read first"
+
+
+def test_a_suite_may_give_a_choice_twice(qa: VideoQA) -> None:
+    class Gray:
+        def frames(self, count: int, size: int) -> Any:
+            return np.full((count, size, size, 3), 90, np.uint8)
+
+    item = Item(Gray(), "all", "Which?", "red", ("red", "red", "blue"))
+    assert [reply.text for reply in BundleAnswerer(qa).replies([item])] == ["red"]
+
+
+def test_choices_take_no_options(qa: VideoQA) -> None:
+    video = qa.encode_frames(FRAMES)
+    with pytest.raises(ConfigError, match="options are for an answer that is generated"):
+        qa.ask(video, "Which?", choices=["red", "blue"], options=DecodingOptions(seed=1))
+
+
+@pytest.mark.parametrize("budget", [8.5, 8.0, True, "8", b"auto"])
+def test_a_budget_that_is_no_number(qa: VideoQA, budget: Any) -> None:
+    with pytest.raises(ConfigError, match=f"budget {budget!r}: give a whole number of tokens"):
+        qa.encode_frames(FRAMES, budget)
+    assert qa.encode_frames(FRAMES, np.int64(8)).budget == 8  # type: ignore[arg-type]
+
+
+def test_no_error_of_the_api_names_a_flag_or_a_command(
+    qa: VideoQA, clip: Path, tmp_path: Path
+) -> None:
+    qa.save(qa.encode(clip), tmp_path / "a.vqt")
+    acts: list[tuple[type[Exception], Callable[[], object]]] = [
+        (ConfigError, lambda: qa.encode(clip, 99)),
+        (ConfigError, lambda: qa.encode(clip, "auto")),
+        (ConfigError, lambda: qa.encode(tmp_path / "a.vqt", 8)),
+        (ConfigError, lambda: qa.save(qa.encode(clip), tmp_path / "b.vqt", bits=9)),
+        (VqtError, lambda: qa.encode(tmp_path / "a.vqt", start_s=9)),
+        (VideoError, lambda: qa.encode(clip, start_s=9)),
+        (VideoError, lambda: qa.encode(clip, end_s=float("nan"))),
+        (VideoError, lambda: qa.encode(clip, start_s=2, end_s=1)),
+        (PromptError, lambda: qa.ask(clip, "Which?", choices=[" "])),
+        (PromptError, lambda: qa.ask(clip, " ")),
+    ]
+    for kind, act in acts:
+        with pytest.raises(kind) as caught:
+            act()
+        assert "--" not in str(caught.value) and "vqedge " not in str(caught.value)
+
+
+def test_after_closing_all_say_so(qa: VideoQA, clip: Path, tmp_path: Path) -> None:
+    video = qa.encode(clip)
+    qa.save(video, tmp_path / "a.vqt")
+    with qa:
+        pass
+    acts: list[Callable[[], object]] = [
+        lambda: qa.__enter__(),
+        lambda: qa.backend,
+        lambda: qa.encode(clip),
+        lambda: qa.encode_frames(FRAMES),
+        lambda: next(qa.encode_segments(tmp_path / "a.vqt")),
+        lambda: qa.prefill(video),
+        lambda: qa.ask(video, "What?"),
+        lambda: qa.ask(video, "What?", choices=["red", "blue"]),
+        lambda: qa.ask_many([(video, "What?")]),
+        lambda: qa.stream(video, "What?"),
+    ]
+    for act in acts:
+        with pytest.raises(BackendUnavailable, match="this VideoQA is closed; open the bundle"):
+            act()
+    qa.close()
+
+
+# ---- threads
+
+
+class Jealous(FakeEncoder):
+    """Says whether it was ever used by two threads at once, or after it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__(32, 576)
+        self.busy = self.disturbed = self.closed = False
+
+    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
+        self.disturbed |= self.busy or self.closed
+        self.busy = True
+        time.sleep(0.02)
+        codes = super().encode(frames_thwc, budget, text)
+        self.busy = False
+        return codes
+
+    def close(self) -> None:
+        self.disturbed |= self.busy
+        self.closed = True
+
+
+def test_threads_take_turns_and_open_the_encoder_once(tmp_path: Path) -> None:
+    opened: list[Jealous] = []
+
+    def open_slowly() -> Jealous:
+        time.sleep(0.02)
+        opened.append(Jealous())
+        return opened[-1]
+
+    manifest = write_bundle(tmp_path / "tiny.vqedge").manifest
+    qa = VideoQA(open_slowly, FakeBridge(576), FakeLanguageModel(), manifest)
+    start, found = threading.Barrier(5), list[Video]()
+
+    def encode() -> None:
+        start.wait()
+        found.append(qa.encode_frames(FRAMES))
+
+    threads = [threading.Thread(target=encode) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 1 and len(found) == 4 and not opened[0].disturbed
+
+
+def test_closing_waits_for_a_thread_that_encodes(tmp_path: Path) -> None:
+    encoder = Jealous()
+    manifest = write_bundle(tmp_path / "tiny.vqedge").manifest
+    qa = VideoQA(encoder, FakeBridge(576), FakeLanguageModel(), manifest)
+    thread = threading.Thread(target=qa.encode_frames, args=(FRAMES,))
+    thread.start()
+    while not encoder.busy:
+        time.sleep(0.001)
+    qa.close()
+    thread.join()
+    assert encoder.closed and not encoder.disturbed

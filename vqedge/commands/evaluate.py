@@ -64,7 +64,8 @@ class BundleAnswerer:
         """Answer questions about one clip, which is encoded once; one by one, as `ask` does."""
         video = self._encoded(items[0])
         for item in items:
-            answer = self.qa.ask(video, item.question, choices=item.choices)
+            choices = tuple(dict.fromkeys(item.choices))  # a suite may give one twice
+            answer = self.qa.ask(video, item.question, choices=choices)
             yield Reply(answer.text, answer.tokens)
 
     def _encoded(self, item: Item) -> Video:

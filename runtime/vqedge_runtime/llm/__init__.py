@@ -21,6 +21,7 @@ from vqedge_runtime.llm.protocol import (
     Prompt,
     TextStream,
     VideoRows,
+    check_choices,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "Prompt",
     "TextStream",
     "VideoRows",
+    "check_choices",
     "open_llama_cpp",
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 from typing_extensions import Self
 
-from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.prompt import question_text
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
@@ -21,6 +21,7 @@ from vqedge_runtime.llm.protocol import (
     Rows,
     TextStream,
     VideoRows,
+    check_choices,
 )
 
 
@@ -153,10 +154,9 @@ class FakeLanguageModel:
         Raises:
             BackendUnavailable: it is closed.
             BundleError: the rows are not `width` wide.
-            PromptError: the question, all choices or one of them is empty.
+            PromptError: the question is empty, or as for `check_choices`.
         """
-        if not choices or not all(choice.strip() for choice in choices):
-            raise PromptError("every choice needs a word, as: --choices 'red|blue'")
+        check_choices(choices)
         words = question_text(question).split()
         prefix = self.prefill_video(video)
         self.calls.append((video.key, question))

@@ -34,6 +34,7 @@ from vqedge_runtime.llm.protocol import (
     Rows,
     TextStream,
     VideoRows,
+    check_choices,
 )
 from vqedge_runtime.llm.reader import Reader
 from vqedge_runtime.llm.scoring import Answers, log_likelihoods
@@ -256,13 +257,14 @@ class LlamaCpp:
         Args:
             video: what is asked about.
             question: the user's words.
-            choices: the answers, space around them ignored.
+            choices: the answers, all different, space around them ignored.
 
         Raises:
             BackendUnavailable: the model is closed or failed.
             BundleError: the rows are not as wide as the model's.
-            PromptError: no choice, an empty one, or as for `stream`.
+            PromptError: as for `check_choices` or `stream`.
         """
+        check_choices(choices)
         with self._lock:
             answers = self._answers.ids(choices)
             turn, totals = self._read_and_score(video, question, answers)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from vqedge.errors import BundleError, UsageError
+from vqedge.errors import BundleError, PromptError, UsageError
 
 Rows = npt.NDArray[np.float32]
 
@@ -155,6 +155,21 @@ class Generation:
         later = self.generated_tokens + self.stopped - 1
         later_ms = self.total_ms - self.first_token_ms
         return later / later_ms * 1e3 if later > 0 and later_ms > 0 else 0.0
+
+
+def check_choices(choices: Sequence[str]) -> None:
+    """Refuse answers of which the likeliest cannot be told.
+
+    Raises:
+        PromptError: none, one that is empty or there twice, or a text instead of several.
+    """
+    if isinstance(choices, str):
+        raise PromptError(f"choices {choices!r}: give a list, as ['red', 'blue']")
+    texts = [choice.strip() for choice in choices]
+    if not texts or not all(texts):
+        raise PromptError("every choice needs a word, as ['red', 'blue']")
+    if twice := [text for text in texts if texts.count(text) > 1]:
+        raise PromptError(f"choices: {twice[0]!r} is there twice; give each once")
 
 
 @dataclass(frozen=True)

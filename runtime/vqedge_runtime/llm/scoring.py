@@ -31,7 +31,7 @@ class Answers:
             PromptError: there is none, or an empty one.
         """
         if not answers or not all(answer.strip() for answer in answers):
-            raise PromptError("every choice needs a word, as: --choices 'red|blue'")
+            raise PromptError("every answer needs a word, as 'red'")
         texts = (answer.strip() for answer in answers)
         return [[*self._model.tokens_from_text(text, special=False), self._end] for text in texts]
 
