@@ -11,6 +11,7 @@ import pytest
 from test_engines import record
 from tiny_bundle import write_bundle
 
+import vqedge.cli
 from vqedge.bundle import rewritten
 from vqedge.commands.build import build_options, plugin_library_for, run_build
 from vqedge.commands.export import export
@@ -61,6 +62,16 @@ def test_every_option_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BundleError, match="stop"):
         run_build(tmp_path, "tensorrt", **given)
     built.assert_called_once_with(tmp_path, "tensorrt", wanted, None, [])
+
+
+@pytest.mark.parametrize("words", [["t.vqedge"], ["-m", "t.vqedge"], []])
+def test_the_bundle_is_named_in_any_way(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Mock(side_effect=BundleError("stop"))
+    monkeypatch.setattr("vqedge_export.tensorrt.into_bundle.build_into_bundle", built)
+    monkeypatch.setenv("VQEDGE_BUNDLE", "other.vqedge")
+    with pytest.raises(BundleError, match="stop"):
+        vqedge.cli.app(["build", *words, "--plugin", "none"], standalone_mode=False)
+    assert built.call_args.args[0] == Path("t.vqedge" if words else "other.vqedge")
 
 
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:

@@ -213,6 +213,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["assemble", "x", "-o", "y", "--llm-quant", "Q9"], "--llm-quant Q9: choose one of"),
         (["build", "x", "--target", "onnx"], "--target onnx: choose one of tensorrt"),
         (["build", "x", "--precision", "fp8"], "--precision fp8: choose one of fp32, fp16, int8"),
+        (["build", "x", "-m", "y"], "the bundle is named twice, x and -m y; name it once"),
         (["build", "x", "--typing", "strict"], "--typing strict: choose one of strong, weak"),
         (["build", "x", "--device", "npu"], "--device npu: choose one of gpu, dla"),
         (["build", "x", "--sm", "new"], "--sm 'new': want compute capabilities"),

@@ -9,6 +9,8 @@ import typer
 
 from vqedge.cli.app import app
 from vqedge.cli.options import (
+    BundleArgument,
+    BundleOption,
     CalibrateOption,
     CapabilitiesOption,
     JsonOption,
@@ -188,7 +190,8 @@ def assemble(
 
 @app.command()
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Bundle to add an engine to.")],
+    bundle: BundleArgument = None,
+    model: BundleOption = None,
     target: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
     precision: PrecisionOption = None,
     sm: CapabilitiesOption = None,
@@ -217,9 +220,10 @@ def build(
     Example: vqedge build tiny.vqedge --target tensorrt
     """
     from vqedge.commands.build import run_build
+    from vqedge.commands.output import named_once
 
     run_build(
-        bundle,
+        named_once(bundle, model),
         target,
         precision=precision,
         sm=sm,

@@ -16,6 +16,10 @@ BundleOption = Annotated[
         help="Bundle to use [default: $VQEDGE_BUNDLE, tiny.vqedge or build/tiny.vqedge].",
     ),
 ]
+BundleArgument = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Argument(help="The bundle [default: that of -m]."),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
 ]

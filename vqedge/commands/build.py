@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vqedge.bundle import open_bundle
 from vqedge.choices import chosen
 from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
-from vqedge.commands.output import json_result, result, say
+from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.engines import DEVICES, ENGINE_PRECISIONS, FLAVOURS, TYPINGS, Flavour
 from vqedge.errors import UsageError
 
@@ -22,7 +22,7 @@ _MOST_CLIPS = 64  # of a folder to calibrate on; more change little
 
 
 def run_build(
-    bundle: Path,
+    bundle: Path | None,
     target: str,
     *,
     precision: str | None = None,
@@ -41,6 +41,7 @@ def run_build(
 
     Raises:
         UsageError: a value that is not one of those offered, or options that do not go together.
+        BundleError: no bundle was given, and none is here.
     """
     from vqedge_export.tensorrt.into_bundle import build_into_bundle
 
@@ -54,13 +55,14 @@ def run_build(
         hardware_compatible=hardware_compatible,
         device=chosen("--device", device, DEVICES),
     )
-    clips: list[Frames] = []
     if calibrate is not None:
         require_int8(options, calibrate)
-        spec = open_bundle(bundle, verify=False).manifest.encoder  # verified when it is built into
+    place, clips = bundle_or_default(bundle), list[Frames]()
+    if calibrate is not None:
+        spec = open_bundle(place, verify=False).manifest.encoder  # verified when it is built into
         clips = calibration_clips(calibrate, spec)
     library = plugin_library_for((flavour,), options, plugin)
-    made, record = build_into_bundle(bundle, flavour, options, library, clips)
+    made, record = build_into_bundle(place, flavour, options, library, clips)
     size_bytes = (made.root / record.file).stat().st_size
     if as_json:
         engine = record.model_dump(mode="json") | {"size_bytes": size_bytes}

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vqedge.errors import BundleError
+from vqedge.errors import BundleError, UsageError
 
 DEFAULT_BUNDLES = (Path("tiny.vqedge"), Path("build/tiny.vqedge"))
 
@@ -26,6 +26,17 @@ def result(text: str, end: str = "\n") -> None:
 def json_result(document: dict[str, Any]) -> None:
     """The one JSON document, the last line of stdout."""
     result(json.dumps(document))
+
+
+def named_once(argument: Path | None, option: Path | None) -> Path | None:
+    """The bundle that a command was given by its place or with `-m`, if any.
+
+    Raises:
+        UsageError: in both ways.
+    """
+    if argument is not None and option is not None:
+        raise UsageError(f"the bundle is named twice, {argument} and -m {option}; name it once")
+    return argument or option
 
 
 def bundle_or_default(bundle: Path | None) -> Path:
