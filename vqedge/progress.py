@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINES_APART_S = 30.0
+_RATE_OVER = 20  # steps, the latest
 
 
 class Clock:
@@ -27,17 +29,29 @@ class Clock:
 
 @contextmanager
 def progress(
-    what: str, total: int, completed: int = 0, shown: bool = True
+    what: str,
+    total: int,
+    completed: int = 0,
+    shown: bool = True,
+    unit: tuple[str, int] | None = None,
 ) -> Iterator[Callable[[str], None]]:
     """A bar with the time that is left; call the result after every step with a remark.
 
     A line now and then where stderr is no terminal; nothing if there is nothing to do, or if it is
     not to be shown.
+
+    Args:
+        what: is done.
+        total: steps.
+        completed: steps that were done before.
+        shown: or not at all.
+        unit: what a step does and how many of them, `("clips", 64)`, to tell how many a second.
     """
     console = Console(stderr=True)
-    wanted = shown and total > completed
+    wanted, rate = shown and total > completed, _Rate(unit)
     if wanted and not console.is_terminal:
-        yield _Lines(what, total, completed)
+        lines = _Lines(what, total, completed)
+        yield lambda remark: lines(rate.after_step(remark))
         return
     with Progress(
         TextColumn("{task.description}"),
@@ -48,7 +62,26 @@ def progress(
         disable=not wanted,
     ) as bar:
         task = bar.add_task(what, total=total, completed=completed)
-        yield lambda remark: bar.update(task, advance=1, description=f"{what}  {remark}".rstrip())
+        yield lambda remark: bar.update(
+            task, advance=1, description=f"{what}  {rate.after_step(remark)}".rstrip()
+        )
+
+
+class _Rate:
+    """How fast the latest steps were."""
+
+    def __init__(self, unit: tuple[str, int] | None) -> None:
+        self._unit = unit
+        self._ends = deque([time.monotonic()], maxlen=1 + _RATE_OVER)
+
+    def after_step(self, remark: str) -> str:
+        """The remark on a step that just ended, and the rate."""
+        self._ends.append(time.monotonic())
+        took = self._ends[-1] - self._ends[0]
+        if self._unit is None or not took:
+            return remark
+        name, count = self._unit
+        return f"{remark}  {count * (len(self._ends) - 1) / took:.1f} {name}/s".lstrip()
 
 
 class _Lines:

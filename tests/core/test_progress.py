@@ -38,6 +38,18 @@ def test_a_log_gets_a_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixt
     assert not printed.out
 
 
+def test_a_log_tells_how_fast_the_latest_steps_were(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("encoding", total=200, unit=("clips", 64)) as advance:
+        for step in range(60):
+            clock.now += 32.0 if step < 20 else 2.0
+            advance("" if step < 20 else "slept")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "encoding: 1/200, 1:46:08 left  2.0 clips/s"
+    assert told[-1].endswith("left  slept  32.0 clips/s"), "20 steps of 2 s, none of 32 s"
+
+
 @pytest.mark.parametrize("how", [{"total": 3, "shown": False}, {"total": 0}])
 def test_nothing_is_told_where_nothing_is_to_be(
     clock: Clock, capsys: pytest.CaptureFixture[str], how: dict[str, int]

@@ -248,6 +248,12 @@ def test_a_log_line_cut_off_by_a_kill_is_dropped(whole: Path) -> None:
     assert [record["step"] for record in log_of(whole)] == [0, 1, 2, 3, 4]
 
 
+def test_the_log_of_a_run_that_saved_nothing_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text('{"lesson": "naming", "lesson_step": 9, "loss": 2}\n{"step": 1}\n')
+    run(config_for(tmp_path, steps=1))
+    assert [record.get("step") for record in log_of(tmp_path)] == [0, 1]
+
+
 def test_bridge_and_adapter_learn_and_the_backbone_stays(tmp_path: Path, whole: Path) -> None:
     run(config_for(tmp_path / "short", steps=1))
     for name in (MODEL, LORA):
@@ -412,7 +418,14 @@ def test_a_lesson_that_was_cut_short_goes_on(
     assert not (tmp_path / resumed / LESSON).exists()
     expected, found = (load_file(tmp_path / name / STATE) for name in ("whole", resumed))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert log_of(tmp_path / resumed)[0] == log_of(tmp_path / "whole")[0]
+    lessons, again = (
+        [record for record in log_of(tmp_path / name) if "step" not in record or not record["step"]]
+        for name in ("whole", resumed)
+    )
+    assert lessons == again
+    taught = ["naming"] * 3 * (kind == "words") + ["naming codes"] * 3
+    assert [record.get("lesson") for record in lessons] == [*taught, None]
+    assert [record["lesson_step"] for record in lessons[-4:-1]] == [1, 2, 3]
 
 
 def killed_lesson(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
@@ -870,7 +883,6 @@ FAULTS = {
     "optim.steps: Input should be greater than 0": ["optim.steps=0"],
     "world 2 is held out": ["data.sources=[{kind: world, seed: 2}]"],
     "world 70001 is held out": ["data.sources=[{kind: world, seed: 70001}]"],
-    "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
     "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
     "photos test is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: test}]"],
     "validation: Tuple should have at least 1 item": ["validation=[]"],

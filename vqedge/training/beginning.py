@@ -112,14 +112,17 @@ class Beginning:
         schedule: Callable[[int], float] = lambda step: learning_rate_factor(  # noqa: E731
             step, optim.warmup_steps, optim.naming_steps
         )
-        speaks = self.accelerator.is_main_process
-        with progress(name, optim.naming_steps, first, speaks) as advance:
+        speaks, unit = self.accelerator.is_main_process, ("clips", optim.naming_clips_per_step)
+        with progress(name, optim.naming_steps, first, speaks, unit) as advance:
 
             def on_step(step: int, loss: float) -> bool:
                 advance(f"loss {loss:.3f}")
                 stop = anyone(self.clock.is_up(), self.accelerator)
-                if speaks and (stop or step % self.config.save_every == 0):
+                due = step % self.config.save_every == 0
+                if speaks and (stop or due):
                     self.folder.save_lesson(name, step, self.model, lesson.optimizer)
+                if speaks and due:  # after the save, so that no step is logged twice
+                    self.folder.log({"lesson": name, "lesson_step": step, "loss": round(loss, 5)})
                 return stop
 
             return lesson.run(schedule, first, on_step)

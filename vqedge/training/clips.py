@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from vqedge.base.fetch import cache_root
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import FeatureCache
+from vqedge.data.features import SHARD_CLIPS, FeatureCache
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError
@@ -39,7 +39,8 @@ def training_clips(
     speaks, workers = accelerator.is_main_process, workers_of(data.workers)
     for cache in caches:
         mine = [] if clock.is_up() else share_of(cache.missing(), accelerator)
-        with progress(f"encoding {cache.source.fingerprint}", len(mine), shown=speaks) as advance:
+        what, unit = f"encoding {cache.source.fingerprint}", ("clips", SHARD_CLIPS)
+        with progress(what, len(mine), shown=speaks, unit=unit) as advance:
             for _shard in cache.fill(mine, quantizer, workers):
                 advance("")
                 if clock.is_up():

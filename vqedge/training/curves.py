@@ -12,13 +12,19 @@ CURVES = "curves.png"
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Loss and exact match against steps, from a run's `metrics.jsonl`."""
+    """Loss and exact match against steps, from a run's `metrics.jsonl`; of lessons, too."""
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    steps = [record for record in records if "loss" in record]
+    steps = [record for record in records if "loss" in record and "step" in record]
     if not steps:
         return
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    loss, match = figure.subplots(1, 2)
+    lessons = [record for record in records if "lesson" in record]
+    figure = Figure(figsize=(13.5 if lessons else 9, 3.5), layout="constrained")
+    loss, match, *other = figure.subplots(1, 3 if lessons else 2)
+    for name in dict.fromkeys(record["lesson"] for record in lessons):
+        mine = [record for record in lessons if record["lesson"] == name]
+        places, losses = [r["lesson_step"] for r in mine], [r["loss"] for r in mine]
+        _plot(other[0], "loss before the first step", places, losses, name)
+        other[0].legend()
     _plot(loss, "loss", [record["step"] for record in steps], [r["loss"] for r in steps])
     running = [record["exact_match"] for record in steps]
     _plot(match, "exact match", [record["step"] for record in steps], running, "training")

@@ -28,6 +28,7 @@ from vqedge.training.state import restore_state, state_of
 STATE, LESSON, LOG = "training.safetensors", "naming.safetensors", "metrics.jsonl"
 _USAGE = "codebook.usage"  # how often entries were picked lately
 _NUMBERED = "step-"
+_LESSON_STEP = -1.0  # lessons come before step 0
 
 
 class RunFolder:
@@ -145,13 +146,14 @@ class RunFolder:
             )
         return info, load_file(path)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the log's lines about steps that a kill has undone."""
-        path = self.path / LOG
+    def forget_after(self, step: int | None) -> None:
+        """Drop the log's lines about steps that a kill has undone, all but a lesson's for None."""
+        path, lesson = self.path / LOG, (self.path / LESSON).exists()
         if not path.exists():
             return
+        last = step if step is not None else _LESSON_STEP if lesson else -math.inf
         lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _logged_step(line) <= step]
+        kept = [line for line in lines if _logged_step(line) <= last]
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
@@ -245,6 +247,6 @@ def _fitted(model: VideoLanguageModel) -> dict[str, Tensor]:
 def _logged_step(line: str) -> float:
     """The step of a log line; a line that the kill cut off belongs to no step."""
     try:
-        return float(json.loads(line)["step"])
+        return float(json.loads(line).get("step", _LESSON_STEP))
     except ValueError:
         return math.inf

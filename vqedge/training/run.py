@@ -93,7 +93,7 @@ class Run:
         config = self.config
         first = self.folder.restore(self.model, self.optimizer) if resume else None
         if self.accelerator.is_main_process:
-            self.folder.forget_after(-1 if first is None else first)
+            self.folder.forget_after(first)
         if first is None:
             if not self.start(clock):
                 return None
@@ -101,7 +101,8 @@ class Run:
         same_everywhere(self.model, self.accelerator)
         self.model.train()
         speaks = self.accelerator.is_main_process
-        with progress("training", config.optim.steps, first, speaks) as advance:
+        unit = ("clips", config.optim.clips_per_step)
+        with progress("training", config.optim.steps, first, speaks, unit) as advance:
             for step in range(first, config.optim.steps):
                 record = self.step(step)
                 advance(_summary(record))
@@ -211,7 +212,4 @@ class Run:
 
 
 def _summary(record: dict[str, Any]) -> str:
-    return (
-        f"loss {record['loss']:.3f}  exact match {record['exact_match']:.1%}  "
-        f"{record['clips_per_s']:.1f} clips/s"
-    )
+    return f"loss {record['loss']:.3f}  exact match {record['exact_match']:.1%}"
