@@ -18,15 +18,25 @@ from vqedge.errors import BackendUnavailable, CheckpointError, FetchError
 LISTED = (
     "README.md",
     "config.json",
+    "generation_config.json",
+    "merges.txt",
     "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
     "model.safetensors.index.json",
     "onnx/model.safetensors",
     "pytorch_model.bin",
     "tokenizer.json",
+    "tokenizer_config.json",
     "training_args.bin",
+    "vocab.json",
 )
-TAKEN = tuple(n for n in LISTED if not n.endswith(".bin") and "/" not in n)
+LEFT = {
+    "generation_config.json",
+    "onnx/model.safetensors",
+    "pytorch_model.bin",
+    "training_args.bin",
+}
+TAKEN = tuple(name for name in LISTED if name not in LEFT)
 
 
 class _FakeHub:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hf_maker import llava_state, tiny_qwen2, tiny_tokenizer, write_json, write_llava, write_shards
 from tokenizers import Tokenizer
+from transformers import Qwen2Tokenizer
 
 from vqedge.errors import CheckpointError
 from vqedge.model.llm import tokenizer_from_gguf
@@ -156,6 +157,77 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise(
     write_json(folder / "tokenizer.json", values)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: ") as caught:
         vocabulary_of(HfFolder(folder), 400)
+    assert message in str(caught.value)
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A folder whose tokenizer transformers saved as a training with `use_fast=False` does."""
+    folder = write_llava(tmp_path / "older")
+    model = HfFolder(folder).json("tokenizer.json")["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    pairs = [" ".join(pair) for pair in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs), encoding="utf-8")
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Qwen2Tokenizer(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        additional_special_tokens=special,
+    )
+    assert tokenizer.add_tokens(["<thing>"]) == 1
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_older_files_give_the_same_vocabulary(older: Path) -> None:
+    newer = Tokenizer.from_file(str(older / "tokenizer.json"))
+    newer.add_tokens(["<thing>"])
+    newer.save(str(older / "tokenizer.json"))
+    rows = newer.get_vocab_size() + 2
+    wanted = vocabulary_of(HfFolder(older), rows)
+    (older / "tokenizer.json").unlink()
+    found = vocabulary_of(HfFolder(older), rows)
+    assert found == wanted
+    assert len(found.merges) > 50
+    assert found.kinds[-6:] == [3, 3, 3, 4, 5, 5], "control, the user's, unused"
+
+
+def test_the_newer_file_counts_where_both_are(older: Path) -> None:
+    rows = HfFolder(older).config["vocab_size"]
+    wanted = vocabulary_of(HfFolder(older), rows)
+    (older / "vocab.json").write_text("{}")
+    assert vocabulary_of(HfFolder(older), rows) == wanted
+
+
+def test_merges_may_begin_with_the_sign_of_a_comment(older: Path) -> None:
+    (older / "tokenizer.json").unlink()
+    rows = HfFolder(older).config["vocab_size"]
+    for first in ("#version: 0.2\n", ""):
+        (older / "merges.txt").write_text(f"{first}# #\n\nt h\r\n")
+        assert vocabulary_of(HfFolder(older), rows).merges == ["# #", "t h"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer_config.json", '{"tokenizer_class": "GPT2Tokenizer"}', "want Qwen2Tokenizer"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Qwen2Tokenizer"}', "added_tokens_decoder"),
+        ("tokenizer_config.json", None, "no tokenizer_config.json"),
+        ("vocab.json", '{"a": "b"}', "invalid literal"),
+        ("merges.txt", None, "no merges.txt"),
+        ("merges.txt", b"\xff", "merges.txt: 'utf-8' codec"),
+        ("merges.txt", "t h\nt h e\n", "merges.txt has the line 't h e', want two tokens"),
+    ],
+)
+def test_older_files_that_are_no_tokenizer_of_qwen2(
+    older: Path, file: str, content: str | bytes | None, message: str
+) -> None:
+    (older / "tokenizer.json").unlink()
+    (older / file).unlink()
+    if content is not None:
+        (older / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CheckpointError) as caught:
+        vocabulary_of(HfFolder(older), 400)
     assert message in str(caught.value)
 
 

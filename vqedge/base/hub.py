@@ -17,9 +17,12 @@ _COMMIT = "commit.txt"  # written last
 _MODEL_FILES = (
     "README.md",
     "config.json",
+    "merges.txt",
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
 )
 
 

@@ -16,7 +16,7 @@ from vqedge.base.tensors import Array, TensorFile
 from vqedge.errors import CheckpointError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_MAX_JSON_BYTES = 64 << 20  # tokenizer.json of a large vocabulary has some 10 MB
+_MAX_BYTES = 64 << 20  # tokenizer.json of a large vocabulary has some 10 MB
 _MAX_SHARDS = 512
 
 
@@ -43,16 +43,25 @@ class HfFolder:
         Raises:
             CheckpointError: it is missing, too large, or not a JSON object.
         """
-        path = self.file(name)
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: larger than {_MAX_JSON_BYTES >> 20} MiB, not a config")
+        path = self.path / name
         try:
-            value = json.loads(path.read_bytes())
+            value = json.loads(self._content(name))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not JSON ({error}); download it again") from error
         if not isinstance(value, dict):
             raise CheckpointError(f"{path}: a JSON {type(value).__name__}, want an object")
         return value
+
+    def text(self, name: str) -> str:
+        """What a text file of the folder says.
+
+        Raises:
+            CheckpointError: it is missing, too large, or not UTF-8.
+        """
+        try:
+            return self._content(name).decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path / name}: {error}; download it again") from error
 
     def file(self, name: str) -> Path:
         """Path of a plain file that lies in the folder itself.
@@ -70,6 +79,12 @@ class HfFolder:
         if not path.is_file():
             raise CheckpointError(f"{self.path}: no {name}; download the whole repository")
         return path
+
+    def _content(self, name: str) -> bytes:
+        path = self.file(name)
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path}: larger than {_MAX_BYTES >> 20} MiB, not a config")
+        return path.read_bytes()
 
     def _shards(self) -> dict[str, Path]:
         """The safetensors files; of an index, by what it says."""

@@ -1,14 +1,18 @@
-"""A Qwen2 tokenizer as the fields of a GGUF file, from `tokenizer.json`.
+"""A Qwen2 tokenizer as the fields of a GGUF file.
+
+It comes from `tokenizer.json`, or where a training saved none from the files of the older kind:
+`vocab.json`, `merges.txt` and `tokenizer_config.json`.
 
 llama.cpp cuts text by rules it knows by name; the rules in the file have to be those of the name it
-is given, or its ids would differ from the ones the model was trained on.
+is given, or its ids would differ from the ones the model was trained on. The older files have no
+rules, but name the class that has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 
@@ -28,6 +32,16 @@ _CUTS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _FILE = "tokenizer.json"
+_VOCAB, _MERGES, _SETTINGS = "vocab.json", "merges.txt", "tokenizer_config.json"
+_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")  # they cut by these rules
+
+
+class _Bpe(NamedTuple):
+    """What both kinds of files say."""
+
+    vocab: Mapping[str, Any]  # ids of tokens
+    merges: Sequence[str | list[str]]
+    added: Mapping[int, Mapping[str, Any]]  # by id: `content`, `special`
 
 
 @dataclass(frozen=True)
@@ -62,22 +76,49 @@ def vocabulary_of(folder: HfFolder, rows: int) -> Vocabulary:
     Raises:
         CheckpointError: it is not a Qwen2 tokenizer, or has more tokens than the model rows.
     """
-    values = folder.json(_FILE)
+    older = not (folder.path / _FILE).exists() and (folder.path / _VOCAB).exists()
+    where = folder.path if older else folder.path / _FILE
     try:
-        return _vocabulary(values, rows)
+        return _vocabulary(_older_bpe(folder) if older else _bpe(folder.json(_FILE)), rows)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"{folder.path / _FILE}: not a tokenizer of the library ({error!r}); download it again"
+            f"{where}: not a tokenizer of the library ({error!r}); download it again"
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"{folder.path / _FILE}: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
 
 
-def _vocabulary(values: Mapping[str, Any], rows: int) -> Vocabulary:
-    model, added = values["model"], values["added_tokens"]
+def _bpe(values: Mapping[str, Any]) -> _Bpe:
+    model = values["model"]
     _require_rules(values)
-    by_id = {int(index): str(token) for token, index in model["vocab"].items()}
-    extra = {int(item["id"]): item for item in added}
+    added = {int(item["id"]): item for item in values["added_tokens"]}
+    return _Bpe(model["vocab"], model["merges"], added)
+
+
+def _older_bpe(folder: HfFolder) -> _Bpe:
+    settings = folder.json(_SETTINGS)
+    if (name := settings.get("tokenizer_class")) not in _CLASSES:
+        raise ValueError(f"{_SETTINGS} has tokenizer_class {name!r}, want {_CLASSES[0]}")
+    added = {int(index): item for index, item in settings["added_tokens_decoder"].items()}
+    return _Bpe(folder.json(_VOCAB), _merges(folder.text(_MERGES)), added)
+
+
+def _merges(text: str) -> list[str]:
+    """Those of `merges.txt`: one a line, after one with the version; others may begin with # too.
+
+    Raises:
+        ValueError: a line is not a pair.
+    """
+    lines = [line.strip() for line in text.split("\n")]
+    merges = [line for line in lines[lines[0].startswith("#version") :] if line]
+    if odd := [line for line in merges if len(line.split()) != 2]:
+        raise ValueError(f"{_MERGES} has the line {odd[0][:80]!r}, want two tokens")
+    return merges
+
+
+def _vocabulary(bpe: _Bpe, rows: int) -> Vocabulary:
+    extra = bpe.added
+    by_id = {int(index): str(token) for token, index in bpe.vocab.items()}
     by_id |= {index: str(item["content"]) for index, item in extra.items()}
     if min(by_id) < 0 or max(by_id) >= rows:
         raise ValueError(f"ids up to {max(by_id)}, the model has rows for {rows}")
@@ -88,7 +129,7 @@ def _vocabulary(values: Mapping[str, Any], rows: int) -> Vocabulary:
     if len(set(tokens)) < len(tokens):
         raise ValueError("two ids spell the same token")
     kinds = [_kind(index, by_id, extra) for index in range(rows)]
-    return Vocabulary(tokens, kinds, [_merge(pair) for pair in model["merges"]])
+    return Vocabulary(tokens, kinds, [_merge(pair) for pair in bpe.merges])
 
 
 def _kind(index: int, by_id: Mapping[int, str], extra: Mapping[int, Any]) -> int:
