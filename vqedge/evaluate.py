@@ -163,6 +163,7 @@ class EvalReport:
         extra: more keys of the JSON.
         baselines: the same questions through something else, by what it is.
         facts: those of right descriptions, and which of them the answers tell.
+        described: answers that tell all of them and nothing else, in any order.
     """
 
     suite: str
@@ -176,6 +177,7 @@ class EvalReport:
     extra: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, EvalReport] = field(default_factory=dict)
     facts: Tally = field(default_factory=Tally)
+    described: Tally = field(default_factory=Tally)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values.
@@ -190,6 +192,7 @@ class EvalReport:
             kind: {**tally.to_dict(), "prior": self.priors[kind].right / tally.total}
             for kind, tally in sorted(self.by_kind.items())
         }
+        told = {"facts": self.facts, "described": self.described} if self.facts.total else {}
         baselines = {name: report.to_dict() for name, report in self.baselines.items()}
         return {
             "suite": self.suite,
@@ -204,7 +207,7 @@ class EvalReport:
             "tokdense_denominator": "tokens_mean",
             "failed": self.failed,
             **self.extra,
-            **({"facts": self.facts.to_dict()} if self.facts.total else {}),
+            **{name: tally.to_dict() for name, tally in told.items()},
             **({"baselines": baselines} if baselines else {}),
         }
 
@@ -226,31 +229,31 @@ def evaluate(
     Raises:
         VideoError: none of the clips can be read.
     """
-    overall, facts, tokens, failed = Tally(), Tally(), 0, list[str]()
+    overall, tokens, failed = Tally(), 0, list[str]()
     by_kind: dict[str, Tally] = {}
-    asked: list[Item] = []
+    answered: list[tuple[Item, str]] = []
     for item, reply in _answered(answerer, items, failed):
         hit = reply.text == item.answer if item.choices else is_right(reply.text, item.answer)
         tokens += reply.tokens
         overall.add(hit, item.clip)
         by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
-        for told in _told(item.facts, reply.text):
-            facts.add(told, item.clip)
-        asked.append(item)
+        answered.append((item, reply.text))
         on_item(item, reply, hit)
     if not overall.total:
         raise VideoError(failed[0])
+    facts, described = _facts_told(answered)
     return EvalReport(
         suite,
         overall,
         by_kind,
-        priors_of(asked),
+        priors_of(item for item, _ in answered),
         tokens / overall.total,
         answerer.tokens_before,
         answerer.frames,
         failed,
         {"backend": answerer.backend},
         facts=facts,
+        described=described,
     )
 
 
@@ -266,12 +269,23 @@ def _answered(
             failed.append(str(error))
 
 
-def _told(facts: Iterable[str], answer: str) -> Iterator[bool]:
-    """Does an answer tell each of these facts? In any order; one that is there twice, twice."""
-    told = Counter(map(_normalised, facts_of(answer)))
-    for fact in map(_normalised, facts):
-        yield told[fact] > 0
-        told[fact] -= 1
+def _facts_told(answered: Iterable[tuple[Item, str]]) -> tuple[Tally, Tally]:
+    """Facts, and descriptions that tell all of theirs and nothing else."""
+    facts, described = Tally(), Tally()
+    for item, answer in answered:
+        if item.facts:
+            told, nothing_else = _told(item.facts, answer)
+            for fact in told:
+                facts.add(fact, item.clip)
+            described.add(all(told) and nothing_else, item.clip)
+    return facts, described
+
+
+def _told(facts: Iterable[str], answer: str) -> tuple[list[bool], bool]:
+    """Does an answer tell each fact, one that is there twice twice, and does it tell no other?"""
+    told, wanted = (Counter(map(_normalised, each)) for each in (facts_of(answer.lower()), facts))
+    found, count = (told & wanted).total(), wanted.total()
+    return [number < found for number in range(count)], told.total() == found
 
 
 def is_right(found: str, wanted: str) -> bool:

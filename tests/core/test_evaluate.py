@@ -252,22 +252,28 @@ FACTS = ("a red ring moving up and left", "a still blue star", "a red ring movin
 
 
 @pytest.mark.parametrize(
-    ("answer", "told", "right"),
+    ("answer", "told", "whole", "right"),
     [
-        (CAPTION, 3, True),
-        ("A still blue star, a red ring moving up and a red ring moving up and left.", 3, False),
-        ("a video of a red ring moving up and a red ring moving up", 1, False),
-        ("a video of a red ring moving up and left and a still blue star", 2, False),
-        ("a video of a red ring moving up and right, a blue star moving left", 0, False),
-        ("a video of a still blue starfish, then a red ring", 0, False),
+        (CAPTION, 3, True, True),
+        (f"A{CAPTION[1:].upper()}.", 3, True, True),
+        ("A still blue star, a red ring moving up, a red ring moving up and left.", 3, True, False),
+        (f"{CAPTION} and a still blue star", 3, False, False),
+        ("a video of a red ring moving up and a red ring moving up", 1, False, False),
+        ("a video of a red ring moving up and left and a still blue star", 2, False, False),
+        ("a video of a red ring moving up and right, a blue star moving left", 0, False, False),
+        ("a video of a still blue starfish, then a red ring", 0, False, False),
+        ("", 0, False, False),
     ],
 )
-def test_a_description_tells_some_of_the_facts(answer: str, told: int, right: bool) -> None:
+def test_a_description_tells_some_of_the_facts(
+    answer: str, told: int, whole: bool, right: bool
+) -> None:
     item = replace(items_of(f"caption:{CAPTION}")[0], facts=FACTS)
     document = evaluate(Parrot([answer]), "mine", [item]).to_dict()
     assert document["accuracy"] == right
-    facts = document["facts"]
+    facts, described = document["facts"], document["described"]
     assert (facts["n"], facts["clips"], facts["accuracy"]) == (3, 1, pytest.approx(told / 3))
+    assert (described["n"], described["accuracy"]) == (1, whole)
 
 
 def test_a_thing_that_is_shown_again_is_told_twice() -> None:

@@ -171,8 +171,11 @@ def _print_table(report: EvalReport) -> None:
         low, high = row["interval"]
         result(f"  {kind:<12} {row['accuracy']:6.1%}  of {row['n']} [{low:.1%}, {high:.1%}]")
     if "facts" in document:
-        facts = document["facts"]
-        result(f"  {facts['accuracy']:.1%} of the {facts['n']} things told as they are")
+        facts, described = document["facts"], document["described"]
+        result(
+            f"  {facts['accuracy']:.1%} of the {facts['n']} things told as they are; "
+            f"{described['accuracy']:.1%} of the clips whole, in any order"
+        )
     result(
         f"tokens a clip {document['tokens_mean']:.1f} of {document['tokens_before']} "
         f"({document['frames']} frames); TokDense {document['tokdense']:.3f} (percent per token)"
