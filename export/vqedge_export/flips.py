@@ -46,12 +46,13 @@ class OnnxReader:
 
     Args:
         source: a file, or what is in one.
+        text: a question, of an encoder that reads one; zeros if none is given.
 
     Raises:
         ExportError: it has no tensor of that name: another exporter wrote it.
     """
 
-    def __init__(self, source: Path | onnx.ModelProto) -> None:
+    def __init__(self, source: Path | onnx.ModelProto, text: Floats | None = None) -> None:
         if isinstance(source, Path):
             name, shown = str(source), onnx.load(str(source))
         else:
@@ -61,11 +62,11 @@ class OnnxReader:
         if not any(FEATURES in node.output for node in shown.graph.node):
             raise ExportError(f"{name}: no tensor {FEATURES!r} in the graph; export it again")
         shown.graph.output.add(name=FEATURES)
-        self.session = quiet_session(shown)
+        self.session, self.text = quiet_session(shown), text
 
     def __call__(self, frames: Frames, budget: int) -> Reading:
         """Encode one clip."""
-        feeds = feeds_for(self.session, frames, budget)
+        feeds = feeds_for(self.session, frames, budget, self.text)
         features, ids = self.session.run([FEATURES, "index_map"], feeds)
         return Reading(features, ids.reshape(-1))
 

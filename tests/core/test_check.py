@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from tiny_bundle import asking_facts, fill_folder, tiny_facts
 from tiny_report import parity_report
 
-from vqedge.bundle import BundleFacts, bundle_writer, open_bundle
+from vqedge.bundle import BundleFacts, VariantRecord, bundle_writer, open_bundle
 from vqedge.commands import export as exporting
 from vqedge.commands import flips
 from vqedge.commands.check import check
@@ -29,7 +30,7 @@ from vqedge_export.report import (
 )
 from vqedge_runtime import bridge
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import ENCODERS, EncoderBackend
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
 
 VARIANT = VariantParity(
@@ -124,7 +125,7 @@ def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
     swapped = features[np.arange(64) ^ 1]  # every patch is near another code
     write_demo(tmp_path / "a.mp4")
     write_demo(tmp_path / "b.mp4")
-    monkeypatch.setattr(flips, "OnnxReader", lambda _: lambda *_: Reading(features, ids))
+    monkeypatch.setattr(flips, "OnnxReader", lambda *_: lambda *_: Reading(features, ids))
     readers = {"same": lambda *_: Reading(features, ids), "other": lambda *_: Reading(swapped, ids)}
     monkeypatch.setattr(flips, "_readers", lambda _: readers)
     rows = flips.flips_of(opened, tmp_path)
@@ -146,6 +147,32 @@ def test_a_lost_parity_is_printed_and_kept_all_the_same(
     assert told["bundle"] == str(bundle) and told["files"].keys() >= {"parity.json"}
     assert told["parity"]["llm"]["top1_agreement"] == 0.1
     assert reported(bundle).llm == found[0].llm
+
+
+def test_every_encoder_that_is_compared_on_clips_hears_the_same_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    heard: list[Any] = []
+
+    def reader(_: Path, text: Any = None) -> Any:
+        heard.append(text)
+        return lambda *_: Reading(np.eye(4, dtype=np.float32), np.arange(4, dtype=np.int32))
+
+    facts = asking_facts()
+    int8 = VariantRecord(file="encoder.int8.onnx", precision="int8")
+    encoder = facts.encoder.model_copy(update={"variants": (int8,)})
+    with bundle_writer(tmp_path / "asking.vqedge") as draft:
+        fill_folder(draft.folder)
+        (draft.folder / int8.file).write_bytes(b"int8")
+        bundle = draft.finish(facts.model_copy(update={"encoder": encoder}))
+    write_demo(tmp_path / "a.mp4")
+    monkeypatch.setattr(flips, "OnnxReader", reader)
+    absent = replace(ENCODERS["openvino"], missing=lambda: Missing("", ""))
+    monkeypatch.setitem(ENCODERS, "openvino", absent)
+    flips.flips_of(bundle, tmp_path)
+    question = made_question(bundle.manifest)
+    assert question is not None and len(heard) == 2
+    assert all(np.array_equal(text, question) for text in heard)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, other: FakeEncoder) -> None:

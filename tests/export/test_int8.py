@@ -61,6 +61,27 @@ def test_equal_graphs_give_equal_bytes(
     assert len(again) < (both / "fp32.onnx").stat().st_size - 3 * 384 * 384 * 12 * 0.99
 
 
+def test_a_reader_gives_a_question_to_an_encoder_that_reads_one() -> None:
+    values = [
+        onnx.helper.make_tensor_value_info("frames", onnx.TensorProto.UINT8, [1, 2, 2, 3]),
+        onnx.helper.make_tensor_value_info("budget", onnx.TensorProto.INT64, []),
+        onnx.helper.make_tensor_value_info("text", onnx.TensorProto.FLOAT, [4]),
+    ]
+    told = onnx.helper.make_tensor_value_info("index_map", onnx.TensorProto.INT32, [])
+    nodes = [
+        onnx.helper.make_node("Identity", ["text"], ["features"]),
+        onnx.helper.make_node("Cast", ["budget"], ["index_map"], to=onnx.TensorProto.INT32),
+    ]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "asked", values, [told]),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    text, clip = np.arange(4, dtype=np.float32), np.zeros((1, 2, 2, 3), np.uint8)
+    assert OnnxReader(model, text)(clip, 1).features.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert not OnnxReader(model)(clip, 1).features.any()
+
+
 def test_it_computes_almost_the_same(both: Path) -> None:
     clips = [frames_from_scene(scene_from_seed(11, index), 2) for index in range(4)]
     wanted, found = (

@@ -36,7 +36,7 @@ def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str
         )
     clips = list(frames_in_folder(folder, bundle.manifest.encoder, limit))
     say(f"comparing {', '.join(readers)} with onnxruntime on {len(clips)} clips")
-    reference = OnnxReader(bundle.path_of("encoder"))
+    reference = OnnxReader(bundle.path_of("encoder"), made_question(bundle.manifest))
     wanted = [reference(clip, budget) for clip in clips]
     return {
         name: compared(wanted, (reader(clip, budget) for clip in clips))
@@ -47,7 +47,8 @@ def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str
 def _readers(bundle: Bundle) -> dict[str, Reader]:
     readers: dict[str, Reader] = {}
     if any(item.precision == "int8" for item in bundle.manifest.encoder.variants):
-        readers["onnxruntime-int8"] = OnnxReader(encoder_path(bundle, "int8"))
+        path = encoder_path(bundle, "int8")
+        readers["onnxruntime-int8"] = OnnxReader(path, made_question(bundle.manifest))
     if ENCODERS["openvino"].missing() is None:
         readers["openvino"] = _openvino_reader(bundle)
     return readers
