@@ -432,11 +432,11 @@ def killed_lesson(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
     """The next run dies before this step of its lessons, counted through, once."""
     step, steps = NamingLesson._step, itertools.count()
 
-    def dying(self: NamingLesson, number: int) -> float:
+    def dying(self: NamingLesson, number: int, *others: Any) -> float:
         if next(steps) == fatal:
             monkeypatch.setattr(NamingLesson, "_step", step)
             raise KeyboardInterrupt
-        return step(self, number)
+        return step(self, number, *others)
 
     monkeypatch.setattr(NamingLesson, "_step", dying)
 

@@ -120,11 +120,11 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
     """The next run dies before this step, once."""
     step = Run.step
 
-    def dying(self: Run, number: int) -> dict[str, Any]:
+    def dying(self: Run, number: int, *others: Any) -> dict[str, Any]:
         if number == fatal:
             monkeypatch.setattr(Run, "step", step)
             raise KeyboardInterrupt
-        return step(self, number)
+        return step(self, number, *others)
 
     monkeypatch.setattr(Run, "step", dying)
 

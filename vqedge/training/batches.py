@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Batches:
         self, config: TrainConfig, tokenizer: PromptTokenizer, device: torch.device
     ) -> None:
         self.config, self.tokenizer, self.device = config, tokenizer, device
+        self._one_at_a_time = Lock()  # a tokenizer is not for two threads: calls change its state
 
     def of_step(self, clips: TrainingClips, picks: list[Pick], budget: int, step: int) -> Batch:
         """Clips of a step with questions drawn for it."""
@@ -73,10 +75,11 @@ class Batches:
         asked: Sequence[list[QuestionAnswer]],
     ) -> Batch:
         chosen, each = clips.batch(picks, budget), asked
-        if follows_question(self.config.model.quantizer.kind):
-            each = [[item] for questions in asked for item in questions]
-            chosen = chosen._replace(asked=self._asked(asked))
-        packed = pack(self.tokenizer, each, budget * rows_per_code(self.config.model))
+        with self._one_at_a_time:
+            if follows_question(self.config.model.quantizer.kind):
+                each = [[item] for questions in asked for item in questions]
+                chosen = chosen._replace(asked=self._asked(asked))
+            packed = pack(self.tokenizer, each, budget * rows_per_code(self.config.model))
         packed = PackedBatch(
             *(part.to(self.device) for part in (packed.ids, packed.segment, packed.targets))
         )

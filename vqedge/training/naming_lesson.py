@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,14 @@ from vqedge.model.naming import NamingLoss
 from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
 from vqedge.recipe import OptimConfig
+from vqedge.training.ahead import Ahead
+
+
+class _Shown(NamedTuple):
+    """Clips and what their patches show."""
+
+    clips: ClipBatch  # on the bridge's device
+    labels: PatchLabels  # on the CPU
 
 
 class NamingLesson:
@@ -68,21 +77,32 @@ class NamingLesson:
         Returns:
             whether the lesson came to its end.
         """
-        for step in range(first, self.optim.naming_steps):
-            torch.manual_seed(self.seed + step)  # a codebook draws rows for its dead entries
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.optim.naming_learning_rate * schedule(step)
-            value = self._step(step)
-            if on_step(step + 1, value):
-                return False
+        with Ahead(self._shown_at, self.optim.naming_steps) as ready:
+            for step in range(first, self.optim.naming_steps):
+                torch.manual_seed(self.seed + step)  # a codebook draws rows for its dead entries
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.optim.naming_learning_rate * schedule(step)
+                value = self._step(step, ready)
+                if on_step(step + 1, value):
+                    return False
         return True
 
-    def _step(self, step: int) -> float:
+    def _shown_at(self, step: int) -> _Shown:
+        """Runs in another thread: reads no weights, draws no numbers of torch."""
         count = self.optim.naming_clips_per_step
         picks = self.mixture.picks(step * count, (step + 1) * count)
-        budget = drawn_budget(self.budgets, self.seed + 1, step)
-        clips = self._quantized(self.clips.batch(picks, budget))
-        names = self._names(self.clips, picks, clips)
+        return self._shown(self.clips, picks, drawn_budget(self.budgets, self.seed + 1, step))
+
+    def _shown(self, clips: TrainingClips, picks: Sequence[Pick], budget: int) -> _Shown:
+        config, vocabulary = self.bridge.config.encoder, self.loss.vocabulary
+        labelled = [clips.clip(pick) for pick in picks]
+        labels = patch_labels(labelled, config.frames, config.grid, vocabulary)
+        return _Shown(clips.batch(picks, budget).to(self.device), labels)
+
+    def _step(self, step: int, ready: Ahead[_Shown]) -> float:
+        shown = ready(step)
+        clips = quantized(shown.clips, self.reducer)
+        names = self._names(shown.labels, clips)
         rows, commitment = self._rows(clips)
         loss = self.loss(rows, names) + self.optim.commitment_weight * commitment
         loss.backward()
@@ -91,9 +111,6 @@ class NamingLesson:
         self.optimizer.zero_grad()  # the language model's first step begins without gradients
         return float(loss.item())
 
-    def _quantized(self, batch: ClipBatch) -> QuantizedBatch:
-        return quantized(batch.to(self.device), self.reducer)
-
     def _rows(self, clips: QuantizedBatch) -> tuple[Tensor, Tensor]:
         """What the bridge says of each code, `[B, K, d]`, and the codebook's own loss."""
         if not self.quantised:
@@ -101,13 +118,8 @@ class NamingLesson:
         bridged: Bridged = self.bridge(*clips)
         return self.bridge.by_code(bridged.tokens), bridged.commitment
 
-    def _names(self, clips: TrainingClips, picks: Sequence[Pick], coded: QuantizedBatch) -> Tensor:
+    def _names(self, labels: PatchLabels, coded: QuantizedBatch) -> Tensor:
         """What every code shows, int64 `[B, K, groups]`."""
-        config = self.bridge.config.encoder
-        labelled = [clips.clip(pick) for pick in picks]
-        labels: PatchLabels = patch_labels(
-            labelled, config.frames, config.grid, self.loss.vocabulary
-        )
         names = labels.code_names(coded.indices.cpu(), coded.codes.shape[1])
         return names.to(self.device)
 
@@ -118,8 +130,9 @@ class NamingLesson:
             self.reducer.eval()
         found: dict[str, list[Tensor]] = {}
         for picks in held_out.parts():
-            clips = self._quantized(held_out.batch(picks, budget))
-            names = self._names(held_out, picks, clips)
+            shown = self._shown(held_out, picks, budget)
+            clips = quantized(shown.clips, self.reducer)
+            names = self._names(shown.labels, clips)
             for group, right in self.loss.right(self._rows(clips)[0], names).items():
                 found.setdefault(group, []).append(right)
         if self.reducer is not None:

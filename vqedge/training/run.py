@@ -28,7 +28,8 @@ from vqedge.model.vit import ViT
 from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.progress import Clock, progress
 from vqedge.recipe import TrainConfig
-from vqedge.training.batches import Batches
+from vqedge.training.ahead import Ahead
+from vqedge.training.batches import Batch, Batches
 from vqedge.training.beginning import Beginning
 from vqedge.training.folder import RunFolder
 from vqedge.training.held_out import codebook_usage, exact_match
@@ -102,9 +103,12 @@ class Run:
         self.model.train()
         speaks = self.accelerator.is_main_process
         unit = ("clips", config.optim.clips_per_step)
-        with progress("training", config.optim.steps, first, speaks, unit) as advance:
+        with (
+            progress("training", config.optim.steps, first, speaks, unit) as advance,
+            Ahead(self._batches_of, config.optim.steps) as ready,
+        ):
             for step in range(first, config.optim.steps):
-                record = self.step(step)
+                record = self.step(step, ready)
                 advance(_summary(record))
                 last = step + 1 == config.optim.steps
                 stop = anyone(clock.is_up(), self.accelerator) and not last
@@ -148,15 +152,15 @@ class Run:
         self.save(0, {"step": 0, "naming": named}, due=True)
         return True
 
-    def step(self, step: int) -> dict[str, Any]:
-        """One optimiser step; returns its record for the log."""
+    def step(self, step: int, ready: Ahead[list[Batch]]) -> dict[str, Any]:
+        """One optimiser step on its batches; returns its record for the log."""
         began, optim = time.monotonic(), self.config.optim
         torch.manual_seed(self.config.seed + step)  # a codebook draws rows for its dead entries
         factor = learning_rate_factor(step, optim.warmup_steps, optim.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        budget = drawn_budget(self.config.budgets, self.config.seed, step)
-        parts = [self._part(picks, budget, step) for picks in self._picks(step)]
+        batches = ready(step)
+        parts = [self._part(batch) for batch in batches]
         seconds = time.monotonic() - began
         return {
             "step": step + 1,
@@ -164,14 +168,19 @@ class Run:
             "exact_match": round(float(np.mean([part["exact_match"] for part in parts])), 4),
             "gradient_norm": round(parts[-1]["gradient_norm"], 4),
             "learning_rate": optim.learning_rate * factor,
-            "budget": budget,
+            "budget": batches[0].clips.budget,
             "seconds": round(seconds, 3),
             "clips_per_s": round(optim.clips_per_step / seconds, 3),
         }
 
-    def _part(self, picks: list[Pick], budget: int, step: int) -> dict[str, float]:
+    def _batches_of(self, step: int) -> list[Batch]:
+        """A step's parts. Runs in another thread: reads no weights, draws no numbers of torch."""
+        budget = drawn_budget(self.config.budgets, self.config.seed, step)
+        made = self.batches.of_step
+        return [made(self.clips, picks, budget, step) for picks in self._picks(step)]
+
+    def _part(self, batch: Batch) -> dict[str, float]:
         """Forward and backward of one part of a step; the last part updates the weights."""
-        batch = self.batches.of_step(self.clips, picks, budget, step)
         norm = 0.0
         with self.accelerator.accumulate(self.replica):
             scores: Scores = self.replica(batch.clips, batch.packed)
