@@ -256,7 +256,9 @@ def search(
     novel: Annotated[
         bool, typer.Option("--novel", help="The query's codes that no clip of the folder has.")
     ] = False,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Most clips to list.")] = 10,
+    count: Annotated[
+        int, typer.Option("-n", "--limit", "--count", min=1, help="Most clips to list.")
+    ] = 10,
     threshold: Annotated[
         float | None,
         typer.Option(

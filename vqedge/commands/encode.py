@@ -113,7 +113,8 @@ def encode(
             sys.stdout.buffer.write(jobs[0].out.read_bytes())
     outcomes = [_as_given(outcome, videos, out) for outcome in outcomes]
     if as_json:
-        json_result({"files": [_document(outcome) for outcome in outcomes]})
+        files = [_document(outcome) for outcome in outcomes]
+        json_result({"files": files, "backend": {"encoder": encoder.name}})
     _report(outcomes)
 
 
