@@ -194,11 +194,17 @@ class AttentionConfig(Config):
     heads: PositiveInt = 6
     depth: Annotated[int, Field(ge=0)] = 2
     """Layers; 0 leaves the attention out."""
-    hash: Literal["occupancy", "none", "tokens"] = "occupancy"
-    """What is told of where and when a code occurs; `tokens`: in words of a vocabulary, as are the
-    codes, so that every row is looked up in a table (docs/video-words.md)."""
+    hash: Literal["occupancy", "places", "none", "tokens"] = "occupancy"
+    """What is told of where and when a code occurs; `places`: all but how fast it moves and grows;
+    `tokens`: in words of a vocabulary, as are the codes, so that every row is looked up in a table
+    (docs/video-words.md)."""
     blind: bool = False
     """Rows say nothing: what the questions alone give away."""
+
+    @property
+    def reads_hash(self) -> bool:
+        """Does VQ-Attention read features of the token hash?"""
+        return self.hash in ("occupancy", "places")
 
     @model_validator(mode="after")
     def _has_whole_heads(self) -> Self:

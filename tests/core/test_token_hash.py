@@ -163,6 +163,20 @@ def test_where_a_code_occurs_changes_its_row(bridge: Bridge) -> None:
     assert ((after - before)[0, : CODES - 1].abs().amax(dim=1) > 1e-4).all()
 
 
+@pytest.mark.parametrize(("kind", "heeded"), [("occupancy", True), ("places", False)])
+def test_places_are_all_but_the_slopes(kind: str, heeded: bool) -> None:
+    attention = CONFIG.attention.model_copy(update={"hash": kind})
+    torch.manual_seed(0)
+    model = Bridge(CONFIG.model_copy(update={"attention": attention})).attention.eval()
+    codes, hashed = _codes(1), token_hash(_random_maps(1), FRAMES, CODES)
+    before = model(codes, *hashed)
+    slopes, places = (hashed.features.clone() for _ in range(2))
+    slopes[..., -3:] += 1.0
+    places[..., -4] += 1.0
+    assert torch.equal(model(codes, slopes, hashed.mask), before) is not heeded
+    assert not torch.equal(model(codes, places, hashed.mask), before)
+
+
 def test_a_clip_without_any_code_is_all_zero_and_finite(bridge: Bridge) -> None:
     hashed = TokenHash(
         torch.zeros(1, CODES, hash_width(FRAMES)), torch.zeros(1, CODES, dtype=torch.bool)

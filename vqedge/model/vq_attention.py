@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
-from vqedge.model.token_hash import hash_width
+from vqedge.model.token_hash import MOTION_FEATURES, hash_width
 
 ROW_NORM = 6.0  # at first: about the sum of four word embeddings of the language model
 _EPS = 1e-6
@@ -69,7 +69,9 @@ class VQAttention(nn.Module):
         width, features = config.attention.width, hash_width(config.encoder.frames)
         self.code_norm = nn.LayerNorm(code_width)
         self.code = nn.Linear(code_width, width)
-        if config.attention.hash == "occupancy":
+        if config.attention.hash == "places":
+            features -= MOTION_FEATURES
+        if config.attention.reads_hash:
             self.hash1, self.hash2 = nn.Linear(features, width), nn.Linear(width, width)
         heads = config.attention.heads
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(config.attention.depth))
@@ -89,7 +91,9 @@ class VQAttention(nn.Module):
             float `[B, K, d_llm]`; rows that are not used are zero.
         """
         x = self.code(self.code_norm(codes))
-        if self.config.hash == "occupancy":
+        if self.config.hash == "places":
+            features = features[..., :-MOTION_FEATURES]
+        if self.config.reads_hash:
             x = x + self.hash2(F.gelu(self.hash1(features)))
         used = mask.to(x.dtype)
         key_bias = ((1.0 - used) * _MASKED)[:, None, None, :]
