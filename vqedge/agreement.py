@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -17,3 +19,49 @@ def row_cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.N
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     cosines: npt.NDArray[np.float64] = (left * right).sum(axis=1) / np.maximum(lengths, 1e-12)
     return cosines
+
+
+def patch_cosine(
+    a: npt.NDArray[np.float32],
+    map_a: npt.NDArray[np.int32],
+    b: npt.NDArray[np.float32],
+    map_b: npt.NDArray[np.int32],
+) -> float:
+    """The mean over patches of the cosine between the rows that tell of a patch in `a` and in `b`.
+
+    The order of rows does not matter, nor does it much which of two like rows a patch has.
+
+    Args:
+        a: rows `[k, width]`.
+        map_a: the row of each patch, of any shape.
+        b: rows `[l, width]`.
+        map_b: of the shape of `map_a`.
+    """
+    pairs, places = np.unique(np.stack([map_a.ravel(), map_b.ravel()]), axis=1, return_inverse=True)
+    return float(row_cosines(a[pairs[0]], b[pairs[1]])[places.ravel()].mean())
+
+
+def chance_of_loss(ours: Sequence[int], theirs: Sequence[int]) -> float:
+    """How likely two equals are to be at least as far apart: an exact sign-flip test over clips.
+
+    Answers about one clip go together, so clips are what is flipped.
+
+    Args:
+        ours: right answers by clip.
+        theirs: those of the other to the same questions.
+
+    Returns:
+        the probability that ours fall behind as far as they do; 0.5 and more where they do not.
+
+    Raises:
+        ValueError: not the same clips.
+    """
+    behind = [there - here for here, there in zip(ours, theirs, strict=True)]
+    chances = {0: 1.0}
+    for size in behind:
+        after: defaultdict[int, float] = defaultdict(float)
+        for total, chance in chances.items():
+            after[total + size] += chance / 2
+            after[total - size] += chance / 2
+        chances = after
+    return sum(chance for total, chance in chances.items() if total >= sum(behind))

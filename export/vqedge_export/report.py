@@ -19,8 +19,11 @@ MOST_SAFE_IDS = 0.01
 # share of patches that another backend may put on another part of the index map, codes matched: on
 # the clips of `check --backend` the tiny encoder moves 0.10 in bfloat16 and 0.25 in int8
 MOST_MAPS_DIFFER = 0.4
-# mean cosine of another backend's tokens, where the index map cannot tell: it is always the same
+# mean cosine of another backend's tokens, patch by patch: 0.996 in int8, 0.98 on real videos; what
+# reads questions, windows or a grid has the same index map whatever a backend computes
 LEAST_TOKEN_COSINE = 0.95
+# an equal backend gets as many answers fewer right than the reference with at least this chance
+LEAST_CHANCE_OF_LOSS = 0.01
 
 
 class _Record(BaseModel):
@@ -99,6 +102,24 @@ class LlmParity(_Record):
     kl_max: float
 
 
+class AnswerParity(_Record):
+    """One encoder backend against ONNX Runtime in answers: same language model, same questions."""
+
+    suite: str
+    version: str  # of what the suite asks
+    questions: int
+    clips: int
+    same: int  # answers, word for word
+    accuracy_reference: float
+    accuracy: float
+    chance_of_loss: float  # see `vqedge.agreement.chance_of_loss`
+
+    @property
+    def too_few(self) -> bool:
+        """Not even a loss on every clip would tell."""
+        return 0.5**self.clips > LEAST_CHANCE_OF_LOSS
+
+
 class BackendParity(_Record):
     """One encoder backend against ONNX Runtime, see `vqedge_runtime.compare.BackendFigures`."""
 
@@ -106,6 +127,7 @@ class BackendParity(_Record):
     engine: str | None = None  # key of the engine that ran, if it was one
     reference: str
     clips: int
+    clips_of: Literal["generated", "videos"] = "generated"
     clips_same: int
     ids_differ: float
     safe_ids_differ: float
@@ -113,6 +135,8 @@ class BackendParity(_Record):
     maps_differ: float | None = None  # not in reports of version 0.1.0
     token_cosine: float | None
     token_cosine_mean: float
+    token_cosine_patches: float | None = None  # nor these two
+    answers: AnswerParity | None = None
 
 
 class ParityReport(_Record):
@@ -175,7 +199,11 @@ def report_of(bundle: Bundle) -> ParityReport:
 
 
 def report_from_file(path: Path) -> ParityReport | None:
-    """A report that was written before, or None if there is none."""
+    """A report that was written before, or None if there is none.
+
+    Raises:
+        CheckpointError: the file holds something else.
+    """
     if not path.is_file():
         return None
     try:

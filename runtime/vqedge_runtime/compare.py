@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.agreement import SAFE_MARGIN, row_cosines
+from vqedge.agreement import SAFE_MARGIN, patch_cosine, row_cosines
 from vqedge.index_maps import matched_share
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.encoders import Encoder, Frames, Text
@@ -34,6 +34,8 @@ class BackendFigures:
         maps_differ: share of patches on another part of the index map, codes matched.
         token_cosine: of the worst row in the clips that are the same; None if there are none.
         token_cosine_mean: of all rows that both have, in all clips.
+        token_cosine_patches: of the rows that tell of a patch, mean over all patches; None where
+            no row is one code's.
     """
 
     backend: str
@@ -46,6 +48,7 @@ class BackendFigures:
     maps_differ: float
     token_cosine: float | None
     token_cosine_mean: float
+    token_cosine_patches: float | None
 
 
 @dataclass
@@ -55,6 +58,7 @@ class _Seen:
     maps: list[float] = field(default_factory=list)
     worst: list[float] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
+    patches: list[float] = field(default_factory=list)
 
     def add(self, wanted: TokenSet, found: TokenSet) -> None:
         differs = wanted.index_map != found.index_map
@@ -67,6 +71,9 @@ class _Seen:
         self.cosines += cosines.tolist()
         if not differs.any():
             self.worst.append(float(cosines.min()))
+        if wanted.rows_per_code is not None and found.rows_per_code is not None:
+            told, other = (item.rows.reshape(item.codes.count, -1) for item in (wanted, found))
+            self.patches.append(patch_cosine(told, wanted.index_map, other, found.index_map))
 
 
 def compared(
@@ -94,4 +101,5 @@ def compared(
         maps_differ=float(np.mean(seen.maps)),
         token_cosine=min(seen.worst, default=None),
         token_cosine_mean=float(np.mean(seen.cosines)),
+        token_cosine_patches=float(np.mean(seen.patches)) if seen.patches else None,
     )

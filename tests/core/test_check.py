@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,26 @@ from vqedge.bundle import BundleFacts, VariantRecord, bundle_writer, open_bundle
 from vqedge.commands import export as exporting
 from vqedge.commands import flips
 from vqedge.commands.check import check
+from vqedge.commands.compare import answers_told
 from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
-from vqedge.errors import BundleError, ConfigError, ParityError
+from vqedge.data.suites import suite_items, suite_version
+from vqedge.errors import BundleError, ConfigError, ParityError, UsageError
 from vqedge_export import pipeline
 from vqedge_export.assemble import DEFAULT_PRECISION
 from vqedge_export.flips import Reading
 from vqedge_export.report import (
+    AnswerParity,
     BackendParity,
     ParityReport,
     VariantParity,
     report_from_file,
 )
-from vqedge_runtime import bridge
+from vqedge_runtime import session
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.llm import FakeLanguageModel
 
 VARIANT = VariantParity(
     clips=3,
@@ -53,6 +58,9 @@ BACKEND = BackendParity(
     token_cosine=1.0,
     token_cosine_mean=1.0,
 )
+
+
+QUESTIONS = 16
 
 
 def measured(top1: float = 1.0) -> ParityReport:
@@ -175,22 +183,107 @@ def test_every_encoder_that_is_compared_on_clips_hears_the_same_question(
     assert all(np.array_equal(text, question) for text in heard)
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, other: FakeEncoder) -> None:
-    """ONNX Runtime and a backend `other`, neither of which is one."""
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, other: FakeEncoder, llm: FakeLanguageModel | None = None
+) -> None:
+    """ONNX Runtime and a backend `other`, neither of which is one; a `llm` that says "red"."""
+    llm = llm or saying(["red"] * 2 * QUESTIONS)
     for name, encoder in (("onnxruntime", FakeEncoder(32, 576)), ("other", other)):
         backend = EncoderBackend(lambda *_, encoder=encoder: encoder, lambda: None)  # type: ignore[misc]
         monkeypatch.setitem(ENCODERS, name, backend)
-    monkeypatch.setattr(bridge, "open_bridge", lambda *_: FakeBridge(576))
+    monkeypatch.setattr(session, "open_bridge", lambda *_: FakeBridge(576))
+    monkeypatch.setattr(session, "open_llama_cpp", lambda *_, **__: llm)
+
+
+def saying(texts: Sequence[str]) -> FakeLanguageModel:
+    llm = FakeLanguageModel()
+    for text in texts:
+        llm.enqueue(text)
+    return llm
 
 
 def test_a_backend_that_computes_the_same_passes(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(monkeypatch, FakeEncoder(32, 576))
-    check(bundle, backend="other", as_json=True)
+    check(bundle, backend="other", limit=QUESTIONS, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
     assert (row["maps_differ"], row["ids_differ"], row["clips"]) == (0.0, 0.0, 12)
     assert row["clips_same"] == 12 and row["token_cosine"] == pytest.approx(1.0)
+    answers = row["answers"]
+    assert answers["version"] == suite_version("synthetic") and answers["chance_of_loss"] == 1.0
+    assert answers["questions"] == answers["same"] == QUESTIONS
+    assert reported(bundle).backends["other"] == BackendParity.model_validate(row)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_backend_that_loses_right_answers_fails(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    """Also where its index maps and tokens are the same; one that gains some does not."""
+    right = [item.answer for item in suite_items("synthetic", 70) if not item.choices]
+    wrong = ["nothing"] * len(right)
+    texts = right + wrong if lost else wrong + right
+    stand_in(monkeypatch, FakeEncoder(32, 576), saying(texts))
+    if lost:
+        with pytest.raises(ParityError, match=r"right instead of .* chance of .*among equals"):
+            check(bundle, backend="other", limit=70, as_json=True)
+    else:
+        check(bundle, backend="other", limit=70, as_json=True)
+    row = document(capsys)["parity"]["backends"]["other"]
+    assert row["maps_differ"] == 0 and row["answers"]["same"] == 70 - len(right)
+    assert (row["answers"]["chance_of_loss"] < 0.01) == lost
+    assert reported(bundle).backends["other"] == BackendParity.model_validate(row)
+
+
+def test_a_backend_is_measured_on_the_clips_and_the_questions_of_its_user(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    stand_in(monkeypatch, FakeEncoder(32, 576), saying(["red.", "red"]))
+    for name in ("a.mp4", "b.mp4"):
+        write_demo(tmp_path / name)
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text('{"video": "a.mp4", "question": "Which color?", "answer": "red"}\n')
+    check(bundle, backend="other", videos=tmp_path, suite=str(suite))
+    row = reported(bundle).backends["other"]
+    assert (row.clips, row.clips_of, reported(bundle).flips) == (2, "videos", {})
+    assert row.answers is not None
+    assert (row.answers.suite, row.answers.questions, row.answers.same) == ("mine.jsonl", 1, 0)
+    assert row.answers.accuracy == row.answers.accuracy_reference == 1.0, "both say red"
+    tokens, answers = capsys.readouterr().err.splitlines()[:2]
+    assert tokens.startswith("fake encoder against fake encoder on 2 videos: 2 the same; 0.00%")
+    assert tokens.endswith("token cosine 1.0000")
+    assert answers == (
+        "0 of 1 answers to mine.jsonl are the same; 100.0% right, 100.0% of the reference; "
+        "1 clip is too few to tell a loss: raise --limit"
+    )
+
+
+def test_a_loss_is_said_with_its_chance() -> None:
+    answers = AnswerParity(
+        suite="synthetic",
+        version="1",
+        questions=200,
+        clips=25,
+        same=190,
+        accuracy_reference=0.9,
+        accuracy=0.89,
+        chance_of_loss=0.25,
+    )
+    assert answers_told(answers) == (
+        "190 of 200 answers to synthetic are the same; 89.0% right, 90.0% of the reference, "
+        "a loss that has a chance of 0.25 among equals"
+    )
+    better = answers.model_copy(update={"accuracy": 0.95, "chance_of_loss": 0.97})
+    assert answers_told(better).endswith("95.0% right, 90.0% of the reference")
+
+
+def test_a_suite_without_a_backend_is_refused(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="--backend"):
+        check(bundle, suite="synthetic")
 
 
 @pytest.mark.parametrize("hears", [True, False])
@@ -209,12 +302,12 @@ def test_a_backend_that_is_deaf_to_questions_fails(
     root = written(tmp_path / "asking.vqedge", asking_facts())
     stand_in(monkeypatch, Other(32, 576))
     if hears:
-        check(root, backend="other", as_json=True)
+        check(root, backend="other", limit=1, as_json=True)
     else:
-        with pytest.raises(ParityError, match=r"token_cosine_mean .*, at least 0\.95 wanted"):
-            check(root, backend="other", as_json=True)
+        with pytest.raises(ParityError, match=r"token_cosine_patches .*, at least 0\.95 wanted"):
+            check(root, backend="other", limit=1, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
-    assert row["maps_differ"] == 0 and (row["token_cosine_mean"] > 0.99) == hears
+    assert row["maps_differ"] == 0 and (row["token_cosine_patches"] > 0.99) == hears
 
 
 def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(
@@ -228,7 +321,7 @@ def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(
 
     stand_in(monkeypatch, Other(32, 576))
     with pytest.raises(ParityError, match=r"maps_differ .*parity\.json has the figures"):
-        check(bundle, backend="other", as_json=True)
+        check(bundle, backend="other", limit=1, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
     assert row["maps_differ"] > 0.4
     assert reported(bundle).backends["other"].maps_differ == row["maps_differ"]

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from vqedge.agreement import chance_of_loss
 from vqedge.errors import CheckpointError, ParityError
 from vqedge_export.gguf import LLM_QUANTS
 from vqedge_export.parity import require
 from vqedge_export.report import (
+    LEAST_CHANCE_OF_LOSS,
     TOLERANCES,
+    AnswerParity,
     CodebookParity,
     EncoderParity,
     LlmParity,
@@ -137,6 +140,35 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
     assert report_from_file(path) == report()
     assert list(json.loads(path.read_text())) == sorted(ParityReport.model_fields)
     assert report().to_json().endswith("}\n")
+
+
+def test_a_report_from_before_answers_were_compared_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "parity.json"
+    zero = dict.fromkeys(("ids_differ", "safe_ids_differ", "margin_where_ids_differ"), 0.0)
+    zero |= {"token_cosine": None, "token_cosine_mean": 1.0, "clips": 12, "clips_same": 12}
+    row = {"backend": "other", "reference": "onnxruntime CPU fp32", "engine": None, **zero}
+    document = json.loads(report().to_json()) | {"backends": {"other": row}}
+    path.write_text(json.dumps(document))
+    found = report_from_file(path)
+    assert found is not None
+    read = found.backends["other"]
+    assert (read.clips_of, read.answers, read.token_cosine_patches) == ("generated", None, None)
+
+
+@pytest.mark.parametrize(("clips", "few"), [(6, True), (7, False)])
+def test_clips_are_too_few_where_a_loss_on_all_of_them_would_pass(clips: int, few: bool) -> None:
+    lost = chance_of_loss([0] * clips, [1] * clips)
+    answers = AnswerParity(
+        suite="synthetic",
+        version="1",
+        questions=clips,
+        clips=clips,
+        same=0,
+        accuracy_reference=1.0,
+        accuracy=0.0,
+        chance_of_loss=lost,
+    )
+    assert answers.too_few == few == (lost >= LEAST_CHANCE_OF_LOSS)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"encoder_sha256": 1}', "[]"])

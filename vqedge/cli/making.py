@@ -247,18 +247,30 @@ def check(
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Compare this encoder backend with onnxruntime, into parity.json."),
+        typer.Option(
+            help="Compare this encoder backend with onnxruntime, in tokens and in answers."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Whose questions --backend is asked, as of eval [default: synthetic]."),
     ] = None,
     videos: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of clips: what the lighter encoders change on them (needs onnx)."
+            help="Folder of clips for --backend; without one, for the lighter encoders "
+            "(needs onnx)."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most clips [default: all].")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most clips and questions [default: all of a folder; 12 made; 200 asked]."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle's files and, if asked, its parity on this machine.
+    """Verify a bundle's files and, if asked, its parity on this machine, into parity.json.
 
     Example: vqedge check tiny.vqedge --backend tensorrt
     """
@@ -268,6 +280,7 @@ def check(
         bundle,
         checkpoint=checkpoint,
         backend=backend,
+        suite=suite,
         videos=videos,
         limit=limit,
         as_json=as_json,

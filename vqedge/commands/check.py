@@ -10,7 +10,7 @@ from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.compare import Figures, backend_figures, checkpoint_figures, flip_figures
 from vqedge.commands.export import print_bundle
 from vqedge.commands.output import say
-from vqedge.errors import ParityError
+from vqedge.errors import ParityError, UsageError
 
 Measure = Callable[[Bundle], tuple[Bundle, Figures]]
 
@@ -20,6 +20,7 @@ def check(
     *,
     checkpoint: Path | None = None,
     backend: str | None = None,
+    suite: str | None = None,
     videos: Path | None = None,
     limit: int | None = None,
     as_json: bool = False,
@@ -29,20 +30,25 @@ def check(
     Args:
         bundle: the bundle.
         checkpoint: where it was exported from, to compare with PyTorch.
-        backend: of the encoder, to compare with ONNX Runtime on generated clips.
-        videos: a folder of clips that the lighter encoders are compared on.
-        limit: most clips of it.
+        backend: of the encoder, to compare with ONNX Runtime in tokens and in answers.
+        suite: whose questions are asked through both, "synthetic" by default.
+        videos: a folder of clips that the backend is compared on, instead of generated ones; the
+            lighter encoders if none is given.
+        limit: most clips, and most questions.
         as_json: print one document, also where parity is lost.
 
     Raises:
+        UsageError: a suite without a backend.
         BundleError: a file is missing or altered, or the report cannot be written.
         ParityError: a figure is out of bounds.
         BackendUnavailable: the backend cannot run here.
     """
+    if suite is not None and backend is None:
+        raise UsageError("--suite asks through a backend; name it with --backend")
     opened = open_bundle(bundle)
     figures: Figures = {}
     try:
-        for measure in _measures(checkpoint, backend, videos, limit):
+        for measure in _measures(checkpoint, backend, suite or "synthetic", videos, limit):
             opened, found = measure(opened)
             figures |= found
     except ParityError as error:
@@ -55,11 +61,15 @@ def check(
 
 
 def _measures(
-    checkpoint: Path | None, backend: str | None, videos: Path | None, limit: int | None
+    checkpoint: Path | None,
+    backend: str | None,
+    suite: str,
+    videos: Path | None,
+    limit: int | None,
 ) -> Iterator[Measure]:
     if checkpoint is not None:
         yield partial(checkpoint_figures, checkpoint=checkpoint)
     if backend is not None:
-        yield partial(backend_figures, backend=backend)
-    if videos is not None:
+        yield partial(backend_figures, backend=backend, suite=suite, videos=videos, limit=limit)
+    elif videos is not None:
         yield partial(flip_figures, folder=videos, limit=limit)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqedge.budget import ADAPTIVE
 from vqedge.bundle import Bundle, Manifest, rewritten
 from vqedge.checkpoint import PARITY
+from vqedge.commands.frames import frames_in_folder
+from vqedge.commands.output import say
 from vqedge.data.seeds import PARITY_SEED
 from vqedge.errors import ParityError
 
 if TYPE_CHECKING:
-    from vqedge_export.report import ParityReport
-    from vqedge_runtime.compare import BackendFigures
-    from vqedge_runtime.encoders import Encoder, Frames
+    from vqedge_export.report import AnswerParity, BackendParity, ParityReport
+    from vqedge_runtime import VideoQA
+    from vqedge_runtime.encoders import Frames
 
 Figures = dict[str, Any]
 
 _CLIPS = 12
+_QUESTIONS = 200
 _REFERENCE = "onnxruntime"
 
 
@@ -49,54 +54,121 @@ def checkpoint_figures(bundle: Bundle, checkpoint: Path) -> tuple[Bundle, Figure
     return changed, figures
 
 
-def backend_figures(bundle: Bundle, backend: str) -> tuple[Bundle, Figures]:
-    """Measure an encoder backend against ONNX Runtime.
+def backend_figures(
+    bundle: Bundle, backend: str, *, suite: str, videos: Path | None, limit: int | None
+) -> tuple[Bundle, Figures]:
+    """Measure an encoder backend against ONNX Runtime, in tokens and in answers; say what it is.
+
+    Args:
+        bundle: holds the encoders.
+        backend: what is measured.
+        suite: whose questions are asked.
+        videos: a folder of clips; generated ones if not given.
+        limit: most clips, and most questions.
 
     Raises:
-        ParityError: its index maps are others, or where those cannot differ its tokens; the report
+        ParityError: its index maps or tokens are others, or it gets fewer answers right; the report
             says how far.
         BackendUnavailable: it cannot run here.
+        UsageError: no such backend or suite.
+        ConfigError: the folder has no video.
+        DatasetError: the suite cannot be read.
         BundleError: the bundle cannot be written.
     """
+    from vqedge.commands.answers import answers_compared
+    from vqedge.data.suites import suite_items
     from vqedge_export.report import BackendParity, report_of
-    from vqedge_runtime.bridge import open_bridge
     from vqedge_runtime.compare import compared
-    from vqedge_runtime.encoders import made_question, open_encoder
+    from vqedge_runtime.encoders import made_question
 
-    with ExitStack() as stack:
-        opened: list[Encoder] = []
-        for name in (_REFERENCE, backend):
-            opened.append(open_encoder(name, bundle))
-            stack.callback(opened[-1].close)
-        bridge = open_bridge(bundle.path_of("bridge"))
-        stack.callback(bridge.close)
-        text = made_question(bundle.manifest)
-        found = compared(opened[0], opened[1], bridge, _clips(bundle.manifest), text)
-    known, row = report_of(bundle), asdict(found)
-    if (key := engine_key(bundle, backend)) is not None:
-        row["engine"] = key
-    backends = known.backends | {backend: BackendParity.model_validate(row)}
+    items = suite_items(suite, limit or _QUESTIONS, videos)
+    with _sessions(bundle, backend) as (reference, other):
+        clips, text = _clips(bundle.manifest, videos, limit), made_question(bundle.manifest)
+        found = compared(reference.encoder, other.encoder, reference.bridge, clips, text)
+        row = BackendParity(
+            **asdict(found),
+            clips_of="videos" if videos else "generated",
+            engine=engine_key(bundle, backend),
+        )
+        say(tokens_told(row))
+        answers = answers_compared(reference, other, suite, items)
+        say(answers_told(answers))
+    row = row.model_copy(update={"answers": answers})
+    known = report_of(bundle)
+    backends = known.backends | {backend: row}
     changed = _reported(bundle, known.model_copy(update={"backends": backends}))
-    figures = {"backends": {backend: row}}
-    if fault := _fault(found, text is not None):
+    figures = {"backends": {backend: row.model_dump(mode="json")}}
+    if faults := _faults(row):
         raise ParityError(
-            f"{found.backend}: {fault}; {PARITY} has the figures, use another backend", figures
+            f"{row.backend}: {'; '.join(faults)}; {PARITY} has the figures, use another backend",
+            figures,
         )
     return changed, figures
 
 
-def _fault(found: BackendFigures, per_question: bool) -> str:
-    """What a backend gets too wrong, if anything; maps of windows are the same in any case."""
-    from vqedge_export.report import LEAST_TOKEN_COSINE, MOST_MAPS_DIFFER
+@contextmanager
+def _sessions(bundle: Bundle, backend: str) -> Iterator[tuple[VideoQA, VideoQA]]:
+    """The reference and a backend, with one bridge and one language model."""
+    from vqedge_runtime import VideoQA
+    from vqedge_runtime.encoders import open_encoder, require_backend
 
-    if not found.maps_differ <= MOST_MAPS_DIFFER:
-        return f"maps_differ {found.maps_differ:.4g}, at most {MOST_MAPS_DIFFER:g} allowed"
-    if per_question and not found.token_cosine_mean >= LEAST_TOKEN_COSINE:
-        return (
-            f"token_cosine_mean {found.token_cosine_mean:.4g}, at least "
-            f"{LEAST_TOKEN_COSINE:g} wanted"
+    require_backend(backend)
+    opens = partial(open_encoder, backend, bundle)
+    with (
+        VideoQA.open(bundle.root, encoder=_REFERENCE) as qa,
+        VideoQA(opens, qa.bridge, qa.llm, bundle.manifest) as other,
+    ):
+        yield qa, other
+
+
+def tokens_told(row: BackendParity) -> str:
+    """A line on what a backend makes of clips."""
+    what = {"generated": "generated clips", "videos": "videos"}[row.clips_of]
+    cosine = row.token_cosine_patches
+    cosine = row.token_cosine_mean if cosine is None else cosine
+    return (
+        f"{row.backend} against {row.reference} on {row.clips} {what}: {row.clips_same} the same; "
+        f"{row.ids_differ:.2%} of ids differ, {row.safe_ids_differ:.2%} at a safe margin; "
+        f"{row.maps_differ:.2%} of patches on another part of the map; token cosine {cosine:.4f}"
+    )
+
+
+def answers_told(answers: AnswerParity) -> str:
+    """A line on what it changes of the answers."""
+    told = (
+        f"{answers.same} of {answers.questions} answers to {answers.suite} are the same; "
+        f"{answers.accuracy:.1%} right, {answers.accuracy_reference:.1%} of the reference"
+    )
+    if answers.too_few:
+        clips = "1 clip is" if answers.clips == 1 else f"{answers.clips} clips are"
+        return f"{told}; {clips} too few to tell a loss: raise --limit"
+    if answers.accuracy < answers.accuracy_reference:
+        return f"{told}, a loss that has a chance of {answers.chance_of_loss:.2g} among equals"
+    return told
+
+
+def _faults(row: BackendParity) -> list[str]:
+    """What a backend gets too wrong; maps of grids and windows are the same in any case."""
+    from vqedge_export.report import (
+        LEAST_CHANCE_OF_LOSS,
+        LEAST_TOKEN_COSINE,
+        MOST_MAPS_DIFFER,
+    )
+
+    faults = []
+    if row.maps_differ is None or not row.maps_differ <= MOST_MAPS_DIFFER:
+        faults.append(f"maps_differ {row.maps_differ:.4g}, at most {MOST_MAPS_DIFFER:g} allowed")
+    cosine = row.token_cosine_patches
+    if cosine is not None and not cosine >= LEAST_TOKEN_COSINE:
+        faults.append(f"token_cosine_patches {cosine:.4g}, at least {LEAST_TOKEN_COSINE:g} wanted")
+    answers = row.answers
+    if answers is not None and not answers.chance_of_loss >= LEAST_CHANCE_OF_LOSS:
+        faults.append(
+            f"{answers.accuracy:.1%} of the answers to {answers.suite} right instead of "
+            f"{answers.accuracy_reference:.1%}, which has a chance of "
+            f"{answers.chance_of_loss:.2g} among equals"
         )
-    return ""
+    return faults
 
 
 def engine_key(bundle: Bundle, backend: str) -> str | None:
@@ -127,14 +199,22 @@ def _reported(bundle: Bundle, report: ParityReport) -> Bundle:
     return rewritten(bundle, {PARITY: report.to_json().encode()})
 
 
-def _clips(manifest: Manifest) -> Iterator[tuple[Frames, int]]:
-    """Generated clips; the bundle's budgets take turns."""
-    from vqedge.data.generated import generated_frames
-
-    quantizer, spec = manifest.quantizer, manifest.encoder
+def _clips(
+    manifest: Manifest, videos: Path | None, limit: int | None
+) -> Iterator[tuple[Frames, int]]:
+    """Clips of a folder, or generated ones; the bundle's budgets take turns."""
+    quantizer = manifest.quantizer
     budgets = [quantizer.codes, quantizer.default_budget]
     if quantizer.adaptive_error is not None:
         budgets.append(ADAPTIVE)
-    for index in range(_CLIPS):
-        frames = generated_frames(PARITY_SEED, index, spec.frames, spec.size)
-        yield frames, budgets[index % len(budgets)]
+    clips = _generated(manifest, limit)
+    if videos is not None:
+        clips = frames_in_folder(videos, manifest.encoder, limit)
+    return zip(clips, cycle(budgets))
+
+
+def _generated(manifest: Manifest, limit: int | None) -> Iterator[Frames]:
+    from vqedge.data.generated import generated_frames
+
+    for index in range(min(limit or _CLIPS, _CLIPS)):
+        yield generated_frames(PARITY_SEED, index, manifest.encoder.frames, manifest.encoder.size)

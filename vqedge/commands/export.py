@@ -137,7 +137,7 @@ def print_bundle(bundle: Bundle, parity: dict[str, Any], as_json: bool) -> None:
     for path, size in files.items():
         say(f"{size / 1e6:9.1f} MB  {path}")
     parts = {part: parity.get(part) or {} for part in ("encoder", "codebook", "llm")}
-    parts |= parity.get("variants", {}) | parity.get("backends", {}) | parity.get("flips", {})
+    parts |= parity.get("variants", {}) | parity.get("flips", {})
     for part, values in parts.items():
         for name, value in values.items():
             told = format(value, ".6g") if isinstance(value, int | float) else value
