@@ -120,7 +120,7 @@ class Answer:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as `vqedge ask --json` prints it, of what JSON knows. Scripts rely on it."""
+        """What `vqedge ask --json` prints of it, in what JSON knows. Scripts rely on its keys."""
         video = self.video
         document = {
             "answer": self.text,
