@@ -72,12 +72,14 @@ def ask(
     )
     if questions is not None and (evidence or keep_kv or wanted.choices):
         raise UsageError("--evidence, --keep-kv and --choices are for one question")
+    if questions is not None and question is not None:
+        raise UsageError("give a question or --questions, not both")
     if video == STDIN:
         _check_pipe(question, questions, keep_kv)
     with given_video(video) as given:
         many = is_many(given.path, wanted.span)
         _check_clips(given, wanted, many)
-        asked = _asked(question, questions)
+        asked = [_question(question)] if questions is None else questions_from_file(questions)
         with open_session(bundle, runs_on, many or is_vqt(given.path)) as qa:
             if many or questions is not None:
                 several = (wanted.budget, wanted.span, wanted.decoding, as_json)
@@ -109,14 +111,6 @@ def _check_clips(given: Given, wanted: _Wanted, many: bool) -> None:
         )
     if wanted.keep_kv and not is_vqt(given.path):
         raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
-
-
-def _asked(question: str | None, questions: Path | None) -> list[str]:
-    if questions is None:
-        return [_question(question)]
-    if question is not None:
-        raise UsageError("give a question or --questions, not both")
-    return questions_from_file(questions)
 
 
 def _ask_one(qa: VideoQA, given: Given, question: str, wanted: _Wanted) -> None:
