@@ -213,6 +213,8 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["assemble", "x", "-o", "y", "--llm-quant", "Q9"], "--llm-quant Q9: choose one of"),
         (["build", "x", "--target", "onnx"], "--target onnx: choose one of tensorrt"),
         (["build", "x", "--precision", "fp8"], "--precision fp8: choose one of fp32, fp16, int8"),
+        (["check", "x", "-m", "y"], "the bundle is named twice, x and -m y; name it once"),
+        (["check", "x", "--backend", "none"], "no encoder backend 'none'"),
         (["build", "x", "-m", "y"], "the bundle is named twice, x and -m y; name it once"),
         (["build", "x", "--typing", "strict"], "--typing strict: choose one of strong, weak"),
         (["build", "x", "--device", "npu"], "--device npu: choose one of gpu, dla"),
@@ -260,6 +262,15 @@ def test_a_bundle_named_by_the_environment(
 ) -> None:
     monkeypatch.setenv("VQEDGE_BUNDLE", "named.vqedge")
     assert_one_line(run("ask", clip, "What?"), "named.vqedge: ")
+
+
+def test_check_takes_the_bundle_in_any_way(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(write_bundle(Path("fake.vqedge")).root)
+    assert_one_line(run("check"), "no bundle: give -m NAME.vqedge")
+    assert run("check", root).out == run("check", "-m", root).out == f"{root}\n"
+    monkeypatch.setenv("VQEDGE_BUNDLE", root)
+    assert run("check").out == f"{root}\n"
+    assert_one_line(run("check", "none.vqedge"), "none.vqedge: ")
 
 
 def test_a_video_that_is_not_there(run: Any, bundle: FakeBundle) -> None:

@@ -241,7 +241,8 @@ def build(
 
 @app.command()
 def check(
-    bundle: Annotated[Path, typer.Argument(help="Bundle to check.")],
+    bundle: BundleArgument = None,
+    model: BundleOption = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Measure parity with it (needs torch).")
     ] = None,
@@ -275,9 +276,10 @@ def check(
     Example: vqedge check tiny.vqedge --backend tensorrt
     """
     from vqedge.commands.check import check as run
+    from vqedge.commands.output import named_once
 
     run(
-        bundle,
+        named_once(bundle, model),
         checkpoint=checkpoint,
         backend=backend,
         suite=suite,

@@ -9,14 +9,15 @@ from pathlib import Path
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.compare import Figures, backend_figures, checkpoint_figures, flip_figures
 from vqedge.commands.export import print_bundle
-from vqedge.commands.output import say
+from vqedge.commands.output import bundle_or_default, say
 from vqedge.errors import ParityError, UsageError
+from vqedge_runtime.encoders import check_backend
 
 Measure = Callable[[Bundle], tuple[Bundle, Figures]]
 
 
 def check(
-    bundle: Path,
+    bundle: Path | None,
     *,
     checkpoint: Path | None = None,
     backend: str | None = None,
@@ -28,7 +29,7 @@ def check(
     """Verify a bundle's files; measure its parity, print it and write it into the bundle.
 
     Args:
-        bundle: the bundle.
+        bundle: the bundle; None for the one that `vqedge ask` would take.
         checkpoint: where it was exported from, to compare with PyTorch.
         backend: of the encoder, to compare with ONNX Runtime in tokens and in answers.
         suite: whose questions are asked through both, "synthetic" by default.
@@ -38,14 +39,16 @@ def check(
         as_json: print one document, also where parity is lost.
 
     Raises:
-        UsageError: a suite without a backend.
+        UsageError: a suite without a backend, or no such backend.
         BundleError: a file is missing or altered, or the report cannot be written.
         ParityError: a figure is out of bounds.
         BackendUnavailable: the backend cannot run here.
     """
     if suite is not None and backend is None:
         raise UsageError("--suite asks through a backend; name it with --backend")
-    opened = open_bundle(bundle)
+    if backend is not None:
+        check_backend(backend)
+    opened = open_bundle(bundle_or_default(bundle))
     figures: Figures = {}
     try:
         for measure in _measures(checkpoint, backend, suite or "synthetic", videos, limit):
@@ -53,7 +56,7 @@ def check(
             figures |= found
     except ParityError as error:
         if as_json:
-            print_bundle(open_bundle(bundle, verify=False), figures | error.figures, as_json)
+            print_bundle(open_bundle(opened.root, verify=False), figures | error.figures, as_json)
         raise
     if not figures:
         say("files are intact; --checkpoint, --backend or --videos measures parity")
