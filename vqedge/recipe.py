@@ -94,6 +94,10 @@ class OptimConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25
     """Of a learned codebook's own loss, beside that of the language model."""
+    frame_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of a clip's frames that the token hash leaves out, drawn anew in every step."""
+    hash_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of a step's clips without their token hash."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     compile: bool | None = None
     """Compile the language model's blocks, after which a step takes half as long; by default where
@@ -153,6 +157,11 @@ class TrainConfig(Config):
                     f"data.sources: {source[0]} {source[-1]} is held out to be asked about; "
                     "choose another seed, split or file"
                 )
+        dropout = self.optim.frame_dropout or self.optim.hash_dropout
+        if dropout and not self.model.attention.reads_hash:
+            raise ValueError(
+                "optim.frame_dropout and hash_dropout: want attention.hash occupancy or places"
+            )
         if self.model.attention.kind != "paper":
             raise ValueError("model.attention.kind: only 'paper' is trained here")
         return self

@@ -17,7 +17,9 @@ from vqedge.data.naming import SCENE_WORDS, labels_from_scene, word_table
 from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
+from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.naming import NamingLoss
+from vqedge.model.quantizing import quantized
 from vqedge.recipe import OptimConfig
 from vqedge.training.naming_lesson import NamingLesson
 
@@ -189,6 +191,22 @@ def test_the_bridge_learns_to_name(loss_of: NamingLoss) -> None:
     assert losses[-1] < 0.25 * losses[0]
     after = lesson.accuracy(clips, CODES)
     assert after["color"] > 0.9 > before["color"]
+
+
+def test_what_is_learned_is_told_by_the_whole_hash(loss_of: NamingLoss) -> None:
+    clips = training_clips(GeneratedClips(seed=1, clips=4))
+    torch.manual_seed(0)
+    bridge = Bridge(CONFIG)
+    lesson = NamingLesson(bridge, clips, loss_of, OptimConfig(), (CODES,), seed=0)
+    before = lesson.accuracy(clips, CODES)
+    bridge.attention.dropout = HashDropout(frames=1.0, clips=1.0)
+    rows = bridge(*quantized(clips.batch([*clips.in_order()], CODES), None)).tokens
+    assert lesson.accuracy(clips, CODES) == before
+    again = bridge(*quantized(clips.batch([*clips.in_order()], CODES), None)).tokens
+    assert torch.equal(again, rows), "training goes on as before"
+    bridge.attention.dropout = HashDropout()
+    whole = bridge(*quantized(clips.batch([*clips.in_order()], CODES), None)).tokens
+    assert not torch.equal(whole, rows)
 
 
 def test_rows_without_a_name_should_look_like_nothing(loss_of: NamingLoss) -> None:

@@ -136,6 +136,24 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
 
 
+def test_a_killed_run_with_dropout_leaves_out_what_it_would_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path
+) -> None:
+    optim = config_for(whole).optim.model_copy(update={"hash_dropout": 0.5, "frame_dropout": 0.5})
+    run(config_for(tmp_path / "dropping", optim=optim))
+    kill_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(config_for(tmp_path / "killed", optim=optim))
+    torch.manual_seed(99)  # a new process has another random state
+    run(config_for(tmp_path / "killed", optim=optim), resume=True)
+    plain, expected, found = (
+        load_file(folder / STATE) for folder in (whole, tmp_path / "dropping", tmp_path / "killed")
+    )
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    hashed = [name for name in plain if name.startswith("weight.") and "hash" in name]
+    assert hashed and not any(torch.equal(expected[name], plain[name]) for name in hashed)
+
+
 @pytest.mark.parametrize("place", ["save_file", "carry_weights"])
 @pytest.mark.parametrize("first", [True, False])
 def test_a_kill_within_a_save_loses_nothing(
@@ -900,6 +918,10 @@ FAULTS = {
     "want model.quantizer.default_budget among them": ["data.budgets=[8]"],
     "none may exceed model.quantizer.codes": ["data.budgets=[8, 200]"],
     "must divide optim.clips_per_step": ["optim.accumulate=3"],
+    "want attention.hash occupancy or places": [
+        "optim.hash_dropout=0.2",
+        "model.attention.hash=none",
+    ],
     "does not match any of the expected tags": ["data.sources=[{kind: radio}]"],
 }
 

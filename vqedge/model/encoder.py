@@ -101,7 +101,7 @@ class Bridge(nn.Module):
             codes: float `[B, K, D]`.
             indices: integer `[B, T * grid * grid]`.
         """
-        hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
+        hashed = self._trained_hash(indices, codes.shape[1])
         ids, commitment = None, codes.new_zeros(())
         if self.codebook is not None:
             codes, ids, commitment = self.codebook(codes, hashed.mask)
@@ -110,7 +110,7 @@ class Bridge(nn.Module):
 
     def unquantised(self, codes: Tensor, indices: Tensor) -> Tensor:
         """`by_code` of the tokens that codes would give if the codebook had an entry for each."""
-        hashed = token_hash(indices, self.config.encoder.frames, codes.shape[1])
+        hashed = self._trained_hash(indices, codes.shape[1])
         seen = codes if self.codebook is None else self.codebook.seen(codes)
         tokens: Tensor = self.attention(seen, hashed.features, hashed.mask)
         return tokens
@@ -141,6 +141,15 @@ class Bridge(nn.Module):
         codes = stored.float() if self.codebook is None else self.codebook.sums(stored)
         tokens = self.attention(codes[None], hashed.features, hashed.mask)[0]
         return Rows(tokens, hashed.mask[0], None)
+
+    def _trained_hash(self, indices: Tensor, codes: int) -> TokenHash:
+        """Of a batch: features of the frames that are counted, and rows of all."""
+        frames = self.config.encoder.frames
+        hashed = token_hash(indices, frames, codes)
+        counted = self.attention.dropout.counted(indices, frames, codes)
+        if counted is indices:
+            return hashed
+        return hashed._replace(features=token_hash(counted, frames, codes).features)
 
     def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
         return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)

@@ -28,7 +28,7 @@ def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
     """Occupancy features of every code in every frame.
 
     Args:
-        indices: integer `[B, T * grid * grid]`, values in `0..codes - 1`.
+        indices: integer `[B, T * grid * grid]`, values in `0..codes - 1`; any other is no code.
         frames: T.
         codes: K.
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
+from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.token_hash import MOTION_FEATURES, hash_width
 
 ROW_NORM = 6.0  # at first: about the sum of four word embeddings of the language model
@@ -69,6 +70,7 @@ class VQAttention(nn.Module):
         width, features = config.attention.width, hash_width(config.encoder.frames)
         self.code_norm = nn.LayerNorm(code_width)
         self.code = nn.Linear(code_width, width)
+        self.dropout = HashDropout()
         if config.attention.hash == "places":
             features -= MOTION_FEATURES
         if config.attention.reads_hash:
@@ -94,7 +96,7 @@ class VQAttention(nn.Module):
         if self.config.hash == "places":
             features = features[..., :-MOTION_FEATURES]
         if self.config.reads_hash:
-            x = x + self.hash2(F.gelu(self.hash1(features)))
+            x = x + self.dropout.heeded(self.hash2(F.gelu(self.hash1(features))))
         used = mask.to(x.dtype)
         key_bias = ((1.0 - used) * _MASKED)[:, None, None, :]
         for block in self.blocks:

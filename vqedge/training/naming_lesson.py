@@ -11,6 +11,7 @@ from torch import Tensor
 from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.training import ClipBatch, PatchLabels, TrainingClips, patch_labels
 from vqedge.model.encoder import TrainedBridge
+from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.naming import NamingLoss
 from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
@@ -126,8 +127,10 @@ class NamingLesson:
     @torch.no_grad()
     def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
         """Share of codes of held-out clips that are named right, by group."""
-        if self.reducer is not None:
-            self.reducer.eval()
+        drawing = [part for part in self.bridge.modules() if isinstance(part, HashDropout)]
+        asleep = [*drawing, *([self.reducer] if self.reducer else [])]
+        for part in asleep:
+            part.eval()
         found: dict[str, list[Tensor]] = {}
         for picks in held_out.parts():
             shown = self._shown(held_out, picks, budget)
@@ -135,7 +138,7 @@ class NamingLesson:
             names = self._names(shown.labels, clips)
             for group, right in self.loss.right(self._rows(clips)[0], names).items():
                 found.setdefault(group, []).append(right)
-        if self.reducer is not None:
-            self.reducer.train()
+        for part in asleep:
+            part.train()
         hits = {group: torch.cat(parts).float() for group, parts in found.items()}
         return {group: round(float(all_.mean()), 4) for group, all_ in hits.items() if len(all_)}

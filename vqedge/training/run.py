@@ -16,7 +16,8 @@ from vqedge.data.mixture import Pick, drawn_budget
 from vqedge.data.training import TrainingClips
 from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import Checkpoint
-from vqedge.model.encoder import trained_bridge, trained_reducer
+from vqedge.model.encoder import Bridge, trained_bridge, trained_reducer
+from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.llm import (
     can_compile,
     compile_blocks,
@@ -82,6 +83,9 @@ class Run:
         if spreads_llm(accelerator):
             spread(llm, accelerator)
         bridge, reducer = trained_bridge(config.model), trained_reducer(config.model, vit)
+        if isinstance(bridge, Bridge):
+            optim = config.optim
+            bridge.attention.dropout = HashDropout(optim.frame_dropout, optim.hash_dropout)
         self.model = VideoLanguageModel(bridge, llm, reducer).to(accelerator.device)
         if bridge.codebook is not None and bridge.codebook.narrow is not None:
             # it learns in the naming lesson alone
