@@ -63,20 +63,20 @@ def _facts(document: dict[str, Any]) -> str:
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     drop_in = [row for row in rows if row["protocol"] == "drop-in"]
     heads = ("reducer", "accuracy", "tokens", "TokDense", *_COSTS)
-    for budget in sorted({row["budget"] for row in drop_in}):
+    for budget in _budgets(drop_in):
         lines = (_drop_in(row) for row in drop_in if row["budget"] == budget)
-        yield f"### {budget} tokens, drop-in"
+        yield f"### {_as_many(budget)}, drop-in"
         yield table(heads, lines)
     trained = [row for row in rows if row["protocol"] == "trained"]
     if not trained:
         yield "No checkpoint trained with a reducer was there when this was measured."
         return
-    budgets = sorted({row["budget"] for row in trained})
+    budgets = _budgets(trained)
     names = dict.fromkeys(row["reducer"] for row in [*drop_in, *trained])
     by_name = {name: [row for row in trained if row["reducer"] == name] for name in names}
     yield "### Trained"
     yield table(
-        ("reducer", "steps", *(f"{budget} tokens" for budget in budgets)),
+        ("reducer", "steps", *map(_as_many, budgets)),
         (_trained(name, of_name, budgets) for name, of_name in by_name.items() if of_name),
     )
     dropped_in = {row["reducer"] for row in drop_in}
@@ -91,6 +91,16 @@ def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
                 for row in others
             ),
         )
+
+
+def _budgets(rows: list[dict[str, Any]]) -> list[int | str]:
+    """Those that rows have: numbers, then `auto`."""
+    found = {row["budget"] for row in rows}
+    return sorted(found, key=lambda budget: (isinstance(budget, str), budget))
+
+
+def _as_many(budget: int | str) -> str:
+    return "As many tokens as needed" if budget == "auto" else f"{budget} tokens"
 
 
 def _drop_in(row: dict[str, Any]) -> tuple[str, ...]:
@@ -115,7 +125,7 @@ def _costs(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _trained(name: str, rows: list[dict[str, Any]], budgets: list[int]) -> tuple[str, ...]:
+def _trained(name: str, rows: list[dict[str, Any]], budgets: list[int | str]) -> tuple[str, ...]:
     """Accuracy of one checkpoint at every budget, with the tokens where they are fewer."""
     shares = {row["budget"]: share(row, places=0) + _fewer(row) for row in rows}
     return (name, str(rows[0]["steps"]), *(shares.get(budget, "") for budget in budgets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 
 import vqedge.cli
 import vqedge.commands.reducers as command
+from vqedge.budget import ADAPTIVE
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError, UsageError
@@ -73,12 +75,21 @@ def test_all_are_the_checkpoints_own_and_every_reducer() -> None:
 def test_budgets_are_numbers_within_the_codes() -> None:
     assert budgets_from_text("8,16,64", 64, 32) == [8, 16, 64]
     assert budgets_from_text(None, 64, 32) == [32]
-    with pytest.raises(ConfigError, match="--budget auto: reducers want numbers"):
-        budgets_from_text("auto", 64, 32)
+    with pytest.raises(UsageError, match="--budget 8,most: reducers want numbers"):
+        budgets_from_text("8,most", 64, 32)
     with pytest.raises(ConfigError, match="--budget 65: this checkpoint takes 1 to 64"):
         budgets_from_text("8,65", 64, 32)
     with pytest.raises(UsageError, match="--budget 8,0: a clip takes 1 token at least"):
         budgets_from_text("8,0", 64, 32)
+
+
+def test_as_many_as_the_clip_needs_is_the_last_budget() -> None:
+    assert budgets_from_text("auto,8", 64, 32) == [8, ADAPTIVE]
+    assert budgets_from_text("auto", 64, 32) == [ADAPTIVE]
+    command.require_adaptive([OWN, "tome"], [8, ADAPTIVE])
+    command.require_adaptive(["tome"], [8])
+    with pytest.raises(UsageError, match="--budget auto: vqtoken only has it"):
+        command.require_adaptive(["tome"], [8, ADAPTIVE])
 
 
 def test_it_wants_a_checkpoint(tmp_path: Path) -> None:
@@ -299,6 +310,58 @@ def test_the_checkpoints_own_row_is_named_after_what_it_is(
     assert [found["reducer"] for found in rows] == [row, "tome"]
 
 
+def test_auto_is_a_row_of_k_means_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda b: asked.append(b) or Stub(1))
+    monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
+    monkeypatch.setattr(command, "_Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
+    encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
+    fakes = {
+        kind: SimpleNamespace(
+            config=ModelConfig(quantizer=QuantizerConfig(kind=kind)), encoder=encoder
+        )
+        for kind in ("kmeans", "reducer:tome")
+    }
+    for kind, fake in fakes.items():
+        write_checkpoint(tmp_path / kind.removeprefix("reducer:"), fake.config, 120)
+    monkeypatch.setattr(
+        command,
+        "opened_checkpoint",
+        lambda path: fakes["kmeans" if path.name == "kmeans" else "reducer:tome"],
+    )
+    bench = object.__new__(command._Bench)
+    bench.clips, bench.items = [], command.suite_items("synthetic", 20)
+    own: Any = fakes["kmeans"]
+    bench.answerer = own
+    rows = list(bench.drop_in([OWN, "tome"], [8, ADAPTIVE]))
+    wanted = [(OWN, 8), (OWN, "auto"), ("tome", 8)]
+    assert [(row["reducer"], row["budget"]) for row in rows] == wanted
+    assert ADAPTIVE in asked, "the answers are those of the adaptive budget"
+    rows = list(bench.trained([OWN, "tome"], [8, ADAPTIVE], tmp_path))
+    assert [(row["reducer"], row["budget"]) for row in rows] == wanted
+    command._print_table(rows)
+    assert "vqtoken        trained  auto 100.0%" in capsys.readouterr().out
+
+
+def test_costs_of_as_many_tokens_as_the_clip_needs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    patches = torch.rand(3, 6, generator=generator).repeat_interleave(4, dim=0)
+    reduced: Any = SimpleNamespace(
+        quantizer=KMeansQuantizer(8, 4, 1e-4),
+        config=ModelConfig(),
+        seen=lambda _item: patches,
+        text_of=lambda _item: None,
+    )
+    item: Any = None
+    costs = command._Costs(reduced, [item])
+    adaptive = costs.at(ADAPTIVE)
+    assert adaptive["ids_differ"] == 0
+    assert adaptive["error"] < 1e-6 < costs.at(2)["error"], "three kinds of patches, three codes"
+
+
 # ---- the real thing
 
 
@@ -365,6 +428,22 @@ def test_the_page_has_a_row_for_each_and_says_what_is_missing() -> None:
     older = {key: value for key, value in other.items() if key != "torch_ms"}
     page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, older, trained]})
     assert "Costs of those" not in page, "a document that has none"
+
+
+def test_the_page_has_the_row_of_an_adaptive_length() -> None:
+    own = {**DROP_IN, "reducer": OWN, "budget": 16, "tokens_mean": 16.0}
+    auto = {**own, "budget": "auto", "tokens_mean": 12.34}
+    trained = [{**row, "protocol": "trained", "steps": 120} for row in (auto, own)]
+    page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, auto, own, *trained]})
+    heads = re.findall("^### (.*, drop-in)$", page, re.MULTILINE)
+    assert heads == [
+        "8 tokens, drop-in",
+        "16 tokens, drop-in",
+        "As many tokens as needed, drop-in",
+    ]
+    assert "| vqtoken | 50% [35%, 65%] | 12.3 | 6.25 |" in page
+    assert "| reducer | steps | 16 tokens | As many tokens as needed |" in page
+    assert "| vqtoken | 120 | 50% [35%, 65%] | 50% [35%, 65%] at 12.3 |" in page
 
 
 def test_the_page_describes_every_reducer_and_every_method_on_paper() -> None:

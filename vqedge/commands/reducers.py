@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqedge.budget import ADAPTIVE
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.output import json_result, result, say
@@ -39,6 +40,7 @@ OWN = "vqtoken"  # the checkpoint's own quantizer; its row says its kind if that
 COSTS_ON = "cpu"  # wherever answers come from: ONNX Runtime's side and the memory are the CPU's
 _CLIPS = 5  # that time, memory and error are measured on
 _RUNS = 5
+_AUTO = "auto"
 _KEYS = ("n", "accuracy", "interval", "tokens_mean", "tokdense", "by_kind")
 _TOOLS = ("torch", "onnxruntime", "transformers")
 
@@ -76,20 +78,36 @@ def require_alone(given: Mapping[str, bool]) -> None:
 def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
     """Numbers of tokens with commas between them; the checkpoint's default without any.
 
+    Args:
+        text: may name `auto` as well, which is `ADAPTIVE`.
+        codes: the checkpoint's.
+        default: the checkpoint's.
+
     Raises:
         UsageError: one is no number, or below 1.
         ConfigError: one is more than the checkpoint's codes.
     """
+    parts = text.split(",") if text else [str(default)]
     try:
-        budgets = [int(part) for part in text.split(",")] if text else [default]
+        numbers = [int(part) for part in parts if part != _AUTO]
     except ValueError:
-        raise UsageError(f"--budget {text}: reducers want numbers, as 8,16,32,64") from None
-    if min(budgets) < 1:
+        raise UsageError(f"--budget {text}: reducers want numbers, as 8,16,32,64,auto") from None
+    if min(numbers, default=1) < 1:
         raise UsageError(f"--budget {text}: a clip takes 1 token at least")
-    for budget in budgets:
+    for budget in numbers:
         if budget > codes:
             raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
-    return budgets
+    return [*numbers, *([ADAPTIVE] if _AUTO in parts else [])]
+
+
+def require_adaptive(names: Sequence[str], budgets: Sequence[int]) -> None:
+    """See that `auto` was asked for with the one that can tell how many tokens a clip needs.
+
+    Raises:
+        UsageError: it was not.
+    """
+    if ADAPTIVE in budgets and OWN not in names:
+        raise UsageError(f"--budget auto: {OWN} only has it; add it to --reducers, or give numbers")
 
 
 def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
@@ -130,6 +148,7 @@ def run_reducers(
     chosen = with_room(chosen, config.encoder.patches, leave_out=names == "all")
     codes, default = config.quantizer.codes, config.quantizer.default_budget
     budgets = budgets_from_text(budget, codes, default)
+    require_adaptive(chosen, budgets)
     items = suite_items(suite, limit, videos)
     bench = _Bench(checkpoint, items)
     rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]
@@ -171,11 +190,12 @@ class _Bench:
     def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Rows of reducers whose tokens the checkpoint's bridge reads, though it never saw them."""
         own = self.answerer.config.quantizer.kind
+        fixed = [budget for budget in budgets if budget != ADAPTIVE]
         for name in (name for name in names if name not in TRAINABLE):
             kind = own if name == OWN else PREFIX + name
             row_name = kind if name == OWN and own != "kmeans" else name
             reduced = self._reduced(self.answerer, kind, self._quantizer(name))
-            fitting = _fitting(budgets, self.answerer.config.quantizer) if name == OWN else budgets
+            fitting = _fitting(budgets, self.answerer.config.quantizer) if name == OWN else fixed
             yield from self._rows(row_name, "drop-in", reduced, fitting)
 
     def trained(
@@ -204,7 +224,7 @@ class _Bench:
         """Answers and costs at every budget."""
         costs = _Costs(reduced(1), self.clips[:_CLIPS])
         for budget in budgets:
-            say(f"{name}, {protocol}, budget {budget}")
+            say(f"{name}, {protocol}, budget {_shown(budget)}")
             report = evaluate(reduced(budget), name, self.items)
             row = _row(name, protocol, budget, report) | costs.at(budget)
             yield row | {"prefill_gflops": self._prefill(report)}
@@ -287,10 +307,19 @@ class _Costs:
 
 
 def _fitting(budgets: Sequence[int], quantizer: QuantizerConfig) -> Sequence[int]:
-    """The budgets that a model takes: no more than its codes, or its only one."""
+    """The budgets that a model takes: no more than its codes, or its only one.
+
+    `ADAPTIVE` is for k-means, whose start has a codebook for every budget.
+    """
     if follows_question(quantizer.kind):
         return [quantizer.default_budget]
-    return [budget for budget in budgets if budget <= quantizer.codes]
+    least = ADAPTIVE if reducer_of(quantizer.kind) is None else 1
+    return [budget for budget in budgets if least <= budget <= quantizer.codes]
+
+
+def _shown(budget: int) -> int | str:
+    """A budget as users write it."""
+    return _AUTO if budget == ADAPTIVE else budget
 
 
 def _on_cpu(reduced: ReducedAnswerer, item: Item) -> tuple[Tensor, Tensor | None]:
@@ -330,7 +359,7 @@ def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
 
 def _row(name: str, protocol: str, budget: int, report: EvalReport) -> dict[str, Any]:
     document = report.to_dict()
-    row = {"reducer": name, "protocol": protocol, "budget": budget}
+    row = {"reducer": name, "protocol": protocol, "budget": _shown(budget)}
     return row | {key: document[key] for key in _KEYS}
 
 
@@ -338,7 +367,7 @@ def _print_table(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         low, high = row["interval"]
         line = (
-            f"{row['reducer']:<14} {row['protocol']:<8} {row['budget']:>3} "
+            f"{row['reducer']:<14} {row['protocol']:<8} {row['budget']:>4} "
             f"{row['accuracy']:6.1%} [{low:.1%}, {high:.1%}]  {row['tokens_mean']:5.1f} tokens"
         )
         if "torch_ms" in row:
