@@ -226,6 +226,11 @@ def _driver_library() -> ctypes.CDLL:
 def _typed(library: Any) -> Any:
     """Give every function its types: a handle passed as a plain int would be cut to 32 bits."""
     for name, types in _SIGNATURES.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise BackendUnavailable(
+                f"the NVIDIA driver is too old, it has no {name}; "
+                "update it, or use --backend onnxruntime"
+            )
         function.argtypes, function.restype = types, c_int
     return library

@@ -122,3 +122,10 @@ def test_a_machine_without_a_driver_is_told_so(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver on this machine"):
         Cuda()
     assert installed_driver() is None
+
+
+def test_a_driver_from_before_graphs_is_too_old() -> None:
+    driver = FakeDriver()
+    del driver.cuGraphInstantiateWithFlags  # type: ignore[attr-defined]
+    with pytest.raises(BackendUnavailable, match="too old, it has no cuGraphInstantiateWithFlags"):
+        Cuda(driver)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +24,9 @@ from vqedge.base.fetch import cache_root, cached
 from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result
-from vqedge.errors import BundleError, VqedgeError
+from vqedge.cuda import Cuda
+from vqedge.engines import FLAVOURS, MODULES, Flavour
+from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.packages import reinstall_line
 
 logger = logging.getLogger(__name__)
@@ -139,6 +142,63 @@ def _auto_choice(bundle: Bundle) -> str:
     return f"{measured.fastest} (a clip: {times})"
 
 
+def _nvidia_driver(_: Path | None) -> Iterator[Finding]:
+    """With its GPU; that there is none, only where a TensorRT waits for one."""
+    needed = "only to run engines"
+    try:
+        cuda = Cuda()
+        major, minor = cuda.driver_version
+        found = f"CUDA {major}.{minor}, a GPU of SM {cuda.compute_capability}"
+        yield Finding("NVIDIA driver", found, needed, True, required=False)
+    except BackendUnavailable as error:
+        if _flavours():
+            found, fix = _told(error, "; ")
+            yield Finding("NVIDIA driver", found, needed, False, fix, required=False)
+
+
+def _plugin(_: Path | None) -> Iterator[Finding]:
+    """What `vqedge build` would compile its plugin with, for a TensorRT that takes one."""
+    from vqedge_export.tensorrt.plugin_build import plugin_tools
+
+    if "tensorrt" not in _flavours():
+        return
+    needed = "only to compile the plugin; engines work without"
+    try:
+        tensorrt, nvcc, sms = plugin_tools()
+    except BackendUnavailable as error:
+        found, fix = _told(error, " Fix: ")
+        yield Finding("TensorRT plugin", found, needed, False, fix, required=False)
+        return
+    found = f"nvcc {nvcc.version} for SM {sms[0]}, headers of TensorRT {tensorrt.version}"
+    yield Finding("TensorRT plugin", found, needed, True, required=False)
+
+
+def _engine(bundle: Path | None) -> Iterator[Finding]:
+    """The bundle's engine for each TensorRT that is installed."""
+    from vqedge_runtime.encoders.tensorrt import engine_here
+
+    with suppress(VqedgeError):
+        opened = open_bundle(bundle_or_default(bundle), verify=False)
+        for flavour in _flavours():
+            fix = f"vqedge build {opened.root} --target {flavour}"
+            try:
+                found, fits = engine_here(flavour, opened).file, True
+            except BackendUnavailable as error:
+                found, fits = _told(error, "; run: ")[0], False
+            needed = f"only for --backend {flavour}"
+            yield Finding(f"engine {flavour}", found, needed, fits, fix, required=False)
+
+
+def _told(error: BackendUnavailable, before_fix: str) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    wrong, _, fix = str(error).partition(before_fix)
+    return wrong, fix
+
+
+def _flavours() -> list[Flavour]:
+    return [flavour for flavour in FLAVOURS if find_spec(MODULES[flavour])]
+
+
 def _disk(_: Path | None) -> Iterator[Finding]:
     folder = cache_root()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -219,6 +279,9 @@ CHECKS: tuple[Check, ...] = (
     _libraries,
     _openvino,
     _backends,
+    _nvidia_driver,
+    _plugin,
+    _engine,
     _disk,
     _video,
     _base_weights,

@@ -1,0 +1,89 @@
+"""What `vqedge doctor` says of TensorRT: the driver, the plugin's tools, the bundle's engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_bundle import write_bundle
+
+from vqedge.commands import doctor
+from vqedge.commands.doctor import Finding
+from vqedge.errors import BackendUnavailable
+
+TOOLS = "vqedge_export.tensorrt.plugin_build.plugin_tools"
+ENGINE = "vqedge_runtime.encoders.tensorrt.engine_here"
+
+
+def raising(text: str) -> Any:
+    def call(*_: object) -> None:
+        raise BackendUnavailable(text)
+
+    return call
+
+
+@pytest.fixture
+def flavours(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The TensorRT that are installed, to be filled."""
+    installed: list[str] = []
+    monkeypatch.setattr(doctor, "_flavours", lambda: installed)
+    return installed
+
+
+def lines(check: Any, bundle: Path | None = None) -> list[Finding]:
+    """A check's lines; none of them may make the doctor fail."""
+    found = list(check(bundle))
+    assert not any(line.required for line in found)
+    return found
+
+
+def test_the_driver_is_told_with_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(compute_capability="8.7", driver_version=(12, 6))
+    monkeypatch.setattr(doctor, "Cuda", lambda: gpu)
+    (line,) = lines(doctor._nvidia_driver)
+    assert line.ok and line.found == "CUDA 12.6, a GPU of SM 8.7"
+
+
+def test_no_driver_is_told_only_where_a_tensorrt_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, flavours: list[str]
+) -> None:
+    monkeypatch.setattr(doctor, "Cuda", raising("no NVIDIA driver; install one"))
+    assert not lines(doctor._nvidia_driver)
+    flavours.append("tensorrt-rtx")
+    (line,) = lines(doctor._nvidia_driver)
+    assert (line.ok, line.found, line.fix) == (False, "no NVIDIA driver", "install one")
+
+
+def test_the_plugins_tools_are_told_where_a_tensorrt_takes_it(
+    monkeypatch: pytest.MonkeyPatch, flavours: list[str]
+) -> None:
+    tools = SimpleNamespace(version="10.3.0.26"), SimpleNamespace(version="12.6.85"), (87,)
+    monkeypatch.setattr(TOOLS, lambda: tools)
+    flavours.append("tensorrt-rtx")
+    assert not lines(doctor._plugin), "it has no plugins"
+    flavours.append("tensorrt")
+    (line,) = lines(doctor._plugin)
+    assert line.ok and line.found == "nvcc 12.6.85 for SM 87, headers of TensorRT 10.3.0.26"
+    monkeypatch.setattr(TOOLS, raising("no CUDA compiler. Fix: install the CUDA toolkit"))
+    (line,) = lines(doctor._plugin)
+    assert (line.ok, line.found) == (False, "no CUDA compiler.")
+    assert line.fix == "install the CUDA toolkit"
+
+
+def test_the_bundles_engine_is_told_or_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, flavours: list[str], tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path / "tiny.vqedge").root
+    assert not lines(doctor._engine, bundle), "no TensorRT"
+    flavours.append("tensorrt")
+    (line,) = lines(doctor._engine, bundle)
+    assert not line.ok and "holds no engine of tensorrt" in line.found
+    assert line.fix == f"vqedge build {bundle} --target tensorrt"
+    monkeypatch.setattr(ENGINE, raising("made for SM 8.6; run: vqedge build it"))
+    assert [line.found for line in lines(doctor._engine, bundle)] == ["made for SM 8.6"]
+    monkeypatch.setattr(ENGINE, lambda *_: SimpleNamespace(file="engines/a.engine"))
+    (line,) = lines(doctor._engine, bundle)
+    assert line.ok and line.found == "engines/a.engine"
+    assert not lines(doctor._engine, tmp_path / "none.vqedge")
