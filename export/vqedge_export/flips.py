@@ -23,10 +23,10 @@ from vqedge.errors import ExportError
 from vqedge.index_maps import matched_share
 from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES, TEXT
+from vqedge_export.light import light_copy
 from vqedge_export.op_function import ensure_function
 from vqedge_export.report import VariantParity
 
-_ERRORS_ONLY = 3
 UNSAFE_SHARE = 0.05  # of a clip's ids, those of least margin
 
 Frames = npt.NDArray[np.uint8]
@@ -84,10 +84,8 @@ def feeds_for(
 
 def quiet_session(model: onnx.ModelProto) -> ort.InferenceSession:
     """A model in ONNX Runtime on the CPU, without its remarks on what it could not fold."""
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    providers = ["CPUExecutionProvider"]
-    return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    with light_copy(model) as copy:
+        return copy.session()
 
 
 def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:

@@ -133,7 +133,7 @@ def bridge_of(encoder: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {item.name: item for item in encoder.graph.output}
     inputs = [outputs[name] for name in ("codes", "ids", "index_map") if name in outputs]
     known = {item.name for item in (*inputs, *encoder.graph.initializer)}
-    nodes = _nodes_to({*BRIDGED} & outputs.keys(), encoder.graph, known)
+    nodes = nodes_to({*BRIDGED} & outputs.keys(), encoder.graph, known)
     used = {name for node in nodes for name in node.input}
     weights = [item for item in encoder.graph.initializer if item.name in used]
     told = [outputs[name] for name in BRIDGED if name in outputs]
@@ -144,7 +144,7 @@ def bridge_of(encoder: onnx.ModelProto) -> onnx.ModelProto:
     )
 
 
-def _nodes_to(wanted: set[str], graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
+def nodes_to(wanted: set[str], graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
     """The nodes that make `wanted` of tensors that are known, in their order."""
     missing, nodes = wanted, []
     for node in reversed(graph.node):

@@ -48,11 +48,13 @@ def replace_nodes(
 ) -> None:
     """Put `nodes` in place of the graph's, add `tensors`, leave out tensors that nobody reads."""
     read = {name for node in nodes for name in node.input}
-    kept = [item for item in (*graph.initializer, *tensors) if item.name in read]
-    for field, items in ((graph.node, nodes), (graph.initializer, kept)):
-        copies = [type(item).FromString(item.SerializeToString()) for item in items]
-        del field[:]
-        field.extend(copies)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    for place in reversed(range(len(graph.initializer))):  # a copy of all would stay in memory
+        if graph.initializer[place].name not in read:
+            del graph.initializer[place]
+    graph.initializer.extend(item for item in tensors if item.name in read)
 
 
 def channel_factors(width: Floats, matrices: Sequence[Floats]) -> Floats:

@@ -25,7 +25,7 @@ from vqedge_export.graph import BaseArrays, checkpoint_arrays, filled, save_mode
 from vqedge_export.hf.importing import checkpoint_from_folder
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.onnx_export import outputs_of, stripped_graph
-from vqedge_export.tensorrt.calibration import measured_channels
+from vqedge_export.tensorrt.calibration import measured_channels, require_half_range
 from vqedge_export.tensorrt.prepare import prepared
 
 FAMILIES = [name for name, row in BACKBONES.items() if row.family]
@@ -96,6 +96,7 @@ def test_the_exported_graph_gives_the_same_ids(
     np.testing.assert_allclose(found["codes"], wanted.codes.numpy(), atol=2e-3)
     np.testing.assert_allclose(found["tokens"], wanted.tokens.numpy(), atol=1e-2)
     assert [n.op_type for n in int8_encoder(model).graph.node].count("MatMulInteger") == 6 * BLOCK
+    require_half_range(model, [frames])
     engine = prepared(model, "int8", plugin=False, channels=measured_channels(model, [frames]))
     told = [n.name for n in engine.graph.node if n.op_type == "DequantizeLinear"]
     assert len(told) == (4 + 6) * BLOCK, "inputs and weights of the layers of each block"

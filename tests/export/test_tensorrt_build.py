@@ -72,7 +72,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
-    monkeypatch.setattr(build, "prepared", lambda model, *_, **__: model)
+    monkeypatch.setattr(build, "prepare", lambda model, *_, **__: model)
+    monkeypatch.setattr(build, "require_half_range", lambda *_: None)
     return Source(write_tiny_onnx(tmp_path / "encoder.onnx"), tiny_encoder(), tiny_quantizer())
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
+from tiny_bundle import tiny_quantizer
+from tiny_engine import tiny_encoder
 
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_export.layers import VIT
+from vqedge_export.tensorrt import build
+from vqedge_export.tensorrt.build import Source
+from vqedge_export.tensorrt.calibration import require_half_range
+from vqedge_export.tensorrt.options import BuildOptions
 from vqedge_export.tensorrt.prepare import prepared
 from vqedge_export.tensorrt.region import vit_region
 
@@ -27,8 +36,12 @@ def opened(model: onnx.ModelProto) -> ort.InferenceSession:
     )
 
 
+def frames_of(index: int) -> np.ndarray:
+    return frames_from_scene(scene_from_seed(7, index), 2)
+
+
 def run(session: ort.InferenceSession, index: int, budget: int) -> Outputs:
-    frames = frames_from_scene(scene_from_seed(7, index), 2)
+    frames = frames_of(index)
     names = [item.name for item in session.get_outputs()]
     feeds = {"frames": frames, "budget": np.array(budget, np.int64)}
     return dict(zip(names, session.run(names, feeds), strict=True))
@@ -153,11 +166,45 @@ def test_a_strange_graph_is_refused_with_a_way_out() -> None:
         vit_region(model)
 
 
-def test_a_weight_too_large_for_float16_is_named(whole: onnx.ModelProto) -> None:
+def with_bias(model: onnx.ModelProto, name: str, value: float) -> onnx.ModelProto:
+    """A copy in which the bias of this name is the value everywhere."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(whole)
-    tensor = next(i for i in copy.graph.initializer if i.name.endswith("patch.bias"))
-    values = np.full(tuple(tensor.dims), 1e5, np.float32)
+    copy.CopyFrom(model)
+    tensor = next(i for i in copy.graph.initializer if i.name.endswith(name))
+    values = np.full(tuple(tensor.dims), value, np.float32)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return copy
+
+
+def test_a_weight_too_large_for_float16_is_named(whole: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match=r"patch\.bias: a value is too large for float16"):
-        prepared(copy, "fp16", plugin=False)
+        prepared(with_bias(whole, "patch.bias", 1e5), "fp16", plugin=False)
+
+
+def test_values_too_large_for_float16_are_refused_where_they_first_are(
+    whole: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """No weight is; the GELU doubles what the layer before it gives."""
+    wrong = with_bias(whole, "blocks.0.mlp.fc1.bias", 40_000)
+    prepared(wrong, "fp16", plugin=False)
+    onnx.save(wrong, str(tmp_path / "encoder.onnx"))
+    encoder = tiny_encoder(frames=2, size=frames_of(0).shape[1])
+    source = Source(tmp_path / "encoder.onnx", encoder, tiny_quantizer())
+    path = tmp_path / "prepared.onnx"
+    for typing in ("strong", "weak"):
+        half = BuildOptions(precision="fp16", typing=typing)
+        with pytest.raises(ExportError, match=r"blocks\.0/mlp/Mul: .* holds 65,504 .* fp32"):
+            build._write_graph(path, source, half, (), plugin=False)
+    assert not path.exists()
+    build._write_graph(path, source, BuildOptions(precision="fp32"), (), plugin=False)
+
+
+@pytest.mark.parametrize(("bias", "level"), [(0, "INFO"), (40_000, "WARNING")])
+def test_the_largest_value_is_told_and_a_warning_where_little_room_is_left(
+    whole: onnx.ModelProto, caplog: pytest.LogCaptureFixture, bias: float, level: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    require_half_range(with_bias(whole, "blocks.0.mlp.fc2.bias", bias), [frames_of(0)])
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert ("mlp/fc2/Add" in record.message) == bool(bias)

@@ -18,7 +18,7 @@ from tiny_engine import ENGINE_OUTPUTS, tiny_encoder, write_tiny_onnx
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError, ParityError
-from vqedge_export.flips import OnnxReader, compared
+from vqedge_export.flips import OnnxReader, compared, feeds_for, quiet_session
 from vqedge_export.layers import LEVELS, VIT
 from vqedge_export.tensorrt import build, qdq
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
@@ -90,6 +90,22 @@ def test_scales_are_float16_and_large_enough_for_it(lowered: onnx.ModelProto) ->
     assert all(item.version >= 19 for found in opsets for item in found if not item.domain)
 
 
+def test_channels_are_those_of_the_tensors_themselves(
+    whole: onnx.ModelProto, channels: dict[str, Channels]
+) -> None:
+    shown = onnx.ModelProto()
+    shown.CopyFrom(whole)
+    for name in channels:
+        shown.graph.output.add(name=name)
+    session = quiet_session(shown)
+    passes = [session.run([*channels], feeds_for(session, clip, 1)) for clip in clips(5)]
+    for found, seen in zip(channels.values(), zip(*passes, strict=True), strict=True):
+        rows = np.concatenate(seen).reshape(-1, seen[0].shape[-1])
+        assert found.largest.dtype == np.float32 and found.power.dtype == np.float64
+        np.testing.assert_allclose(found.largest, np.abs(rows).max(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(found.power, np.square(rows).mean(axis=0), rtol=1e-4)
+
+
 def test_it_keeps_the_ids_of_clips_it_was_not_calibrated_on(
     whole: onnx.ModelProto, lowered: onnx.ModelProto
 ) -> None:
@@ -145,8 +161,6 @@ def seen(rows: np.ndarray) -> dict[str, Channels]:
 
 
 def products(model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray:
-    from vqedge_export.flips import quiet_session
-
     (found,) = quiet_session(model).run(["y"], {"x": rows})
     return np.asarray(found)
 
@@ -215,8 +229,11 @@ def test_a_graph_of_plain_nodes_is_calibrated_too(
     source = Source(
         tmp_path / "encoder.onnx", tiny_encoder(frames=frames, size=size), tiny_quantizer()
     )
-    found = build._graph(source, BuildOptions(precision="int8"), clips(5), plugin=True)
+    int8, path = BuildOptions(precision="int8"), tmp_path / "prepared.onnx"
+    build._write_graph(path, source, int8, clips(5), plugin=True)
+    found = onnx.load(str(path))
     assert any(node.op_type == "QuantizeLinear" for node in found.graph.node)
+    assert not found.functions, "a plugin takes plain nodes"
     assert "on 2 generated clips only; --calibrate FOLDER adds" in caplog.text
 
 
@@ -233,12 +250,11 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence[np.n
         tensors = tiny_encoder().inputs, ENGINE_OUTPUTS
         return Outcome(offer=offer, inputs=tensors[0], outputs=tensors[1])
 
-    def graph(source: Source, _options: Any, clips: Sequence[np.ndarray], _plugin: bool) -> Any:
+    def write(_path: Path, _source: Any, _options: Any, clips: Any, _plugin: bool) -> None:
         asked.append(clips)
-        return onnx.load(str(source.onnx))
 
     monkeypatch.setattr(build, "run_job", run)
-    monkeypatch.setattr(build, "_graph", graph)
+    monkeypatch.setattr(build, "_write_graph", write)
     return asked
 
 

@@ -27,20 +27,22 @@ from vqedge.engines import (
 )
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256, replacing
-from vqedge_export.graph import save_model
+from vqedge_export.light import save_apart
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
     CALIBRATION_SEED,
     CHECK_CLIPS,
+    RANGE_CLIPS,
     Frames,
     digest_of,
     generated_clips,
     measured_channels,
+    require_half_range,
     require_ids_kept,
 )
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer, require_possible, targets_of
-from vqedge_export.tensorrt.prepare import engine_outputs, prepared, settle_op
+from vqedge_export.tensorrt.prepare import engine_outputs, prepare, prepared, settle_op
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +110,7 @@ def engine_from_onnx(
         logger.info("engine %s is in the cache", identity.key)
         return cached
     with tempfile.TemporaryDirectory() as folder:
-        graph = _graph(source, options, clips, plugin is not None)
-        save_model(graph, Path(folder) / PREPARED)
+        _write_graph(Path(folder) / PREPARED, source, options, clips, plugin is not None)
         job = _job(source, offer, options, capabilities, kept, Path(folder))
         outcome = run_job(job)
         record = _record(identity, options, outcome, job.profiles)
@@ -161,26 +162,34 @@ def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
     return f"the building process {cause}; {hint}; last words: {words}"
 
 
-def _graph(
-    source: Source, options: BuildOptions, clips: Sequence[Frames], plugin: bool
-) -> onnx.ModelProto:
-    """The graph to build; in int8, only if it keeps the ids."""
+def _write_graph(
+    path: Path, source: Source, options: BuildOptions, clips: Sequence[Frames], plugin: bool
+) -> None:
+    """The graph to build; nothing of it stays in memory, which is the builder's now."""
     full = onnx.load(str(source.onnx))
     settle_op(full, plugin=False)  # ONNX Runtime is to run it, whatever it was exported for
-    weak = options.typing == "weak"
-    if not clips:
-        return prepared(full, options.precision, plugin=plugin, weak=weak)
+    if options.precision != "fp32":
+        usual = clips or generated_clips(source.encoder, CALIBRATION_SEED, RANGE_CLIPS)
+        require_half_range(full, usual[-RANGE_CLIPS:])
+    if clips:
+        ready = _calibrated(full, source, clips)
+    else:
+        ready = prepare(full, options.precision, plugin=False, weak=options.typing == "weak")
+    settle_op(ready, plugin)
+    save_apart(ready, path)
+
+
+def _calibrated(full: onnx.ModelProto, source: Source, clips: Sequence[Frames]) -> onnx.ModelProto:
+    """The graph in int8, if it keeps the ids."""
     own = len(source.calibration)
     told = f"and {own} videos" if own else "only; --calibrate FOLDER adds videos of yours"
     logger.info("calibrating int8 on %d generated clips %s", len(clips) - own, told)
     channels = measured_channels(full, clips)
-    with_body = prepared(full, options.precision, plugin=False, channels=channels)
+    lowered = prepared(full, "int8", plugin=False, channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
-    figures = require_ids_kept(full, with_body, unseen, source.quantizer.default_budget)
+    figures = require_ids_kept(full, lowered, unseen, source.quantizer.default_budget)
     logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)
-    if not plugin:
-        return with_body
-    return prepared(full, options.precision, plugin=True, channels=channels)
+    return lowered
 
 
 def _job(

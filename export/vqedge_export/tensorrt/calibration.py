@@ -1,28 +1,41 @@
-"""What int8 has to know beforehand: how large the inputs of the ViT's layers become.
+"""What has to be known before the ViT's precision is lowered: how large its values become.
 
-Measured by the float32 encoder in ONNX Runtime on generated clips and on those of the user; and
-measured again, on clips that were not among them, whether the ids are kept.
+Measured by the float32 encoder in ONNX Runtime, on generated clips and for int8 on those of the
+user; for int8 it is measured again, on clips that were not among them, whether the ids are kept.
+
+Values never leave the encoder, only their largest and their mean square: those of all layers at
+once would be gigabytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
+from onnx import TensorProto, helper, shape_inference
 
 from vqedge.bundle import EncoderRecord
 from vqedge.data.generated import generated_frames
-from vqedge.errors import ParityError
-from vqedge_export.flips import OnnxReader, compared, feeds_for, quiet_session
+from vqedge.errors import ExportError, ParityError
+from vqedge_export.flips import OnnxReader, compared, feeds_for
+from vqedge_export.graph import nodes_to
+from vqedge_export.layers import replace_nodes
+from vqedge_export.light import LightCopy, light_copy
 from vqedge_export.report import MOST_SAFE_IDS, VariantParity
 from vqedge_export.tensorrt.qdq import Channels, inputs_of_layers
+from vqedge_export.tensorrt.region import vit_region
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_SEED, CALIBRATION_CLIPS = 90_003, 8
 CHECK_CLIPS = 3
+RANGE_CLIPS = 2  # large values hardly depend on the picture
+LARGEST_HALF = float(np.finfo(np.float16).max)
+_LARGEST, _POWER = "/largest", "/power"  # of a tensor, added to its name
 
 Frames = npt.NDArray[np.uint8]
 
@@ -51,15 +64,60 @@ def measured_channels(model: onnx.ModelProto, clips: Sequence[Frames]) -> dict[s
     Raises:
         ExportError: the graph has no such layer.
     """
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    names = list(inputs_of_layers(shown.graph))
-    del shown.graph.output[:]
-    for name in names:
-        shown.graph.output.add(name=name)
-    session = quiet_session(shown)
-    passes = [_channels_of(session, names, clip) for clip in clips]
-    return {name: _together([seen[name] for seen in passes]) for name in names}
+    heights = {item.name: item.dims[0] for item in model.graph.initializer if item.dims}
+    readers = inputs_of_layers(model.graph)
+    probes = {
+        name: _channel_probes(name, heights[layers[0].input[1]]) for name, layers in readers.items()
+    }
+    with light_copy(model) as copy:
+        seen = _shown(copy, probes, clips)
+    return {
+        name: Channels(
+            np.max([found[name + _LARGEST] for found in seen], axis=0),
+            np.mean([found[name + _POWER] for found in seen], axis=0, dtype=np.float64),
+        )
+        for name in readers
+    }
+
+
+def require_half_range(model: onnx.ModelProto, clips: Sequence[Frames]) -> None:
+    """Refuse a ViT some of whose values float16 cannot hold: they would be infinite, every id 0.
+
+    ONNX Runtime would not show it, as on the CPU it runs a graph in float16 in float32.
+
+    Args:
+        model: the encoder in float32.
+        clips: uint8 `[T, size, size, 3]` each; at least one.
+
+    Raises:
+        ExportError: names the first such node, or the ViT cannot be found.
+    """
+    largest = largest_values(model, clips)
+    for name, value in largest.items():
+        if not value <= LARGEST_HALF:
+            raise ExportError(
+                f"{name}: values of {value:,.0f} in float32, float16 holds {LARGEST_HALF:,.0f} at "
+                "most and the ids would be lost; use --precision fp32"
+            )
+    name = max(largest, key=lambda name: largest[name])
+    level = logging.INFO if largest[name] <= LARGEST_HALF / 2 else logging.WARNING
+    told = "values of up to %.0f in the ViT, at %s; float16 holds %.0f"
+    logger.log(level, told, largest[name], name, LARGEST_HALF)
+
+
+def largest_values(model: onnx.ModelProto, clips: Sequence[Frames]) -> dict[str, float]:
+    """The largest absolute value that every node of the ViT gives, by its name, in their order.
+
+    Raises:
+        ExportError: the ViT cannot be found.
+    """
+    with light_copy(model) as copy:
+        inferred = shape_inference.infer_shapes(copy.model).graph.value_info
+        kinds = {item.name: item.type.tensor_type.elem_type for item in inferred}
+        made = {node.output[0]: node.name for node in vit_region(copy.model).nodes}
+        floats = [name for name in made if kinds.get(name) == TensorProto.FLOAT]
+        seen = _shown(copy, {name: _range_probes(name) for name in floats}, clips)
+    return {made[name]: max(float(found[name + _LARGEST]) for found in seen) for name in floats}
 
 
 def require_ids_kept(
@@ -89,20 +147,47 @@ def require_ids_kept(
     return figures
 
 
-def _channels_of(
-    session: ort.InferenceSession, names: Sequence[str], clip: Frames
-) -> dict[str, Channels]:
-    feeds = feeds_for(session, clip, 1)  # the ViT reads no budget, and no question
-    values = session.run(list(names), feeds)
-    rows = (value.reshape(-1, value.shape[-1]) for value in values)
-    return {
-        name: Channels(np.abs(row).max(axis=0), np.square(row, dtype=np.float64).mean(axis=0))
-        for name, row in zip(names, rows, strict=True)
-    }
+def _channel_probes(name: str, width: int) -> list[onnx.NodeProto]:
+    """The largest absolute value and the mean square of each of a tensor's last axis."""
+    rows, first, square = f"{name}/rows", f"{name}/first", f"{name}/square"
+    return [
+        helper.make_node("Constant", [], [f"{rows}/shape"], value_ints=[-1, width]),
+        helper.make_node("Constant", [], [first], value_ints=[0]),
+        helper.make_node("Reshape", [name, f"{rows}/shape"], [rows]),
+        helper.make_node("Abs", [rows], [f"{rows}/size"]),
+        helper.make_node("ReduceMax", [f"{rows}/size", first], [name + _LARGEST], keepdims=0),
+        helper.make_node("Mul", [rows, rows], [square]),
+        helper.make_node("ReduceMean", [square, first], [name + _POWER], keepdims=0),
+    ]
 
 
-def _together(seen: Sequence[Channels]) -> Channels:
-    return Channels(
-        np.max([item.largest for item in seen], axis=0),
-        np.mean([item.power for item in seen], axis=0),
-    )
+def _range_probes(name: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Abs", [name], [f"{name}/size"]),
+        helper.make_node("ReduceMax", [f"{name}/size"], [name + _LARGEST], keepdims=0),
+    ]
+
+
+def _shown(
+    copy: LightCopy, probes: Mapping[str, Sequence[onnx.NodeProto]], clips: Iterable[Frames]
+) -> list[dict[str, npt.NDArray[np.float32]]]:
+    """What probes of tensors, by their names, give for every clip.
+
+    Each runs right behind what makes the tensor: later, it would keep that in memory.
+    """
+    graph = copy.model.graph
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes += [node, *(probe for name in node.output for probe in probes.get(name, ()))]
+    replace_nodes(graph, nodes)
+    made = (name for nodes in probes.values() for node in nodes for name in node.output)
+    names = [name for name in made if name.endswith((_LARGEST, _POWER))]
+    del graph.output[:]
+    for name in names:
+        graph.output.add(name=name)
+    known = {item.name for item in (*graph.input, *graph.initializer)}
+    replace_nodes(graph, nodes_to({*names}, graph, known))
+    session = copy.session(in_order=True)
+    # the ViT reads no budget, and no question
+    passes = (session.run(names, feeds_for(session, clip, 1)) for clip in clips)
+    return [dict(zip(names, values, strict=True)) for values in passes]

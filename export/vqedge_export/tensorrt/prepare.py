@@ -39,7 +39,25 @@ def prepared(
     weak: bool = False,
     channels: Mapping[str, Channels] | None = None,
 ) -> onnx.ModelProto:
-    """A copy of the encoder for TensorRT.
+    """A copy of the encoder for TensorRT; the arguments are those of `prepare`.
+
+    Raises:
+        ExportError: the graph is not one that vqedge writes.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return prepare(copy, precision, plugin=plugin, weak=weak, channels=channels)
+
+
+def prepare(
+    model: onnx.ModelProto,
+    precision: EnginePrecision,
+    *,
+    plugin: bool,
+    weak: bool = False,
+    channels: Mapping[str, Channels] | None = None,
+) -> onnx.ModelProto:
+    """The encoder for TensorRT, changed in place.
 
     Args:
         model: the bundle's encoder, float32.
@@ -51,17 +69,17 @@ def prepared(
     Raises:
         ExportError: the graph is not one that vqedge writes.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    copy.graph.output.extend(item for item in model.graph.output if item.name not in BRIDGED)
-    _cast_pixels_first(copy)
-    _give_rows(copy)
-    settle_op(copy, plugin)
+    outputs = model.graph.output
+    for place in reversed(range(len(outputs))):
+        if outputs[place].name in BRIDGED:
+            del outputs[place]
+    _cast_pixels_first(model)
+    _give_rows(model)
+    settle_op(model, plugin)
     if precision == "int8":
         assert channels is not None, "int8 is calibrated"
-        quantised(copy, channels)
-    return copy if precision == "fp32" or weak else halved(copy)
+        quantised(model, channels)
+    return model if precision == "fp32" or weak else halved(model)
 
 
 def engine_outputs(encoder: EncoderRecord) -> tuple[TensorRecord, ...]:
