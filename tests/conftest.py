@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from vqedge.base.fetch import cache_root, cached
+from vqedge_runtime.cores import usable_cores
 
 if TYPE_CHECKING:
     from vqedge_runtime import VideoQA
@@ -19,9 +21,22 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 _DOWNLOADED = ("base", "downloads", "locks", "wheels")  # what tests share with the user's cache
 
-_THREADS = "2"  # libraries read it when they load; CI has two cores
+
+def _own_cores() -> None:
+    """Of several processes that share a run each keeps to cores of its own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        own = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: count]
+        os.sched_setaffinity(0, own)
+
+
+_own_cores()
+_THREADS = str(min(2, usable_cores()))  # libraries read it when they load; CI has two cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = min(os.environ.get(_name, _THREADS), _THREADS)
+settings.register_profile("vqedge", deadline=None, print_blob=True)  # no test is timed
+settings.load_profile("vqedge")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns after a fork, and tests start processes
 
 

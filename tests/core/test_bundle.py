@@ -132,7 +132,7 @@ def _manifests(draw: st.DrawFn) -> Manifest:
 
 
 @given(_manifests())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_manifest_survives_its_file(manifest: Manifest) -> None:
     assert manifest_from_bytes(manifest_bytes(manifest)) == manifest
 
@@ -155,7 +155,7 @@ def _damaged(data: bytes, how: str, draw: Callable[..., Any]) -> bytes | None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_damage_to_any_file_is_a_bundle_error(shared_root: Path, data: st.DataObject) -> None:
     path = shared_root / data.draw(st.sampled_from(["manifest.json", *FILES]))
     how = data.draw(st.sampled_from(["flip", "flip", "insert", "truncate", "delete"]))
@@ -179,7 +179,7 @@ _JSON = st.recursive(
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_value_anywhere_in_the_manifest(shared_root: Path, data: st.DataObject) -> None:
     path = shared_root / "manifest.json"
     intact = path.read_bytes()

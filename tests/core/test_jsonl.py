@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqedge.data.clips import QuestionAnswer
@@ -219,7 +219,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(values=st.dictionaries(st.sampled_from([*SPAN, "choices", "x"]), JSON))
 def test_any_line_is_a_clip_or_a_typed_error(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]

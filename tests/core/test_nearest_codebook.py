@@ -166,7 +166,7 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 @every_implementation
 @every_metric
 @given(case=floats_case())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_the_nearest_code_is_chosen_wherever_it_is_clear(
     name: str, metric: str, case: tuple[Array, Array]
 ) -> None:
@@ -187,7 +187,7 @@ def test_the_nearest_code_is_chosen_wherever_it_is_clear(
 @every_implementation
 @pytest.mark.parametrize("metric", ["l2", "dot"])
 @given(case=integers_case())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_ties_go_to_the_lowest_index_and_margins_are_exact(
     name: str, metric: str, case: tuple[Array, Array]
 ) -> None:
@@ -200,7 +200,7 @@ def test_ties_go_to_the_lowest_index_and_margins_are_exact(
 
 @every_metric
 @given(case=integers_case())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_bfloat16_rows_are_scored_in_float32(metric: str, case: tuple[Array, Array]) -> None:
     x, codebook = (part.astype(np.float32) for part in case)  # whole numbers: exact in bfloat16
     indices, margin = by_torch(x, codebook, metric, torch.bfloat16)

@@ -150,7 +150,7 @@ def test_moving_objects_move_and_still_ones_do_not() -> None:
 # ---- played backwards
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), index=st.integers(0, 2**31))
 def test_reversal_retraces_every_path_and_undoes_itself(seed: int, index: int) -> None:
     scene = scene_from_seed(seed, index)

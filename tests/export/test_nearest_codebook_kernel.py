@@ -34,7 +34,7 @@ from vqedge.nearest_codebook import nearest_codebook, scores
 
 Array = np.ndarray[Any, Any]
 GENERATED = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -31,7 +31,7 @@ def search(adjacent: Array) -> list[int]:
     return first
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.floats(0, 0.2), st.integers(0, 1000))
 def test_components_are_those_of_a_search(count: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -59,7 +59,7 @@ def test_tome_tokens_are_means_of_all_their_patches() -> None:
         torch.testing.assert_close(found.tokens[row], CLIP[found.assign == row].mean(dim=0))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     budget=st.integers(1, 9),
     more=st.integers(0, 9),

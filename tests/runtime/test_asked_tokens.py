@@ -14,12 +14,12 @@ from tiny_gguf import base_gguf, embedding_rows, wild_tensors, write_gguf
 from vqedge.bundle import Manifest, open_bundle
 from vqedge.bundle.manifest import manifest_bytes, manifest_from_bytes
 from vqedge.commands import encoded
-from vqedge.commands.ask import ask
+from vqedge.commands.ask import run_ask
 from vqedge.commands.chat import Chat
-from vqedge.commands.encode import encode
+from vqedge.commands.encode import run_encode
 from vqedge.commands.evaluate import BundleAnswerer
 from vqedge.commands.search import run_search
-from vqedge.commands.viz import viz
+from vqedge.commands.viz import run_viz
 from vqedge.data.suites import Item
 from vqedge.errors import BundleError, ConfigError, PromptError, VqedgeError, VqtError
 from vqedge_runtime import Video, VideoQA
@@ -244,9 +244,9 @@ def test_a_file_of_another_bundle_is_refused_before_its_codes_are_looked_at(
 
 Command = Callable[[Path, Path], None]
 COMMANDS: dict[str, Command] = {
-    "encode": lambda clip, bundle: encode([clip], str(clip.with_suffix(".vqt")), bundle),
+    "encode": lambda clip, bundle: run_encode([clip], str(clip.with_suffix(".vqt")), bundle),
     "search": lambda clip, bundle: run_search(clip, clip.parent, bundle),
-    "viz": lambda clip, bundle: viz(clip, clip.with_suffix(".png"), bundle),
+    "viz": lambda clip, bundle: run_viz(clip, clip.with_suffix(".png"), bundle),
 }
 
 
@@ -263,7 +263,7 @@ def test_commands_that_want_tokens_without_a_question_refuse_before_any_work(
 def test_a_kept_prefix_is_for_a_file_which_there_is_none_of(clip: Path, tmp_path: Path) -> None:
     write_asking(tmp_path / "asking.vqedge")
     with pytest.raises(VqedgeError, match=r"--keep-kv is for one \.vqt file"):
-        ask(clip, QUESTIONS[0], tmp_path / "asking.vqedge", keep_kv=True)
+        run_ask(clip, QUESTIONS[0], tmp_path / "asking.vqedge", keep_kv=True)
 
 
 # ---- the question, out of the GGUF

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqedge_runtime.vqt.bits import packed, unpacked
@@ -87,7 +87,6 @@ def test_a_dimension_that_does_not_vary_comes_back() -> None:
     assert np.abs(codec.decode(codec.encode(codes))[:, 3] - 7.25).max() < 1e-4
 
 
-@settings(deadline=None)
 @given(
     bits=st.integers(MIN_BITS, MAX_BITS),
     rows=st.integers(1, 9),

@@ -48,7 +48,7 @@ def test_another_identity_or_another_users_file_is_stale(
     assert read_kv(path, b"who") is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 9 + 32 + len(STATE) - 1), bit=st.integers(0, 7), cut=st.booleans())
 def test_a_damaged_file_is_stale(tmp_path: Path, place: int, bit: int, cut: bool) -> None:
     path = tmp_path / "clip.kv"

@@ -103,7 +103,7 @@ def test_codes_of_zeros_and_of_the_largest_numbers() -> None:
     assert np.linalg.norm(unit, axis=1).tolist() == pytest.approx([0, 1, 1], abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.float16, (12, 40), elements=st.floats(-100, 100, width=16)),
     hnp.arrays(np.float32, (40, 40), elements=st.floats(-1, 1, width=32)),

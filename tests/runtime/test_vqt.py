@@ -110,7 +110,7 @@ def _codes(rng: np.random.Generator, head: Header) -> Codes:
 
 
 @given(_files())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_a_file_is_read_as_it_was_written(written: tuple[Header, list[Segment]]) -> None:
     found_header, found = read_whole(vqt_bytes(*written))
     assert found_header == written[0]
@@ -119,7 +119,7 @@ def test_a_file_is_read_as_it_was_written(written: tuple[Header, list[Segment]])
 
 
 @given(_files(), st.integers(MIN_BITS, MAX_BITS))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_codes_in_levels_are_read_as_what_the_levels_stand_for(
     written: tuple[Header, list[Segment]], bits: int
 ) -> None:
@@ -182,7 +182,7 @@ KINDS = st.sampled_from([(False, 0), (True, 0), (False, 3)])  # learned, bits
 
 
 @given(st.data(), KINDS)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_any_damage_is_a_vqt_error(data: st.DataObject, kind: tuple[bool, int]) -> None:
     intact = tiny_file(kind[0], segments=2, bits=kind[1])
     at = data.draw(st.integers(0, len(intact) - 1))
@@ -209,7 +209,7 @@ def test_every_single_bit(learned: bool) -> None:
 
 
 @given(st.data(), KINDS)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_damage_under_a_fitting_checksum_is_read_or_refused(
     data: st.DataObject, kind: tuple[bool, int]
 ) -> None:
@@ -227,7 +227,7 @@ def test_damage_under_a_fitting_checksum_is_read_or_refused(
 
 
 @given(st.binary(max_size=600))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_random_bytes(data: bytes) -> None:
     for start in (b"", tiny_file()[:10], tiny_file()[:HEADER_BYTES]):
         with pytest.raises(VqtError):
