@@ -43,6 +43,7 @@ def log_of(trt: Any) -> Any:
     """
     severity = trt.ILogger.Severity
     bad = (severity.ERROR, severity.INTERNAL_ERROR)
+    talk = (severity.WARNING, severity.INFO)
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -54,7 +55,7 @@ def log_of(trt: Any) -> Any:
                 self.errors.append(message)
                 logger.error(message)
             else:
-                logger.debug(message)
+                logger.log(logging.INFO if severity in talk else logging.DEBUG, message)
 
         def forget(self) -> None:
             self.errors = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,38 @@ def test_the_building_process_builds(source: Source, process: None) -> None:
     path, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
     assert b'"made_by": "1.7.1.116"' in path.read_bytes()
     assert record.outputs == ENGINE_OUTPUTS
+
+
+def test_what_tensorrt_says_is_told_where_progress_is_wanted(
+    source: Source, process: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        engine_from_onnx(source, "tensorrt-rtx", RTX)
+    assert "building tensorrt-rtx-1.7.1.116-sm86-fp32-" in caplog.text
+    assert "a warning" not in caplog.text
+    with caplog.at_level(logging.INFO):
+        engine_from_onnx(source, "tensorrt-rtx", replace(RTX, workspace_mb=9))
+    assert "a warning" in caplog.text and "chosen a kernel" in caplog.text
+    assert "a number of everything" not in caplog.text
+
+
+def test_a_long_build_says_that_it_lives(
+    source: Source,
+    installed: Installed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def slow(job: Job) -> Outcome:
+        while job.onnx is not None and "building for 0 s" not in caplog.text:
+            time.sleep(0.001)
+        return installed.run(job)
+
+    monkeypatch.setattr(build, "_TELL_SECONDS", 0.001)
+    monkeypatch.setattr(build, "run_job", slow)
+    engine_from_onnx(source, "tensorrt-rtx", RTX)
+    told = len(caplog.records)
+    time.sleep(0.02)
+    assert len(caplog.records) == told, "and not afterwards"
 
 
 def test_a_native_abort_becomes_one_line(

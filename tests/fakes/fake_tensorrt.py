@@ -163,8 +163,10 @@ class FakeBuilder:
 
     def build_serialized_network(self, network: FakeNetwork, config: FakeConfig) -> bytes | None:
         self._trt.dies_now_if_told()
+        self._log.log(Severity.WARNING, "a warning")
+        self._log.log(Severity.INFO, "chosen a kernel")
+        self._log.log(Severity.VERBOSE, "a number of everything")
         if self._trt.fails_to_build:
-            self._log.log(Severity.WARNING, "a warning")
             self._log.log(Severity.ERROR, "no kernel for\n this layer")
             return None
         tensors = [

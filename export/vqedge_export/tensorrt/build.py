@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +51,7 @@ from vqedge_export.tensorrt.prepare import engine_outputs, prepare, prepared, se
 logger = logging.getLogger(__name__)
 
 ENGINES, PREPARED = "engines", "prepared.onnx"
-_LAST_LINES = 3
+_LAST_LINES, _TELL_SECONDS = 3, 30.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def engine_from_onnx(
     with tempfile.TemporaryDirectory() as folder:
         _write_graph(Path(folder) / PREPARED, source, options, clips, plugin is not None)
         job = _job(source, offer, options, capabilities, kept, Path(folder))
-        outcome = run_job(job)
+        with _still_building(identity.key):
+            outcome = run_job(job)
         record = _record(identity, options, outcome, job.profiles)
         assert job.engine is not None, "the job has one"
         logger.info("built %s in %.0f s", identity.key, outcome.seconds)
@@ -142,22 +147,55 @@ def run_job(job: Job) -> Outcome:
         told, answer = Path(folder) / "job.json", Path(folder) / "outcome.json"
         told.write_text(job.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", "vqedge_export.tensorrt.worker", str(told), str(answer)]
-        done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-        if done.returncode != 0 or not answer.is_file():
-            raise ExportError(f"{job.flavour}: {_cause_of_death(done)}")
+        status, last_lines = _watched(command)
+        if status != 0 or not answer.is_file():
+            raise ExportError(f"{job.flavour}: {_cause_of_death(status, last_lines)}")
         outcome = Outcome.model_validate_json(answer.read_text(encoding="utf-8"))
     if outcome.fault is not None:
         raise (BackendUnavailable if outcome.unavailable else ExportError)(outcome.fault)
     return outcome
 
 
-def _cause_of_death(done: subprocess.CompletedProcess[str]) -> str:
+def _watched(command: Sequence[str]) -> tuple[int, Sequence[str]]:
+    """Run a process, and log what it says as it says it; its exit status and last lines."""
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        assert process.stderr is not None, "it is a pipe"
+        try:
+            for line in filter(None, map(str.strip, process.stderr)):
+                logger.info("%s", line)
+                last.append(line)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, last
+
+
+@contextmanager
+def _still_building(name: str) -> Iterator[None]:
+    """Say so now and then: on a Jetson it takes minutes."""
+    logger.warning("building %s", name)
+    began, done = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not done.wait(_TELL_SECONDS):
+            logger.warning("building for %.0f s", time.monotonic() - began)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def _cause_of_death(status: int, last_lines: Sequence[str]) -> str:
     """In one line; on Linux a negative exit status is a signal."""
-    status = done.returncode
     cause = f"died of {signal.Signals(-status).name}" if status < 0 else f"failed ({status})"
-    words = " | ".join(done.stderr.strip().splitlines()[-_LAST_LINES:]) or "it said nothing"
+    words = " | ".join(last_lines) or "it said nothing"
     hint = "out of memory?" if status == -signal.SIGKILL else "see docs/tensorrt.md"
     return f"the building process {cause}; {hint}; last words: {words}"
 
@@ -212,6 +250,7 @@ def _job(
         profiles=_profiles(source.encoder),
         plugin=plugin,
         timing_cache=timing_cache(host),
+        verbose=logger.isEnabledFor(logging.INFO),
     )
 
 

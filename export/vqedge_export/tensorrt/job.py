@@ -26,6 +26,7 @@ class Job(BaseModel):
     profiles: tuple[ProfileRecord, ...] = ()
     plugin: Path | None = None
     timing_cache: Path | None = None
+    verbose: bool = False  # tell on stderr what TensorRT tells of the build
 
 
 class Outcome(BaseModel):

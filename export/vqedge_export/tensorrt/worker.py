@@ -35,9 +35,10 @@ _DTYPES = {
 
 def main() -> int:
     """Do the job of one file, write the outcome to the other."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     job_path, outcome_path = map(Path, sys.argv[1:])
     job = Job.model_validate_json(job_path.read_text(encoding="utf-8"))
+    level = logging.INFO if job.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     try:
         outcome = outcome_of(job, Library(tensorrt_module(job.flavour), job.flavour))
     except VqedgeError as error:
