@@ -53,7 +53,7 @@ def test_one_question_about_a_folder(
 ) -> None:
     llm.enqueue("Red.")
     llm.enqueue("Blue.")
-    command.ask(folder, QUESTIONS[0])
+    command.run_ask(folder, QUESTIONS[0])
     assert capsys.readouterr().out.splitlines() == [
         f"{folder / 'a.vqt'}\t{QUESTIONS[0]}\tRed.",
         f"{folder / 'below/b.vqt'}\t{QUESTIONS[0]}\tBlue.",
@@ -70,7 +70,7 @@ def test_many_questions_about_one_video_from_a_pipe(
         llm.enqueue(text)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTIONS[0]}\n\n  {QUESTIONS[1]} \n"))
     clip = folder.parent / "demo.mp4"
-    command.ask(clip, None, questions=Path("-"), as_json=True)
+    command.run_ask(clip, None, questions=Path("-"), as_json=True)
     document = json.loads(capsys.readouterr().out)
     found = [(row["video"], row["question"], row["answer"]) for row in document["answers"]]
     expected = zip(QUESTIONS, ("Red.", "Two."), strict=True)
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_named_and_stops_nothing(
     llm.enqueue("Red.")
     llm.enqueue("Blue.")
     with pytest.raises(VqtError, match="1 of 3 clips"):
-        command.ask(folder, QUESTIONS[0])
+        command.run_ask(folder, QUESTIONS[0])
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert f"failed: {folder / 'c.vqt'}: not a .vqt file" in err
@@ -110,7 +110,7 @@ def test_a_long_file_is_opened_once(
     )
     for _ in range(5):
         llm.enqueue("Red.")
-    command.ask(folder, QUESTIONS[0])
+    command.run_ask(folder, QUESTIONS[0])
     names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
     spans = ["0-3", "3-6", "6-9", "9-12"]
     wanted = [f"{folder / 'a.vqt'} {span} s" for span in spans]
@@ -124,7 +124,7 @@ def test_an_answer_is_one_line_of_three_fields(
     (tmp_path / "q.txt").write_text("\ufeffWhat\tis it?\n", encoding="utf-8")
     llm.enqueue("Red,\nand\tround.")
     llm.enqueue("Blue.")
-    command.ask(folder, None, questions=tmp_path / "q.txt")
+    command.run_ask(folder, None, questions=tmp_path / "q.txt")
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[1:] for row in lines] == [
         ["What is it?", "Red, and round."],
@@ -152,26 +152,26 @@ def test_where_every_question_is_an_encoding_answers_come_before_all_are_done(
         llm.enqueue("Yes.")
     write_demo(tmp_path / "demo.mp4")
     (tmp_path / "q.txt").write_text("\n".join(f"Is it {number}?" for number in range(17)))
-    command.ask(tmp_path / "demo.mp4", None, questions=tmp_path / "q.txt")
+    command.run_ask(tmp_path / "demo.mp4", None, questions=tmp_path / "q.txt")
     assert encoded == [15, 17] and len(capsys.readouterr().out.splitlines()) == 17
 
 
 def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one video"):
-        command.ask(folder, QUESTIONS[0], start=1.0)
+        command.run_ask(folder, QUESTIONS[0], start=1.0)
     with pytest.raises(ConfigError, match="one video"):
-        command.ask(folder, QUESTIONS[0], budget="8")
+        command.run_ask(folder, QUESTIONS[0], budget="8")
     with pytest.raises(ConfigError, match="one video"):
-        command.ask(folder, QUESTIONS[0], evidence=True)
+        command.run_ask(folder, QUESTIONS[0], evidence=True)
     with pytest.raises(ConfigError, match="one video"):
-        command.ask(folder, QUESTIONS[0], choices="a|b")
+        command.run_ask(folder, QUESTIONS[0], choices="a|b")
     with pytest.raises(ConfigError, match="not both"):
-        command.ask(folder, QUESTIONS[0], questions=tmp_path / "q.txt")
+        command.run_ask(folder, QUESTIONS[0], questions=tmp_path / "q.txt")
     with pytest.raises(PromptError, match=r"q\.txt: No such file or directory; give a text file"):
-        command.ask(folder, None, questions=tmp_path / "q.txt")
+        command.run_ask(folder, None, questions=tmp_path / "q.txt")
     (tmp_path / "q.txt").write_text("\n \n")
     with pytest.raises(PromptError, match="no question"):
-        command.ask(folder, None, questions=tmp_path / "q.txt")
+        command.run_ask(folder, None, questions=tmp_path / "q.txt")
 
 
 def test_codes_from_files_open_no_encoder(
@@ -181,8 +181,8 @@ def test_codes_from_files_open_no_encoder(
     qa._encoder = lambda: pytest.fail("an encoder was opened")
     for text in ("Red.", "Red.", "Blue."):
         llm.enqueue(text)
-    command.ask(folder / "a.vqt", QUESTIONS[0], as_json=True)
-    command.ask(folder, QUESTIONS[0], as_json=True)
+    command.run_ask(folder / "a.vqt", QUESTIONS[0], as_json=True)
+    command.run_ask(folder, QUESTIONS[0], as_json=True)
     found = capsys.readouterr()
     documents = [json.loads(line) for line in found.out.splitlines()]
     assert {row["backend"]["encoder"] for row in documents} == {"none (codes from a file)"}

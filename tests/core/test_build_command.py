@@ -14,7 +14,7 @@ from tiny_bundle import write_bundle
 import vqedge.cli
 from vqedge.bundle import rewritten
 from vqedge.commands.build import build_options, plugin_library_for, run_build
-from vqedge.commands.export import export
+from vqedge.commands.export import run_export
 from vqedge.commands.inspect import facts_of
 from vqedge.engines import cache_engine
 from vqedge.errors import BundleError, ConfigError, UsageError
@@ -36,7 +36,7 @@ def test_only_int8_is_calibrated(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fp16 needs no calibration"):
         run_build(tmp_path, "tensorrt", calibrate=tmp_path)
     with pytest.raises(UsageError, match="fp16 needs no calibration"):
-        export(tmp_path, tmp_path / "o.vqedge", target="tensorrt-rtx", calibrate=tmp_path)
+        run_export(tmp_path, tmp_path / "o.vqedge", target="tensorrt-rtx", calibrate=tmp_path)
 
 
 def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_bundle_is_named_in_any_way(words: list[str], monkeypatch: pytest.Mo
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
     for changes in ({"precision": "fp16"}, {"sm": "86"}, {"calibrate": tmp_path}):
         with pytest.raises(UsageError, match="add --target tensorrt or tensorrt-rtx"):
-            export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
+            run_export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
 
 
 def test_a_plugin_needs_an_engine_that_takes_one() -> None:

@@ -16,7 +16,7 @@ from tiny_report import parity_report
 from vqedge.bundle import BundleFacts, VariantRecord, bundle_writer, open_bundle
 from vqedge.commands import export as exporting
 from vqedge.commands import flips
-from vqedge.commands.check import check
+from vqedge.commands.check import run_check
 from vqedge.commands.compare import answers_told
 from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
@@ -105,7 +105,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[ParityReport]:
 def test_what_was_measured_with_a_checkpoint_is_kept_beside_the_backends(
     bundle: Path, found: list[ParityReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    check(bundle, checkpoint=tmp_path, as_json=True)
+    run_check(bundle, checkpoint=tmp_path, as_json=True)
     told = document(capsys)
     assert told["parity"]["llm"]["positions"] == 9 and "backends" not in told["parity"]
     kept = reported(bundle)
@@ -118,7 +118,7 @@ def test_what_was_measured_on_videos_is_kept(
 ) -> None:
     monkeypatch.setattr(flips, "flips_of", lambda *_: {"openvino": VARIANT})
     before = reported(bundle)
-    check(bundle, videos=Path("clips"), as_json=True)
+    run_check(bundle, videos=Path("clips"), as_json=True)
     assert document(capsys)["parity"] == {"flips": {"openvino": VARIANT.model_dump()}}
     assert reported(bundle) == before.model_copy(update={"flips": {"openvino": VARIANT}})
 
@@ -150,7 +150,7 @@ def test_a_lost_parity_is_printed_and_kept_all_the_same(
 ) -> None:
     found[0] = measured(top1=0.1)
     with pytest.raises(ParityError, match=r"top1_agreement 0\.1, .*parity\.json has the figures"):
-        check(bundle, checkpoint=tmp_path, as_json=True)
+        run_check(bundle, checkpoint=tmp_path, as_json=True)
     told = document(capsys)
     assert told["bundle"] == str(bundle) and told["files"].keys() >= {"parity.json"}
     assert told["parity"]["llm"]["top1_agreement"] == 0.1
@@ -206,7 +206,7 @@ def test_a_backend_that_computes_the_same_passes(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in(monkeypatch, FakeEncoder(32, 576))
-    check(bundle, backend="other", limit=QUESTIONS, as_json=True)
+    run_check(bundle, backend="other", limit=QUESTIONS, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
     assert (row["maps_differ"], row["ids_differ"], row["clips"]) == (0.0, 0.0, 12)
     assert row["clips_same"] == 12 and row["token_cosine"] == pytest.approx(1.0)
@@ -227,9 +227,9 @@ def test_a_backend_that_loses_right_answers_fails(
     stand_in(monkeypatch, FakeEncoder(32, 576), saying(texts))
     if lost:
         with pytest.raises(ParityError, match=r"right instead of .* chance of .*among equals"):
-            check(bundle, backend="other", limit=70, as_json=True)
+            run_check(bundle, backend="other", limit=70, as_json=True)
     else:
-        check(bundle, backend="other", limit=70, as_json=True)
+        run_check(bundle, backend="other", limit=70, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
     assert row["maps_differ"] == 0 and row["answers"]["same"] == 70 - len(right)
     assert (row["answers"]["chance_of_loss"] < 0.01) == lost
@@ -247,7 +247,7 @@ def test_a_backend_is_measured_on_the_clips_and_the_questions_of_its_user(
         write_demo(tmp_path / name)
     suite = tmp_path / "mine.jsonl"
     suite.write_text('{"video": "a.mp4", "question": "Which color?", "answer": "red"}\n')
-    check(bundle, backend="other", videos=tmp_path, suite=str(suite))
+    run_check(bundle, backend="other", videos=tmp_path, suite=str(suite))
     row = reported(bundle).backends["other"]
     assert (row.clips, row.clips_of, reported(bundle).flips) == (2, "videos", {})
     assert row.answers is not None
@@ -283,7 +283,7 @@ def test_a_loss_is_said_with_its_chance() -> None:
 
 def test_a_suite_without_a_backend_is_refused(bundle: Path) -> None:
     with pytest.raises(UsageError, match="--backend"):
-        check(bundle, suite="synthetic")
+        run_check(bundle, suite="synthetic")
 
 
 @pytest.mark.parametrize("hears", [True, False])
@@ -302,10 +302,10 @@ def test_a_backend_that_is_deaf_to_questions_fails(
     root = written(tmp_path / "asking.vqedge", asking_facts())
     stand_in(monkeypatch, Other(32, 576))
     if hears:
-        check(root, backend="other", limit=1, as_json=True)
+        run_check(root, backend="other", limit=1, as_json=True)
     else:
         with pytest.raises(ParityError, match=r"token_cosine_patches .*, at least 0\.95 wanted"):
-            check(root, backend="other", limit=1, as_json=True)
+            run_check(root, backend="other", limit=1, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
     assert row["maps_differ"] == 0 and (row["token_cosine_patches"] > 0.99) == hears
 
@@ -321,7 +321,7 @@ def test_a_backend_with_other_maps_is_printed_and_kept_all_the_same(
 
     stand_in(monkeypatch, Other(32, 576))
     with pytest.raises(ParityError, match=r"maps_differ .*parity\.json has the figures"):
-        check(bundle, backend="other", limit=1, as_json=True)
+        run_check(bundle, backend="other", limit=1, as_json=True)
     row = document(capsys)["parity"]["backends"]["other"]
     assert row["maps_differ"] > 0.4
     assert reported(bundle).backends["other"].maps_differ == row["maps_differ"]
@@ -336,11 +336,13 @@ def test_an_export_that_fails_prints_what_it_measured(
     monkeypatch.setattr(pipeline, "export_bundle", fails)
     monkeypatch.setattr(exporting, "model_config_of", lambda _: ModelConfig())
     with pytest.raises(ParityError):
-        exporting.export(tmp_path, tmp_path / "b.vqedge", precision=DEFAULT_PRECISION, as_json=True)
+        exporting.run_export(
+            tmp_path, tmp_path / "b.vqedge", precision=DEFAULT_PRECISION, as_json=True
+        )
     assert document(capsys)["parity"] == {"llm": {"kl_mean": 9.0}}
 
 
 def test_an_altered_bundle_is_not_measured(bundle: Path, found: list[ParityReport]) -> None:
     (bundle / "llm.gguf").write_bytes(b"else")
     with pytest.raises(BundleError, match=r"llm\.gguf"):
-        check(bundle, checkpoint=bundle)
+        run_check(bundle, checkpoint=bundle)

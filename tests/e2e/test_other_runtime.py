@@ -12,8 +12,8 @@ import pytest
 from command_line import run_vqedge
 from other_runtime import Server, served
 
-from vqedge.commands.encode import EncodeOptions, encode
-from vqedge.commands.words import tell
+from vqedge.commands.encode import EncodeOptions, run_encode
+from vqedge.commands.words import run_words
 from vqedge.errors import ConfigError
 from vqedge_export.assemble import assemble_bundle
 from vqedge_runtime import VideoQA
@@ -123,17 +123,17 @@ REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 def test_flags_that_do_not_go_together(problem: str, words_bundle: Path, demo_clip: Path) -> None:
     arguments, options = REFUSED[problem]
     with pytest.raises(ConfigError, match=problem):
-        tell([demo_clip], *arguments, bundle=words_bundle, **options)
+        run_words([demo_clip], *arguments, bundle=words_bundle, **options)
 
 
 def test_a_bundle_without_words_says_so(bundle: Path, demo_clip: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipes/tiny-words\.yaml"):
-        tell([demo_clip], "text", bundle=bundle)
+        run_words([demo_clip], "text", bundle=bundle)
 
 
 def test_a_file_to_write_is_needed_where_no_words_are_printed(demo_clip: Path) -> None:
     with pytest.raises(ConfigError, match="-o FOLDER; or --as text"):
-        encode([demo_clip], None)
+        run_encode([demo_clip], None)
 
 
 # ---- there

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vqedge.commands.bench import run_bench
-from vqedge.commands.check import check
+from vqedge.commands.check import run_check
 from vqedge.commands.doctor import run_doctor
 from vqedge.commands.evaluate import run_eval
 from vqedge.commands.inspect import facts_of
@@ -81,11 +81,11 @@ def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path
 
 
 def test_check_verifies_files(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check(bundle_copy)
+    run_check(bundle_copy)
     assert capsys.readouterr().out.strip() == str(bundle_copy)
     (bundle_copy / "llm.gguf").unlink()
     with pytest.raises(BundleError, match=r"llm\.gguf"):
-        check(bundle_copy)
+        run_check(bundle_copy)
 
 
 def test_eval_reads_a_users_questions(

@@ -77,12 +77,12 @@ def ask(
 
     Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
-    from vqedge.commands.ask import ask as run
+    from vqedge.commands.ask import run_ask
     from vqedge.commands.session import RunsOn
     from vqedge_runtime.llm import DecodingOptions
 
     options = DecodingOptions(max_tokens, temperature, top_p, top_k, seed)
-    run(
+    run_ask(
         video,
         question,
         bundle,
@@ -128,11 +128,11 @@ def chat(
 
     Example: vqedge chat clip.mp4 -m tiny.vqedge
     """
-    from vqedge.commands.chat import chat as run
+    from vqedge.commands.chat import run_chat
     from vqedge.commands.session import RunsOn
     from vqedge_runtime.llm import DecodingOptions
 
-    run(
+    run_chat(
         video,
         bundle,
         budget=budget,
@@ -200,15 +200,14 @@ def encode(
 
     Example: vqedge encode clips/ -o tokens/ -m tiny.vqedge
     """
-    from vqedge.commands.encode import EncodeOptions
-    from vqedge.commands.encode import encode as run
-    from vqedge.commands.words import tell
+    from vqedge.commands.encode import EncodeOptions, run_encode
+    from vqedge.commands.words import run_words
 
     options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0, start, end)
     if as_ is None and question is None:
-        run(videos, out, bundle, options=options, as_json=as_json)
+        run_encode(videos, out, bundle, options=options, as_json=as_json)
     else:
-        tell(videos, as_, question, out, bundle, options=options, as_json=as_json)
+        run_words(videos, as_, question, out, bundle, options=options, as_json=as_json)
 
 
 @app.command()
@@ -238,11 +237,10 @@ def viz(
     Example: vqedge viz clip.mp4 -o clip.html --question "Which way does the circle move?"
     """
     from vqedge.commands.session import RunsOn
-    from vqedge.commands.viz import VizOptions
-    from vqedge.commands.viz import viz as run
+    from vqedge.commands.viz import VizOptions, run_viz
 
     options = VizOptions(question, budget, start, end, RunsOn(backend, threads, gpu_layers))
-    run(video, out, bundle, options=options, as_json=as_json)
+    run_viz(video, out, bundle, options=options, as_json=as_json)
 
 
 @app.command()

@@ -142,9 +142,9 @@ def export(
 
     Example: vqedge export models/tiny -o tiny.vqedge --target tensorrt-rtx --sm 86,89
     """
-    from vqedge.commands.export import export as run
+    from vqedge.commands.export import run_export
 
-    run(
+    run_export(
         checkpoint,
         out,
         target=target,
@@ -176,9 +176,9 @@ def assemble(
 
     Example: vqedge assemble models/tiny -o tiny.vqedge
     """
-    from vqedge.commands.export import assemble as run
+    from vqedge.commands.export import run_assemble
 
-    run(
+    run_assemble(
         checkpoint,
         out,
         llm_quant=llm_quant,
@@ -275,10 +275,10 @@ def check(
 
     Example: vqedge check tiny.vqedge --backend tensorrt
     """
-    from vqedge.commands.check import check as run
+    from vqedge.commands.check import run_check
     from vqedge.commands.output import named_once
 
-    run(
+    run_check(
         named_once(bundle, model),
         checkpoint=checkpoint,
         backend=backend,

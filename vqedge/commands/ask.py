@@ -37,7 +37,7 @@ class _Wanted:
     keep_kv: bool
 
 
-def ask(
+def run_ask(
     video: Path,
     question: str | None,
     bundle: Path | None = None,

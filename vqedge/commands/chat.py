@@ -35,7 +35,7 @@ _MOST_TURNS = 8
 _MOST_VIDEOS = 16
 
 
-def chat(
+def run_chat(
     video: Path,
     bundle: Path | None = None,
     *,

@@ -16,7 +16,7 @@ from vqedge_runtime.encoders import check_backend
 Measure = Callable[[Bundle], tuple[Bundle, Figures]]
 
 
-def check(
+def run_check(
     bundle: Path | None,
     *,
     checkpoint: Path | None = None,

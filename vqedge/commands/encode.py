@@ -61,7 +61,7 @@ class EncodeOptions:
         check_backend(self.backend)
 
 
-def encode(
+def run_encode(
     videos: Sequence[Path],
     out: str | None,
     bundle: Path | None = None,

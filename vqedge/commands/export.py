@@ -18,7 +18,7 @@ from vqedge.engines import FLAVOURS
 from vqedge.errors import ParityError, UsageError
 
 
-def export(
+def run_export(
     checkpoint: Path,
     out: Path,
     *,
@@ -85,7 +85,7 @@ def export(
     print_bundle(bundle, report.model_dump(mode="json"), as_json)
 
 
-def assemble(
+def run_assemble(
     checkpoint: Path,
     out: Path,
     *,

@@ -34,7 +34,7 @@ class VizOptions:
     runs_on: RunsOn = BEST_HERE
 
 
-def viz(
+def run_viz(
     video: Path,
     out: Path,
     bundle: Path | None = None,

@@ -24,7 +24,7 @@ from vqedge_runtime.vqt import is_vqt
 TEXT, IDS = "text", "ids"
 
 
-def tell(
+def run_words(
     videos: Sequence[Path],
     form: str | None,
     question: str | None = None,
