@@ -44,6 +44,9 @@ class PhotosConfig(Config):
     clips: PositiveInt = 2000
     weight: Annotated[float, Field(gt=0)] = 1.0
     caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kind_weights: dict[str, PositiveInt] = Field(default_factory=dict)
+    """As of generated clips. Without any, every clip is asked as many questions as were wanted,
+    nearly half of which are whether something is there."""
 
 
 class JsonlConfig(Config):

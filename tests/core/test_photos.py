@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +17,12 @@ import numpy.typing as npt
 import pytest
 from av.video.codeccontext import VideoCodecContext
 
-from vqedge.data.clips import QuestionAnswer
+from vqedge.data.clips import ClipSource, QuestionAnswer
 from vqedge.data.photos import KINDS, PhotoClip, PhotoClips, Showing, caption, photos_from_index
-from vqedge.data.questions import facts_of
-from vqedge.errors import DatasetError
+from vqedge.data.questions import facts_of, in_rounds, kinds_by_weight
+from vqedge.data.sources import source_from_config
+from vqedge.errors import ConfigError, DatasetError
+from vqedge.recipe import PhotosConfig
 
 # Every noun has a colour of its own, so that a frame says which photo it shows.
 NOUNS = {
@@ -281,6 +284,53 @@ def test_questions_to_train_on_are_right_too_and_none_comes_twice(clips: list[Ph
         assert all(item.answer == true_answer(clip, item.question) for item in found)
         again = clip.questions(np.random.default_rng(number), 4)
         assert found == again
+
+
+def test_questions_without_weights_stay_what_they_were(clips: list[PhotoClip]) -> None:
+    """Trainings that were begun go on with the same ones."""
+    told = [
+        (item.kind, item.question, item.answer)
+        for number, clip in enumerate(clips)
+        for item in clip.questions(np.random.default_rng(number), 8)
+    ]
+    assert hashlib.sha256(repr(told).encode()).hexdigest()[:16] == "3efdc6ae2993623d"
+
+
+def test_kinds_come_in_rounds_by_their_weights(clips: list[PhotoClip]) -> None:
+    kinds = kinds_by_weight({"first": 3, "sequence": 2}, [*KINDS])
+    drawn = [*islice(in_rounds(kinds, np.random.default_rng(0)), 24)]
+    rounds = [drawn[first : first + 8] for first in (0, 8, 16)]
+    assert all(Counter(part) == Counter(kinds) for part in rounds) and rounds[0] != rounds[1]
+    four = replace(next(clip for clip in clips if len(clip.things) == 4), kinds=kinds)
+    asked = [four.questions(np.random.default_rng(seed), 4) for seed in range(400)]
+    assert all(len(items) == len({*items}) == 4 for items in asked)
+    counts = Counter(item.kind for items in asked for item in items)
+    assert counts["first"] / counts["present"] == pytest.approx(3, rel=0.2)
+    assert counts["sequence"] / counts["present"] == pytest.approx(2, rel=0.2)
+    assert all(item.answer == true_answer(four, item.question) for item in asked[0])
+
+
+def test_where_little_can_be_asked_weights_leave_presence_alone(clips: list[PhotoClip]) -> None:
+    kinds = kinds_by_weight({"thing": 3, "first": 3, "sequence": 3}, [*KINDS])
+    one = replace(next(clip for clip in clips if len(clip.things) == 1), kinds=kinds)
+    for seed in range(20):
+        counts = Counter(item.kind for item in one.questions(np.random.default_rng(seed), 10))
+        assert counts["different"] == 1 and counts["present"] <= 2 and counts["thing"] <= 3
+    told = replace(one, caption_share=1.0).questions(np.random.default_rng(0), 10)
+    assert [item.kind for item in told].count("caption") == 1
+
+
+def test_a_recipe_weighs_the_kinds_of_photos(index: Path) -> None:
+    def source(weights: dict[str, int]) -> ClipSource:
+        config = PhotosConfig(kind="photos", index=index, clips=5, kind_weights=weights)
+        return source_from_config(config, lambda *_: np.zeros((0, 1, 1, 3), np.uint8))
+
+    plain, weighted = source({}), source({"sequence": 3})
+    assert plain == PhotoClips(index, "train", 1, 5) and plain.fingerprint == weighted.fingerprint
+    clip = weighted[0]
+    assert isinstance(clip, PhotoClip) and clip.kinds.count("sequence") == 3
+    with pytest.raises(ConfigError, match=r"no such kind of question: count .*there are thing,"):
+        source({"count": 2})
 
 
 def test_captions_come_as_often_as_asked_for(clips: list[PhotoClip]) -> None:

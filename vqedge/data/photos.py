@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,13 +23,14 @@ from pydantic import BaseModel, Field, ValidationError
 from vqedge.data.clips import Labels, QuestionAnswer, Vocabulary
 from vqedge.data.jsonl import text_of
 from vqedge.data.naming import ORDER
-from vqedge.data.questions import with_article
+from vqedge.data.questions import in_rounds, with_article
 from vqedge.errors import DatasetError
 from vqedge.validation import first_fault
 
 _VERSION = 1  # raise when a (photos, seed, number) triple comes to show something else
 _SHORTEST = 0.2  # a photo is there for this share of the clip at least
 _CLOSEST = 0.65  # a view shows this share of the photo's sides at least
+_TRIES = 2  # for every question that is wanted: a clip of one thing has hardly so many kinds
 _LARGEST_ZOOM = 0.25  # change of that share within a clip, at most
 _PATTERNS: tuple[tuple[int, ...], ...] = ((0,), (0, 1), (0, 1, 2), (0, 1, 0), (0, 1, 2, 3))
 _PATTERN_WEIGHTS = (0.34, 0.24, 0.18, 0.10, 0.14)
@@ -51,7 +53,11 @@ class Photo:
     noun: str
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Decode it, uint8 `[H, W, 3]`."""
+        """Decode it, uint8 `[H, W, 3]`.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
         try:
             with av.open(str(self.path)) as container:
                 frame = next(container.decode(video=0))
@@ -82,11 +88,15 @@ class Showing:
 
 @dataclass(frozen=True)
 class PhotoClip:
-    """Photos in sequence; `nouns` are all those that a question may name."""
+    """Photos in sequence; `nouns` are all those that a question may name.
+
+    `kinds` are those of a round of questions, twice where a kind is asked twice as often.
+    """
 
     showings: tuple[Showing, ...]
     nouns: tuple[str, ...]
     caption_share: float = 0.0
+    kinds: tuple[str, ...] = ()
 
     def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
         """Draw it, uint8 `[count, size, size, 3]`; views are stretched to the square."""
@@ -99,7 +109,9 @@ class PhotoClip:
         return drawn
 
     def questions(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
-        """Questions to train on, no two alike."""
+        """Questions to train on, no two alike; fewer than `count` where `kinds` have no more."""
+        if self.kinds:
+            return self._in_rounds(rng, count)
         found = {caption(self.things, rng)} if rng.random() < self.caption_share else set()
         for _ in range(4 * count):
             found |= {item for item in self.one_question_per_kind(rng) if rng.random() < 0.7}
@@ -107,6 +119,14 @@ class PhotoClip:
                 break
         ordered = sorted(found, key=lambda item: item.question)
         return [ordered[place] for place in rng.permutation(len(ordered))[:count]]
+
+    def _in_rounds(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
+        found = [caption(self.things, rng)] if rng.random() < self.caption_share else []
+        for kind in islice(in_rounds(self.kinds, rng), _TRIES * count):
+            item = KINDS[kind](self.things, self.nouns, rng)
+            if item is not None and item not in found and len(found) < count:
+                found.append(item)
+        return found
 
     def one_question_per_kind(self, rng: np.random.Generator) -> list[QuestionAnswer]:
         """Questions to evaluate on."""
@@ -152,13 +172,14 @@ class PhotoClip:
 
 @dataclass(frozen=True)
 class PhotoClips:
-    """The first `clips` clips composed of a folder's photos."""
+    """The first `clips` clips composed of a folder's photos; `kinds` as in `PhotoClip`."""
 
     index: Path
     split: str
     seed: int
     clips: int
     caption_share: float = 0.0
+    kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.clips
@@ -173,7 +194,7 @@ class PhotoClips:
             _showing(rng, photos[place], start, end)
             for place, start, end in zip(pattern, cuts, cuts[1:], strict=False)
         )
-        return PhotoClip(showings, self.nouns, self.caption_share)
+        return PhotoClip(showings, self.nouns, self.caption_share, self.kinds)
 
     @cached_property
     def nouns(self) -> tuple[str, ...]:

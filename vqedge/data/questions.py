@@ -7,7 +7,7 @@ whatever the scenes are, so that nobody does better than the prior without looki
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -43,28 +43,32 @@ def questions_from_scene(
         kinds: those of a round, twice where a kind is asked twice as often; each once if empty.
     """
     found = [caption(scene, rng)] if rng.random() < caption_share else []
-    left: list[str] = []
+    order = in_rounds(kinds or [*KINDS], rng)
     while len(found) < count:
-        if not left:
-            left = [str(kind) for kind in rng.permutation(list(kinds or KINDS))]
-        question = KINDS[left.pop()](scene, rng)
+        question = KINDS[next(order)](scene, rng)
         if question is not None:
             found.append(question)
     return found
 
 
-def kinds_by_weight(weights: Mapping[str, int]) -> tuple[str, ...]:
+def in_rounds(kinds: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    """Kinds without end: all of them in every round, each round in an order of its own."""
+    while True:
+        yield from reversed([str(kind) for kind in rng.permutation(list(kinds))])
+
+
+def kinds_by_weight(weights: Mapping[str, int], kinds: Sequence[str]) -> tuple[str, ...]:
     """A round of kinds, each as often as its weight says, once where it says nothing.
 
     Raises:
-        ConfigError: a weight is for a kind that is not in `KINDS`.
+        ConfigError: a weight is for a kind that there is not.
     """
-    unknown = ", ".join(sorted(set(weights) - set(KINDS)))
+    unknown = ", ".join(sorted(set(weights) - set(kinds)))
     if unknown:
         raise ConfigError(
-            f"no such kind of question: {unknown} (kind_weights); there are {', '.join(KINDS)}"
+            f"no such kind of question: {unknown} (kind_weights); there are {', '.join(kinds)}"
         )
-    return tuple(kind for kind in KINDS for _ in range(weights.get(kind, 1)))
+    return tuple(kind for kind in kinds for _ in range(weights.get(kind, 1)))
 
 
 def one_question_per_kind(scene: Scene, rng: np.random.Generator) -> list[QuestionAnswer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vqedge.data import photos, questions
 from vqedge.data.clips import ClipSource
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, JsonlClips
@@ -24,11 +25,13 @@ def source_from_config(config: SourceConfig, read: FrameReader) -> ClipSource:
         ConfigError: a weight is for a kind of question that there is not.
     """
     if isinstance(config, WorldConfig):
-        kinds = kinds_by_weight(config.kind_weights)
+        kinds = kinds_by_weight(config.kind_weights, [*questions.KINDS])
         return GeneratedClips(config.seed, config.clips, config.caption_share, kinds)
     if isinstance(config, PhotosConfig):
+        weights = config.kind_weights
+        kinds = kinds_by_weight(weights, [*photos.KINDS]) if weights else ()
         return PhotoClips(
-            config.index, config.split, config.seed, config.clips, config.caption_share
+            config.index, config.split, config.seed, config.clips, config.caption_share, kinds
         )
     assert isinstance(config, JsonlConfig)
     return JsonlClips(config.path, read)
