@@ -34,7 +34,7 @@ TYPINGS: tuple[Typing, ...] = get_args(Typing)
 DEVICES: tuple[Device, ...] = get_args(Device)
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 LEAST_TENSORRT = (10, 3)
-_RECIPE = 2  # of making engines from encoder.onnx; raise it and cached engines are built again
+_RECIPE = 3  # of making engines from encoder.onnx; raise it and cached engines are built again
 _AMPERE = (8, 0)
 JETSONS = ("7.2", "8.7", "10.1", "11.0")  # Xavier, Orin, Thor by CUDA 12 and by CUDA 13
 

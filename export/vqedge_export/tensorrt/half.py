@@ -2,6 +2,9 @@
 
 The ViT's weights, constants and casts become float16; one cast leads in, one leads out, and the
 quantizer reads float32. LayerNormalization and Softmax keep their float32 sums inside of TensorRT.
+
+Before they lead out, features get a row in front that is taken off again, as a class token is: of a
+tower without one, SigLIP's, TensorRT-RTX 1.7 builds no engine otherwise (docs/adr/0016).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from vqedge.errors import ExportError
 from vqedge_export.tensorrt.region import Region, vit_region
 
 _LARGEST = 65504.0
+_LARGEST_INT = (1 << 63) - 1
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -76,14 +80,30 @@ def _cast_in_and_out(model: onnx.ModelProto, region: Region) -> None:
     lead_in = helper.make_node(
         "Cast", [region.entry], [entry], name=f"{region.entry}/half", to=TensorProto.FLOAT16
     )
+    apart = f"{leaving}_apart"
     lead_out = helper.make_node(
-        "Cast", [leaving], [region.exit], name=f"{region.exit}/float", to=TensorProto.FLOAT
+        "Cast", [apart], [region.exit], name=f"{region.exit}/float", to=TensorProto.FLOAT
     )
     nodes = list(model.graph.node)
     last = max(place for place, node in enumerate(nodes) if leaving in node.output)
     first = min(place for place, node in enumerate(nodes) if entry in node.input)
-    model.graph.node.insert(last + 1, lead_out)
+    for node in (lead_out, *reversed(_row_and_back(model.graph, leaving, apart))):
+        model.graph.node.insert(last + 1, node)
     model.graph.node.insert(first, lead_in)
+
+
+def _row_and_back(graph: onnx.GraphProto, features: str, same: str) -> list[onnx.NodeProto]:
+    """Nodes that put a row of zeros in front of each frame's in `[T, P, D]`, and take it off."""
+    numbers = {"pads": [0, 1, 0, 0, 0, 0], "first": [1], "end": [_LARGEST_INT], "axis": [1]}
+    pads, *cut = (f"{features}_{name}" for name in numbers)
+    for name, values in numbers.items():
+        tensor = helper.make_tensor(f"{features}_{name}", TensorProto.INT64, [len(values)], values)
+        graph.initializer.append(tensor)
+    longer = f"{features}_longer"
+    return [
+        helper.make_node("Pad", [features, pads], [longer], name=longer),
+        helper.make_node("Slice", [longer, *cut], [same], name=same),
+    ]
 
 
 def _rename(names: list[str], old: str, new: str) -> None:
