@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from vqedge.base.fetch import cache_root, cached
-from vqedge_runtime.cores import usable_cores
+from vqedge.cores import usable_cores
 
 if TYPE_CHECKING:
     from vqedge_runtime import VideoQA

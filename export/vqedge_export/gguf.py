@@ -15,6 +15,7 @@ import llama_cpp
 
 from vqedge.choices import chosen
 from vqedge.config import LlmConfig
+from vqedge.cores import usable_cores
 from vqedge.errors import ExportError
 from vqedge_export.gguf_merge import AddedTokens, Floats, write_merged
 
@@ -109,7 +110,8 @@ def quantize(source: Path, out: Path, quant: str) -> None:
         ExportError: llama.cpp could not.
     """
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = LLM_QUANTS[quant], True, 0
+    params.ftype, params.allow_requantize = LLM_QUANTS[quant], True
+    params.nthread = usable_cores()
     with _quiet():
         code = llama_cpp.llama_model_quantize(
             str(source).encode(), str(out).encode(), ctypes.byref(params)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.commands.baselines import opened_checkpoint
+from vqedge.cores import processor_name, usable_cores
 from vqedge.data.suites import Item, suite_items
 from vqedge.evaluate import evaluate
 from vqedge.model import answer
 from vqedge.model.answer import CheckpointAnswerer
-from vqedge_runtime.cores import processor_name, usable_cores
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vqedge_runtime.cores import processor_name, usable_cores
+from vqedge.cores import processor_name, usable_cores
 
 WIDTH, HEIGHT, FPS = 128, 96, 25
 KEY_EVERY = {"a key frame every 2 s": 2 * FPS, "one key frame": 1 << 30}  # frames

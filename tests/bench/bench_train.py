@@ -19,8 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from vqedge.cores import processor_name, usable_cores
 from vqedge.training.folder import LOG
-from vqedge_runtime.cores import processor_name, usable_cores
 
 VQEDGE = Path(sys.executable).with_name("vqedge")
 SETTLED = 4  # the first steps compile, and meet shapes for the first time

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vqedge.commands.frames import read_frames
 from vqedge.config import ModelConfig
+from vqedge.cores import processor_name, usable_cores
 from vqedge.data.clips import UNNAMED
 from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.model.checkpoint import clip_quantizer
@@ -35,7 +36,6 @@ from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock
 from vqedge.recipe import TrainConfig, read_recipe
 from vqedge.training.clips import training_clips
-from vqedge_runtime.cores import processor_name, usable_cores
 
 PROPERTIES = ("direction", "size", "speed", "change")  # of a thing, from all of its codes
 SET_APART = (*PROPERTIES, "order")  # what no code says by itself

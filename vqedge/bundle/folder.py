@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from vqedge.bundle.manifest import MANIFEST_NAME, MAX_DEPTH, MAX_FILE_BYTES, PICKLE_SUFFIXES
+from vqedge.cores import usable_cores
 from vqedge.errors import BundleError
 from vqedge.files import file_sha256
 
@@ -66,7 +67,7 @@ def hashes(root: Path, paths: list[str]) -> dict[str, str]:
     Raises:
         OSError: a file cannot be read.
     """
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, usable_cores())) as pool:
         return dict(zip(paths, pool.map(lambda path: file_sha256(root / path), paths), strict=True))
 
 

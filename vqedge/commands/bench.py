@@ -13,10 +13,10 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.frames import reader_of
 from vqedge.commands.output import bundle_or_default, json_result, result
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
+from vqedge.cores import processor_name, usable_cores
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError
 from vqedge_runtime.bench import run, side_by_side
-from vqedge_runtime.cores import processor_name, usable_cores
 from vqedge_runtime.llm.build_flags import cpu_flags
 from vqedge_runtime.vqt import is_vqt
 

@@ -15,6 +15,7 @@ from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import QuantizerConfig
+from vqedge.cores import processor_name, usable_cores
 from vqedge.data.suites import Item, suite_items, suite_version
 from vqedge.errors import ConfigError, UsageError
 from vqedge.evaluate import EvalReport, evaluate
@@ -28,7 +29,6 @@ from vqedge.reducers import (
     reducer_of,
     require_room,
 )
-from vqedge_runtime.cores import processor_name, usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

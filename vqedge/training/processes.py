@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import sys
 from collections.abc import Iterable
 from typing import Literal
 
@@ -21,6 +20,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vqedge.cores import usable_cores
 from vqedge.errors import ConfigError
 from vqedge.recipe import TrainConfig
 
@@ -128,9 +128,8 @@ def workers_of(wanted: int | Literal["auto"]) -> int:
     """Processes that draw clips for this one; `auto`: its share of the machine's other cores."""
     if wanted != "auto":
         return wanted
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # a launcher's processes on this machine
-    return min(max(cores // here - 1, 0), _MOST_WORKERS)
+    return min(max(usable_cores() // here - 1, 0), _MOST_WORKERS)
 
 
 def anyone(here: bool, accelerator: Accelerator) -> bool:

@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vqedge.base.fetch import cache_root
 from vqedge.bundle import Bundle
+from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver
 from vqedge.errors import BackendUnavailable
 from vqedge.files import replacing
-from vqedge_runtime.cores import processor_name, usable_cores
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
 from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.tokens import Codes

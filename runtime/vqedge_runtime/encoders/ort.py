@@ -11,11 +11,11 @@ from typing import Any
 
 import onnxruntime as ort
 
+from vqedge.cores import usable_cores
 from vqedge.cuda import Cuda
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.files import file_sha256
 from vqedge.nearest_codebook import OP_NAME
-from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import provider_folder
 from vqedge_runtime.encoders.providers import (

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge.prompt import SYSTEM, question_text
-from vqedge_runtime.cores import usable_cores
 from vqedge_runtime.llm import many
 from vqedge_runtime.llm.cells import BRANCHES, Cells, Ids
 from vqedge_runtime.llm.embeddings import EmbeddingTable

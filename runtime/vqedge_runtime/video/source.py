@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vqedge.cores import usable_cores
 from vqedge_runtime.video.faults import video_fault
 from vqedge_runtime.video.skim import VideoPacket, skimmed
 
@@ -301,4 +301,4 @@ def _prepare(path: Path, stream: VideoStream, still: bool) -> None:
         raise video_fault(path, what, "scale it down first")
     codec.options = {"max_pixels": str(limit)}
     codec.thread_type = "AUTO"
-    codec.thread_count = min(MAX_THREADS, os.cpu_count() or 1)
+    codec.thread_count = min(MAX_THREADS, usable_cores())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vqedge_runtime.cores import quota_cores
+from vqedge.cores import quota_cores
 
 
 @pytest.mark.parametrize(
