@@ -165,7 +165,7 @@ def _print_table(report: EvalReport) -> None:
     low, high = document["interval"]
     result(
         f"{report.suite}: {document['accuracy']:.1%} of {document['n']} [{low:.1%}, {high:.1%}] "
-        f"(the most frequent answers alone: {document['prior']:.1%})"
+        f"(answered blindly: {document['prior']:.1%})"
     )
     for kind, row in document["by_kind"].items():
         low, high = row["interval"]
