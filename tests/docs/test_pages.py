@@ -10,6 +10,7 @@ from pathlib import Path
 
 import _pages
 import _record
+import _results
 import pytest
 from _pages import share, table, write_or_compare
 
@@ -89,3 +90,12 @@ def test_priors_are_told_anew_from_the_questions_alone(
     (tmp_path / "asked.json").write_text(json.dumps(stale | {"suite_version": "an older one"}))
     with pytest.raises(ValueError, match=r"asked\.json: asked an older one; measure it again"):
         _record.main(["--priors"])
+
+
+def test_what_descriptions_weigh_is_told_beside_their_row() -> None:
+    without = _pages.measured("compare")
+    without["baselines"].pop("captions", None)
+    row = without["baselines"]["uniform grid"]
+    asked = {**without, "baselines": {**without["baselines"], "captions": row}}
+    assert _results._trained_alike(asked)["choices_told"] == _results.DESCRIBED
+    assert _results._trained_alike(without)["choices_told"] == ""
