@@ -12,6 +12,7 @@ import pytest
 from tiny_bundle import asking_facts, write_bundle
 
 import vqedge.commands.ask as command
+from vqedge.commands.ask_options import AskOptions
 from vqedge.data.demo import write_demo
 from vqedge.errors import BackendUnavailable, ConfigError, PromptError, VqtError
 from vqedge_runtime import VideoQA
@@ -70,7 +71,7 @@ def test_many_questions_about_one_video_from_a_pipe(
         llm.enqueue(text)
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTIONS[0]}\n\n  {QUESTIONS[1]} \n"))
     clip = folder.parent / "demo.mp4"
-    command.run_ask(clip, None, questions=Path("-"), as_json=True)
+    command.run_ask(clip, None, options=AskOptions(questions=Path("-")), as_json=True)
     document = json.loads(capsys.readouterr().out)
     found = [(row["video"], row["question"], row["answer"]) for row in document["answers"]]
     expected = zip(QUESTIONS, ("Red.", "Two."), strict=True)
@@ -124,7 +125,7 @@ def test_an_answer_is_one_line_of_three_fields(
     (tmp_path / "q.txt").write_text("\ufeffWhat\tis it?\n", encoding="utf-8")
     llm.enqueue("Red,\nand\tround.")
     llm.enqueue("Blue.")
-    command.run_ask(folder, None, questions=tmp_path / "q.txt")
+    command.run_ask(folder, None, options=AskOptions(questions=tmp_path / "q.txt"))
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[1:] for row in lines] == [
         ["What is it?", "Red, and round."],
@@ -152,26 +153,26 @@ def test_where_every_question_is_an_encoding_answers_come_before_all_are_done(
         llm.enqueue("Yes.")
     write_demo(tmp_path / "demo.mp4")
     (tmp_path / "q.txt").write_text("\n".join(f"Is it {number}?" for number in range(17)))
-    command.run_ask(tmp_path / "demo.mp4", None, questions=tmp_path / "q.txt")
+    command.run_ask(tmp_path / "demo.mp4", None, options=AskOptions(questions=tmp_path / "q.txt"))
     assert encoded == [15, 17] and len(capsys.readouterr().out.splitlines()) == 17
 
 
 def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one video"):
-        command.run_ask(folder, QUESTIONS[0], start=1.0)
+        command.run_ask(folder, QUESTIONS[0], options=AskOptions(span=(1.0, None)))
     with pytest.raises(ConfigError, match="one video"):
-        command.run_ask(folder, QUESTIONS[0], budget="8")
+        command.run_ask(folder, QUESTIONS[0], options=AskOptions(budget=8))
     with pytest.raises(ConfigError, match="one video"):
-        command.run_ask(folder, QUESTIONS[0], evidence=True)
+        command.run_ask(folder, QUESTIONS[0], options=AskOptions(evidence=True))
     with pytest.raises(ConfigError, match="one video"):
-        command.run_ask(folder, QUESTIONS[0], choices="a|b")
+        command.run_ask(folder, QUESTIONS[0], options=AskOptions(choices=("a", "b")))
     with pytest.raises(ConfigError, match="not both"):
-        command.run_ask(folder, QUESTIONS[0], questions=tmp_path / "q.txt")
+        command.run_ask(folder, QUESTIONS[0], options=AskOptions(questions=tmp_path / "q.txt"))
     with pytest.raises(PromptError, match=r"q\.txt: No such file or directory; give a text file"):
-        command.run_ask(folder, None, questions=tmp_path / "q.txt")
+        command.run_ask(folder, None, options=AskOptions(questions=tmp_path / "q.txt"))
     (tmp_path / "q.txt").write_text("\n \n")
     with pytest.raises(PromptError, match="no question"):
-        command.run_ask(folder, None, questions=tmp_path / "q.txt")
+        command.run_ask(folder, None, options=AskOptions(questions=tmp_path / "q.txt"))
 
 
 def test_codes_from_files_open_no_encoder(

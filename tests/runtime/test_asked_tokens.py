@@ -15,6 +15,7 @@ from vqedge.bundle import Manifest, open_bundle
 from vqedge.bundle.manifest import manifest_bytes, manifest_from_bytes
 from vqedge.commands import encoded
 from vqedge.commands.ask import run_ask
+from vqedge.commands.ask_options import AskOptions
 from vqedge.commands.chat import Chat
 from vqedge.commands.encode import run_encode
 from vqedge.commands.evaluate import BundleAnswerer
@@ -263,7 +264,7 @@ def test_commands_that_want_tokens_without_a_question_refuse_before_any_work(
 def test_a_kept_prefix_is_for_a_file_which_there_is_none_of(clip: Path, tmp_path: Path) -> None:
     write_asking(tmp_path / "asking.vqedge")
     with pytest.raises(VqedgeError, match=r"--keep-kv is for one \.vqt file"):
-        run_ask(clip, QUESTIONS[0], tmp_path / "asking.vqedge", keep_kv=True)
+        run_ask(clip, QUESTIONS[0], tmp_path / "asking.vqedge", options=AskOptions(keep_kv=True))
 
 
 # ---- the question, out of the GGUF

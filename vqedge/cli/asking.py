@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from vqedge.budget import budget_from_text
 from vqedge.cli.app import app
 from vqedge.cli.options import (
     BackendOption,
+    BudgetOption,
     BundleOption,
     GpuLayersOption,
     JsonOption,
@@ -37,9 +39,7 @@ def ask(
     choices: Annotated[
         str | None, typer.Option(help="Score these answers instead: 'a|b|c'.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
-    ] = None,
+    budget: BudgetOption = None,
     start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
     max_tokens: MaxTokensOption = 64,
@@ -78,35 +78,29 @@ def ask(
     Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
     from vqedge.commands.ask import run_ask
+    from vqedge.commands.ask_options import AskOptions, choices_from_text
     from vqedge.commands.session import RunsOn
     from vqedge_runtime.llm import DecodingOptions
 
-    options = DecodingOptions(max_tokens, temperature, top_p, top_k, seed)
-    run_ask(
-        video,
-        question,
-        bundle,
-        choices=choices,
-        budget=budget,
-        start=start,
-        end=end,
-        options=options,
+    options = AskOptions(
+        choices=choices_from_text(choices),
+        budget=budget_from_text(budget),
+        span=(start, end),
+        decoding=DecodingOptions(max_tokens, temperature, top_p, top_k, seed),
         runs_on=RunsOn(backend, threads, gpu_layers),
-        as_json=as_json,
         stream=not no_stream,
         evidence=evidence,
         questions=questions,
         keep_kv=keep_kv,
     )
+    run_ask(video, question, bundle, options=options, as_json=as_json)
 
 
 @app.command()
 def chat(
     video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
     bundle: BundleOption = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
-    ] = None,
+    budget: BudgetOption = None,
     start: Annotated[
         float | None,
         typer.Option(help="Look from this second on; of a .vqt, the segment there."),
@@ -135,9 +129,8 @@ def chat(
     run_chat(
         video,
         bundle,
-        budget=budget,
-        start=start,
-        end=end,
+        budget=budget_from_text(budget),
+        span=(start, end),
         runs_on=RunsOn(backend, threads, gpu_layers),
         options=DecodingOptions(max_tokens, temperature, top_p, top_k, seed),
         history=history,
@@ -203,7 +196,15 @@ def encode(
     from vqedge.commands.encode import EncodeOptions, run_encode
     from vqedge.commands.words import run_words
 
-    options = EncodeOptions(budget, segment, jobs, backend, threads, bits or 0, start, end)
+    options = EncodeOptions(
+        budget=budget_from_text(budget),
+        segment_s=segment,
+        jobs=jobs,
+        backend=backend,
+        threads=threads,
+        bits=bits or 0,
+        span=(start, end),
+    )
     if as_ is None and question is None:
         run_encode(videos, out, bundle, options=options, as_json=as_json)
     else:
@@ -220,9 +221,7 @@ def viz(
     question: Annotated[
         str | None, typer.Option(help="Ask this, and mark the codes that mattered for the answer.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
-    ] = None,
+    budget: BudgetOption = None,
     start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
     end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
     backend: BackendOption = "auto",
@@ -239,7 +238,12 @@ def viz(
     from vqedge.commands.session import RunsOn
     from vqedge.commands.viz import VizOptions, run_viz
 
-    options = VizOptions(question, budget, start, end, RunsOn(backend, threads, gpu_layers))
+    options = VizOptions(
+        question=question,
+        budget=budget_from_text(budget),
+        span=(start, end),
+        runs_on=RunsOn(backend, threads, gpu_layers),
+    )
     run_viz(video, out, bundle, options=options, as_json=as_json)
 
 
@@ -278,5 +282,13 @@ def search(
     """
     from vqedge.commands.search import SearchOptions, run_search
 
-    options = SearchOptions(duplicates, novel, count, threshold, start, end, backend, threads)
+    options = SearchOptions(
+        duplicates=duplicates,
+        novel=novel,
+        count=count,
+        threshold=threshold,
+        span=(start, end),
+        backend=backend,
+        threads=threads,
+    )
     run_search(query, folder, bundle, options=options, as_json=as_json)

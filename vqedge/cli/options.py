@@ -31,6 +31,9 @@ BackendOption = Annotated[
         help="Encoder backend, as doctor lists them; auto: the fastest here, measured once.",
     ),
 ]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Most video tokens, or auto [default: the bundle's].")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads [default: all usable].")
 ]

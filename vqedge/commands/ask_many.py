@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vqedge.budget import Budget
+from vqedge.commands.ask_options import AskOptions
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
-from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
+from vqedge_runtime import Answer, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt, open_vqt
@@ -69,9 +69,7 @@ def ask_many(
     qa: VideoQA,
     given: Given,
     questions: Sequence[str],
-    budget: Budget | None,
-    span: Span,
-    options: DecodingOptions,
+    options: AskOptions,
     as_json: bool,
 ) -> None:
     """Answer every question about every clip: a line each, as video, question and answer.
@@ -82,14 +80,16 @@ def ask_many(
     began = time.perf_counter()
     failed: list[str] = []
     rows: list[dict[str, Any]] = []
-    many = is_many(given.path, span)
-    videos = _stored(qa, given, failed) if many else _one(qa, given, budget, span, failed)
+    many = is_many(given.path, options.span)
+    videos = _stored(qa, given, failed) if many else _one(qa, given, options, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
     answered = wordless = 0
     at_once = BRANCHES if qa.manifest.quantizer.per_question else _AT_ONCE
     for group in _groups(asked, at_once):
         answered += len(group)
-        found = qa.ask_many([(item.video, item.question) for item in group], options=options)
+        found = qa.ask_many(
+            [(item.video, item.question) for item in group], options=options.decoding
+        )
         wordless += sum(not answer.text.strip() for answer in found)
         for item, answer in zip(group, found, strict=True):
             if as_json:
@@ -141,10 +141,10 @@ def _report(failed: Sequence[str], answered: int) -> None:
 
 
 def _one(
-    qa: VideoQA, given: Given, budget: Budget | None, span: Span, failed: list[str]
+    qa: VideoQA, given: Given, options: AskOptions, failed: list[str]
 ) -> Iterator[tuple[Path, Video]]:
     try:
-        yield given.name, qa.encode(given.path, budget, *span)
+        yield given.name, qa.encode(given.path, options.budget, *options.span)
     except VqedgeError as error:
         failed.append(given.told(str(error)))
 

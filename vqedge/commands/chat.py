@@ -9,12 +9,12 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from vqedge.budget import Budget, budget_from_text
+from vqedge.budget import Budget
 from vqedge.commands.ask import say_if_cut
 from vqedge.commands.encode import with_suffix
 from vqedge.commands.output import result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
-from vqedge.commands.span import checked_span
+from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, VqedgeError
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
@@ -39,9 +39,8 @@ def run_chat(
     video: Path,
     bundle: Path | None = None,
     *,
-    budget: str | None = None,
-    start: float | None = None,
-    end: float | None = None,
+    budget: Budget | None = None,
+    span: Span = (None, None),
     runs_on: RunsOn = BEST_HERE,
     options: DecodingOptions | None = None,
     history: bool = False,
@@ -50,11 +49,11 @@ def run_chat(
 
     Raises:
         VideoError: the first video cannot be read.
-        UsageError: the span can be none, or the budget neither a number nor auto.
+        UsageError: no video has the span.
     """
-    span, most = checked_span(start, end), budget_from_text(budget)
+    check_span(span)
     with open_session(bundle, runs_on, is_vqt(video)) as qa:
-        Chat(qa, video, most, history, options, span).talk(_lines())
+        Chat(qa, video, budget, history, options, span).talk(_lines())
 
 
 class Chat:

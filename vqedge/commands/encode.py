@@ -14,11 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from vqedge.budget import budget_from_text
+from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import STDIN, copy_stdin
-from vqedge.commands.span import checked_span
+from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
@@ -39,26 +39,27 @@ class EncodeOptions:
     """How videos are encoded: see `vqedge encode --help`.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, a span or length that is none, or a part cut in segments.
     """
 
-    budget: str | None = None
+    budget: Budget | None = None
     segment_s: float | None = None
     jobs: int = 2
     backend: str = AUTO
     threads: int | None = None
     bits: int = 0
-    start_s: float | None = None
-    end_s: float | None = None
-
-    @property
-    def span(self) -> Span:
-        """The part of one video that is encoded."""
-        return self.start_s, self.end_s
+    span: Span = (None, None)
 
     def __post_init__(self) -> None:
-        """Refuse a backend that there is not, before any file is opened."""
+        """Refuse what no video makes right, before any file is opened."""
         check_backend(self.backend)
+        check_span(self.span)
+        if self.segment_s is None:
+            return
+        if self.span != (None, None):
+            raise UsageError("--segment: cuts all of a video; leave out --start and --end")
+        if not math.isfinite(self.segment_s):
+            raise UsageError(f"--segment {self.segment_s}: give seconds, as 10")
 
 
 def run_encode(
@@ -87,11 +88,10 @@ def run_encode(
     if out is None:
         raise UsageError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
     settings = options or EncodeOptions()
-    most = budget_from_text(settings.budget)
     _check_flags(settings, videos, out, as_json)
     opened = open_bundle(bundle_or_default(bundle))
     header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
-    budget = codes_from_budget(most, opened.manifest.quantizer)
+    budget = codes_from_budget(settings.budget, opened.manifest.quantizer)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
         if len(jobs) > 1 and settings.span != (None, None):
@@ -119,19 +119,14 @@ def run_encode(
 
 
 def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_json: bool) -> None:
-    if checked_span(*settings.span) != (None, None):
-        if settings.segment_s is not None:
-            raise UsageError("--segment: cuts all of a video; leave out --start and --end")
-        if len(videos) > 1:
-            raise UsageError("--start and --end are for one video; give it alone")
+    if settings.span != (None, None) and len(videos) > 1:
+        raise UsageError("--start and --end are for one video; give it alone")
     if out == _STDOUT and (as_json or sys.stdout.isatty()):
         raise UsageError("-o -: the file goes to a pipe, without --json; or give -o FILE.vqt")
     if len(videos) > 1 and (STDIN in videos or out == _STDOUT):
         raise UsageError("-: a pipe is for one video; give it alone")
     if STDIN in videos and _ends_as_folder(out):
         raise UsageError(f"-o {out}: what comes through a pipe has no name; give the file's")
-    if settings.segment_s is not None and not math.isfinite(settings.segment_s):
-        raise UsageError(f"--segment {settings.segment_s}: give seconds, as 10")
 
 
 def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]:

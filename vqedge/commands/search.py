@@ -10,7 +10,7 @@ from typing import Any
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.commands.span import checked_span
+from vqedge.commands.span import check_span
 from vqedge.errors import UsageError, printable
 from vqedge_runtime.encoders import AUTO, check_backend
 from vqedge_runtime.search import (
@@ -25,6 +25,7 @@ from vqedge_runtime.search import (
     space_of,
 )
 from vqedge_runtime.stored import number_at, origin_from_path
+from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import header_for, is_vqt, open_vqt
 from vqedge_runtime.vqt.file import vqt_errors
 
@@ -36,21 +37,23 @@ class SearchOptions:
     """What is looked for: see `vqedge search --help`.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: two questions at once, no such backend, or a span that is none.
     """
 
     duplicates: bool = False
     novel: bool = False
     count: int = 10
     threshold: float | None = None
-    start_s: float | None = None
-    end_s: float | None = None
+    span: Span = (None, None)
     backend: str = AUTO
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a backend that there is not, before any file is opened."""
+        """Refuse what no file makes right, before any is opened."""
+        if self.duplicates and self.novel:
+            raise UsageError("--duplicates and --novel are two questions; ask one at a time")
         check_backend(self.backend)
+        check_span(self.span)
 
 
 def run_search(
@@ -64,15 +67,11 @@ def run_search(
     """Print what was found, best first; files of the folder that cannot be read on stderr.
 
     Raises:
-        UsageError: two questions at once, or a span that is none.
         SearchError: no such folder, or its index cannot be used.
         VideoError: the query cannot be decoded.
         VqtError: the query cannot be read.
     """
     settings = options or SearchOptions()
-    if settings.duplicates and settings.novel:
-        raise UsageError("--duplicates and --novel are two questions; ask one at a time")
-    checked_span(settings.start_s, settings.end_s)
     asked = _query(query, folder, bundle, settings)
     if settings.novel:
         _run_novel(asked, folder, settings, as_json)
@@ -118,17 +117,16 @@ def _run_novel(query: Query, folder: Path, settings: SearchOptions, as_json: boo
 
 
 def _query(path: Path, folder: Path, bundle: Path | None, settings: SearchOptions) -> Query:
-    span = (settings.start_s, settings.end_s)
     if is_vqt(path):
         file = open_vqt(path)
         with vqt_errors(path):
-            number = number_at(file, *span)
+            number = number_at(file, *settings.span)
             codes, origin = file.segment(number).codes, file.header.origin
         place = _place(path, folder)
         return Query(codes, space_of(file.header), origin.sha256, place, number)
     opened = open_bundle(bundle_or_default(bundle))
     budget = opened.manifest.quantizer.default_budget
-    _, codes = encoded_clip(path, span, opened, budget, settings.backend, settings.threads)
+    _, codes = encoded_clip(path, settings.span, opened, budget, settings.backend, settings.threads)
     header, source = header_for(opened.manifest, budget), origin_from_path(path).sha256
     return Query(codes, space_of(header), source)
 

@@ -6,32 +6,39 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vqedge.budget import budget_from_text
+from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
-from vqedge.commands.span import checked_span
+from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, printable
 from vqedge.prompt import question_text
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
-from vqedge_runtime.video import Clip, clip_from_path
+from vqedge_runtime.video import Clip, Span, clip_from_path
 from vqedge_runtime.viz import Picture, write_picture, writer_for
 from vqedge_runtime.vqt import is_vqt
 
 
 @dataclass(frozen=True)
 class VizOptions:
-    """What is drawn of a video: see `vqedge viz --help`."""
+    """What is drawn of a video: see `vqedge viz --help`.
+
+    Raises:
+        UsageError: no video has the span.
+    """
 
     question: str | None = None
-    budget: str | None = None
-    start_s: float | None = None
-    end_s: float | None = None
+    budget: Budget | None = None
+    span: Span = (None, None)
     runs_on: RunsOn = BEST_HERE
+
+    def __post_init__(self) -> None:
+        """Refuse a span that there cannot be, before any file is opened."""
+        check_span(self.span)
 
 
 def run_viz(
@@ -45,15 +52,14 @@ def run_viz(
     """Write the picture; its path goes to stdout.
 
     Raises:
-        UsageError: a flag's text is none that it takes.
+        UsageError: `out` ends in no kind of picture.
+        PromptError: the question is empty.
         ConfigError: a flag holds what cannot work, or the picture cannot be written.
         VideoError: the video cannot be decoded.
         VqtError: the `.vqt` cannot be read.
     """
     settings = options or VizOptions()
     writer_for(out)
-    checked_span(settings.start_s, settings.end_s)  # before any work, as the budget
-    budget_from_text(settings.budget)
     if out.exists() and video.exists() and out.samefile(video):
         raise ConfigError(f"-o {out}: that is the video itself; give another name")
     if settings.question is not None:
@@ -74,7 +80,7 @@ def _stored(video: Path, settings: VizOptions) -> Picture:
     """The codes of a file, whatever bundle they are for."""
     if settings.budget is not None:
         raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
-    _, segment = read_stored(video, None, settings.start_s, settings.end_s)
+    _, segment = read_stored(video, None, *settings.span)
     times_s = tuple(time_us / 1e6 for time_us in segment.times_us)
     span = (segment.start_us / 1e6, segment.end_us / 1e6)
     return Picture(_title(video), segment.codes, times_s, *span)
@@ -83,10 +89,10 @@ def _stored(video: Path, settings: VizOptions) -> Picture:
 def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
     """Frames and their codes; no language model is loaded."""
     opened = open_bundle(bundle_or_default(bundle))
-    budget = codes_from_budget(budget_from_text(settings.budget), opened.manifest.quantizer)
-    span = (settings.start_s, settings.end_s)
+    budget = codes_from_budget(settings.budget, opened.manifest.quantizer)
+    runs_on = settings.runs_on
     clip, codes = encoded_clip(
-        video, span, opened, budget, settings.runs_on.backend, settings.runs_on.threads
+        video, settings.span, opened, budget, runs_on.backend, runs_on.threads
     )
     return _picture(video, clip, codes)
 
@@ -94,8 +100,7 @@ def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
 def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
     """The same with an answer and its evidence."""
     with open_session(bundle, settings.runs_on, is_vqt(video)) as qa:
-        budget = budget_from_text(settings.budget)
-        encoded = qa.encode(video, budget, settings.start_s, settings.end_s)
+        encoded = qa.encode(video, settings.budget, *settings.span)
         answer = qa.ask(encoded, question)
         codes = answer.video.tokens.codes
         evidence = evidence_for(qa, answer, question)
@@ -106,8 +111,7 @@ def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str
         span = (encoded.start_s, encoded.end_s)
         picture = Picture(_title(video), codes, encoded.times_s, *span)
     else:
-        asked = (settings.start_s, settings.end_s)
-        clip = clip_from_path(video, spec.frames, spec.size, *asked, rule=spec.rule)
+        clip = clip_from_path(video, spec.frames, spec.size, *settings.span, rule=spec.rule)
         picture = _picture(video, clip, codes)
     return replace(picture, question=" ".join(question.split()), evidence=evidence)
 

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from vqedge.budget import budget_from_text
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.choices import chosen
 from vqedge.commands.encode import EncodeOptions
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result
-from vqedge.commands.span import checked_span
 from vqedge.errors import ConfigError, UsageError
 from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.budget import codes_from_budget
@@ -72,8 +70,6 @@ def _check_flags(
     out: str | None,
     options: EncodeOptions,
 ) -> None:
-    checked_span(*options.span)
-    budget_from_text(options.budget)
     if form is None:
         raise UsageError(f"--question: give --as {IDS} too")
     if chosen("--as", form, (TEXT, IDS)) == TEXT and question is not None:
@@ -98,7 +94,7 @@ def _codes(video: Path, bundle: Bundle, options: EncodeOptions) -> Codes:
         if options.budget is not None:
             raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
         return read_stored(video, bundle.manifest, *options.span)[1].codes
-    most = codes_from_budget(budget_from_text(options.budget), bundle.manifest.quantizer)
+    most = codes_from_budget(options.budget, bundle.manifest.quantizer)
     return encoded_clip(video, options.span, bundle, most, options.backend, options.threads)[1]
 
 
