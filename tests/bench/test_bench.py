@@ -11,9 +11,11 @@ import av
 import pytest
 import torch
 from bench_memory import FPS, KEY_EVERY, peak_mb, write_clip
+from bench_recipe import Seconds, minutes_of
 from float64_reference import agreement, float64_choice
 
 from vqedge.nearest_codebook import Metric, nearest_codebook
+from vqedge.recipe import OptimConfig, TrainConfig
 
 HERE = Path(__file__).parent
 
@@ -55,6 +57,16 @@ def test_the_peak_is_that_of_the_process_itself(tmp_path: Path) -> None:
     assert small < 50 and 190 < large - small < 210
     with pytest.raises(SystemExit, match="no such module"):
         peak_mb([sys.executable, "-c", "raise ImportError('no such module')"], tmp_path / "log")
+
+
+@pytest.mark.parametrize(("workers", "minutes"), [(0, 4.0), (1, 3.0), (2, 1.5), (9, 1.0)])
+def test_the_minutes_of_a_recipe_are_those_of_its_clips_and_steps(
+    workers: int, minutes: float
+) -> None:
+    config = TrainConfig(optim=OptimConfig(steps=120, naming_steps=60))
+    took = Seconds(draw=0.3, encode=0.08, quantise=0.02, naming=2.0, step=0.5)
+    found = minutes_of(took, config, 600, workers)
+    assert found == {"clips": minutes, "naming": 2.0, "steps": 1.0}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
