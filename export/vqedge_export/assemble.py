@@ -73,7 +73,14 @@ def assemble_bundle(
     check_quant(quant)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
-        making = Making(draft.folder, checkpoint, config, graph, quant, precision)
+        making = Making(
+            folder=draft.folder,
+            checkpoint=checkpoint,
+            config=config,
+            graph=graph,
+            quant=quant,
+            precision=precision,
+        )
         for target in BASE:
             target.export(making)
         report = _known_report(checkpoint, draft.folder, quant)

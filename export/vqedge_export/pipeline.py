@@ -99,18 +99,17 @@ def export_bundle(
     opened = open_checkpoint(checkpoint)
     require_words(targets, opened.config)
     graph = _traced(opened, plugin_node)
-    built = options or BuildOptions()
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(
-            draft.folder,
-            checkpoint,
-            opened.config,
-            graph,
-            quant,
-            precision,
-            built,
-            plugin,
-            tuple(calibration),
+            folder=draft.folder,
+            checkpoint=checkpoint,
+            config=opened.config,
+            graph=graph,
+            quant=quant,
+            precision=precision,
+            options=options or BuildOptions(),
+            plugin=plugin,
+            calibration=tuple(calibration),
         )
         _write(BASE, making)
         report = _report(opened, draft.folder, quant, open_llm if check else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -14,29 +13,32 @@ from tiny_bundle import write_bundle
 import vqedge.cli
 from vqedge.bundle import rewritten
 from vqedge.commands.build import build_options, plugin_library_for, run_build
-from vqedge.commands.export import run_export
+from vqedge.commands.export import ExportOptions
 from vqedge.commands.inspect import facts_of
 from vqedge.engines import cache_engine
 from vqedge.errors import BundleError, ConfigError, UsageError
+from vqedge_export.targets import TARGETS
 from vqedge_export.tensorrt.options import BuildOptions
+
+TINY = Path(__file__).parents[2] / "models/tiny"
 
 
 def test_options_are_checked_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--target onnx: choose one of tensorrt, tensorrt-rtx"):
         run_build(tmp_path, "onnx")
     with pytest.raises(UsageError, match="--precision fp8: choose one of fp32, fp16, int8"):
-        run_build(tmp_path, "tensorrt", precision="fp8")
+        build_options("fp8")
     with pytest.raises(UsageError, match="--typing strict: choose one of strong, weak"):
-        run_build(tmp_path, "tensorrt", typing="strict")
+        build_options(typing="strict")
     with pytest.raises(UsageError, match="--device npu: choose one of gpu, dla"):
-        run_build(tmp_path, "tensorrt", device="npu")
+        build_options(device="npu")
 
 
 def test_only_int8_is_calibrated(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fp16 needs no calibration"):
         run_build(tmp_path, "tensorrt", calibrate=tmp_path)
     with pytest.raises(UsageError, match="fp16 needs no calibration"):
-        run_export(tmp_path, tmp_path / "o.vqedge", target="tensorrt-rtx", calibrate=tmp_path)
+        ExportOptions(target="tensorrt-rtx", calibrate=tmp_path)
 
 
 def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     for found in ("no such folder", "no file in it is a video"):
         with pytest.raises(ConfigError, match=f"{found}; give a folder of videos"):
-            run_build(bundle, "tensorrt", precision="int8", calibrate=empty)
+            run_build(bundle, "tensorrt", options=build_options("int8"), calibrate=empty)
         empty.mkdir(exist_ok=True)
 
 
@@ -57,11 +59,33 @@ def test_every_option_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.Mo
     built = Mock(side_effect=BundleError("stop"))
     monkeypatch.setattr("vqedge_export.tensorrt.into_bundle.build_into_bundle", built)
     wanted = BuildOptions("fp32", ("8.6",), "weak", 5, 7, True, True, "dla")
-    given = asdict(wanted) | {"sm": "86", "plugin": "none"}
-    del given["capabilities"]
+    flags = "--precision fp32 --sm 86 --typing weak --optimization-level 5 --workspace-mb 7"
+    flags += " --version-compatible --hardware-compatible --device dla --plugin none"
     with pytest.raises(BundleError, match="stop"):
-        run_build(tmp_path, "tensorrt", **given)
+        vqedge.cli.app(["build", str(tmp_path), *flags.split()], standalone_mode=False)
     built.assert_called_once_with(tmp_path, "tensorrt", wanted, None, [])
+
+
+def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Mock(side_effect=BundleError("stop"))
+    monkeypatch.setattr("vqedge_export.pipeline.export_bundle", made)
+    flags = "--target tensorrt --precision fp16 --sm 87 --plugin none --llm-quant F16"
+    flags += " --no-check --plugin-node --record --overwrite"
+    with pytest.raises(BundleError, match="stop"):
+        vqedge.cli.app(["export", str(TINY), "-o", "b", *flags.split()], standalone_mode=False)
+    assert made.call_args.args[:2] == (TINY, Path("b"))
+    assert made.call_args.kwargs == {
+        "quant": "F16",
+        "precision": "fp16",
+        "check": False,
+        "record": True,
+        "plugin_node": True,
+        "overwrite": True,
+        "targets": (TARGETS["tensorrt"],),
+        "options": BuildOptions(precision="fp16", capabilities=("8.7",)),
+        "plugin": None,
+        "calibration": (),
+    }
 
 
 @pytest.mark.parametrize("words", [["t.vqedge"], ["-m", "t.vqedge"], []])
@@ -77,7 +101,7 @@ def test_the_bundle_is_named_in_any_way(words: list[str], monkeypatch: pytest.Mo
 def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
     for changes in ({"precision": "fp16"}, {"sm": "86"}, {"calibrate": tmp_path}):
         with pytest.raises(UsageError, match="add --target tensorrt or tensorrt-rtx"):
-            run_export(tmp_path, tmp_path / "out.vqedge", target="onnx", **changes)  # type: ignore[arg-type]
+            ExportOptions(target="onnx", **changes)  # type: ignore[arg-type]
 
 
 def test_a_plugin_needs_an_engine_that_takes_one() -> None:

@@ -23,7 +23,6 @@ from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items, suite_version
 from vqedge.errors import BundleError, ConfigError, ParityError, UsageError
 from vqedge_export import pipeline
-from vqedge_export.assemble import DEFAULT_PRECISION
 from vqedge_export.flips import Reading
 from vqedge_export.report import (
     AnswerParity,
@@ -336,9 +335,7 @@ def test_an_export_that_fails_prints_what_it_measured(
     monkeypatch.setattr(pipeline, "export_bundle", fails)
     monkeypatch.setattr(exporting, "model_config_of", lambda _: ModelConfig())
     with pytest.raises(ParityError):
-        exporting.run_export(
-            tmp_path, tmp_path / "b.vqedge", precision=DEFAULT_PRECISION, as_json=True
-        )
+        exporting.run_export(tmp_path, tmp_path / "b.vqedge", as_json=True)
     assert document(capsys)["parity"] == {"llm": {"kl_mean": 9.0}}
 
 

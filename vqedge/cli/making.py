@@ -142,11 +142,9 @@ def export(
 
     Example: vqedge export models/tiny -o tiny.vqedge --target tensorrt-rtx --sm 86,89
     """
-    from vqedge.commands.export import run_export
+    from vqedge.commands.export import ExportOptions, run_export
 
-    run_export(
-        checkpoint,
-        out,
+    options = ExportOptions(
         target=target,
         precision=precision,
         sm=sm,
@@ -157,8 +155,8 @@ def export(
         record=record,
         plugin_node=plugin_node,
         overwrite=overwrite,
-        as_json=as_json,
     )
+    run_export(checkpoint, out, options=options, as_json=as_json)
 
 
 @app.command()
@@ -219,22 +217,25 @@ def build(
 
     Example: vqedge build tiny.vqedge --target tensorrt
     """
-    from vqedge.commands.build import run_build
+    from vqedge.commands.build import build_options, run_build
     from vqedge.commands.output import named_once
 
-    run_build(
-        named_once(bundle, model),
-        target,
-        precision=precision,
-        sm=sm,
-        plugin=plugin,
+    options = build_options(
+        precision,
+        sm,
         typing=typing,
         optimization_level=optimization_level,
         workspace_mb=workspace_mb,
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
-        calibrate=calibrate,
         device=device,
+    )
+    run_build(
+        named_once(bundle, model),
+        target,
+        options=options,
+        plugin=plugin,
+        calibrate=calibrate,
         as_json=as_json,
     )
 

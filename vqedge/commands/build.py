@@ -25,16 +25,9 @@ def run_build(
     bundle: Path | None,
     target: str,
     *,
-    precision: str | None = None,
-    sm: str | None = None,
+    options: BuildOptions | None = None,
     plugin: str | None = None,
     calibrate: Path | None = None,
-    typing: str = "strong",
-    optimization_level: int = 3,
-    workspace_mb: int | None = None,
-    version_compatible: bool = False,
-    hardware_compatible: bool = False,
-    device: str = "gpu",
     as_json: bool = False,
 ) -> None:
     """Build an engine into a bundle and print its record.
@@ -45,24 +38,15 @@ def run_build(
     """
     from vqedge_export.tensorrt.into_bundle import build_into_bundle
 
-    flavour = chosen("--target", target, FLAVOURS)
-    options = replace(
-        build_options(precision, sm),
-        typing=chosen("--typing", typing, TYPINGS),
-        optimization_level=optimization_level,
-        workspace_mb=workspace_mb,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        device=chosen("--device", device, DEVICES),
-    )
+    flavour, wanted = chosen("--target", target, FLAVOURS), options or build_options()
     if calibrate is not None:
-        require_int8(options, calibrate)
+        require_int8(wanted, calibrate)
     place, clips = bundle_or_default(bundle), list[Frames]()
     if calibrate is not None:
         spec = open_bundle(place, verify=False).manifest.encoder  # verified when it is built into
         clips = calibration_clips(calibrate, spec)
-    library = plugin_library_for((flavour,), options, plugin)
-    made, record = build_into_bundle(place, flavour, options, library, clips)
+    library = plugin_library_for((flavour,), wanted, plugin)
+    made, record = build_into_bundle(place, flavour, wanted, library, clips)
     size_bytes = (made.root / record.file).stat().st_size
     if as_json:
         engine = record.model_dump(mode="json") | {"size_bytes": size_bytes}
@@ -72,15 +56,33 @@ def run_build(
     result(str(made.root))
 
 
-def build_options(precision: str | None, sm: str | None) -> BuildOptions:
-    """Options of an engine in a precision, for some GPUs; without them the usual ones.
+def build_options(
+    precision: str | None = None,
+    sm: str | None = None,
+    *,
+    typing: str = "strong",
+    optimization_level: int = 3,
+    workspace_mb: int | None = None,
+    version_compatible: bool = False,
+    hardware_compatible: bool = False,
+    device: str = "gpu",
+) -> BuildOptions:
+    """How an engine is built, as users write it: see `vqedge build --help`.
 
     Raises:
         UsageError: a value that is not one of those offered.
     """
     from vqedge_export.tensorrt.options import BuildOptions, capabilities_from_text
 
-    options = BuildOptions(capabilities=capabilities_from_text(sm))
+    options = BuildOptions(
+        capabilities=capabilities_from_text(sm),
+        typing=chosen("--typing", typing, TYPINGS),
+        optimization_level=optimization_level,
+        workspace_mb=workspace_mb,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        device=chosen("--device", device, DEVICES),
+    )
     if precision is None:
         return options
     return replace(options, precision=chosen("--precision", precision, ENGINE_PRECISIONS))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqedge.bundle import Bundle
 from vqedge.checkpoint import PARITY, model_config_of
@@ -17,27 +20,71 @@ from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS
 from vqedge.errors import ParityError, UsageError
 
+if TYPE_CHECKING:
+    from vqedge_export.targets import Target
+    from vqedge_export.tensorrt.options import BuildOptions
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how: see `vqedge export --help`.
+
+    Raises:
+        UsageError: a value that is none of those offered, or options that do not go together.
+    """
+
+    target: str | None = None
+    precision: str | None = None
+    sm: str | None = None
+    plugin: str | None = None
+    calibrate: Path | None = None
+    llm_quant: str | None = None
+    check: bool = True
+    record: bool = False
+    plugin_node: bool = False
+    overwrite: bool = False
+
+    @cached_property
+    def targets(self) -> Sequence[Target]:
+        """What is made beside ONNX and GGUF."""
+        from vqedge_export.targets import engine_targets
+
+        return engine_targets(self.target)
+
+    @cached_property
+    def engine(self) -> BuildOptions:
+        """How engines are built."""
+        return build_options(self.precision, self.sm)
+
+    def __post_init__(self) -> None:
+        """Refuse what no checkpoint makes right, before any file is opened."""
+        from vqedge_export.gguf import check_quant
+
+        if self.llm_quant is not None:
+            check_quant(self.llm_quant)
+        given = {
+            "--sm": self.engine.capabilities,
+            "--precision fp16": self.precision == "fp16",
+            "--calibrate": self.calibrate,
+        }
+        flags = [flag for flag, value in given.items() if value]
+        if not any(row.name in FLAVOURS for row in self.targets) and flags:
+            raise UsageError(f"{flags[0]} is about engines; add --target tensorrt or tensorrt-rtx")
+        if self.calibrate is not None:
+            require_int8(self.engine, self.calibrate)
+
 
 def run_export(
     checkpoint: Path,
     out: Path,
     *,
-    target: str | None = None,
-    precision: str | None = None,
-    sm: str | None = None,
-    plugin: str | None = None,
-    calibrate: Path | None = None,
-    llm_quant: str | None = None,
-    check: bool = True,
-    record: bool = False,
-    plugin_node: bool = False,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
     as_json: bool = False,
 ) -> None:
     """Export a checkpoint and print the parity table; in JSON also one that failed.
 
     Raises:
-        UsageError: flags that do not go together, or a value that is none of those offered.
+        UsageError: `--plugin` without an engine that takes one, or `--record` of what cannot be.
         ConfigError: a target that does not fit the model.
         BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
@@ -46,37 +93,28 @@ def run_export(
         BundleError: `out` cannot be written.
     """
     from vqedge_export.assemble import DEFAULT_QUANT, default_precision
-    from vqedge_export.gguf import check_quant
     from vqedge_export.pipeline import export_bundle
-    from vqedge_export.targets import engine_targets
     from vqedge_runtime.llm import open_llama_cpp
 
-    quant = llm_quant or DEFAULT_QUANT
-    check_quant(quant)
-    targets = engine_targets(target)
-    given = {"--sm": sm, "--precision fp16": precision == "fp16", "--calibrate": calibrate}
-    flags = [flag for flag, value in given.items() if value]
-    if flags and not any(row.name in FLAVOURS for row in targets):
-        raise UsageError(f"{flags[0]} is about engines; add --target tensorrt or tensorrt-rtx")
-    options = build_options(precision, sm)
-    if calibrate is not None:
-        require_int8(options, calibrate)
+    wanted = options or ExportOptions()
     config = model_config_of(checkpoint)
+    library = plugin_library_for([row.name for row in wanted.targets], wanted.engine, wanted.plugin)
+    clips = calibration_clips(wanted.calibrate, config.encoder) if wanted.calibrate else ()
     try:
         bundle, report = export_bundle(
             checkpoint,
             out,
             open_llama_cpp,
-            quant=quant,
-            precision=precision or default_precision(config),
-            check=check,
-            record=record,
-            plugin_node=plugin_node,
-            overwrite=overwrite,
-            targets=targets,
-            options=options,
-            plugin=plugin_library_for([row.name for row in targets], options, plugin),
-            calibration=calibration_clips(calibrate, config.encoder) if calibrate else (),
+            quant=wanted.llm_quant or DEFAULT_QUANT,
+            precision=wanted.precision or default_precision(config),
+            check=wanted.check,
+            record=wanted.record,
+            plugin_node=wanted.plugin_node,
+            overwrite=wanted.overwrite,
+            targets=wanted.targets,
+            options=wanted.engine,
+            plugin=library,
+            calibration=clips,
         )
     except ParityError as error:
         if as_json:
