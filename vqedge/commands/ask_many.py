@@ -13,7 +13,7 @@ from vqedge.commands.ask_options import AskOptions
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
-from vqedge_runtime import Answer, Video, VideoQA
+from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt, open_vqt
@@ -84,18 +84,13 @@ def ask_many(
     videos = _stored(qa, given, failed) if many else _one(qa, given, options, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
     answered = wordless = 0
-    at_once = BRANCHES if qa.manifest.quantizer.per_question else _AT_ONCE
-    for group in _groups(asked, at_once):
-        answered += len(group)
-        found = qa.ask_many(
-            [(item.video, item.question) for item in group], options=options.decoding
-        )
-        wordless += sum(not answer.text.strip() for answer in found)
-        for item, answer in zip(group, found, strict=True):
-            if as_json:
-                rows.append(_row(item, answer))
-            else:
-                result("\t".join(map(_field, (_name(item), item.question, answer.text))))
+    for item, answer in _answered(qa, asked, options.decoding):
+        answered += 1
+        wordless += not answer.text.strip()
+        if as_json:
+            rows.append(_row(item, answer))
+        else:
+            result("\t".join(map(_field, (_name(item), item.question, answer.text))))
     if as_json:
         spent_ms = round((time.perf_counter() - began) * 1e3, 3)
         json_result(
@@ -109,6 +104,16 @@ def ask_many(
     if wordless:
         say(f"{wordless} answers have no words; ask in other words, or try --temperature 0.7")
     _report(failed, answered // len(questions))
+
+
+def _answered(
+    qa: VideoQA, asked: Iterator[_Asked], decoding: DecodingOptions
+) -> Iterator[tuple[_Asked, Answer]]:
+    """Every question with its answer; the model reads a group of them at a time."""
+    at_once = BRANCHES if qa.manifest.quantizer.per_question else _AT_ONCE
+    for group in _groups(asked, at_once):
+        pairs = [(item.video, item.question) for item in group]
+        yield from zip(group, qa.ask_many(pairs, options=decoding), strict=True)
 
 
 def _field(text: str) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vqedge.choices import chosen
 from vqedge.commands.fetch import teller
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import CheckpointError
 from vqedge.reducers import training_free_kind
+
+if TYPE_CHECKING:
+    from vqedge_export.hf.importing import Imported
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -57,20 +61,36 @@ def run_import(
     )
     if imported.ignored:
         say(f"not needed, left out: {', '.join(imported.ignored)}")
-    sizes = {item.name: item.stat().st_size for item in sorted(out.iterdir())}
-    config = imported.config
     if as_json:
-        kinds = {"encoder": config.encoder.source, "quantizer": config.quantizer.kind}
-        kinds |= {"attention": config.attention.kind}
-        told = {"ignored": list(imported.ignored), "files": sizes, "revision": commit}
-        json_result({"checkpoint": str(out), **kinds, **told})
-        return
-    for path, size in sizes.items():
+        json_result(_document(imported, out, commit))
+    else:
+        _tell(imported, out)
+
+
+def _document(imported: Imported, out: Path, commit: str | None) -> dict[str, Any]:
+    config = imported.config
+    return {
+        "checkpoint": str(out),
+        "encoder": config.encoder.source,
+        "quantizer": config.quantizer.kind,
+        "attention": config.attention.kind,
+        "ignored": list(imported.ignored),
+        "files": _sizes(out),
+        "revision": commit,
+    }
+
+
+def _tell(imported: Imported, out: Path) -> None:
+    for path, size in _sizes(out).items():
         say(f"{size / 1e6:9.1f} MB  {path}")
-    if config.attention.kind == "paper":
+    if imported.config.attention.kind == "paper":
         say("its VQ-Attention is new and knows nothing: train it (docs/bring-your-checkpoint.md)")
     say(f"next: vqedge export {out} -o {out.name}.vqedge")
     result(str(out))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {item.name: item.stat().st_size for item in sorted(folder.iterdir())}
 
 
 def _folder_of(source: str, revision: str) -> tuple[Path, str | None, str | None]:
