@@ -19,6 +19,8 @@ from torch import nn
 import vqedge.cli
 import vqedge.commands.reducers as command
 from vqedge.budget import ADAPTIVE
+from vqedge.commands import reducer_costs
+from vqedge.commands.reducer_costs import Costs
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError, UsageError
@@ -171,7 +173,7 @@ def test_costs_are_the_cpus_wherever_answers_come_from() -> None:
         text_of=lambda _item: None,
     )
     item: Any = None
-    found = command._Costs(reduced, [item]).at(4)
+    found = Costs(reduced, [item]).at(4)
     assert found["ids_differ"] == 0 and 0 < found["error"] < 1
     assert min(found["torch_ms"], found["onnx_ms"]) > 0 and found["reducer_gflops"] > 0
     assert quantizer.device == "cuda", "answers still come from where they came"
@@ -194,7 +196,7 @@ def test_costs_of_tokens_that_follow_a_question_are_those_of_one() -> None:
         text_of=lambda _item: text,
     )
     item: Any = None
-    found = command._Costs(reduced, [item]).at(4)
+    found = Costs(reduced, [item]).at(4)
     assert found["ids_differ"] == 0 and found["error"] > 0 and found["reducer_gflops"] > 0
 
 
@@ -254,7 +256,7 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     monkeypatch.setattr(command, "opened_checkpoint", fake)
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
     costs = SimpleNamespace(at=lambda budget: {"torch_ms": float(budget)})
-    monkeypatch.setattr(command, "_Costs", lambda *_: costs)
+    monkeypatch.setattr(reducer_costs, "Costs", lambda *_: costs)
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
     bench.clips = []
@@ -280,7 +282,7 @@ def test_a_kind_of_one_budget_has_one_row(tmp_path: Path, monkeypatch: pytest.Mo
     fake: Any = SimpleNamespace(config=ASKING, encoder=encoder)
     monkeypatch.setattr(command, "opened_checkpoint", lambda _: fake)
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
-    monkeypatch.setattr(command, "_Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
     bench.clips, bench.items = [], command.suite_items("synthetic", 20)
@@ -300,7 +302,7 @@ def test_the_checkpoints_own_row_is_named_after_what_it_is(
 ) -> None:
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: Stub(0.6))
     monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
-    monkeypatch.setattr(command, "_Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
     own: Any = SimpleNamespace(config=ModelConfig(quantizer=QuantizerConfig(kind=kind)))
@@ -316,7 +318,7 @@ def test_auto_is_a_row_of_k_means_only(
     asked: list[int] = []
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda b: asked.append(b) or Stub(1))
     monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
-    monkeypatch.setattr(command, "_Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
     fakes = {
@@ -356,7 +358,7 @@ def test_costs_of_as_many_tokens_as_the_clip_needs() -> None:
         text_of=lambda _item: None,
     )
     item: Any = None
-    costs = command._Costs(reduced, [item])
+    costs = Costs(reduced, [item])
     adaptive = costs.at(ADAPTIVE)
     assert adaptive["ids_differ"] == 0
     assert adaptive["error"] < 1e-6 < costs.at(2)["error"], "three kinds of patches, three codes"

@@ -24,6 +24,7 @@ from typer.main import get_command
 import vqedge.cli
 from vqedge.commands import bench, doctor, encode, encoded, evaluate, fetch, words
 from vqedge.commands import reducers as reducing
+from vqedge.commands.reducer_costs import Costs
 from vqedge.config import ModelConfig
 from vqedge.errors import BackendUnavailable
 from vqedge_runtime import VideoQA
@@ -226,14 +227,14 @@ def reduced(rig: Rig) -> Iterator[Document]:
         seen=lambda _: torch.rand(8, 384),
         text_of=lambda _: torch.rand(8),
     )
-    costs = reducing._Costs(seen, [None])  # type: ignore[arg-type,list-item]
+    costs = Costs(seen, [None])  # type: ignore[arg-type,list-item]
     stub: Any = Stub(0.6)
     stub.config, stub.encoder = (
         ModelConfig(),
         SimpleNamespace(quantizer=SimpleNamespace(quantizer=None)),
     )
     rig.patch.setattr(reducing, "opened_checkpoint", lambda *_: stub)
-    rig.patch.setattr(reducing, "_Costs", lambda *_: costs)
+    rig.patch.setattr("vqedge.commands.reducer_costs.Costs", lambda *_: costs)
     for name, made in (("_reduced", lambda _: stub), ("_prefill", 2.5), ("_quantizer", None)):
         rig.patch.setattr(reducing._Bench, name, lambda *_, made=made: made)
     checkpoint = write_checkpoint(Path("trained/means"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -31,15 +30,13 @@ from vqedge.reducers import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from vqedge.model.answer import CheckpointAnswerer
     from vqedge.model.reduced_answer import ReducedAnswerer, SharedPatches
 
 OWN = "vqtoken"  # the checkpoint's own quantizer; its row says its kind if that is no k-means
-COSTS_ON = "cpu"  # wherever answers come from: ONNX Runtime's side and the memory are the CPU's
 _CLIPS = 5  # that time, memory and error are measured on
-_RUNS = 5
 _AUTO = "auto"
 _KEYS = ("n", "accuracy", "interval", "tokens_mean", "tokdense", "by_kind")
 _TOOLS = ("torch", "onnxruntime", "transformers")
@@ -171,6 +168,8 @@ class _Bench:
 
     def head(self, suite: str) -> dict[str, Any]:
         """What all rows share."""
+        from vqedge.commands.reducer_costs import COSTS_ON
+
         answerer = self.answerer
         return {
             "suite": suite,
@@ -222,7 +221,9 @@ class _Bench:
         budgets: Sequence[int],
     ) -> Iterator[dict[str, Any]]:
         """Answers and costs at every budget."""
-        costs = _Costs(reduced(1), self.clips[:_CLIPS])
+        from vqedge.commands.reducer_costs import Costs
+
+        costs = Costs(reduced(1), self.clips[:_CLIPS])
         for budget in budgets:
             say(f"{name}, {protocol}, budget {_shown(budget)}")
             report = evaluate(reduced(budget), name, self.items)
@@ -257,55 +258,6 @@ class _Bench:
         return prefill(decoder_of(self.answerer.llm), template + round(report.tokens_mean)) / 1e9
 
 
-class _Costs:
-    """What a quantizer alone costs and loses on a few clips, on the CPU.
-
-    Args:
-        reduced: reads its tokens, on whatever device.
-        clips: a question about each.
-    """
-
-    def __init__(self, reduced: ReducedAnswerer, clips: Sequence[Item]) -> None:
-        self.quantizer = copy.deepcopy(reduced.quantizer).to(COSTS_ON)
-        self.unit_means = reduced.config.quantizer.unit_means
-        self.seen = [_on_cpu(reduced, item) for item in clips]
-        self.run = _exported(self.quantizer, *self.seen[0])
-
-    def at(self, tokens: int) -> dict[str, Any]:
-        """Time, memory, error and FLOPs at a budget, medians or means over the clips."""
-        import numpy as np
-        import torch
-
-        from vqedge.model.reducers.measure import (
-            matrix_flops,
-            median_ms,
-            peak_mb,
-            quantisation_error,
-        )
-
-        budget, seen = torch.tensor(tokens), self.seen
-        with torch.inference_mode():
-            found = [self.quantizer(patches, budget, text) for patches, text in seen]
-            call = lambda: self.quantizer(seen[0][0], budget, seen[0][1])  # noqa: E731
-            deployed = [self.run(tokens, *both) for both in seen]
-            errors = [
-                quantisation_error(patches[:, : codes.codes.shape[1]], codes, self.unit_means)
-                for (patches, _), codes in zip(seen, found, strict=True)
-            ]
-            differ = [
-                (there != here.indices.numpy()).mean()
-                for there, here in zip(deployed, found, strict=True)
-            ]
-            return {
-                "error": float(np.mean(errors)),
-                "ids_differ": float(np.mean(differ)),
-                "torch_ms": median_ms(call, _RUNS),
-                "onnx_ms": median_ms(lambda: self.run(tokens, *seen[0]), _RUNS),
-                "peak_mb": peak_mb(call),
-                "reducer_gflops": matrix_flops(call) / 1e9,
-            }
-
-
 def _fitting(budgets: Sequence[int], quantizer: QuantizerConfig) -> Sequence[int]:
     """The budgets that a model takes: no more than its codes, or its only one.
 
@@ -320,30 +272,6 @@ def _fitting(budgets: Sequence[int], quantizer: QuantizerConfig) -> Sequence[int
 def _shown(budget: int) -> int | str:
     """A budget as users write it."""
     return _AUTO if budget == ADAPTIVE else budget
-
-
-def _on_cpu(reduced: ReducedAnswerer, item: Item) -> tuple[Tensor, Tensor | None]:
-    """What a quantizer reads: the clip's patches, and the question where it follows one."""
-    text = reduced.text_of(item)
-    return reduced.seen(item).to(COSTS_ON), None if text is None else text.to(COSTS_ON)
-
-
-def _exported(quantizer: nn.Module, patches: Tensor, text: Tensor | None) -> Callable[..., Any]:
-    """The quantizer in ONNX Runtime: from budget, patches and a question to the index map."""
-    import numpy as np
-    import onnxruntime as ort
-
-    from vqedge_export.onnx_export import quantizer_graph
-
-    model = quantizer_graph(quantizer, patches, text).SerializeToString()
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-
-    def run(budget: int, rows: Tensor, asked: Tensor | None) -> Any:
-        feeds = {"features": rows.numpy(), "budget": np.array(budget, np.int64)}
-        feeds |= {} if asked is None else {"text": asked.numpy()}
-        return session.run(["indices"], feeds)[0]
-
-    return run
 
 
 def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
