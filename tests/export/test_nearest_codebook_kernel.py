@@ -33,9 +33,7 @@ from vqedge.model.nearest_codebook_cuda import Kernel
 from vqedge.nearest_codebook import nearest_codebook, scores
 
 Array = np.ndarray[Any, Any]
-GENERATED = settings(
-    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+GENERATED = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="session")
