@@ -21,7 +21,7 @@ from vqedge.commands.baselines import (
     difference,
     trained_baselines,
 )
-from vqedge.commands.evaluate import BundleAnswerer
+from vqedge.commands.evaluate import BundleAnswerer, EvalOptions
 from vqedge.commands.session import RunsOn
 from vqedge.config import AttentionConfig, ModelConfig, QuantizerConfig
 from vqedge.data.suites import Item, suite_items
@@ -135,9 +135,8 @@ def test_an_incomplete_checkpoint_or_one_without_the_budget_is_an_error(tmp_path
 
 @pytest.mark.parametrize("flags", [RunsOn("openvino"), RunsOn(threads=1), RunsOn(gpu_layers=0)])
 def test_a_checkpoint_runs_in_pytorch_whatever_is_asked(tmp_path: Path, flags: RunsOn) -> None:
-    ours = write_checkpoint(tmp_path / "ours")
     with pytest.raises(ConfigError, match="leave out --backend, --threads and --gpu-layers"):
-        evaluating.run_eval("synthetic", None, ours, limit=1, runs_on=flags)
+        EvalOptions(checkpoint=tmp_path, runs_on=flags)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": "many"}', '{"step": null}'])
@@ -195,7 +194,9 @@ def run(
     write_checkpoint(tmp_path / "runs" / "random", RANDOM, 120)
 
     def run(**options: Any) -> tuple[str, str]:
-        evaluating.run_eval("synthetic", None, ours, limit=40, **options)
+        as_json = options.pop("as_json", False)
+        wanted = EvalOptions(checkpoint=ours, limit=40, **options)
+        evaluating.run_eval("synthetic", options=wanted, as_json=as_json)
         return capsys.readouterr()
 
     return run

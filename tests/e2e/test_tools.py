@@ -10,7 +10,7 @@ import pytest
 from vqedge.commands.bench import run_bench
 from vqedge.commands.check import run_check
 from vqedge.commands.doctor import run_doctor
-from vqedge.commands.evaluate import run_eval
+from vqedge.commands.evaluate import EvalOptions, run_eval
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import BundleError, ConfigError
 
@@ -115,4 +115,4 @@ def test_eval_reads_a_users_questions(
 
 def test_eval_wants_one_of_bundle_and_checkpoint(bundle: Path, checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="not both"):
-        run_eval("synthetic", bundle, checkpoint)
+        run_eval("synthetic", bundle, options=EvalOptions(checkpoint=checkpoint))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vqedge.budget import budget_from_text
 from vqedge.cli.app import USER_ERROR, app
 from vqedge.cli.options import (
     BackendOption,
@@ -89,22 +90,19 @@ def evaluate(
             as_json=as_json,
         )
         return
-    from vqedge.budget import budget_from_text
-    from vqedge.commands.evaluate import run_eval
+    from vqedge.commands.evaluate import EvalOptions, run_eval
     from vqedge.commands.session import RunsOn
 
-    run_eval(
-        suite,
-        bundle,
-        checkpoint,
+    options = EvalOptions(
+        checkpoint=checkpoint,
         limit=limit,
         budget=budget_from_text(budget),
         videos=videos,
         baselines=baselines_dir if baselines else None,
         runs_on=RunsOn(backend, threads, gpu_layers),
         show=show,
-        as_json=as_json,
     )
+    run_eval(suite, bundle, options=options, as_json=as_json)
 
 
 @app.command()

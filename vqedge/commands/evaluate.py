@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,34 +77,65 @@ class BundleAnswerer:
         return self.qa.encode_frames(frames, self.budget)
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """What is evaluated beside a bundle, and how: see `vqedge eval --help`.
+
+    Attributes:
+        checkpoint: evaluated in PyTorch, in place of a bundle.
+        limit: most questions.
+        budget: most tokens a clip.
+        videos: folder of the videos that the suite names.
+        baselines: folder of the checkpoints to compare with, if that is wanted.
+        runs_on: where a bundle's models run.
+        show: print every answer on stderr.
+
+    Raises:
+        UsageError: a checkpoint, and a backend for it.
+    """
+
+    checkpoint: Path | None = None
+    limit: int | None = None
+    budget: Budget | None = None
+    videos: Path | None = None
+    baselines: Path | None = None
+    runs_on: RunsOn = BEST_HERE
+    show: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no suite makes right, before any file is opened."""
+        if self.checkpoint is not None and self.runs_on != BEST_HERE:
+            raise UsageError(
+                "--checkpoint runs in PyTorch: leave out --backend, --threads and --gpu-layers"
+            )
+
+
 def run_eval(
     suite: str,
     bundle: Path | None = None,
-    checkpoint: Path | None = None,
     *,
-    limit: int | None = None,
-    budget: Budget | None = None,
-    videos: Path | None = None,
-    baselines: Path | None = None,
-    runs_on: RunsOn = BEST_HERE,
-    show: bool = False,
+    options: EvalOptions | None = None,
     as_json: bool = False,
 ) -> None:
-    """Evaluate and print accuracy per kind with its interval; `baselines` is their folder.
+    """Evaluate and print accuracy per kind with its interval.
 
     Raises:
+        UsageError: a bundle and a checkpoint, or no such suite.
         VideoError: clips cannot be read; all others were asked about, and the report is printed.
     """
-    items = suite_items(suite, limit, videos)
-    if baselines is not None:
+    wanted = options or EvalOptions()
+    if bundle is not None and wanted.checkpoint is not None:
+        raise UsageError("give a bundle (-m) or --checkpoint, not both")
+    items = suite_items(suite, wanted.limit, wanted.videos)
+    if wanted.baselines is not None:
         _require_frames(items)
     with ExitStack() as stack:
-        answerer = _answerer(stack, bundle, checkpoint, budget, runs_on)
-        others = baselines_of(answerer, checkpoint, baselines, budget) if baselines else []
-        steps = steps_of(checkpoint) if checkpoint else None
-        report = _asked(Subject(suite, lambda: answerer, steps), suite, items, show)
+        answerer = _answerer(stack, bundle, wanted)
+        others = _others(answerer, wanted)
+        steps = steps_of(wanted.checkpoint) if wanted.checkpoint else None
+        report = _asked(Subject(suite, lambda: answerer, steps), suite, items, wanted.show)
         for other in others:
-            report.baselines[other.name] = _asked(other, suite, items, show)
+            report.baselines[other.name] = _asked(other, suite, items, wanted.show)
     if as_json:
         json_result(report.to_dict() | {"suite_version": suite_version(suite)})
     else:
@@ -127,24 +158,19 @@ def _require_frames(items: Sequence[Item]) -> None:
             )
 
 
-def _answerer(
-    stack: ExitStack,
-    bundle: Path | None,
-    checkpoint: Path | None,
-    budget: Budget | None,
-    runs_on: RunsOn,
-) -> PerturbedAnswerer:
-    if checkpoint is not None:
-        if bundle is not None:
-            raise UsageError("give a bundle (-m) or --checkpoint, not both")
-        if runs_on != BEST_HERE:
-            raise UsageError(
-                "--checkpoint runs in PyTorch: leave out --backend, --threads and --gpu-layers"
-            )
-        return opened_checkpoint(checkpoint, budget)
-    qa = stack.enter_context(open_session(bundle, runs_on))
-    qa.checked_budget(budget)
-    return BundleAnswerer(qa, budget)
+def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> PerturbedAnswerer:
+    if wanted.checkpoint is not None:
+        return opened_checkpoint(wanted.checkpoint, wanted.budget)
+    qa = stack.enter_context(open_session(bundle, wanted.runs_on))
+    qa.checked_budget(wanted.budget)
+    return BundleAnswerer(qa, wanted.budget)
+
+
+def _others(answerer: PerturbedAnswerer, wanted: EvalOptions) -> Sequence[Subject]:
+    """What the answers are compared with, if that is wanted."""
+    if wanted.baselines is None:
+        return ()
+    return baselines_of(answerer, wanted.checkpoint, wanted.baselines, wanted.budget)
 
 
 def _asked(subject: Subject, suite: str, items: Sequence[Item], show: bool) -> EvalReport:
