@@ -145,7 +145,11 @@ def bridge_of(encoder: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def nodes_to(wanted: set[str], graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that make `wanted` of tensors that are known, in their order."""
+    """The nodes that make `wanted` of tensors that are known, in their order.
+
+    Raises:
+        ExportError: they are made of something else, too.
+    """
     missing, nodes = wanted, []
     for node in reversed(graph.node):
         if missing.isdisjoint(node.output):

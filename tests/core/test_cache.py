@@ -221,6 +221,7 @@ def test_a_clip_is_made_once_and_is_that_of_its_source(tmp_path: Path) -> None:
     assert clips.clip(backwards) is clips.clip(backwards)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one core
 def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any) -> None:
     alone = filled(cache(tmp_path / "alone", clips=4), quantizer).load()
     helped = filled(cache(tmp_path / "helped", clips=4), quantizer, workers=2).load()

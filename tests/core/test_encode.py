@@ -421,7 +421,7 @@ def test_segments_of_files_that_cannot_seek(bundle: Bundle, tmp_path: Path, work
         assert spans == tuple(sorted(spans))
 
 
-@pytest.mark.parametrize("share", [0.45, 0.5, 0.55])
+@pytest.mark.parametrize("share", [0.5, 0.55, 0.6])
 def test_a_video_that_ends_early(run: Any, share: float) -> None:
     """The header says a minute, about half of the frames is there."""
     path = Path("cut.mkv")
@@ -469,6 +469,7 @@ def write_slides(path: Path, count: int, codec: str = "mpeg4", rate: int = 1) ->
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 10
+        stream.codec_context.thread_count = 1  # more make other slices, and another file
         pixels = np.zeros((48, 64, 3), np.uint8)
         for number in range(count):
             pixels[:, number % 64] = number % 251

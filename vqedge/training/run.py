@@ -44,7 +44,11 @@ _WORTH_COMPILING = 100  # steps
 
 
 def compiles(config: TrainConfig, device: torch.device) -> bool:
-    """Shall blocks be compiled? Raises ConfigError where that is asked for and cannot be done."""
+    """Shall the language model's blocks be compiled?
+
+    Raises:
+        ConfigError: that is asked for and cannot be done.
+    """
     wanted = config.optim.compile
     if wanted is None:
         wanted = config.optim.steps >= _WORTH_COMPILING
