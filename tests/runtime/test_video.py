@@ -306,7 +306,7 @@ def test_rotation_of_a_photo(tmp_path: Path, orientation: int, corner: str) -> N
 
 
 def frames_alive() -> list[av.VideoFrame]:
-    """Not by isinstance: that asks some objects of other libraries for their class, and they warn."""
+    """By type: isinstance asks objects of other libraries for their class, and some warn."""
     return [o for o in gc.get_objects() if type(o) is av.VideoFrame]
 
 
