@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -16,6 +16,8 @@ from vqedge.base.fetch import cache_root, cached
 from vqedge.cores import usable_cores
 
 if TYPE_CHECKING:
+    import gguf
+
     from vqedge_runtime import VideoQA
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +30,14 @@ def _own_cores() -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         own = sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: count]
-        os.sched_setaffinity(0, own)
+        if own:
+            os.sched_setaffinity(0, own)
 
 
 _own_cores()
-_THREADS = str(min(2, usable_cores()))  # libraries read it when they load; CI has two cores
+_THREADS = min(2, usable_cores())  # libraries read it when they load; CI has two cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = min(os.environ.get(_name, _THREADS), _THREADS)
+    os.environ[_name] = str(min(int(os.environ.get(_name, _THREADS)), _THREADS))
 settings.register_profile("vqedge", deadline=None, print_blob=True)  # no test is timed
 settings.load_profile("vqedge")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns after a fork, and tests start processes
@@ -83,10 +86,12 @@ def base_gguf() -> Iterator[Path]:
 
     path, parse = _base_weights("smollm2-135m-instruct"), gguf.GGUFReader
     parsed = cache(lambda: parse(path))
+
+    def read(file: str | Path, *mode: Any) -> gguf.GGUFReader:
+        return parse(file, *mode) if mode or Path(file) != path else parsed()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            gguf, "GGUFReader", lambda file: parsed() if Path(file) == path else parse(file)
-        )
+        patch.setattr(gguf, "GGUFReader", read)
         yield path
 
 

@@ -100,7 +100,8 @@ class OptimConfig(Config):
     frame_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of a clip's frames that the token hash leaves out, drawn anew in every step."""
     hash_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of a step's clips without their token hash."""
+    """Share of clips without their token hash, drawn anew in every step; of several processes each
+    draws the same places of its part."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     compile: bool | None = None
     """Compile the language model's blocks, after which a step takes half as long; by default where
@@ -116,13 +117,22 @@ def source_identity(source: SourceConfig) -> str:
     return source.kind
 
 
+def file_identity(source: SourceConfig) -> str | None:
+    """The name of a source's file and its split, not whose folder it is in."""
+    if isinstance(source, WorldConfig):
+        return None
+    if isinstance(source, PhotosConfig):
+        return f"{source.index.name}:{source.split}"
+    return source.path.name
+
+
 def clips_of(source: SourceConfig) -> tuple[str | int, ...]:
     """Which clips a source shows, whatever is asked about them and however many there are."""
     if isinstance(source, WorldConfig):
         return source.kind, source.seed
     if isinstance(source, PhotosConfig):
-        return source.kind, str(source.index), source.split
-    return source.kind, str(source.path)
+        return source.kind, str(source.index.resolve()), source.split
+    return source.kind, str(source.path.resolve())
 
 
 class TrainConfig(Config):
@@ -155,7 +165,7 @@ class TrainConfig(Config):
             raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
         held_out = {clips_of(source) for source in self.validation}
         for source in map(clips_of, self.data.sources):
-            if source in held_out or source[-1] in (*HELD_OUT_SEEDS, TEST_SPLIT):
+            if source in held_out or source[-1] in HELD_OUT_SEEDS or source[-1] == TEST_SPLIT:
                 raise ValueError(
                     f"data.sources: {source[0]} {source[-1]} is held out to be asked about; "
                     "choose another seed, split or file"

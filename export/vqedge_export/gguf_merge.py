@@ -129,8 +129,10 @@ def _require_fits(
             raise CheckpointError(f"lora.safetensors: {name!r} has no weight in {base.name}")
         if delta.shape != shapes[name]:
             raise CheckpointError(f"lora.safetensors: {name} is {delta.shape}, want {shapes[name]}")
+    if added is None:
+        return
     width = shapes[_EMBEDDING][1]
-    if added is not None and added.rows.shape != (len(added.spellings), width):
+    if added.rows.shape != (len(added.spellings), width):
         raise CheckpointError(
             f"model.safetensors: rows of {len(added.spellings)} video words are "
             f"{added.rows.shape}, the language model's are {width} wide"

@@ -18,6 +18,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from vqedge.errors import ExportError
+
 _LEAST_BYTES = 1024  # of a weight in the file: shapes and axes are read where the graph is
 _ALIGNMENT = 4096  # bytes, so that each can be mapped
 _ERRORS_ONLY = 3
@@ -47,10 +49,21 @@ class LightCopy:
 
 @contextmanager
 def light_copy(model: onnx.ModelProto) -> Iterator[LightCopy]:
-    """A light copy in a folder for the time being; sessions opened meanwhile stay good."""
+    """A light copy in a folder for the time being; sessions opened meanwhile stay good.
+
+    Raises:
+        ExportError: the disk of temporary files has no room for the weights.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        yield LightCopy(save_apart(model, path), path)
+        try:
+            light = save_apart(model, path)
+        except OSError as error:
+            raise ExportError(
+                f"{folder}: the weights, {model.ByteSize() / 1e6:.0f} MB, cannot be written "
+                f"({error.strerror}); set TMPDIR to a folder on a disk with room"
+            ) from error
+        yield LightCopy(light, path)
 
 
 def save_apart(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -61,9 +61,13 @@ class VideoEncoder:
         """Frames to codes; a `.vqt` has its codes and needs none.
 
         Raises:
-            BackendUnavailable: it cannot run here or on this bundle, or this is closed.
+            BackendUnavailable: it cannot run here or on this bundle, or this was closed before it
+                was needed.
             BundleError: its file cannot be run.
         """
+        opened = self._encoder
+        if not callable(opened):  # who wants its name does not wait while another thread encodes
+            return opened
         with self._lock:
             if callable(self._encoder):
                 self._check_open()

@@ -132,7 +132,7 @@ class VideoQA(VideoEncoder):
     def backend_for(self, stored: bool) -> Backend:
         """What runs where for a video, or for one that is stored in a `.vqt`; see `backend`."""
         self._check_open()
-        return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
+        return self._backend(stored)
 
     def prefill(self, video: Video, kv: PathLike | None = None) -> Prefix:
         """Read a video ahead of its first question.
@@ -306,4 +306,8 @@ class VideoQA(VideoEncoder):
         return generated_answer(video, result, spent, self._backend_of(video))
 
     def _backend_of(self, video: Video) -> Backend:
-        return self.backend_for(isinstance(video.source, Origin))
+        """What answered; it may be closed by now."""
+        return self._backend(isinstance(video.source, Origin))
+
+    def _backend(self, stored: bool) -> Backend:
+        return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)

@@ -82,7 +82,11 @@ def test_the_bundles_engine_is_told_or_what_it_lacks(
     assert not line.ok and "holds no engine of tensorrt" in line.found
     assert line.fix == f"vqedge build {bundle} --target tensorrt"
     monkeypatch.setattr(ENGINE, raising("made for SM 8.6; run: vqedge build it"))
-    assert [line.found for line in lines(doctor._engine, bundle)] == ["made for SM 8.6"]
+    (line,) = lines(doctor._engine, bundle)
+    assert (line.found, line.fix) == ("made for SM 8.6", "vqedge build it")
+    monkeypatch.setattr(ENGINE, raising("no NVIDIA driver; install one"))
+    (line,) = lines(doctor._engine, bundle)
+    assert (line.found, line.fix) == ("no NVIDIA driver", "install one")
     monkeypatch.setattr(ENGINE, lambda *_: SimpleNamespace(file="engines/a.engine"))
     (line,) = lines(doctor._engine, bundle)
     assert line.ok and line.found == "engines/a.engine"

@@ -320,6 +320,12 @@ def test_where_little_can_be_asked_weights_leave_presence_alone(clips: list[Phot
     assert [item.kind for item in told].count("caption") == 1
 
 
+def test_every_clip_is_asked_something_by_weight(clips: list[PhotoClip]) -> None:
+    kinds = kinds_by_weight({"thing": 3, "first": 3, "sequence": 3}, [*KINDS])
+    for clip in (replace(clip, kinds=kinds) for clip in clips):
+        assert all(len(clip.questions(np.random.default_rng(seed), 1)) == 1 for seed in range(20))
+
+
 def test_a_recipe_weighs_the_kinds_of_photos(index: Path) -> None:
     def source(weights: dict[str, int]) -> ClipSource:
         config = PhotosConfig(kind="photos", index=index, clips=5, kind_weights=weights)

@@ -88,10 +88,12 @@ def test_budgets_are_numbers_within_the_codes() -> None:
 def test_as_many_as_the_clip_needs_is_the_last_budget() -> None:
     assert budgets_from_text("auto,8", 64, 32) == [8, ADAPTIVE]
     assert budgets_from_text("auto", 64, 32) == [ADAPTIVE]
-    command.require_adaptive([OWN, "tome"], [8, ADAPTIVE])
-    command.require_adaptive(["tome"], [8])
+    command.require_adaptive([OWN, "tome"], [8, ADAPTIVE], "kmeans")
+    command.require_adaptive(["tome"], [8], "grid")
     with pytest.raises(UsageError, match="--budget auto: vqtoken only has it"):
-        command.require_adaptive(["tome"], [8, ADAPTIVE])
+        command.require_adaptive(["tome"], [8, ADAPTIVE], "kmeans")
+    with pytest.raises(ConfigError, match="--budget auto: the quantizer 'grid' needs a number"):
+        command.require_adaptive([OWN], [ADAPTIVE], "grid")
 
 
 def test_it_wants_a_checkpoint(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from vqedge.checkpoint import steps_of
 from vqedge.cli import app
 from vqedge.data.sources import source_from_config
 from vqedge.errors import CheckpointError, ConfigError
+from vqedge.files import file_sha256
 from vqedge.model.checkpoint import (
     BRIDGE_PREFIX,
     LORA,
@@ -386,10 +387,19 @@ def test_a_run_from_another_checkpoint_of_the_same_name_does_not_go_on_from_it(
         run(config_for(tmp_path / "on", init=inits[2]), resume=True)
 
 
+def test_a_run_goes_on_without_its_init_and_remembers_it(tmp_path: Path, whole: Path) -> None:
+    init = Path(shutil.copytree(whole, tmp_path / "tiny"))
+    run(config_for(tmp_path / "on", steps=1, init=init))
+    (init / MODEL).unlink()
+    run(config_for(tmp_path / "on", steps=2, init=init), resume=True)
+    with safe_open(tmp_path / "on" / STATE, framework="pt") as file:
+        assert file.metadata()["init"] == file_sha256(whole / MODEL)
+
+
 def test_a_run_of_a_version_that_wrote_down_less_goes_on(whole: Path) -> None:
     with safe_open(whole / STATE, framework="pt") as file:
         info: dict[str, str] = file.metadata()
-    assert info.pop("clips") == '[["world", 1]]'
+    assert info.pop("files") == "[null]"
     save_file(load_file(whole / STATE), whole / STATE, info)
     run(config_for(whole, steps=STEPS + 1), resume=True)
     assert [record["step"] for record in log_of(whole)] == [*range(STEPS + 2)]

@@ -279,6 +279,28 @@ def test_threads_take_turns_and_open_the_encoder_once(tmp_path: Path) -> None:
     assert len(opened) == 1 and len(found) == 4 and not opened[0].disturbed
 
 
+def test_an_answer_that_is_there_outlives_the_session(tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "tiny.vqedge").manifest
+    llm = FakeLanguageModel()
+    llm.enqueue("a red circle")
+    with VideoQA(Jealous(), FakeBridge(576), llm, manifest) as qa:
+        stream = qa.stream(qa.encode_frames(FRAMES), "What moves?")
+        words = "".join(stream)
+    assert stream.answer.text == words and stream.answer.backend.encoder
+
+
+def test_an_encoder_that_is_open_tells_its_name_while_it_encodes(tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path / "tiny.vqedge").manifest
+    qa = VideoQA(Jealous(), FakeBridge(576), FakeLanguageModel(), manifest)
+    told: list[str] = []
+    teller = threading.Thread(target=lambda: told.append(qa.backend.encoder))
+    with qa._lock:  # as another thread does while it encodes
+        teller.start()
+        teller.join(timeout=10.0)
+        assert told
+    qa.close()
+
+
 def test_closing_waits_for_a_thread_that_encodes(tmp_path: Path) -> None:
     encoder = Jealous()
     manifest = write_bundle(tmp_path / "tiny.vqedge").manifest

@@ -46,7 +46,7 @@ def run_ask(
         asked = [_question(question)] if file is None else questions_from_file(file)
         with open_session(bundle, wanted.runs_on, many or is_vqt(given.path)) as qa:
             if many or file is not None:
-                ask_many(qa, given, asked, wanted, as_json)
+                ask_many(qa, given, asked, wanted, many, as_json)
             else:
                 _ask_one(qa, given, asked[0], wanted, as_json)
 

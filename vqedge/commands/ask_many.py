@@ -70,9 +70,18 @@ def ask_many(
     given: Given,
     questions: Sequence[str],
     options: AskOptions,
+    many: bool,
     as_json: bool,
 ) -> None:
     """Answer every question about every clip: a line each, as video, question and answer.
+
+    Args:
+        qa: the session.
+        given: the video, or `many` clips.
+        questions: one at least.
+        options: which part of the video, how many tokens, how to pick those of answers.
+        many: as `is_many` says.
+        as_json: print one document instead.
 
     Raises:
         VqedgeError: some clips could not be read; all others are answered.
@@ -80,7 +89,6 @@ def ask_many(
     began = time.perf_counter()
     failed: list[str] = []
     rows: list[dict[str, Any]] = []
-    many = is_many(given.path, options.span)
     videos = _stored(qa, given, failed) if many else _one(qa, given, options, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
     answered = wordless = 0

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,11 @@ from vqedge.cores import processor_name, usable_cores
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError
 from vqedge_runtime.bench import run, side_by_side
+from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.llm.build_flags import cpu_flags
 from vqedge_runtime.vqt import is_vqt
 
-_PACKAGES = ("vqedge", "onnxruntime", "onnxruntime-gpu", "openvino", "llama-cpp-python", "av")
+_PACKAGES = ("vqedge", "llama-cpp-python", "av")  # beside those that run encoders
 # of x86: what encoders in int8 and bfloat16 are fast by
 _LOW_PRECISION = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 
@@ -65,14 +64,8 @@ def _machine() -> dict[str, Any]:
         "processor": processor_name(),
         "usable_cores": usable_cores(),
         "instructions": sorted(_LOW_PRECISION & cpu_flags()),
-        "versions": dict(_versions()),
+        "versions": {name: version(name) for name in _PACKAGES} | installed_versions(),
     }
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            yield name, version(name)
 
 
 def _print_table(document: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -156,8 +157,9 @@ def _faults(row: BackendParity) -> list[str]:
     )
 
     faults = []
-    if row.maps_differ is None or not row.maps_differ <= MOST_MAPS_DIFFER:
-        faults.append(f"maps_differ {row.maps_differ:.4g}, at most {MOST_MAPS_DIFFER:g} allowed")
+    maps = math.nan if row.maps_differ is None else row.maps_differ
+    if not maps <= MOST_MAPS_DIFFER:
+        faults.append(f"maps_differ {maps:.4g}, at most {MOST_MAPS_DIFFER:g} allowed")
     cosine = row.token_cosine_patches
     if cosine is not None and not cosine >= LEAST_TOKEN_COSINE:
         faults.append(f"token_cosine_patches {cosine:.4g}, at least {LEAST_TOKEN_COSINE:g} wanted")

@@ -79,7 +79,8 @@ def _findings(check: Check, bundle: Path | None) -> Iterator[Finding]:
         logger.debug("%s", check.__name__, exc_info=True)
         name = check.__name__.strip("_").replace("_", " ")
         fix = "mend what the lines above name, then try again"
-        yield Finding(name, f"{type(error).__name__}: {error}", "to be checked", False, fix)
+        found, required = f"{type(error).__name__}: {error}", check not in _FOR_ENGINES
+        yield Finding(name, found, "to be checked", False, fix, required)
 
 
 def _vqedge(_: Path | None) -> Iterator[Finding]:
@@ -180,18 +181,20 @@ def _engine(bundle: Path | None) -> Iterator[Finding]:
     with suppress(VqedgeError):
         opened = open_bundle(bundle_or_default(bundle), verify=False)
         for flavour in _flavours():
-            fix = f"vqedge build {opened.root} --target {flavour}"
+            fix = ""
             try:
                 found, fits = engine_here(flavour, opened).file, True
-            except BackendUnavailable as error:
-                found, fits = _told(error, "; run: ")[0], False
+            except VqedgeError as error:
+                (found, fix), fits = _told(error, "; run: ", "; "), False
             needed = f"only for --backend {flavour}"
             yield Finding(f"engine {flavour}", found, needed, fits, fix, required=False)
 
 
-def _told(error: BackendUnavailable, before_fix: str) -> tuple[str, str]:
+def _told(error: VqedgeError, *before_fix: str) -> tuple[str, str]:
     """What is wrong, and what to do."""
-    wrong, _, fix = str(error).partition(before_fix)
+    text = str(error)
+    mark = next((mark for mark in before_fix if mark in text), "\0")
+    wrong, _, fix = text.partition(mark)
     return wrong, fix
 
 
@@ -288,6 +291,7 @@ CHECKS: tuple[Check, ...] = (
     _bundle,
     _llama_cpp,
 )
+_FOR_ENGINES = (_nvidia_driver, _plugin, _engine)  # the default job needs none
 
 
 def _version(name: str) -> str | None:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.commands.pipe import STDIN, copy_stdin
+from vqedge.commands.pipe import STDIN, given_video
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
@@ -207,13 +207,9 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
         raise ConfigError(f"{videos[0]}: a folder, and a pipe is for one video; give one of it")
     if Path(out).is_dir():
         raise ConfigError(f"-o {out}: a folder, and a pipe's video has no name; give the file's")
-    with tempfile.TemporaryDirectory() as folder:
-        video = videos[0]
-        if video == STDIN:
-            video = Path(folder) / "stdin"
-            copy_stdin(video)
+    with given_video(videos[0]) as given, tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "stdout" if out == _STDOUT else Path(out)
-        yield [Job(video, with_suffix(place))]
+        yield [Job(given.path, with_suffix(place))]
 
 
 def _jobs_of(videos: Sequence[Path], out: str) -> list[Job]:

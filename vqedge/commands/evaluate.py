@@ -64,7 +64,7 @@ class BundleAnswerer:
         """Answer questions about one clip, which is encoded once; one by one, as `ask` does."""
         video = self._encoded(items[0])
         for item in items:
-            choices = tuple(dict.fromkeys(item.choices))  # a suite may give one twice
+            choices = tuple(dict.fromkeys(map(str.strip, item.choices)))  # one may be there twice
             answer = self.qa.ask(video, item.question, choices=choices)
             yield Reply(answer.text, answer.tokens)
 

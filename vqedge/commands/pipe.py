@@ -40,7 +40,7 @@ def given_video(video: Path) -> Iterator[Given]:
         return
     with tempfile.TemporaryDirectory() as folder:
         given = Given(Path(folder) / "stdin", video)
-        copy_stdin(given.path)
+        _copy_stdin(given.path)
         try:
             yield given
         except VqedgeError as error:
@@ -48,7 +48,7 @@ def given_video(video: Path) -> Iterator[Given]:
             raise
 
 
-def copy_stdin(path: Path) -> None:
+def _copy_stdin(path: Path) -> None:
     """Write what comes through the pipe to a file.
 
     Raises:

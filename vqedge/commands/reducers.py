@@ -97,14 +97,24 @@ def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
     return [*numbers, *([ADAPTIVE] if _AUTO in parts else [])]
 
 
-def require_adaptive(names: Sequence[str], budgets: Sequence[int]) -> None:
+def require_adaptive(names: Sequence[str], budgets: Sequence[int], kind: str) -> None:
     """See that `auto` was asked for with the one that can tell how many tokens a clip needs.
+
+    Args:
+        names: of the reducers.
+        budgets: asked for.
+        kind: of the checkpoint's quantizer.
 
     Raises:
         UsageError: it was not.
+        ConfigError: the checkpoint was trained with one that cannot.
     """
-    if ADAPTIVE in budgets and OWN not in names:
+    if ADAPTIVE not in budgets:
+        return
+    if OWN not in names:
         raise UsageError(f"--budget auto: {OWN} only has it; add it to --reducers, or give numbers")
+    if reducer_of(kind) is not None:
+        raise ConfigError(f"--budget auto: the quantizer {kind!r} needs a number")
 
 
 def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
@@ -145,7 +155,7 @@ def run_reducers(
     chosen = with_room(chosen, config.encoder.patches, leave_out=names == "all")
     codes, default = config.quantizer.codes, config.quantizer.default_budget
     budgets = budgets_from_text(budget, codes, default)
-    require_adaptive(chosen, budgets)
+    require_adaptive(chosen, budgets, config.quantizer.kind)
     items = suite_items(suite, limit, videos)
     bench = _Bench(checkpoint, items)
     rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 from vqedge.data.clips import Labels, QuestionAnswer, Vocabulary
 from vqedge.data.jsonl import text_of
 from vqedge.data.naming import ORDER
-from vqedge.data.questions import in_rounds, with_article
+from vqedge.data.questions import DESCRIBE, VIDEO_OF, in_rounds, with_article
 from vqedge.errors import DatasetError
 from vqedge.validation import first_fault
 
@@ -122,7 +122,8 @@ class PhotoClip:
 
     def _in_rounds(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
         found = [caption(self.things, rng)] if rng.random() < self.caption_share else []
-        for kind in islice(in_rounds(self.kinds, rng), _TRIES * count):
+        tries = max(_TRIES * count, len(self.kinds))  # a round asks something of every clip
+        for kind in islice(in_rounds(self.kinds, rng), tries):
             item = KINDS[kind](self.things, self.nouns, rng)
             if item is not None and item not in found and len(found) < count:
                 found.append(item)
@@ -253,8 +254,7 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
 def caption(things: Sequence[str], rng: np.random.Generator) -> QuestionAnswer:
     """A description of the whole clip, photos in order."""
     text = ", then ".join(with_article(thing) for thing in things)
-    questions = ("What does the video show?", "Describe the video.", "What is this?")
-    return QuestionAnswer("caption", _one_of(questions, rng), f"a video of {text}")
+    return QuestionAnswer("caption", _one_of(DESCRIBE, rng), VIDEO_OF + text)
 
 
 def _thing(

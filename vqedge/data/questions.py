@@ -22,7 +22,8 @@ Asker = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
 _LARGER, _FASTER, _LONGER = 1.3, 1.8, 0.25
 _CHOICES = 5
 
-_VIDEO_OF = "a video of "
+VIDEO_OF = "a video of "  # how a description begins
+DESCRIBE = ("What does the video show?", "Describe the video.", "What is this?")
 _BETWEEN_FACTS = re.compile(r", (?:then )?| and (?=an? )")  # but not in "moving up and left"
 
 
@@ -86,8 +87,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
         for item in scene.objects
     ]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    question = _pick(rng, ("What does the video show?", "Describe the video.", "What is this?"))
-    return QuestionAnswer("caption", question, _VIDEO_OF + text)
+    question = _pick(rng, DESCRIBE)
+    return QuestionAnswer("caption", question, VIDEO_OF + text)
 
 
 def facts_of(description: str) -> list[str]:
@@ -96,7 +97,7 @@ def facts_of(description: str) -> list[str]:
     Args:
         description: in the words of `caption`, of this module or of `vqedge.data.photos`.
     """
-    return _BETWEEN_FACTS.split(description.removeprefix(_VIDEO_OF))
+    return _BETWEEN_FACTS.split(description.removeprefix(VIDEO_OF))
 
 
 def with_article(noun: str) -> str:

@@ -21,7 +21,7 @@ from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256, replacing
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
-from vqedge.recipe import TrainConfig, clips_of, source_identity
+from vqedge.recipe import TrainConfig, file_identity, source_identity
 from vqedge.training.curves import CURVES, draw_curves
 from vqedge.training.state import restore_state, state_of
 
@@ -36,6 +36,8 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.path = config, config.output
+        weights = config.init and config.init / MODEL  # as they are now: that run may go on
+        self._init = file_sha256(weights) if weights and weights.is_file() else None
 
     def refuse_unwritable(self) -> None:
         """Before any work: a folder that nothing can be saved in.
@@ -144,6 +146,7 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path}: was written with another model, other data, another init or seed"
             )
+        self._init = info.get("init", self._init)  # it need not be there any more
         return info, load_file(path)
 
     def forget_after(self, step: int | None) -> None:
@@ -186,12 +189,13 @@ class RunFolder:
         config, init = self.config, self.config.init
         sources = "-".join(map(source_identity, config.data.sources))
         begun = init.name if init else f"named{config.optim.naming_steps}"
+        files = [file_identity(source) for source in config.data.sources]
         told = {
             "run": f"{config.model.fingerprint()}-{sources}-{begun}-{config.seed}",
-            "clips": json.dumps([clips_of(source) for source in config.data.sources]),
+            "files": json.dumps(files),
         }
-        if init and (init / MODEL).is_file():  # once begun, a run does without it
-            told["init"] = file_sha256(init / MODEL)
+        if self._init is not None:
+            told["init"] = self._init
         return told
 
     def _prune(self) -> None:

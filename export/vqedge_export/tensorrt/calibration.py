@@ -26,6 +26,7 @@ from vqedge_export.graph import nodes_to
 from vqedge_export.layers import replace_nodes
 from vqedge_export.light import LightCopy, light_copy
 from vqedge_export.report import MOST_SAFE_IDS, VariantParity
+from vqedge_export.tensorrt.half import LARGEST_HALF
 from vqedge_export.tensorrt.qdq import Channels, inputs_of_layers
 from vqedge_export.tensorrt.region import vit_region
 
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 CALIBRATION_SEED, CALIBRATION_CLIPS = 90_003, 8
 CHECK_CLIPS = 3
 RANGE_CLIPS = 2  # large values hardly depend on the picture
-LARGEST_HALF = float(np.finfo(np.float16).max)
 _LARGEST, _POWER = "/largest", "/power"  # of a tensor, added to its name
 
 Frames = npt.NDArray[np.uint8]
@@ -109,15 +109,19 @@ def largest_values(model: onnx.ModelProto, clips: Sequence[Frames]) -> dict[str,
     """The largest absolute value that every node of the ViT gives, by its name, in their order.
 
     Raises:
-        ExportError: the ViT cannot be found.
+        ExportError: the ViT cannot be found, or the type of what a node gives not be told.
     """
     with light_copy(model) as copy:
         inferred = shape_inference.infer_shapes(copy.model).graph.value_info
         kinds = {item.name: item.type.tensor_type.elem_type for item in inferred}
         made = {node.output[0]: node.name for node in vit_region(copy.model).nodes}
-        floats = [name for name in made if kinds.get(name) == TensorProto.FLOAT]
+        if untyped := next((name for name in made if name not in kinds), None):
+            raise ExportError(f"{made[untyped]}: its type cannot be told, nor whether float16 does")
+        floats = [name for name in made if kinds[name] == TensorProto.FLOAT]
         seen = _shown(copy, {name: _range_probes(name) for name in floats}, clips)
-    return {made[name]: max(float(found[name + _LARGEST]) for found in seen) for name in floats}
+    return {
+        made[name]: float(np.max([found[name + _LARGEST] for found in seen])) for name in floats
+    }
 
 
 def require_ids_kept(

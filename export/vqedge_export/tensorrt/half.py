@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vqedge.errors import ExportError
 from vqedge_export.tensorrt.region import Region, vit_region
 
-_LARGEST = 65504.0
+LARGEST_HALF = 65504.0  # that a float16 holds
 _LARGEST_INT = (1 << 63) - 1
 
 
@@ -66,7 +66,7 @@ def _float_constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
 
 def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:
     array = numpy_helper.to_array(tensor)
-    if not np.abs(array).max(initial=0.0) <= _LARGEST:
+    if not np.abs(array).max(initial=0.0) <= LARGEST_HALF:
         raise ExportError(f"{tensor.name}: a value is too large for float16; use --precision fp32")
     return numpy_helper.from_array(array.astype(np.float16), name)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,9 +75,10 @@ def provider_folder(*facts: str) -> Iterator[Path]:
     with locked(folder / _LOCK, _tell_of_waiting):
         if not (folder / _WHOLE).exists():
             _empty(folder)
+        (folder / _WHOLE).unlink(missing_ok=True)  # until the provider is done
         try:
             yield folder
-        except Exception:
+        except BaseException:
             _empty(folder)
             raise
         with suppress(OSError):
@@ -98,6 +100,7 @@ def _read(file: Path) -> bytes | None:
     with suppress(OSError):
         content = file.read_bytes()
         if hashlib.sha256(content[_DIGEST_BYTES:]).digest() == content[:_DIGEST_BYTES]:
+            os.utime(file)  # in use: the others are the first to go
             return content[_DIGEST_BYTES:]
     return None
 

@@ -48,7 +48,10 @@ def engine_here(flavour: Flavour, bundle: Bundle) -> EngineRecord:
         BackendUnavailable: no TensorRT, no GPU, no engine that may run here, or no plugin for it.
     """
     if all(item.tensorrt_flavour != flavour for item in bundle.manifest.engines):
-        raise BackendUnavailable(f"{bundle.root}: it holds no engine of {flavour}")
+        raise BackendUnavailable(
+            f"{bundle.root}: it holds no engine of {flavour}; "
+            f"run: vqedge build {bundle.root} --target {flavour}"
+        )
     capability = Cuda().compute_capability
     host = EngineHost(flavour, str(tensorrt_module(flavour).__version__), capability)
     record = fitting_engine(bundle, host)

@@ -88,7 +88,10 @@ def _checked_pixels(frames_thwc: Any) -> Pixels:
 
 
 def _checked(times_s: Sequence[float], pixels: Pixels) -> npt.NDArray[np.float64]:
-    times = np.asarray(times_s, float)
+    try:
+        times = np.asarray(times_s, float)
+    except (TypeError, ValueError):
+        raise ConfigError("times of frames: give a number of seconds for each") from None
     if times.shape != pixels.shape[:1]:
         raise ConfigError(f"{times.size} times for {len(pixels)} frames; give one for each")
     if not (times[0] >= 0 and math.isfinite(times[-1]) and (np.diff(times) >= 0).all()):
