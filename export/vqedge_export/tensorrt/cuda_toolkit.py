@@ -6,7 +6,6 @@ exports.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import re
@@ -21,7 +20,6 @@ from vqedge.errors import BackendUnavailable
 
 _HOME_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
 _DEFAULT_HOME = Path("/usr/local/cuda")
-_COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,14 @@ def device_sm() -> int:
     Raises:
         BackendUnavailable: no driver or no GPU.
     """
-    fix = "Fix: run on the device, or name its compute capability (87 for an Orin, 110 for a Thor)"
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise BackendUnavailable(f"no CUDA driver here: {error}. {fix}") from error
-    device, values = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
-    statuses = [driver.cuInit(0), driver.cuDeviceGet(ctypes.byref(device), 0)]
-    for value, attribute in zip(values, _COMPUTE_CAPABILITY, strict=True):
-        statuses.append(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device))
-    if any(statuses):
-        raise BackendUnavailable(f"the CUDA driver finds no GPU (status {max(statuses)}). {fix}")
-    return values[0].value * 10 + values[1].value
+        major, minor = Cuda().compute_capability.split(".")
+    except BackendUnavailable as error:
+        raise BackendUnavailable(
+            f"{error}. Fix: run on the device, or name its compute capability (87 for an Orin, "
+            "110 for a Thor)"
+        ) from error
+    return int(major) * 10 + int(minor)
 
 
 def require_driver_for(nvcc: Nvcc) -> None:
