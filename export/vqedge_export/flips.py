@@ -54,15 +54,15 @@ class OnnxReader:
 
     def __init__(self, source: Path | onnx.ModelProto, text: Floats | None = None) -> None:
         if isinstance(source, Path):
-            name, shown = str(source), onnx.load(str(source))
+            name, model = str(source), onnx.load(str(source))
         else:
-            name, shown = "encoder.onnx", onnx.ModelProto()
-            shown.CopyFrom(source)
-        ensure_function(shown)
-        if not any(FEATURES in node.output for node in shown.graph.node):
+            name, model = "encoder.onnx", source
+        if not any(FEATURES in node.output for node in model.graph.node):
             raise ExportError(f"{name}: no tensor {FEATURES!r} in the graph; export it again")
-        shown.graph.output.add(name=FEATURES)
-        self.session, self.text = quiet_session(shown), text
+        with light_copy(model) as copy:
+            ensure_function(copy.model)
+            copy.model.graph.output.add(name=FEATURES)
+            self.session, self.text = copy.session(), text
 
     def __call__(self, frames: Frames, budget: int) -> Reading:
         """Encode one clip."""
@@ -80,12 +80,6 @@ def feeds_for(
         if item.name == TEXT:
             feeds[TEXT] = np.zeros(item.shape, np.float32) if text is None else text
     return feeds
-
-
-def quiet_session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """A model in ONNX Runtime on the CPU, without its remarks on what it could not fold."""
-    with light_copy(model) as copy:
-        return copy.session()
 
 
 def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:

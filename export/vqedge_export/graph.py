@@ -89,13 +89,19 @@ def stripped(
         checkpoint_names: tensors of the checkpoint's `model.safetensors`.
         base_names: tensors of the base backbone, with the prefix they have in the graph.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     for tensor in copy.graph.initializer:
         if tensor.name in checkpoint_names:
             _refer(tensor, CHECKPOINT_LOCATION)
         elif tensor.name in base_names:
             _refer(tensor, BASE_LOCATION)
+    return copy
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy to change, weights included; see `vqedge_export.light` for one without."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     return copy
 
 
@@ -106,8 +112,7 @@ def filled(graph: onnx.ModelProto, checkpoint: Arrays, base: Arrays) -> onnx.Mod
         CheckpointError: a reference names a tensor that is not there or has another shape.
     """
     sources = {CHECKPOINT_LOCATION: checkpoint, BASE_LOCATION: base}
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
+    copy = copied(graph)
     for tensor in copy.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue

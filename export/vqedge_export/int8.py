@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vqedge_export.graph import copied
 from vqedge_export.layers import (
     channel_factors,
     column_scales,
@@ -35,8 +36,7 @@ def int8_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: the graph has no ViT that the exporter wrote.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     graph = copy.graph
     weights = {item.name: item for item in graph.initializer}
     layers = {node.name: node for node in linear_layers(graph)}

@@ -21,13 +21,14 @@ from vqedge.bundle import EncoderRecord, open_bundle
 from vqedge.commands.frames import Frames, frames_in_folder
 from vqedge.data.seeds import PARITY_SEED
 from vqedge_export.flips import OnnxReader, compared
+from vqedge_export.graph import copied
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
     CALIBRATION_SEED,
     generated_clips,
     measured_channels,
 )
-from vqedge_export.tensorrt.prepare import prepared
+from vqedge_export.tensorrt.prepare import prepare
 
 CLIPS = 8
 
@@ -35,9 +36,9 @@ CLIPS = 8
 def lowered(full: onnx.ModelProto, precision: str, spec: EncoderRecord) -> onnx.ModelProto:
     """The encoder with its ViT in another precision."""
     if precision == "fp16":
-        return prepared(full, "fp16", plugin=False)
+        return prepare(copied(full), "fp16", plugin=False)
     clips = generated_clips(spec, CALIBRATION_SEED, CALIBRATION_CLIPS)
-    return prepared(full, "int8", plugin=False, channels=measured_channels(full, clips))
+    return prepare(copied(full), "int8", plugin=False, channels=measured_channels(full, clips))
 
 
 def clips_of(folder: str | None, spec: EncoderRecord) -> list[Frames]:

@@ -24,7 +24,7 @@ from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
 from vqedge_export.assemble import graph_of
-from vqedge_export.graph import adaptive_error_of, bridge_of, filled, save_model
+from vqedge_export.graph import adaptive_error_of, bridge_of, copied, filled, save_model
 from vqedge_export.onnx_export import INPUTS, outputs_of, stripped_graph
 from vqedge_export.pipeline import export_bundle
 from vqedge_export.records import encoder_record, quantizer_record
@@ -118,8 +118,7 @@ def test_the_manifest_says_what_the_graph_can(
     encoder = encoder_record(graph, config, "encoder.onnx")
     assert encoder.variants == ()
     assert tuple(item.name for item in encoder.outputs) == outputs_of(config)
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(graph)
+    fixed = copied(graph)
     del fixed.metadata_props[:]
     assert adaptive_error_of(fixed) is None
     assert quantizer_record(fixed, config, arrays[0]).adaptive_error is None
@@ -175,8 +174,7 @@ def test_a_bridge_is_made_of_codes_and_map_alone(
     assert not bridge.functions and not any(node.domain for node in bridge.graph.node)
     names = {item.name for item in bridge.graph.initializer}
     assert all(name.startswith("bridge.") for name in names if "." in name)
-    cut = onnx.ModelProto()
-    cut.CopyFrom(graph)
+    cut = copied(graph)
     del cut.graph.output[1]  # the map
     with pytest.raises(ExportError, match=r"makes its tokens of .*, too; export .* again"):
         bridge_of(cut)

@@ -15,13 +15,13 @@ from hf_maker import IMAGE, write_llava
 from vqedge.base.weights import encoder_weights
 from vqedge.checkpoint import MODEL
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
-from vqedge_export.graph import BaseArrays, checkpoint_arrays, filled
+from vqedge_export.graph import BaseArrays, checkpoint_arrays, copied, filled
 from vqedge_export.hf.importing import checkpoint_from_folder
 from vqedge_export.onnx_export import stripped_graph
 from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
 from vqedge_export.tensorrt.options import BuildOptions
-from vqedge_export.tensorrt.prepare import engine_outputs, prepared
+from vqedge_export.tensorrt.prepare import engine_outputs, prepare
 
 FRAMES = 4
 
@@ -44,7 +44,7 @@ def whole(imported: Checkpoint) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def half(whole: onnx.ModelProto) -> onnx.ModelProto:
-    return prepared(whole, "fp16", plugin=False)
+    return prepare(copied(whole), "fp16", plugin=False)
 
 
 def run(model: onnx.ModelProto, budget: int) -> dict[str, Any]:
@@ -70,8 +70,7 @@ def test_float16_turns_few_ids(whole: onnx.ModelProto, half: onnx.ModelProto, bu
 
 
 def test_the_row_that_comes_and_goes_changes_no_bit(half: onnx.ModelProto) -> None:
-    without = onnx.ModelProto()
-    without.CopyFrom(half)
+    without = copied(half)
     maker = {name: node for node in without.graph.node for name in node.output}
     (pad,) = [node for node in without.graph.node if node.op_type == "Pad"]
     (cut,) = [node for node in without.graph.node if pad.output[0] in node.input]

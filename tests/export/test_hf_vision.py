@@ -21,12 +21,12 @@ from vqedge.errors import CheckpointError, ConfigError, ExportError
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, open_checkpoint
 from vqedge.model.vit import ViT
 from vqedge_export import graph
-from vqedge_export.graph import BaseArrays, checkpoint_arrays, filled, save_model
+from vqedge_export.graph import BaseArrays, checkpoint_arrays, copied, filled, save_model
 from vqedge_export.hf.importing import checkpoint_from_folder
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.onnx_export import outputs_of, stripped_graph
 from vqedge_export.tensorrt.calibration import measured_channels, require_half_range
-from vqedge_export.tensorrt.prepare import prepared
+from vqedge_export.tensorrt.prepare import prepare
 
 FAMILIES = [name for name, row in BACKBONES.items() if row.family]
 FRAMES, BLOCK = 3, 2
@@ -97,7 +97,9 @@ def test_the_exported_graph_gives_the_same_ids(
     np.testing.assert_allclose(found["tokens"], wanted.tokens.numpy(), atol=1e-2)
     assert [n.op_type for n in int8_encoder(model).graph.node].count("MatMulInteger") == 6 * BLOCK
     require_half_range(model, [frames])
-    engine = prepared(model, "int8", plugin=False, channels=measured_channels(model, [frames]))
+    engine = prepare(
+        copied(model), "int8", plugin=False, channels=measured_channels(model, [frames])
+    )
     told = [n.name for n in engine.graph.node if n.op_type == "DequantizeLinear"]
     assert len(told) == (4 + 6) * BLOCK, "inputs and weights of the layers of each block"
 

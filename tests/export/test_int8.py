@@ -18,7 +18,7 @@ from vqedge.errors import ExportError, UsageError
 from vqedge.index_maps import matched_share
 from vqedge_export.assemble import check_precision
 from vqedge_export.flips import OnnxReader, Reading, compared
-from vqedge_export.graph import filled
+from vqedge_export.graph import copied, filled
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.layers import column_scales, linear_layers, quantised_columns
 from vqedge_runtime.encoders.ort import OrtEncoder
@@ -104,8 +104,7 @@ def test_evening_out_channels_changes_the_integers_not_the_product(
         patched.setattr(module, "channel_factors", lambda width, _: np.ones_like(width))
         plain = module.int8_encoder(model)
     (both / "plain.onnx").write_bytes(plain.SerializeToString())
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     weights = {item.name: item for item in copy.graph.initializer}
     layers = linear_layers(copy.graph)
     module._even_out_channels(copy.graph, layers, weights)

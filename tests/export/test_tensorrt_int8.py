@@ -18,14 +18,16 @@ from tiny_engine import ENGINE_OUTPUTS, tiny_encoder, write_tiny_onnx
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError, ParityError
-from vqedge_export.flips import OnnxReader, compared, feeds_for, quiet_session
+from vqedge_export.flips import OnnxReader, compared, feeds_for
+from vqedge_export.graph import copied
 from vqedge_export.layers import LEVELS, VIT
+from vqedge_export.light import light_copy
 from vqedge_export.tensorrt import build, qdq
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
 from vqedge_export.tensorrt.calibration import digest_of, measured_channels, require_ids_kept
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer
-from vqedge_export.tensorrt.prepare import prepared, settle_op
+from vqedge_export.tensorrt.prepare import prepare, settle_op
 from vqedge_export.tensorrt.qdq import Channels, quantised
 
 LAYERS, INPUTS = 6, 4  # of the one block; query, key and value read one tensor
@@ -48,7 +50,7 @@ def channels(whole: onnx.ModelProto) -> dict[str, Channels]:
 
 @pytest.fixture(scope="module")
 def lowered(whole: onnx.ModelProto, channels: dict[str, Channels]) -> onnx.ModelProto:
-    return prepared(whole, "int8", plugin=False, channels=channels)
+    return prepare(copied(whole), "int8", plugin=False, channels=channels)
 
 
 def stored(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -93,11 +95,11 @@ def test_scales_are_float16_and_large_enough_for_it(lowered: onnx.ModelProto) ->
 def test_channels_are_those_of_the_tensors_themselves(
     whole: onnx.ModelProto, channels: dict[str, Channels]
 ) -> None:
-    shown = onnx.ModelProto()
-    shown.CopyFrom(whole)
+    shown = copied(whole)
     for name in channels:
         shown.graph.output.add(name=name)
-    session = quiet_session(shown)
+    with light_copy(shown) as copy:
+        session = copy.session()
     passes = [session.run([*channels], feeds_for(session, clip, 1)) for clip in clips(5)]
     for found, seen in zip(channels.values(), zip(*passes, strict=True), strict=True):
         rows = np.concatenate(seen).reshape(-1, seen[0].shape[-1])
@@ -122,7 +124,7 @@ def test_one_scale_without_evening_turns_more_ids(
 ) -> None:
     monkeypatch.setattr(qdq, "channel_factors", lambda width, _: np.ones_like(width))
     monkeypatch.setattr(qdq, "_LEAST_SIGNAL_DB", 0.0)
-    uneven = prepared(whole, "int8", plugin=False, channels=channels)
+    uneven = prepare(copied(whole), "int8", plugin=False, channels=channels)
     unseen = clips(11, 3)
     wanted = [OnnxReader(whole)(clip, 16) for clip in unseen]
     worse, better = (
@@ -134,7 +136,7 @@ def test_one_scale_without_evening_turns_more_ids(
 
 def test_ids_that_turn_are_refused(whole: onnx.ModelProto, channels: dict[str, Channels]) -> None:
     wrong = {name: Channels(item.largest / 9, item.power / 81) for name, item in channels.items()}
-    clipped = prepared(whole, "int8", plugin=False, channels=wrong)
+    clipped = prepare(copied(whole), "int8", plugin=False, channels=wrong)
     with pytest.raises(ParityError, match=r"int8 turns .*% of the safe ids.*--calibrate FOLDER"):
         require_ids_kept(whole, clipped, clips(11, 3), 16)
 
@@ -161,7 +163,8 @@ def seen(rows: np.ndarray) -> dict[str, Channels]:
 
 
 def products(model: onnx.ModelProto, rows: np.ndarray) -> np.ndarray:
-    (found,) = quiet_session(model).run(["y"], {"x": rows})
+    with light_copy(model) as copy:
+        (found,) = copy.session().run(["y"], {"x": rows})
     return np.asarray(found)
 
 
@@ -219,8 +222,7 @@ def test_a_graph_of_plain_nodes_is_calibrated_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    plain = onnx.ModelProto()
-    plain.CopyFrom(whole)
+    plain = copied(whole)
     settle_op(plain, plugin=True)
     assert len(plain.functions) < len(whole.functions), "ONNX Runtime cannot run it as it is"
     onnx.save(plain, str(tmp_path / "encoder.onnx"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,8 +19,9 @@ from vqedge.data.seeds import PARITY_SEED
 from vqedge.errors import ParityError
 
 if TYPE_CHECKING:
-    from vqedge_export.report import AnswerParity, BackendParity, ParityReport
+    from vqedge_export.report import AnswerParity, ParityReport
     from vqedge_runtime import VideoQA
+    from vqedge_runtime.compare import BackendFigures
     from vqedge_runtime.encoders import Frames
 
 Figures = dict[str, Any]
@@ -86,20 +86,20 @@ def backend_figures(
     with _sessions(bundle, backend) as (reference, other):
         clips, text = _clips(bundle.manifest, videos, limit), made_question(bundle.manifest)
         found = compared(reference.encoder, other.encoder, reference.bridge, clips, text)
-        row = BackendParity(
-            **asdict(found),
-            clips_of="videos" if videos else "generated",
-            engine=engine_key(bundle, backend),
-        )
-        say(tokens_told(row))
+        say(tokens_told(found, "videos" if videos else "generated clips"))
         answers = answers_compared(reference, other, suite, items)
         say(answers_told(answers))
-    row = row.model_copy(update={"answers": answers})
+    row = BackendParity(
+        **asdict(found),
+        clips_of="videos" if videos else "generated",
+        engine=engine_key(bundle, backend),
+        answers=answers,
+    )
     known = report_of(bundle)
     backends = known.backends | {backend: row}
     changed = _reported(bundle, known.model_copy(update={"backends": backends}))
     figures = {"backends": {backend: row.model_dump(mode="json")}}
-    if faults := _faults(row):
+    if faults := _faults(found, answers):
         raise ParityError(
             f"{row.backend}: {'; '.join(faults)}; {PARITY} has the figures, use another backend",
             figures,
@@ -122,15 +122,15 @@ def _sessions(bundle: Bundle, backend: str) -> Iterator[tuple[VideoQA, VideoQA]]
         yield qa, other
 
 
-def tokens_told(row: BackendParity) -> str:
-    """A line on what a backend makes of clips."""
-    what = {"generated": "generated clips", "videos": "videos"}[row.clips_of]
-    cosine = row.token_cosine_patches
-    cosine = row.token_cosine_mean if cosine is None else cosine
+def tokens_told(found: BackendFigures, what: str) -> str:
+    """A line on what a backend makes of `what`, as `generated clips`."""
+    cosine = found.token_cosine_patches
+    cosine = found.token_cosine_mean if cosine is None else cosine
     return (
-        f"{row.backend} against {row.reference} on {row.clips} {what}: {row.clips_same} the same; "
-        f"{row.ids_differ:.2%} of ids differ, {row.safe_ids_differ:.2%} at a safe margin; "
-        f"{row.maps_differ:.2%} of patches on another part of the map; token cosine {cosine:.4f}"
+        f"{found.backend} against {found.reference} on {found.clips} {what}: "
+        f"{found.clips_same} the same; {found.ids_differ:.2%} of ids differ, "
+        f"{found.safe_ids_differ:.2%} at a safe margin; {found.maps_differ:.2%} of patches on "
+        f"another part of the map; token cosine {cosine:.4f}"
     )
 
 
@@ -148,7 +148,7 @@ def answers_told(answers: AnswerParity) -> str:
     return told
 
 
-def _faults(row: BackendParity) -> list[str]:
+def _faults(found: BackendFigures, answers: AnswerParity) -> list[str]:
     """What a backend gets too wrong; maps of grids and windows are the same in any case."""
     from vqedge_export.report import (
         LEAST_CHANCE_OF_LOSS,
@@ -157,14 +157,12 @@ def _faults(row: BackendParity) -> list[str]:
     )
 
     faults = []
-    maps = math.nan if row.maps_differ is None else row.maps_differ
-    if not maps <= MOST_MAPS_DIFFER:
-        faults.append(f"maps_differ {maps:.4g}, at most {MOST_MAPS_DIFFER:g} allowed")
-    cosine = row.token_cosine_patches
+    if not found.maps_differ <= MOST_MAPS_DIFFER:
+        faults.append(f"maps_differ {found.maps_differ:.4g}, at most {MOST_MAPS_DIFFER:g} allowed")
+    cosine = found.token_cosine_patches
     if cosine is not None and not cosine >= LEAST_TOKEN_COSINE:
         faults.append(f"token_cosine_patches {cosine:.4g}, at least {LEAST_TOKEN_COSINE:g} wanted")
-    answers = row.answers
-    if answers is not None and not answers.chance_of_loss >= LEAST_CHANCE_OF_LOSS:
+    if not answers.chance_of_loss >= LEAST_CHANCE_OF_LOSS:
         faults.append(
             f"{answers.accuracy:.1%} of the answers to {answers.suite} right instead of "
             f"{answers.accuracy_reference:.1%}, which has a chance of "

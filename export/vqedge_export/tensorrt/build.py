@@ -31,6 +31,7 @@ from vqedge.engines import (
 )
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256, replacing
+from vqedge_export.graph import copied
 from vqedge_export.light import save_apart
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
@@ -46,7 +47,7 @@ from vqedge_export.tensorrt.calibration import (
 )
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer, require_possible, targets_of
-from vqedge_export.tensorrt.prepare import engine_outputs, prepare, prepared, settle_op
+from vqedge_export.tensorrt.prepare import engine_outputs, prepare, settle_op
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ def _calibrated(full: onnx.ModelProto, source: Source, clips: Sequence[Frames]) 
     told = f"and {own} videos" if own else "only; --calibrate FOLDER adds videos of yours"
     logger.info("calibrating int8 on %d generated clips %s", len(clips) - own, told)
     channels = measured_channels(full, clips)
-    lowered = prepared(full, "int8", plugin=False, channels=channels)
+    lowered = prepare(copied(full), "int8", plugin=False, channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
     figures = require_ids_kept(full, lowered, unseen, source.quantizer.default_budget)
     logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)

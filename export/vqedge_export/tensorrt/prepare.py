@@ -31,24 +31,6 @@ _ROW_OPS = ("ArgMax", "ArgMin", "TopK")
 _FIRST_AXIS = "tensorrt_first_axis"
 
 
-def prepared(
-    model: onnx.ModelProto,
-    precision: EnginePrecision,
-    *,
-    plugin: bool,
-    weak: bool = False,
-    channels: Mapping[str, Channels] | None = None,
-) -> onnx.ModelProto:
-    """A copy of the encoder for TensorRT; the arguments are those of `prepare`.
-
-    Raises:
-        ExportError: the graph is not one that vqedge writes.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return prepare(copy, precision, plugin=plugin, weak=weak, channels=channels)
-
-
 def prepare(
     model: onnx.ModelProto,
     precision: EnginePrecision,
