@@ -99,3 +99,18 @@ def test_what_descriptions_weigh_is_told_beside_their_row() -> None:
     asked = {**without, "baselines": {**without["baselines"], "captions": row}}
     assert _results._trained_alike(asked)["choices_told"] == _results.DESCRIBED
     assert _results._trained_alike(without)["choices_told"] == ""
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime-int8"])
+@pytest.mark.parametrize(
+    ("machine", "name"), [("amd-epyc", "EPYC"), ("intel-r-xeon-r-processor", "Xeon")]
+)
+def test_the_page_on_tensorrt_tells_what_encoders_took(
+    backend: str, machine: str, name: str
+) -> None:
+    bench = json.loads((_pages.MEASURED / f"bench_{machine}.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    told = {"openvino": "OpenVINO in bfloat16 |", "onnxruntime-int8": "ONNX Runtime in int8 |"}
+    (row,) = (line for line in page.splitlines() if told[backend] in line)
+    found = re.search(rf"(\d+) ms on the {name}|on the {name}\*\*[^:]*: (\d+) ms", row)
+    assert found and int(found[1] or found[2]) == round(bench["encoders"][backend]["encode_ms"])
