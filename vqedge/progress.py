@@ -54,11 +54,12 @@ def progress(
         yield lambda remark: lines(rate.after_step(remark))
         return
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
+        redirect_stdout=sys.stdout.isatty(),
         disable=not wanted,
     ) as bar:
         task = bar.add_task(what, total=total, completed=completed)

@@ -235,6 +235,18 @@ def test_a_folder_with_a_bad_file(run: Any, clip: Path, encoder: FakeEncoder) ->
     assert sorted(map(str, Path("out").rglob("*.*"))) == found.out
 
 
+def test_paths_go_to_stdout_while_the_bar_is_at_a_terminal(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    found = run("encode", folder_of(clip, "a.mp4", "b [x264].mp4"), "-o", "out")
+    assert found.out == ["out/a.mp4.vqt", "out/b [x264].mp4.vqt"]
+    assert "b [x264].mp4" in terminal.getvalue()
+
+
 def test_an_interrupt_leaves_what_is_done_and_no_half(
     run: Any, clip: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

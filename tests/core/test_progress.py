@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 import vqedge.progress as module
@@ -58,3 +61,17 @@ def test_nothing_is_told_where_nothing_is_to_be(
         clock.now += 100.0
         advance("")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_at_a_terminal_takes_no_results(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("of a [x264].mp4", total=1) as advance:
+        print("a result")
+        advance("")
+    assert capsys.readouterr().out == "a result\n"
+    assert "of a [x264].mp4" in terminal.getvalue()

@@ -132,9 +132,11 @@ def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_j
 def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]:
     """Encode all with a bar on stderr."""
     outcomes: list[Outcome] = []
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    to_terminal = sys.stdout.isatty()  # else what is printed is not to become part of the bar
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), *columns, console=console) as bar:
+    with Progress(*columns, console=console, redirect_stdout=to_terminal) as bar:
         task = bar.add_task("encoding", total=len(jobs))
 
         def show(job: Job, share: float) -> None:
