@@ -240,10 +240,12 @@ class Jealous(FakeEncoder):
     def __init__(self) -> None:
         super().__init__(32, 576)
         self.busy = self.disturbed = self.closed = False
+        self.began = threading.Event()
 
     def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         self.disturbed |= self.busy or self.closed
         self.busy = True
+        self.began.set()
         time.sleep(0.02)
         codes = super().encode(frames_thwc, budget, text)
         self.busy = False
@@ -307,8 +309,7 @@ def test_closing_waits_for_a_thread_that_encodes(tmp_path: Path) -> None:
     qa = VideoQA(encoder, FakeBridge(576), FakeLanguageModel(), manifest)
     thread = threading.Thread(target=qa.encode_frames, args=(FRAMES,))
     thread.start()
-    while not encoder.busy:
-        time.sleep(0.001)
+    assert encoder.began.wait(10)
     qa.close()
     thread.join()
     assert encoder.closed and not encoder.disturbed
