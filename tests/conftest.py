@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from vqedge.base.fetch import cache_root, cached
+from vqedge.base.fetch import cached
 from vqedge.cores import usable_cores
+from vqedge.files import cache_root
 
 if TYPE_CHECKING:
     import gguf

@@ -19,10 +19,9 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from vqedge.base.fetch import cache_root
 from vqedge.bundle import Bundle, EngineRecord
 from vqedge.errors import BackendUnavailable
-from vqedge.files import file_sha256, replacing
+from vqedge.files import cache_root, file_sha256, replacing
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp32", "fp16", "int8"]

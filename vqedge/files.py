@@ -1,8 +1,9 @@
-"""Files shared with other processes: sha256, replacement as a whole, locks."""
+"""Files shared with other processes: where they are kept, sha256, replacement, locks."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -22,24 +23,15 @@ _REFUSALS = {  # of a disk or its owner, not of a program
 }
 _IN_RUST = re.compile(r"\(os error (\d+)\)")  # so safetensors tells it
 
-if sys.platform == "win32":
-    import msvcrt
 
-    def _take(handle: int) -> bool:
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _take(handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+def cache_root() -> Path:
+    """The folder for what can be made again: `VQEDGE_CACHE`, else in the user's cache folder."""
+    if configured := os.environ.get("VQEDGE_CACHE"):
+        return Path(configured).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/vqedge"
+    parent = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (parent if parent.is_absolute() else Path.home() / ".cache") / "vqedge"
 
 
 def file_sha256(path: Path) -> str:
@@ -122,3 +114,11 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
         yield
     finally:
         os.close(handle)
+
+
+def _take(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

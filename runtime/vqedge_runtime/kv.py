@@ -19,8 +19,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from vqedge.base.fetch import cache_root
-from vqedge.files import replacing
+from vqedge.files import cache_root, replacing
 
 SUFFIX = ".kv"
 _KIND = b"VQEDGEKV"

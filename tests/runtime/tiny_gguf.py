@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from vqedge.base.fetch import cache_root
+from vqedge.files import cache_root
 from vqedge_runtime.llm import VideoRows, open_llama_cpp
 
 gguf = pytest.importorskip("gguf", reason="gguf, from vqedge[export], is not installed")

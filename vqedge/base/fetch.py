@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -27,19 +26,10 @@ from vqedge.base.sources import (
     HubSource,
     Progress,
     Source,
-    licence_line,
     source_named,
 )
 from vqedge.errors import FetchError
-from vqedge.files import file_sha256, locked
-
-__all__ = ["BaseWeights", "Progress", "cache_root", "fetch", "licence_line"]
-
-_CACHE_FOLDERS = {
-    "win32": ("LOCALAPPDATA", "AppData/Local"),
-    "darwin": (None, "Library/Caches"),
-}
-_DEFAULT_CACHE_FOLDER = ("XDG_CACHE_HOME", ".cache")
+from vqedge.files import cache_root, file_sha256, locked
 
 
 @dataclass(frozen=True)
@@ -63,15 +53,6 @@ class _FileStamp:
 class _Stamp:
     revision: str | None
     files: dict[str, _FileStamp]
-
-
-def cache_root() -> Path:
-    """The folder for downloads: `VQEDGE_CACHE`, else `vqedge` in the user's cache folder."""
-    if configured := os.environ.get("VQEDGE_CACHE"):
-        return Path(configured).expanduser().absolute()
-    variable, below_home = _CACHE_FOLDERS.get(sys.platform, _DEFAULT_CACHE_FOLDER)
-    parent = Path(os.environ.get(variable, "")) if variable else Path()
-    return (parent if parent.is_absolute() else Path.home() / below_home) / "vqedge"
 
 
 def fetch(

@@ -20,13 +20,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqedge import __version__
-from vqedge.base.fetch import cache_root, cached
+from vqedge.base.fetch import cached
 from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result
 from vqedge.cuda import Cuda
 from vqedge.engines import FLAVOURS, MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
+from vqedge.files import cache_root
 from vqedge.packages import reinstall_line
 
 logger = logging.getLogger(__name__)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from vqedge.base.fetch import cache_root
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
 from vqedge.data.features import SHARD_CLIPS, FeatureCache
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError
+from vqedge.files import cache_root
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import Clock, progress
 from vqedge.recipe import SourceConfig, TrainConfig

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from vqedge.base.fetch import cache_root
 from vqedge.errors import BackendUnavailable, ExportError
-from vqedge.files import locked
+from vqedge.files import cache_root, locked
 from vqedge_export.tensorrt.cuda_toolkit import (
     Nvcc,
     device_sm,
@@ -84,7 +83,7 @@ def plugin_library(
     Args:
         sms: compute capabilities to compile for, 87 for 8.7; without them, this machine's GPU.
         tensorrt_root: see `vqedge_export.tensorrt.installation.find_tensorrt`.
-        cache: folder to use instead of `vqedge.base.fetch.cache_root()`.
+        cache: folder to use instead of `vqedge.files.cache_root()`.
 
     Raises:
         BackendUnavailable: no compiler, no TensorRT headers or library, majors that differ, a

@@ -21,12 +21,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vqedge.base.fetch import cache_root
 from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver
 from vqedge.errors import BackendUnavailable
-from vqedge.files import replacing
+from vqedge.files import cache_root, replacing
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
 from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.tokens import Codes

@@ -18,8 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqedge.base.fetch import cache_root
-from vqedge.files import locked, replacing
+from vqedge.files import cache_root, locked, replacing
 
 _KEPT_FILES, _KEPT_FOLDERS = 16, 4  # kernels are some megabytes, engines up to a gigabyte
 _DIGEST_BYTES = 32

@@ -19,10 +19,9 @@ import onnxruntime as ort
 import openvino as ov
 from openvino import opset13
 
-from vqedge.base.fetch import cache_root
 from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError
-from vqedge.files import file_sha256, replacing
+from vqedge.files import cache_root, file_sha256, replacing
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
