@@ -6,8 +6,8 @@ blocks of the backbone, for which features are kept instead of codes. A run is a
 its configuration: clips, budgets and questions derive from (seed, step), so that a killed run
 resumes at its last save and goes on exactly as if it had not been killed: on a CPU, and on a GPU as
 far as its kernels repeat their sums.
-`accelerate launch -m vqedge.cli train ...` runs it on several GPUs, and with `--use_fsdp
---fsdp_version 2` spreads the frozen language model over them.
+`accelerate launch --multi_gpu -m vqedge train ...` runs it on several GPUs; `--use_fsdp
+--fsdp_version 2` in place of `--multi_gpu` spreads the frozen language model over them.
 """
 
 from __future__ import annotations

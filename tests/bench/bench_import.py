@@ -105,7 +105,7 @@ def _flush(folder: Path, held: dict[str, torch.Tensor], index: dict[str, str]) -
 
 def measured(*arguments: object) -> dict[str, Any]:
     """Run a command; its last line, its time, and the largest resident memory of a child so far."""
-    command = [sys.executable, "-m", "vqedge.cli", "--verbose", *map(str, arguments), "--json"]
+    command = [sys.executable, "-m", "vqedge", "--verbose", *map(str, arguments), "--json"]
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - began

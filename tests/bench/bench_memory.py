@@ -66,7 +66,7 @@ def encoded(video: Path, bundle: Path, segment_s: float, backend: str) -> dict[s
     """Encode a video; peak memory, seconds, and the segments that came of it."""
     log = video.with_suffix(".log")
     options = ["--segment", f"{segment_s:g}", "--backend", backend, "-m", str(bundle), "--json"]
-    command = [sys.executable, "-m", "vqedge.cli", "encode", str(video), "-o", f"{video}.vqt"]
+    command = [sys.executable, "-m", "vqedge", "encode", str(video), "-o", f"{video}.vqt"]
     began = time.perf_counter()
     peak = peak_mb([*command, *options], log)
     seconds = time.perf_counter() - began

@@ -603,7 +603,7 @@ def test_eval_scores_choices_and_asks_about_part_of_a_video(
 
 
 def program(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vqedge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "vqedge", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -615,6 +615,6 @@ def test_the_program_exits_with_these_codes() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    command = f"{sys.executable} -m vqedge.cli ask --help | head -c 1"
+    command = f"{sys.executable} -m vqedge ask --help | head -c 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""

@@ -38,16 +38,8 @@ def test_runtime_installed_alone_answers(bundle: Path, demo_clip: Path, tmp_path
         [python, "-c", probe], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert found.stdout.strip() == "[]"
-    ask = [
-        python,
-        "-m",
-        "vqedge.cli",
-        "ask",
-        demo_clip,
-        "How many objects are there?",
-        "-m",
-        bundle,
-    ]
+    question = "How many objects are there?"
+    ask = [python, "-m", "vqedge", "ask", demo_clip, question, "-m", bundle]
     done = subprocess.run([*ask, "--json"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["answer"].strip()

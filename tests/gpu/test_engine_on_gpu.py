@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 
 def _vqedge(*words: str) -> dict[str, dict[str, dict[str, float]]]:
     """The JSON that a command prints, run in a new process."""
-    command = [sys.executable, "-m", "vqedge.cli", *words, "--json"]
+    command = [sys.executable, "-m", "vqedge", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     document: dict[str, dict[str, dict[str, float]]] = json.loads(done.stdout.splitlines()[-1])

@@ -37,7 +37,7 @@ def train(
 
     Example: vqedge train recipes/world.yaml -o runs/mine optim.steps=300
 
-    Several GPUs: accelerate launch -m vqedge.cli train recipes/world.yaml
+    Several GPUs: accelerate launch --multi_gpu -m vqedge train recipes/world.yaml
     """
     from vqedge.commands.train import run_train
 

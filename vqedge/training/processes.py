@@ -56,7 +56,7 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
     if accelerator.distributed_type in _SHARDING:
         raise ConfigError(
             f"{accelerator.distributed_type.value}: what is trained is small; launch without it, "
-            "as: accelerate launch --multi_gpu -m vqedge.cli train"
+            "as: accelerate launch --multi_gpu -m vqedge train"
         )
     if accelerator.num_processes == 1:
         _heed_lone_process()

@@ -1,5 +1,0 @@
-"""`python -m vqedge.cli`."""
-
-from vqedge.cli import main
-
-main()
