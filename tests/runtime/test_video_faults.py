@@ -12,11 +12,19 @@ from itertools import islice
 from pathlib import Path
 from unittest.mock import Mock
 
+import av
 import av.error
 import pytest
 from av.packet import Packet
 from av.video.stream import VideoStream
-from video_maker import image_bytes, numbered, numbers_in, write_sound, write_video
+from video_maker import (
+    image_bytes,
+    numbered,
+    numbers_in,
+    write_sound,
+    write_tiled_avif,
+    write_video,
+)
 
 from vqedge.errors import VideoError
 from vqedge_runtime.video import Clip, clip_from_path, source
@@ -238,6 +246,19 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png[:12] + head + struct.pack(">I", zlib.crc32(head)) + png[33:])
     assert "no frame can be decoded" in fault(path)
+
+
+@pytest.mark.parametrize("thumbnail", [False, True])
+def test_one_tile_or_a_thumbnail_is_not_taken_for_the_picture(
+    tmp_path: Path, thumbnail: bool
+) -> None:
+    """FFmpeg gives tiles as streams; only its own program joins them."""
+    tiled = write_tiled_avif(tmp_path / "tiled.avif", thumbnail)
+    with av.open(str(tiled)) as container:
+        assert len(container.streams.video) == 4 + thumbnail
+    assert "picture in tiles" in fault(tiled)
+    clip = clip_from_path(tmp_path / "tiled.part.avif", 2, 16)
+    assert (clip.width, clip.height) == (64, 64)
 
 
 def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

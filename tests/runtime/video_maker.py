@@ -83,6 +83,69 @@ def jpeg_with_orientation(pixels: npt.NDArray[np.uint8], orientation: int) -> by
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
 
 
+def write_tiled_avif(path: Path, thumbnail: bool = False) -> Path:
+    """Four AV1 pictures as the tiles of one of 128 x 128, as cameras write HEIC."""
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)] + [(9, 99, 200)] * thumbnail
+    coded = [_av1_picture(path.with_suffix(".part.avif"), color) for color in colors]
+    header_bytes = len(_tiled_header(coded, 0, thumbnail))
+    header = _tiled_header(coded, header_bytes + 8, thumbnail)
+    path.write_bytes(header + _box(b"mdat", *(data for _, data in coded)))
+    return path
+
+
+def _av1_picture(path: Path, color: tuple[int, int, int]) -> tuple[bytes, bytes]:
+    """Decoder configuration and data of one picture of a colour."""
+    codec = "libsvtav1" if "libsvtav1" in av.codecs_available else "libaom-av1"
+    pictures = [np.full((64, 64, 3), color, np.uint8)]
+    file = write_video(path, [0], codec, pictures=pictures).read_bytes()
+    found = []
+    for name in (b"av1C", b"mdat"):
+        start = file.index(name) - 4
+        found.append(file[start : start + struct.unpack_from(">I", file, start)[0]])
+    return found[0], found[1][8:]
+
+
+def _tiled_header(
+    coded: Sequence[tuple[bytes, bytes]], offset_bytes: int, thumbnail: bool
+) -> bytes:
+    """Item 1 is the whole, 2 to 5 are its tiles, 6 the thumbnail; their data is at an offset."""
+    numbers = range(2, 2 + len(coded))
+    count = 1 + len(coded)
+    items = [_full_box(b"infe", 2, struct.pack(">HH", 1, 0) + b"grid\0")]
+    items += [_full_box(b"infe", 2, struct.pack(">HH", n, 0) + b"av01\0", 1) for n in numbers]
+    places = struct.pack(">BBH", 0x44, 0, count) + struct.pack(">HHHHII", 1, 1, 0, 1, 0, 8)
+    for number, (_, data) in zip(numbers, coded, strict=True):
+        places += struct.pack(">HHHHII", number, 0, 0, 1, offset_bytes, len(data))
+        offset_bytes += len(data)
+    sizes = (_full_box(b"ispe", 0, struct.pack(">II", side, side)) for side in (128, 64))
+    properties = _box(b"ipco", *sizes, coded[0][0])
+    of_items = struct.pack(">IHBB", count, 1, 1, 1)
+    of_items += b"".join(struct.pack(">HBBB", number, 2, 2, 0x83) for number in numbers)
+    parts = _box(b"dimg", struct.pack(">HH4H", 1, 4, 2, 3, 4, 5))
+    small = _box(b"thmb", struct.pack(">HHH", 6, 1, 1)) if thumbnail else b""
+    meta = _full_box(
+        b"meta",
+        0,
+        _full_box(b"hdlr", 0, bytes(4) + b"pict" + bytes(13))
+        + _full_box(b"pitm", 0, struct.pack(">H", 1))
+        + _full_box(b"iloc", 1, places)
+        + _full_box(b"iinf", 0, struct.pack(">H", count) + b"".join(items))
+        + _full_box(b"iref", 0, parts + small)
+        + _box(b"iprp", properties, _full_box(b"ipma", 0, of_items))
+        + _box(b"idat", struct.pack(">BBBBHH", 0, 0, 1, 1, 128, 128)),
+    )
+    return _box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf") + meta
+
+
+def _box(name: bytes, *content: bytes) -> bytes:
+    whole = b"".join(content)
+    return struct.pack(">I", 8 + len(whole)) + name + whole
+
+
+def _full_box(name: bytes, version: int, content: bytes, flags: int = 0) -> bytes:
+    return _box(name, struct.pack(">I", version << 24 | flags), content)
+
+
 def write_sound(path: Path) -> Path:
     """Half a second of silence, without pictures."""
     with av.open(str(path), "w") as output:

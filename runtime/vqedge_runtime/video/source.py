@@ -85,8 +85,7 @@ class Source:
     @property
     def is_still(self) -> bool:
         """Whether the file is one image, which has no duration."""
-        brand = self._container.metadata.get("major_brand", "")
-        return self._container.format.name.endswith("_pipe") or brand in _STILL_BRANDS
+        return self._container.format.name.endswith("_pipe") or _has_still_brand(self._container)
 
     @property
     def can_seek(self) -> bool:
@@ -277,13 +276,30 @@ def _refuse_playlist(path: Path, file: FileIO) -> None:
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     pictures = container.streams.video
-    videos = [s for s in pictures if not Disposition(s.disposition) & Disposition.attached_pic]
+    videos = [s for s in pictures if not _is(s, Disposition.attached_pic)]
     if not videos:
         found = "only sound and a cover picture" if pictures else _kinds(container)
         raise video_fault(path, f"has no video stream ({found})", "give a file with pictures")
+    if _has_still_brand(container) and _is_in_tiles(videos):
+        what = "is a picture in tiles, which are not joined here"
+        raise video_fault(path, what, "convert it to JPEG or PNG")
     stream = next((s for s in videos if s == container.streams.best("video")), videos[0])
     _prepare(path, stream, container.format.name.endswith("_pipe"))
     return stream
+
+
+def _has_still_brand(container: InputContainer) -> bool:
+    return container.metadata.get("major_brand", "") in _STILL_BRANDS
+
+
+def _is_in_tiles(videos: Sequence[VideoStream]) -> bool:
+    """Whether there are tiles and no main picture: what is not a tile then is a thumbnail."""
+    tiles = any(_is(stream, Disposition.dependent) for stream in videos)
+    return tiles and not any(_is(stream, Disposition.default) for stream in videos)
+
+
+def _is(stream: VideoStream, kind: Disposition) -> bool:
+    return bool(Disposition(stream.disposition) & kind)
 
 
 def _kinds(container: InputContainer) -> str:
