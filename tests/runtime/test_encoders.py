@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -82,6 +83,25 @@ def test_a_provider_of_another_build_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert lacking and "built without CUDAExecutionProvider" in lacking.why
     monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert missing_provider("CUDA") is None
+
+
+def test_a_plugin_that_does_not_load_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fail(Exception):
+        """As ONNX Runtime's own, of which nothing else is known."""
+
+    def register(name: str, library: str) -> None:
+        raise Fail(f"cannot open {library}\nmore lines")
+
+    plugin = ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    plugin.__spec__ = ModuleSpec(plugin.__name__, None)
+    monkeypatch.setattr(plugin, "get_library_path", lambda: "libep.so", raising=False)
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    monkeypatch.setattr(ort.ort, "register_execution_provider_library", register)
+    lacking = missing_provider("TensorRT-RTX")
+    assert lacking == Missing(
+        "onnxruntime_ep_nv_tensorrt_rtx does not load (cannot open libep.so)",
+        "pip install onnxruntime-ep-nv-tensorrt-rtx",
+    )
 
 
 class HandedToTheCpu:

@@ -131,7 +131,11 @@ def missing_provider(label: str) -> Missing | None:
     if provider.plugin and (lacking := missing_package(provider.plugin, provider.fix)):
         return lacking
     if provider.plugin:
-        found = bool(plugin_devices(provider))
+        try:
+            found = bool(plugin_devices(provider))
+        except Exception as error:  # whatever its library or ONNX Runtime raises
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            return Missing(f"{provider.plugin} does not load ({line})", provider.fix)
         why = f"{provider.plugin} finds no device that it supports"
     else:
         found = provider.name in offered
