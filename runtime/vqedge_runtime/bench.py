@@ -1,8 +1,8 @@
 """Time every stage of an ask: cold, asked again, also after another clip, and unreduced.
 
-The unreduced prompt is what a video LLM without quantisation would read: one row a patch (every
-patch's code in its place), through the same language model. Its ratio to the reduced one does not
-depend on the machine.
+The unreduced prompt is what a video LLM without quantisation would read: one row a patch (the first
+row of every patch's code), through the same language model, if its context holds as many. Its ratio
+to the reduced one does not depend on the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vqedge.bundle import Bundle
-from vqedge.errors import VqedgeError
+from vqedge.errors import PromptError, VqedgeError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.encoders import ENCODERS, Frames, made_question
 from vqedge_runtime.encoders.auto import available
@@ -189,10 +189,14 @@ def _one_by_one_and_together(qa: VideoQA, prompts: Sequence[Prompt], runs: int) 
 
 
 def _asked_unreduced(qa: VideoQA, video: Video, runs: int) -> list[Generation]:
-    """Up to the first token, of one row a patch, `[T * grid * grid, width]`."""
-    rows = VideoRows(video.tokens.rows[video.tokens.index_map.reshape(-1)])
+    """Up to the first token, of one row a patch, `[T * grid * grid, width]`; none if too many."""
+    tokens = video.tokens
+    rows = VideoRows(tokens.rows[tokens.index_map.reshape(-1) * (tokens.rows_per_code or 1)])
     first_token = DecodingOptions(max_tokens=1)
-    qa.llm.ask(rows, QUESTION, first_token)  # warm-up: makes a larger context
+    try:
+        qa.llm.ask(rows, QUESTION, first_token)  # warm-up: makes a larger context
+    except PromptError:
+        return []
     found = []
     for _ in range(runs):
         qa.llm.forget()
@@ -216,7 +220,6 @@ def _document(
     llm_first_ms = _median([cold.generation.first_token_ms for cold in colds])
     before_ms = stages["decode"] + stages["preprocess"] + stages["encode"]
     reask_ms = _median([generation.first_token_ms for generation in again])
-    unreduced_ms = _median([generation.first_token_ms for generation in unreduced])
     return {
         "video": str(path),
         "stages_ms": stages,
@@ -226,15 +229,25 @@ def _document(
         },
         "reask_first_token_ms": reask_ms,
         "llm_first_token_ms": llm_first_ms,
-        "unreduced_first_token_ms": unreduced_ms,
-        "unreduced_cold_first_token_ms": before_ms + unreduced_ms,
-        "unreduced_over_llm": unreduced_ms / llm_first_ms,
-        "unreduced_over_reask": unreduced_ms / reask_ms,
-        "unreduced_over_cold": (before_ms + unreduced_ms) / (before_ms + llm_first_ms),
+        **_against_unreduced(unreduced, before_ms, llm_first_ms, reask_ms),
         "tokens": colds[-1].video.tokens.count,
-        "unreduced_tokens": unreduced[0].video_tokens,
+        "unreduced_tokens": colds[-1].video.tokens.patches,
         "tokens_per_s": _median([g.tokens_per_s for g in [*again, *(c.generation for c in colds)]]),
         "backend": {"encoder": qa.backend.encoder, "llm": qa.backend.llm},
+    }
+
+
+def _against_unreduced(
+    unreduced: Sequence[Generation], before_ms: float, llm_first_ms: float, reask_ms: float
+) -> dict[str, float | None]:
+    """The unreduced prompt beside the reduced one; null where it does not fit the context."""
+    ms = _median([generation.first_token_ms for generation in unreduced]) if unreduced else None
+    return {
+        "unreduced_first_token_ms": ms,
+        "unreduced_cold_first_token_ms": ms and before_ms + ms,
+        "unreduced_over_llm": ms and ms / llm_first_ms,
+        "unreduced_over_reask": ms and ms / reask_ms,
+        "unreduced_over_cold": ms and (before_ms + ms) / (before_ms + llm_first_ms),
     }
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_gguf import WIDTH, opened_wild, video
+from tiny_gguf import CONTEXT, WIDTH, opened_wild, video
 
-from vqedge_runtime import bench
+import vqedge.commands.bench as command
+from vqedge_runtime import TokenSet, bench
+from vqedge_runtime.tokens import Codes
 
 ROWS = 8
 
@@ -25,9 +27,16 @@ def qa(tmp_path: Path) -> Iterator[Any]:
 @pytest.fixture
 def clip() -> Any:
     """Four hundred patches, more than the context at first has room for."""
+    return of_patches(400)
+
+
+def of_patches(count: int, codes: int = ROWS, words: bool = False) -> Any:
+    """A clip of `ROWS` rows; as words, several of each code."""
     rows = video(3, ROWS, WIDTH)
-    index_map = np.arange(400, dtype=np.int32).reshape(1, 20, 20) % ROWS
-    return SimpleNamespace(tokens=SimpleNamespace(rows=rows.rows, index_map=index_map), rows=rows)
+    index_map = np.arange(count, dtype=np.int32).reshape(1, 1, count) % codes
+    found = Codes(index_map, np.zeros((codes, 1), np.float16))
+    tokens = TokenSet(rows.rows, found, np.arange(ROWS, dtype=np.int32) if words else None)
+    return SimpleNamespace(tokens=tokens, rows=rows)
 
 
 def test_side_by_side_reads_as_much_as_one_by_one(
@@ -76,3 +85,28 @@ def test_the_unreduced_prompt_is_read_whole_in_a_context_that_is_there(
     assert sizes[0] < 400 < sizes[1] == sizes[2], "the first is a warm-up"
     assert [answer.reused_prefix for answer in found] == [False, False]
     assert {answer.video_tokens for answer in found} == {400}
+
+
+def test_of_a_code_of_many_words_the_unreduced_prompt_has_the_first(
+    qa: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, ask = list[Any](), qa.llm.ask
+    monkeypatch.setattr(qa.llm, "ask", lambda rows, *more: read.append(rows) or ask(rows, *more))
+    words = of_patches(5, codes=2, words=True)
+    bench._asked_unreduced(qa, words, 1)
+    assert np.array_equal(read[0].rows, words.tokens.rows[[0, 4, 0, 4, 0]])
+
+
+def test_patches_that_no_context_holds_leave_the_other_figures(
+    qa: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench._asked_unreduced(qa, of_patches(CONTEXT), 1) == []
+    found = bench._against_unreduced([], 3.0, 2.0, 1.0)
+    assert set(found.values()) == {None}
+    timed = {"open_ms": 1.0, "stages_ms": {}, "encoders": {}, "together": {}, "tokens": 32}
+    first = {f"{name}_first_token_ms": 1.0 for name in ("cold", "reask", "return")}
+    rest = {"tokens_per_s": 1.0, "peak_rss_mb": 1.0, "unreduced_tokens": 8192}
+    command._print_table(timed | first | rest | found)
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == "8192 unreduced tokens: more than the context holds"
+    assert not any("unreduced first token" in line for line in told)

@@ -82,8 +82,9 @@ def _print_table(document: dict[str, Any]) -> None:
             f"  {row['name']:<26} {row['encode_ms']:10.1f} ms  {share}{row['cpu_ms']:.0f} ms of CPU"
         )
     for name in ("cold", "reask", "return", "unreduced"):
-        first_token = f"{name}_first_token".replace("_", " ")
-        result(f"{first_token:<28} {document[f'{name}_first_token_ms']:10.1f} ms")
+        first_token, ms = f"{name} first token", document[f"{name}_first_token_ms"]
+        if ms is not None:
+            result(f"{first_token:<28} {ms:10.1f} ms")
     result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")
     result(f"{'peak memory':<28} {document['peak_rss_mb']:10.1f} MB")
     for name, row in document["together"].items():
@@ -92,6 +93,9 @@ def _print_table(document: dict[str, Any]) -> None:
             f"{what:<28} {row['together_ms']:10.1f} ms  "
             f"{row['together_over_one_by_one']:6.2f} of one by one"
         )
+    if document["unreduced_over_llm"] is None:
+        result(f"{document['unreduced_tokens']} unreduced tokens: more than the context holds")
+        return
     result(
         f"{document['unreduced_tokens']} unreduced tokens: {document['unreduced_over_llm']:.1f}x "
         f"as long to the first token as {document['tokens']}, "
