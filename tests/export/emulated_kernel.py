@@ -1,4 +1,4 @@
-"""The plugin's kernels compiled for the CPU; cuda_emulation/device.cuh plays the GPU."""
+"""The plugin's kernels compiled for the CPU; cuda_emulation plays the GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 
 # major compute capability, multiprocessors, shared memory: what the host chooses tiles by
-WIDE = (9, 1, 232_448)  # few processors: the wide tile, with all stages
+HOPPER = (9, 1, 232_448)  # few processors: group products, with all stages
+SMALL_HOPPER = (9, 1, 151_040)  # three stages, which is the fewest
+WIDE = (10, 1, 232_448)  # the wide tile, with all stages
 SMALL_WIDE = (8, 1, 101_376)  # a desktop GPU: the wide tile, two stages
 MIDDLE = (9, 132, 232_448)
 TURING = (7, 40, 65_536)
@@ -48,7 +50,8 @@ def compile_for_cpu(folder: Path, changes: dict[str, dict[str, str]] | None = No
     """Copy the sources, put the emulation in, apply `changes` {file: {old: new}}, compile."""
     compiler, include = host_compiler(), cuda_include()
     shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
-    shutil.copy(EMULATION / "device.cuh", folder)
+    for name in ("device.cuh", "emulation.h"):
+        shutil.copy(EMULATION / name, folder)
     for name, replacements in (changes or {}).items():
         text = (folder / name).read_text()
         for old, new in replacements.items():
@@ -56,7 +59,7 @@ def compile_for_cpu(folder: Path, changes: dict[str, dict[str, str]] | None = No
             text = text.replace(old, new)
         (folder / name).write_text(text)
     library = folder / "emulated.so"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-isystem", str(include)]
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DVQEDGE_SM90A", "-isystem", str(include)]
     source = ["-x", "c++", str(folder / "nearest_codebook.cu")]
     subprocess.run([compiler, *flags, *source, "-o", str(library)], check=True)
     return library
@@ -83,6 +86,10 @@ class EmulatedKernel:
         """Play another GPU from now on."""
         self._library.emulated_device(*device)
         return self
+
+    def most_shared_bytes(self) -> int:
+        """Of all launches since `on`."""
+        return int(self._library.emulated_shared_bytes())
 
     def __call__(self, x: Array, codebook: Array, metric: str) -> tuple[Array, Array]:
         (n, d), k = x.shape, len(codebook)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emulated_kernel import DTYPES, METRICS, MIDDLE, WIDE, EmulatedKernel
+from emulated_kernel import DTYPES, HOPPER, METRICS, MIDDLE, WIDE, EmulatedKernel
 
 Array = np.ndarray[Any, Any]
 SHAPES = ((1, 1, 3), (70, 32, 72), (129, 257, 67), (65, 129, 128))
@@ -40,7 +40,7 @@ class Fence:
 def main() -> None:
     """All types, metrics and edges; a crash is the finding."""
     kernel = EmulatedKernel(Path(sys.argv[1]))
-    cases = itertools.product((MIDDLE, WIDE), SHAPES, DTYPES, METRICS, (False, True))
+    cases = itertools.product((MIDDLE, WIDE, HOPPER), SHAPES, DTYPES, METRICS, (False, True))
     for seed, (device, (n, k, d), dtype, metric, at_end) in enumerate(cases):
         fence, random = Fence(), np.random.default_rng(seed)
         x = fence.array(n * d, dtype, at_end).reshape(n, d)

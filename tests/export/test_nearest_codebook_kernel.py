@@ -16,8 +16,10 @@ import torch
 from emulated_kernel import (
     BFLOAT16,
     DTYPES,
+    HOPPER,
     METRICS,
     MIDDLE,
+    SMALL_HOPPER,
     SMALL_WIDE,
     TURING,
     WIDE,
@@ -73,6 +75,8 @@ def check(x: Array, codebook: Array, metric: Any, indices: Array, margin: Array)
         (MIDDLE, (65, 129, 384)),  # two middle tiles, merged
         (WIDE, (130, 300, 136)),  # two rows of tiles x two wide tiles
         (SMALL_WIDE, (129, 257, 200)),
+        (HOPPER, (130, 300, 328)),  # group products; six slices: the ring turns over
+        (SMALL_HOPPER, (129, 257, 200)),
         (TURING, (65, 150, 136)),
     ],
     ids=str,
@@ -113,7 +117,7 @@ def test_agrees_with_numpy_on_whole_numbers(
     np.testing.assert_array_equal(margin, wanted_margin)
 
 
-@pytest.mark.parametrize("device", [MIDDLE, WIDE])
+@pytest.mark.parametrize("device", [MIDDLE, WIDE, HOPPER])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("first", "second"), [(3, 9), (30, 31), (5, 140), (127, 128), (0, 299)])
 def test_a_tie_goes_to_the_lower_code(
@@ -181,11 +185,16 @@ def test_one_code_has_an_infinite_margin(kernel: EmulatedKernel) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [64, 67])
+@pytest.mark.parametrize(("device", "codes"), [(MIDDLE, 40), (HOPPER, 140)])
 def test_misaligned_inputs_give_the_same_bits(
-    kernel: EmulatedKernel, columns: int, dtype: np.dtype[Any]
+    kernel: EmulatedKernel,
+    device: tuple[int, int, int],
+    codes: int,
+    columns: int,
+    dtype: np.dtype[Any],
 ) -> None:
-    x, codebook = drawn((70, columns), dtype), drawn((40, columns), dtype, 1)
-    straight = kernel.on(MIDDLE)(x, codebook, "cosine")
+    x, codebook = drawn((70, columns), dtype), drawn((codes, columns), dtype, 1)
+    straight = kernel.on(device)(x, codebook, "cosine")
     skewed = [
         aligned_array(a.size, dtype, 16, dtype.itemsize).reshape(a.shape) for a in (x, codebook)
     ]
@@ -200,8 +209,21 @@ def test_misaligned_inputs_give_the_same_bits(
 def test_every_tile_gives_the_same_bits(kernel: EmulatedKernel, dtype: Any, metric: str) -> None:
     x, codebook = drawn((130, 136), dtype), drawn((300, 136), dtype, 1)
     wide = kernel.on(WIDE)(x, codebook, metric)
-    for one, other in zip(wide, kernel.on(MIDDLE)(x, codebook, metric), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for device in (MIDDLE, HOPPER):
+        for one, other in zip(wide, kernel.on(device)(x, codebook, metric), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("device", "most_bytes"), [(HOPPER, 200_192), (SMALL_HOPPER, 151_040), (WIDE, 199_168)]
+)
+def test_a_large_codebook_takes_the_tile_that_the_gpu_is_for(
+    kernel: EmulatedKernel, device: tuple[int, int, int], most_bytes: int
+) -> None:
+    """Told by the shared memory that a block asks for: the ring of a Hopper is aligned."""
+    x, codebook = drawn((9, 24), np.float16), drawn((300, 24), np.float16, 1)
+    kernel.on(device)(x, codebook, "l2")
+    assert kernel.most_shared_bytes() == most_bytes
 
 
 @pytest.mark.parametrize(("codes", "shared_bytes"), [(32, 21_504), (64, 25_600), (65, 33_792)])
@@ -261,10 +283,31 @@ _MISSING_BARRIER = {
     "tensor_kernel.cuh": {"sync_block();  // this slice is there": "// this slice is there"}
 }
 _MISSING_WAIT = {"tensor_kernel.cuh": {"wait_copies(ahead - 1);": ""}}
+_HOPPER = "hopper_kernel.cuh"
+_UNSEEN_COPIES = {_HOPPER: {"publish_copies();": ""}}
+_MISSING_HOPPER_BARRIER = {_HOPPER: {"sync_block();  // this slice is there": "// this slice is"}}
+_MISSING_HOPPER_WAIT = {_HOPPER: {"wait_copies(ahead - 1);": ""}}
+_OVERTAKEN_PRODUCTS = {_HOPPER: {"wait_products<1>": "wait_products<2>"}}
+_UNFINISHED_PRODUCTS = {_HOPPER: {"wait_products<0>": "wait_products<1>"}}
+_SKEWED_RING = {_HOPPER: {"kPermutationBytes - address": "kPermutationBytes + 128 - address"}}
 _LATE_TIE = {"best.cuh": {"other.code < code);": "other.code > code);"}}
 
 
-@pytest.mark.parametrize("changes", [_MISSING_BARRIER, _MISSING_WAIT, _LATE_TIE], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        _MISSING_BARRIER,
+        _MISSING_WAIT,
+        _UNSEEN_COPIES,
+        _MISSING_HOPPER_BARRIER,
+        _MISSING_HOPPER_WAIT,
+        _OVERTAKEN_PRODUCTS,
+        _UNFINISHED_PRODUCTS,
+        _SKEWED_RING,
+        _LATE_TIE,
+    ],
+    ids=str,
+)
 def test_the_emulation_notices_a_broken_kernel(
     tmp_path: Path, changes: dict[str, dict[str, str]]
 ) -> None:
@@ -273,12 +316,14 @@ def test_the_emulation_notices_a_broken_kernel(
     script = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "import numpy as np; from pathlib import Path\n"
-        "from emulated_kernel import EmulatedKernel, MIDDLE\n"
+        "from emulated_kernel import EmulatedKernel, HOPPER, MIDDLE\n"
         "from vqedge.nearest_codebook import nearest_codebook\n"
-        "x = np.random.default_rng(0).integers(-2, 3, size=(70, 200)).astype(np.float16)\n"
-        "c = np.concatenate([x[:30], x[:30]])\n"
-        "a = EmulatedKernel(Path(sys.argv[1])).on(MIDDLE)(x, c, 'l2')\n"
-        "sys.exit(0 if np.array_equal(a[0], nearest_codebook(x, c, 'l2')[0]) else 1)\n"
+        "x = np.random.default_rng(0).integers(-2, 3, size=(70, 400)).astype(np.float16)\n"
+        "kernel = EmulatedKernel(Path(sys.argv[1]))\n"
+        "for device, copies in ((MIDDLE, 2), (HOPPER, 5)):\n"
+        "    c = np.concatenate([x[:30]] * copies)\n"
+        "    ids, _ = kernel.on(device)(x, c, 'l2')\n"
+        "    if not np.array_equal(ids, nearest_codebook(x, c, 'l2')[0]): sys.exit(1)\n"
     )
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", script, str(library), here]

@@ -151,8 +151,9 @@ def test_no_gpu_says_how_to_go_on() -> None:
 def test_ptx_is_of_the_newest_architecture_and_never_of_a_turing() -> None:
     assert architecture_flags([90, 80]) == [
         "--generate-code=arch=compute_80,code=sm_80",
-        "--generate-code=arch=compute_90,code=sm_90",
+        "--generate-code=arch=compute_90a,code=sm_90a",
         "--generate-code=arch=compute_90,code=compute_90",
+        "-DVQEDGE_SM90A",
     ]
     assert architecture_flags([75]) == ["--generate-code=arch=compute_75,code=sm_75"]
 

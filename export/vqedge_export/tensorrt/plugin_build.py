@@ -35,6 +35,7 @@ HEADERS = (
     "best.cuh",
     "device.cuh",
     "fma_kernel.cuh",
+    "hopper_kernel.cuh",
     "nearest_codebook.h",
     "nearest_codebook_plugin.h",
     "problem.cuh",
@@ -45,6 +46,7 @@ PLUGIN_LIBRARY = "libvqedge_nearest_codebook_plugin.so"
 AUTO_PLUGIN, NO_PLUGIN = "auto", "none"
 MIN_SM = 75
 _MIN_PTX_SM = 80
+_HOPPER_SM = 90  # its own instructions want `sm_90a`, which is for this GPU alone
 _DEFAULT_INCLUDES = (Path("/usr/include"), Path("/usr/local/include"))  # in their own order
 _FLAGS = (
     "-std=c++17",
@@ -150,10 +152,11 @@ def architecture_flags(sms: Sequence[int]) -> list[str]:
     No PTX of a Turing: what it lacks would be lacking on later GPUs too.
     """
     newest = max(sms)
-    flags = [f"--generate-code=arch=compute_{sm},code=sm_{sm}" for sm in sorted(sms)]
+    names = [f"{sm}a" if sm == _HOPPER_SM else str(sm) for sm in sorted(sms)]
+    flags = [f"--generate-code=arch=compute_{name},code=sm_{name}" for name in names]
     if newest >= _MIN_PTX_SM:
         flags.append(f"--generate-code=arch=compute_{newest},code=compute_{newest}")
-    return flags
+    return [*flags, "-DVQEDGE_SM90A"] if _HOPPER_SM in sms else flags
 
 
 def _compiler_for(sms: Sequence[int] | None) -> tuple[Nvcc, tuple[int, ...]]:

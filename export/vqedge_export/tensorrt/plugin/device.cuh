@@ -120,6 +120,129 @@ __device__ inline void multiply(
 #endif
 }
 
+// ---- Group products: a Hopper's four warps multiply together, straight from shared memory.
+//
+// The PTX manual's `wgmma`. They read shared memory by a way of their own (the async proxy), and
+// run on while their threads do other things.
+
+// Codes of one group product, and so its sums a thread: four for each eight codes.
+constexpr int kGroupCodes = 256;
+constexpr int kGroupSums = kGroupCodes / 8;
+
+// Only code for sm_90a has them; `run_tensor` in nearest_codebook.cu chooses likewise.
+template <typename T>
+__host__ __device__ constexpr bool has_group_products() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  return sizeof(T) == 2;
+#else
+  return false;
+#endif
+}
+
+// A matrix in shared memory, for a group product: rows of 128 bytes, one after another, eight of
+// them from a 1,024-byte boundary on, their chunks of 16 bytes permuted by `chunk_at`. `begin` is
+// the first of 32 bytes of the first row: the 16 columns to multiply.
+using GroupMatrix = uint64_t;
+
+__device__ inline GroupMatrix group_matrix(void const* begin) {
+  constexpr uint64_t kPermutedBy128Bytes = uint64_t{1} << 62;
+  constexpr uint64_t kNextEightRows = uint64_t{1024 >> 4} << 32;
+  constexpr uint64_t kUnused = uint64_t{1} << 16;  // one permutation spans the columns
+  return kPermutedBy128Bytes | kNextEightRows | kUnused
+      | ((shared_address(begin) & 0x3FFFF) >> 4);
+}
+
+// Makes what this thread's finished copies wrote visible to group products.
+__device__ inline void publish_copies() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Keeps the compiler from moving what it does with the sums over this place.
+__device__ inline void pin(float (&sums)[kGroupSums][4]) {
+#pragma unroll
+  for (auto& four : sums) {
+#pragma unroll
+    for (float& sum : four) {
+      asm volatile("" : "+f"(sum)::"memory");
+    }
+  }
+}
+
+// Before a set of group products: their sums are in the registers.
+__device__ inline void open_products(float (&sums)[kGroupSums][4]) {
+  pin(sums);
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Closes the set.
+__device__ inline void close_products() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Waits until at most `Pending` of this warp's sets are unfinished. The sums may be read at 0.
+template <int Pending>
+__device__ inline void wait_products(float (&sums)[kGroupSums][4]) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+#endif
+  pin(sums);
+}
+
+#define VQEDGE_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
+#define VQEDGE_8_SUMS(n)                                                                \
+  VQEDGE_SUMS(n), VQEDGE_SUMS(n + 1), VQEDGE_SUMS(n + 2), VQEDGE_SUMS(n + 3),           \
+      VQEDGE_SUMS(n + 4), VQEDGE_SUMS(n + 5), VQEDGE_SUMS(n + 6), VQEDGE_SUMS(n + 7)
+#define VQEDGE_GROUP_PRODUCT(type)                                                      \
+  asm volatile(                                                                         \
+      "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %130, 0;\n\t"                               \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " {"                 \
+      "%0, %1, %2, %3, %4, %5, %6, %7, "                                                \
+      "%8, %9, %10, %11, %12, %13, %14, %15, "                                          \
+      "%16, %17, %18, %19, %20, %21, %22, %23, "                                        \
+      "%24, %25, %26, %27, %28, %29, %30, %31, "                                        \
+      "%32, %33, %34, %35, %36, %37, %38, %39, "                                        \
+      "%40, %41, %42, %43, %44, %45, %46, %47, "                                        \
+      "%48, %49, %50, %51, %52, %53, %54, %55, "                                        \
+      "%56, %57, %58, %59, %60, %61, %62, %63, "                                        \
+      "%64, %65, %66, %67, %68, %69, %70, %71, "                                        \
+      "%72, %73, %74, %75, %76, %77, %78, %79, "                                        \
+      "%80, %81, %82, %83, %84, %85, %86, %87, "                                        \
+      "%88, %89, %90, %91, %92, %93, %94, %95, "                                        \
+      "%96, %97, %98, %99, %100, %101, %102, %103, "                                    \
+      "%104, %105, %106, %107, %108, %109, %110, %111, "                                \
+      "%112, %113, %114, %115, %116, %117, %118, %119, "                                \
+      "%120, %121, %122, %123, %124, %125, %126, %127}, "                               \
+      "%128, %129, p, 1, 1, 0, 0;\n\t}"                                                 \
+      : VQEDGE_8_SUMS(0), VQEDGE_8_SUMS(8), VQEDGE_8_SUMS(16), VQEDGE_8_SUMS(24)        \
+      : "l"(a), "l"(b), "r"(add ? 1 : 0))
+
+// sums[64, 256] += a[64, 16] b[256, 16]^T, or = if not `add`, by four warps that all come here.
+// Warp w of them has rows 16 w to 16 w + 15, its sums as those of 32 calls of `multiply`.
+__device__ inline void multiply_group(
+    float (&sums)[kGroupSums][4], GroupMatrix a, GroupMatrix b, bool add, __half /* type */) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  VQEDGE_GROUP_PRODUCT("f16");
+#endif
+}
+
+__device__ inline void multiply_group(
+    float (&sums)[kGroupSums][4], GroupMatrix a, GroupMatrix b, bool add,
+    __nv_bfloat16 /* type */) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  VQEDGE_GROUP_PRODUCT("bf16");
+#endif
+}
+
+#undef VQEDGE_GROUP_PRODUCT
+#undef VQEDGE_8_SUMS
+#undef VQEDGE_SUMS
+
 __device__ inline float shuffle_xor(float value, int lanes) {
   return __shfl_xor_sync(0xFFFFFFFFU, value, lanes);
 }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "fma_kernel.cuh"
+#include "hopper_kernel.cuh"
 #include "tensor_kernel.cuh"
 
 namespace vqedge {
@@ -14,6 +15,13 @@ constexpr int64_t kMaxCodes = INT32_MAX;
 constexpr int64_t kMaxBlocks = INT32_MAX;
 constexpr int64_t kMaxColumns = INT32_MAX / 2;
 constexpr int64_t kFewestTileCodes = 128;  // of all tiles used when there are more codes than that
+
+// Whether this library holds code for sm_90a: the host's compiler does not know by itself.
+#ifdef VQEDGE_SM90A
+constexpr bool kForHopper = true;
+#else
+constexpr bool kForHopper = false;
+#endif
 
 size_t element_bytes(int32_t dtype) { return dtype == VQEDGE_FLOAT32 ? 4 : 2; }
 
@@ -61,14 +69,28 @@ cudaError_t launch_tiles(void (*kernel)(Arguments), Problem p, int rows, int cod
   return launch(merge_kernel, ceil_div(p.n, kMergeThreads), kMergeThreads, 0, stream, p);
 }
 
+// As many stages as the device's shared memory holds beside `slack` bytes.
+template <class Tile>
+int stages_on(Device const& device, int slack = 0) {
+  int stages = kMaxStages;
+  while (stages > kMinStages && Tile::shared_bytes(stages) + slack > device.shared_bytes) {
+    --stages;
+  }
+  return stages;
+}
+
 template <typename T, class Tile>
 cudaError_t launch_tensor(Problem p, Device const& device, cudaStream_t stream) {
-  p.stages = kMaxStages;
-  while (p.stages > kMinStages && Tile::shared_bytes(p.stages) > device.shared_bytes) {
-    --p.stages;
-  }
+  p.stages = stages_on<Tile>(device);
   return launch_tiles(tensor_kernel<T, Tile>, p, Tile::kRows, Tile::kCodes, Tile::kThreads,
       Tile::shared_bytes(p.stages), stream);
+}
+
+template <typename T>
+cudaError_t launch_hopper(Problem p, Device const& device, cudaStream_t stream) {
+  p.stages = stages_on<HopperTile>(device, kHopperSlack);
+  return launch_tiles(hopper_kernel<T>, p, HopperTile::kRows, HopperTile::kCodes,
+      HopperTile::kThreads, HopperTile::shared_bytes(p.stages) + kHopperSlack, stream);
 }
 
 // The wide tile moves fewest bytes per score, if the device can hold it and gets enough blocks.
@@ -80,10 +102,18 @@ cudaError_t run_tensor(Problem const& p, Device const& device, cudaStream_t stre
   if (p.k <= SmallTile::kCodes) {
     return launch_tensor<T, SmallTile>(p, device, stream);
   }
+  static_assert(WideTile::kRows == HopperTile::kRows && WideTile::kCodes == HopperTile::kCodes);
   int64_t const wide_blocks = ceil_div(p.n, WideTile::kRows) * ceil_div(p.k, WideTile::kCodes);
-  bool const fits = WideTile::shared_bytes(kMinStages) <= device.shared_bytes;
-  if (p.k > MiddleTile::kCodes && fits && wide_blocks >= device.processors) {
-    return launch_tensor<T, WideTile>(p, device, stream);
+  if (p.k > MiddleTile::kCodes && wide_blocks >= device.processors) {
+    if constexpr (kForHopper) {
+      int const least_bytes = HopperTile::shared_bytes(kHopperMinStages) + kHopperSlack;
+      if (device.major == 9 && least_bytes <= device.shared_bytes) {
+        return launch_hopper<T>(p, device, stream);
+      }
+    }
+    if (WideTile::shared_bytes(kMinStages) <= device.shared_bytes) {
+      return launch_tensor<T, WideTile>(p, device, stream);
+    }
   }
   return launch_tensor<T, MiddleTile>(p, device, stream);
 }

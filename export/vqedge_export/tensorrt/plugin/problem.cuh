@@ -14,7 +14,7 @@ constexpr int kWarp = 32;
 constexpr int kTilesPerGroup = 8;  // code tiles that neighbouring blocks share through the L2 cache
 
 // The score of a code is `product * scale - offset`.
-struct Term {
+struct alignas(8) Term {
   float scale;
   float offset;
 };

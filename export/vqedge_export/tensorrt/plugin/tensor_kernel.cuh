@@ -64,7 +64,7 @@ struct TensorBlock {
   int lane;
   int warp_row;   // the warp's place in the block
   int warp_code;
-  float sums[Tile::kRowFragments][Tile::kCodeFragments][4] = {};
+  float sums[Tile::kRowFragments][Tile::kCodeFragments][4];
   float square[2] = {};  // of rows lane / 4 and lane / 4 + 8 of row fragment 0
 
   __device__ TensorBlock(Problem const& problem, unsigned char* shared)
@@ -120,13 +120,17 @@ struct TensorBlock {
     }
   }
 
+  // What this lane gives `load_matrices` for 16 columns of a row fragment.
+  __device__ unsigned char* row_chunk(unsigned char* slice, int m, int sixteen) const {
+    return chunk_at(slice, fragment_row(m) + lane % 16, sixteen * 2 + lane / 16);
+  }
+
   // Adds 16 columns of a slice to the sums.
   __device__ void multiply_columns(unsigned char* slice, int sixteen) {
     uint32_t rows[Tile::kRowFragments][4];
 #pragma unroll
     for (int m = 0; m < Tile::kRowFragments; ++m) {
-      int const row = fragment_row(m) + lane % 16;
-      load_matrices(rows[m], chunk_at(slice, row, sixteen * 2 + lane / 16));
+      load_matrices(rows[m], row_chunk(slice, m, sixteen));
     }
     if (p.metric == VQEDGE_COSINE) {
       add_squares(rows[0]);
@@ -153,7 +157,21 @@ struct TensorBlock {
     }
   }
 
+  __device__ void clear_sums() {
+#pragma unroll
+    for (auto& fragments : sums) {
+#pragma unroll
+      for (auto& fragment : fragments) {
+#pragma unroll
+        for (float& sum : fragment) {
+          sum = 0.0F;
+        }
+      }
+    }
+  }
+
   __device__ void multiply_all() {
+    clear_sums();
     int const steps = static_cast<int>(ceil_div(p.d, Tile::kColumns));
     int const ahead = p.stages - 1;
     for (int step = 0; step < ahead; ++step) {
@@ -183,17 +201,18 @@ struct TensorBlock {
 
   // This lane's scores of one of its rows, then those of the three lanes that share the row.
   __device__ Best best_of(int m, int half) const {
+    int64_t const left = p.k - first_code();
+    int const codes = static_cast<int>(left < Tile::kCodes ? left : Tile::kCodes);
+    int32_t const first = static_cast<int32_t>(first_code());
     Best best;
 #pragma unroll
     for (int n = 0; n < Tile::kCodeFragments; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        int const local = warp_code * Tile::kWarpCodes + n * 8 + lane % 4 * 2 + i;
-        int64_t const code = first_code() + local;
-        if (code < p.k) {
-          Term const term = terms[local];
-          float const score = fmaf(sums[m][n][half * 2 + i], term.scale, -term.offset);
-          best.see(score, static_cast<int32_t>(code));
+        int const code = warp_code * Tile::kWarpCodes + n * 8 + lane % 4 * 2 + i;
+        if (code < codes) {
+          Term const term = terms[code];
+          best.see(fmaf(sums[m][n][half * 2 + i], term.scale, -term.offset), first + code);
         }
       }
     }
@@ -239,16 +258,22 @@ struct TensorBlock {
   }
 };
 
+// All that a block does.
+template <class Block>
+__device__ void find_nearest(Block& block) {
+  Best* const slots = reinterpret_cast<Best*>(block.ring);
+  block.load_terms();
+  block.multiply_all();
+  block.reduce_warp(slots);
+  sync_block();
+  block.write_rows(slots);
+}
+
 template <typename T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) tensor_kernel(Problem p) {
   if constexpr (has_tensor_cores<T>()) {
     TensorBlock<T, Tile> block(p, shared_memory());
-    Best* const slots = reinterpret_cast<Best*>(block.ring);
-    block.load_terms();
-    block.multiply_all();
-    block.reduce_warp(slots);
-    sync_block();
-    block.write_rows(slots);
+    find_nearest(block);
   } else {
     refuse();
   }

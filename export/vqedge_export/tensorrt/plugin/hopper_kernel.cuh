@@ -1,0 +1,103 @@
+// Scores on a Hopper's tensor cores, float16 and bfloat16, for codebooks of more than 128 codes.
+//
+// As tensor_kernel.cuh, but four warps multiply together and read both sides from shared memory:
+// the instruction that reaches this GPU's full rate. The products of one slice run while the copies
+// of later ones are started and those of the next are waited for.
+#pragma once
+
+#include "tensor_kernel.cuh"
+
+namespace vqedge {
+
+using HopperTile = TensorTile<128, kGroupCodes, 8, 1>;
+
+constexpr int kGroupRows = 64;         // of one group product
+constexpr int kHopperMinStages = 3;    // one multiplied, one still being read, one on its way
+constexpr int kPermutationBytes = 1024;
+constexpr int kHopperSlack = kPermutationBytes;  // for a ring that begins at such a boundary
+
+__device__ inline unsigned char* at_permutation_boundary(unsigned char* shared) {
+  uintptr_t const address = reinterpret_cast<uintptr_t>(shared);
+  return shared + (kPermutationBytes - address % kPermutationBytes) % kPermutationBytes;
+}
+
+template <typename T>
+struct HopperBlock : TensorBlock<T, HopperTile> {
+  using Base = TensorBlock<T, HopperTile>;
+  using Base::p;
+
+  __device__ HopperBlock(Problem const& problem, unsigned char* shared)
+      : Base(problem, at_permutation_boundary(shared)) {
+    static_assert(HopperTile::kRowFragments == 1, "a warp's rows of a group product");
+    static_assert(HopperTile::kCodeFragments == kGroupSums, "a group product takes all codes");
+    static_assert(HopperTile::kStageBytes % kPermutationBytes == 0, "every stage is aligned");
+  }
+
+  // Starts the products of a slice's 64 columns. Those of the first slice begin the sums.
+  __device__ void multiply_slice(unsigned char const* slice, bool first) {
+    int const group_row = this->warp_row / 4 * kGroupRows;
+    unsigned char const* const rows = slice + group_row * HopperTile::kSliceRowBytes;
+    unsigned char const* const codes = slice + HopperTile::kRows * HopperTile::kSliceRowBytes;
+    open_products(this->sums[0]);
+#pragma unroll
+    for (int column = 0; column < HopperTile::kSliceRowBytes; column += 32) {
+      multiply_group(this->sums[0], group_matrix(rows + column), group_matrix(codes + column),
+          !first || column > 0, T(0.0F));
+    }
+    close_products();
+  }
+
+  // The same rows' squares, in the order of the other kernel.
+  __device__ void add_slice_squares(unsigned char* slice) {
+#pragma unroll
+    for (int sixteen = 0; sixteen < HopperTile::kColumns / 16; ++sixteen) {
+      uint32_t row[4];
+      load_matrices(row, this->row_chunk(slice, 0, sixteen));
+      this->add_squares(row);
+    }
+  }
+
+  __device__ void multiply_all() {
+    int const steps = static_cast<int>(ceil_div(p.d, HopperTile::kColumns));
+    int const ahead = p.stages - 2;
+    for (int step = 0; step < ahead; ++step) {
+      if (step < steps) {
+        this->load_slice(step, step);
+      }
+      commit_copies();
+    }
+    int stage = 0;
+    int free_stage = ahead;
+    for (int step = 0; step < steps; ++step) {
+      wait_copies(ahead - 1);
+      publish_copies();
+      sync_block();  // this slice is there for all, and all are done with the one before the last
+      unsigned char* const slice = this->ring + stage * HopperTile::kStageBytes;
+      multiply_slice(slice, step == 0);
+      if (step + ahead < steps) {
+        this->load_slice(free_stage, step + ahead);
+      }
+      commit_copies();
+      if (p.metric == VQEDGE_COSINE) {
+        add_slice_squares(slice);
+      }
+      wait_products<1>(this->sums[0]);  // the slice before is done with
+      stage = stage + 1 == p.stages ? 0 : stage + 1;
+      free_stage = free_stage + 1 == p.stages ? 0 : free_stage + 1;
+    }
+    wait_products<0>(this->sums[0]);
+    sync_block();  // the ring is free
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(HopperTile::kThreads, 1) hopper_kernel(Problem p) {
+  if constexpr (has_group_products<T>()) {
+    HopperBlock<T> block(p, shared_memory());
+    find_nearest(block);
+  } else {
+    refuse();
+  }
+}
+
+}  // namespace vqedge
