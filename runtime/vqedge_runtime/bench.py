@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,7 @@ _UNREDUCED_RUNS = 3  # at most
 _REASKS = ("How many objects are there?", "What color is it?", "What happens first?")
 
 
-@dataclass(frozen=True)
-class _Cold:
-    """One ask from nothing: decoded, encoded, prefix read."""
-
-    video: Video
-    generation: Generation
+_Cold = tuple[Video, Generation]  # of an ask from nothing: decoded, encoded, prefix read
 
 
 def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
@@ -48,22 +43,21 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
     Args:
         qa: an open session; it is warmed up first.
         path: the clip.
-        runs: repetitions of each measurement; medians are reported. Of the unreduced prompt, which
-            takes seconds, there are at most three.
+        runs: repetitions of each measurement; medians and 90th percentiles are reported. Of the
+            unreduced prompt, which takes seconds, there are at most three.
 
     Returns:
         the JSON document of `vqedge bench`: times in milliseconds, memory in MB.
     """
     _cold(qa, path)  # warm-up: lazy allocations of both libraries
     colds = [_cold(qa, path) for _ in range(runs)]
-    video = colds[-1].video
+    video = colds[-1][0]
     again = [_again(qa, video, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
     returned = _asked_after_another(qa, video, max(runs, 3))
     peak_rss_mb = _peak_rss_mb()  # before the unreduced prompt, which a user never pays for
     unreduced = _asked_unreduced(qa, video, min(runs, _UNREDUCED_RUNS))
-    document = _document(qa, path, colds, again, unreduced)
+    document = _document(qa, path, colds, again, returned, unreduced)
     return document | {
-        "return_first_token_ms": _median([g.first_token_ms for g in returned]),
         "peak_rss_mb": peak_rss_mb,
         "runs": runs,
         "together": _together(qa, video, runs),
@@ -124,7 +118,7 @@ def side_by_side(
 def _cold(qa: VideoQA, path: Path) -> _Cold:
     qa.llm.forget()
     video = qa.asked(qa.encode(path), QUESTION)
-    return _Cold(video, _asked(qa, video.rows, QUESTION))
+    return video, _asked(qa, video.rows, QUESTION)
 
 
 def _again(qa: VideoQA, video: Video, question: str) -> Generation:
@@ -209,50 +203,85 @@ def _document(
     path: Path,
     colds: Sequence[_Cold],
     again: Sequence[Generation],
+    returned: Sequence[Generation],
     unreduced: Sequence[Generation],
 ) -> dict[str, Any]:
-    stages = {
-        "decode": _median([cold.video.timings.decode for cold in colds]),
-        "preprocess": _median([cold.video.timings.preprocess for cold in colds]),
-        "encode": _median([cold.video.timings.encode for cold in colds]),
-        "prefill": _median([c.generation.prefix_ms + c.generation.question_ms for c in colds]),
-    }
-    llm_first_ms = _median([cold.generation.first_token_ms for cold in colds])
-    before_ms = stages["decode"] + stages["preprocess"] + stages["encode"]
-    reask_ms = _median([generation.first_token_ms for generation in again])
+    stages, first = _stages(colds), _first_tokens(colds, again, returned, unreduced)
+    stages_ms, first_ms = _medians(stages), _medians(first)
+    last, speeds = colds[-1][0], [*again, *(found for _, found in colds)]
     return {
         "video": str(path),
-        "stages_ms": stages,
-        "cold_first_token_ms": before_ms + llm_first_ms,
-        "share_of_cold": {
-            name: round(ms / (before_ms + llm_first_ms), 4) for name, ms in stages.items()
-        },
-        "reask_first_token_ms": reask_ms,
-        "llm_first_token_ms": llm_first_ms,
-        **_against_unreduced(unreduced, before_ms, llm_first_ms, reask_ms),
-        "tokens": colds[-1].video.tokens.count,
-        "unreduced_tokens": colds[-1].video.tokens.patches,
-        "tokens_per_s": _median([g.tokens_per_s for g in [*again, *(c.generation for c in colds)]]),
+        "stages_ms": stages_ms,
+        "share_of_cold": {name: round(ms / first_ms["cold"], 4) for name, ms in stages_ms.items()},
+        **{f"{name}_first_token_ms": ms for name, ms in first_ms.items()},
+        **_against_unreduced(stages_ms, first_ms),
+        "p90_ms": _p90s(stages | {f"{name}_first_token": ms for name, ms in first.items()}),
+        "tokens": last.tokens.count,
+        "unreduced_tokens": last.tokens.patches,
+        "tokens_per_s": _median([found.tokens_per_s for found in speeds]),
         "backend": {"encoder": qa.backend.encoder, "llm": qa.backend.llm},
     }
 
 
+def _stages(colds: Sequence[_Cold]) -> dict[str, list[float]]:
+    """Milliseconds of every cold ask in each stage."""
+    return {
+        "decode": [video.timings.decode for video, _ in colds],
+        "preprocess": [video.timings.preprocess for video, _ in colds],
+        "encode": [video.timings.encode for video, _ in colds],
+        "prefill": [found.prefix_ms + found.question_ms for _, found in colds],
+    }
+
+
+def _first_tokens(
+    colds: Sequence[_Cold],
+    again: Sequence[Generation],
+    returned: Sequence[Generation],
+    unreduced: Sequence[Generation],
+) -> dict[str, list[float]]:
+    """Milliseconds to the first token of every ask, by its kind; `llm` is a cold one's part."""
+    times = [video.timings for video, _ in colds]
+    before = [each.decode + each.preprocess + each.encode for each in times]
+    llm = [found.first_token_ms for _, found in colds]
+    others = {"reask": again, "return": returned, "unreduced": unreduced}
+    return {
+        "cold": [sum(pair) for pair in zip(before, llm, strict=True)],
+        "llm": llm,
+        **{name: [found.first_token_ms for found in founds] for name, founds in others.items()},
+    }
+
+
 def _against_unreduced(
-    unreduced: Sequence[Generation], before_ms: float, llm_first_ms: float, reask_ms: float
+    stages_ms: dict[str, float], first_ms: dict[str, float]
 ) -> dict[str, float | None]:
     """The unreduced prompt beside the reduced one; null where it does not fit the context."""
-    ms = _median([generation.first_token_ms for generation in unreduced]) if unreduced else None
+    ms = first_ms.get("unreduced")
+    cold_ms = ms and ms + sum(stages_ms[name] for name in ("decode", "preprocess", "encode"))
     return {
         "unreduced_first_token_ms": ms,
-        "unreduced_cold_first_token_ms": ms and before_ms + ms,
-        "unreduced_over_llm": ms and ms / llm_first_ms,
-        "unreduced_over_reask": ms and ms / reask_ms,
-        "unreduced_over_cold": ms and (before_ms + ms) / (before_ms + llm_first_ms),
+        "unreduced_cold_first_token_ms": cold_ms,
+        "unreduced_over_llm": ms and ms / first_ms["llm"],
+        "unreduced_over_reask": ms and ms / first_ms["reask"],
+        "unreduced_over_cold": cold_ms and cold_ms / first_ms["cold"],
     }
+
+
+def _medians(samples: dict[str, list[float]]) -> dict[str, float]:
+    return {name: _median(ms) for name, ms in samples.items() if ms}
 
 
 def _median(values: Sequence[float]) -> float:
     return round(statistics.median(values), 3)
+
+
+def _p90s(samples: dict[str, list[float]]) -> dict[str, float]:
+    """The 90th percentiles; of a single sample itself."""
+    found = {}
+    for name, ms in samples.items():
+        if ms:
+            deciles = statistics.quantiles([*ms, *ms[: len(ms) == 1]], n=10, method="inclusive")
+            found[name] = round(deciles[-1], 3)
+    return found
 
 
 def _peak_rss_mb() -> float:

@@ -101,12 +101,21 @@ def test_patches_that_no_context_holds_leave_the_other_figures(
     qa: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench._asked_unreduced(qa, of_patches(CONTEXT), 1) == []
-    found = bench._against_unreduced([], 3.0, 2.0, 1.0)
+    found = bench._against_unreduced({}, {"cold": 3.0, "llm": 2.0, "reask": 1.0})
     assert set(found.values()) == {None}
     timed = {"open_ms": 1.0, "stages_ms": {}, "encoders": {}, "together": {}, "tokens": 32}
     first = {f"{name}_first_token_ms": 1.0 for name in ("cold", "reask", "return")}
-    rest = {"tokens_per_s": 1.0, "peak_rss_mb": 1.0, "unreduced_tokens": 8192}
+    spread = {"p90_ms": dict.fromkeys(["cold_first_token", "reask_first_token"], 1.0)}
+    spread["p90_ms"]["return_first_token"] = 1234.5
+    rest = {"tokens_per_s": 1.0, "peak_rss_mb": 1.0, "unreduced_tokens": 8192, **spread}
     command._print_table(timed | first | rest | found)
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == "8192 unreduced tokens: more than the context holds"
     assert not any("unreduced first token" in line for line in told)
+    assert any(" ".join(line.split()) == "return first token 1.0 ms p90 1234.5" for line in told)
+
+
+def test_the_spread_is_told_beside_the_medians() -> None:
+    samples = {"encode": [float(ms) for ms in range(11)], "decode": [7.0], "unreduced": []}
+    assert bench._medians(samples) == {"encode": 5.0, "decode": 7.0}
+    assert bench._p90s(samples) == {"encode": 9.0, "decode": 7.0}

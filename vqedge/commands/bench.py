@@ -72,7 +72,7 @@ def _print_table(document: dict[str, Any]) -> None:
     result(f"{'opening the bundle':<28} {document['open_ms']:10.1f} ms  once")
     for stage, ms in document["stages_ms"].items():
         share = document["share_of_cold"][stage]
-        result(f"{stage:<28} {ms:10.1f} ms  {share:6.1%} of a cold ask")
+        result(_timed(document, stage, ms) + f"  {share:6.1%} of a cold ask")
     for backend, row in document["encoders"].items():
         if "error" in row:
             result(f"  {backend:<26} {row['error']}")
@@ -82,9 +82,9 @@ def _print_table(document: dict[str, Any]) -> None:
             f"  {row['name']:<26} {row['encode_ms']:10.1f} ms  {share}{row['cpu_ms']:.0f} ms of CPU"
         )
     for name in ("cold", "reask", "return", "unreduced"):
-        first_token, ms = f"{name} first token", document[f"{name}_first_token_ms"]
+        ms = document[f"{name}_first_token_ms"]
         if ms is not None:
-            result(f"{first_token:<28} {ms:10.1f} ms")
+            result(_timed(document, f"{name}_first_token", ms))
     result(f"{'generation':<28} {document['tokens_per_s']:10.1f} tokens/s")
     result(f"{'peak memory':<28} {document['peak_rss_mb']:10.1f} MB")
     for name, row in document["together"].items():
@@ -101,3 +101,8 @@ def _print_table(document: dict[str, Any]) -> None:
         f"as long to the first token as {document['tokens']}, "
         f"{document['unreduced_over_reask']:.1f}x as long as asking again"
     )
+
+
+def _timed(document: dict[str, Any], name: str, ms: float) -> str:
+    """A median and the 90th percentile beside it."""
+    return f"{name.replace('_', ' '):<28} {ms:10.1f} ms  p90 {document['p90_ms'][name]:8.1f}"
