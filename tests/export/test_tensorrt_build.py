@@ -16,6 +16,7 @@ from fake_tensorrt import FakeTensorRT
 from tiny_bundle import fill_folder, tiny_facts, tiny_quantizer
 from tiny_engine import ENGINE_OUTPUTS, tiny_encoder, write_tiny_onnx
 
+import vqedge.cli
 from vqedge.bundle import bundle_writer, open_bundle, rewritten
 from vqedge.checkpoint import PARITY
 from vqedge.engines import cached_engine, cached_plugin
@@ -197,6 +198,30 @@ def test_what_tensorrt_says_is_told_where_progress_is_wanted(
         engine_from_onnx(source, "tensorrt-rtx", replace(RTX, workspace_mb=9))
     assert "a warning" in caplog.text and "chosen a kernel" in caplog.text
     assert "a number of everything" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [([], False), (["--verbose"], True), (["--debug"], True)]
+)
+def test_tensorrt_talks_where_the_command_line_asks_for_it(
+    source: Source,
+    installed: Installed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    flags: list[str],
+    told: bool,
+) -> None:
+    jobs: list[Job] = []
+    for name in ("", "vqedge_export"):
+        caplog.set_level(logging.WARNING, name)  # both as they were, afterwards
+    monkeypatch.setattr(  # which does nothing where pytest has its handlers
+        logging, "basicConfig", lambda **given: logging.getLogger().setLevel(given["level"])
+    )
+    monkeypatch.setattr(build, "run_job", lambda job: jobs.append(job) or installed.run(job))
+    words = ["build", str(unreported_bundle(tmp_path, source)), "--target", "tensorrt-rtx"]
+    vqedge.cli.app([*flags, *words, "--precision", "fp32"], standalone_mode=False)
+    assert [job.verbose for job in jobs if job.onnx] == [told]
 
 
 def test_a_long_build_says_that_it_lives(

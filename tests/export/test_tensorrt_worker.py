@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from tiny_engine import ENGINE_OUTPUTS, INPUTS, write_tiny_onnx
 from vqedge.bundle import ProfileRecord
 from vqedge.engines import Flavour
 from vqedge.errors import BackendUnavailable, ConfigError, ExportError
-from vqedge_export.tensorrt.job import Job
+from vqedge_export.tensorrt import worker
+from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.library import Library
 from vqedge_export.tensorrt.options import (
     BuildOptions,
@@ -256,6 +258,27 @@ def test_what_tensorrt_says_becomes_one_line(tmp_path: Path) -> None:
     found.trt.cannot_parse, found.trt.fails_to_build = False, True
     with pytest.raises(ExportError, match=r"built no engine: no kernel for this layer$"):
         outcome_of(job(tmp_path), found)
+
+
+def test_a_driver_older_than_tensorrts_cuda_is_said(tmp_path: Path) -> None:
+    found = library("tensorrt", "11.4.0.106")
+    found.trt.needs_newer_driver = True
+    with pytest.raises(BackendUnavailable, match=r"error: 35\); the driver must know its CUDA"):
+        outcome_of(job(tmp_path), found)
+
+
+def test_what_nobody_expected_is_one_line_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told, answer = tmp_path / "job.json", tmp_path / "outcome.json"
+    told.write_text(job(tmp_path).model_dump_json(), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["worker", str(told), str(answer)])
+    monkeypatch.setattr(worker, "tensorrt_module", lambda _: 1 / 0)
+    with caplog.at_level(logging.INFO):
+        assert worker.main() == 0
+    outcome = Outcome.model_validate_json(answer.read_text(encoding="utf-8"))
+    assert outcome.fault == "tensorrt: ZeroDivisionError: division by zero; --verbose tells where"
+    assert not outcome.unavailable and "Traceback" in caplog.text
 
 
 def test_the_offer_says_what_is_there() -> None:

@@ -350,7 +350,7 @@ class FakeTensorRT:
         self.runtime: Any = None
         self.registry = FakeRegistry()
         self.cannot_parse = self.fails_to_build = self.fails_to_run = False
-        self.refuses_profiles = self.out_of_memory = False
+        self.refuses_profiles = self.out_of_memory = self.needs_newer_driver = False
         self.why_no_context = "out of memory"
         self.compiled = 0
         self.capturable = True
@@ -371,13 +371,20 @@ class FakeTensorRT:
             self.ComputeCapability = Enum("ComputeCapability", names)
 
     def Builder(self, log: Any) -> FakeBuilder:
+        self._start(log)
         return FakeBuilder(self, log)
 
     def OnnxParser(self, network: FakeNetwork, log: Any) -> FakeParser:
         return FakeParser(self, network, log)
 
     def Runtime(self, log: Any) -> FakeRuntime:
+        self._start(log)
         return FakeRuntime(self, log)
+
+    def _start(self, log: Any) -> None:
+        if self.needs_newer_driver:  # as TensorRT does: the cause is no error to it
+            log.log(Severity.WARNING, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def get_plugin_registry(self) -> FakeRegistry:
         return self.registry

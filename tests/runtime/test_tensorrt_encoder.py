@@ -238,6 +238,14 @@ def test_no_room_for_a_context_is_said(tmp_path: Path) -> None:
     assert rig.gpu.alive == 0
 
 
+def test_a_driver_older_than_tensorrts_cuda_is_said(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.trt.needs_newer_driver = True
+    with pytest.raises(BackendUnavailable, match=r"error: 35\); the driver must know its CUDA"):
+        rig.open()
+    assert rig.gpu.alive == 0
+
+
 def test_an_engine_of_another_environment_is_told_from_a_full_gpu(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.trt.out_of_memory = True

@@ -251,7 +251,7 @@ def _job(
         profiles=_profiles(source.encoder),
         plugin=plugin,
         timing_cache=timing_cache(host),
-        verbose=logger.isEnabledFor(logging.INFO),
+        verbose=logging.getLogger().isEnabledFor(logging.INFO),  # this package's own is always on
     )
 
 

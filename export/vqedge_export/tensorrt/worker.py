@@ -15,11 +15,13 @@ from typing import Any
 from vqedge.bundle import ProfileRecord, TensorRecord
 from vqedge.errors import BackendUnavailable, ExportError, VqedgeError
 from vqedge.files import replacing
-from vqedge.tensorrt import log_of, one_line, tensorrt_module
+from vqedge.tensorrt import log_of, made, one_line, tensorrt_module
 from vqedge_export.layers import VIT
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.library import Library
 from vqedge_export.tensorrt.options import require_possible
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -44,6 +46,10 @@ def main() -> int:
     except VqedgeError as error:
         missing = isinstance(error, BackendUnavailable)
         outcome = Outcome(fault=str(error), unavailable=missing)
+    except Exception as error:  # whatever a library raises is told as one line, too
+        logger.info("the building process failed", exc_info=True)
+        cause = one_line([f"{type(error).__name__}: {error}"])
+        outcome = Outcome(fault=f"{job.flavour}: {cause}; --verbose tells where")
     with replacing(outcome_path) as temporary:
         temporary.write_text(outcome.model_dump_json(), encoding="utf-8")
     return 0
@@ -54,7 +60,7 @@ def outcome_of(job: Job, library: Library) -> Outcome:
 
     Raises:
         ExportError: TensorRT cannot build it.
-        BackendUnavailable: the plugin library cannot be loaded.
+        BackendUnavailable: TensorRT cannot start, or not load the plugin library.
     """
     offer = library.offer()
     if job.onnx is None or job.engine is None:
@@ -64,7 +70,7 @@ def outcome_of(job: Job, library: Library) -> Outcome:
     log = log_of(library.trt)
     if job.plugin is not None:
         library.load_plugin(str(job.plugin))
-    builder = library.trt.Builder(log)
+    builder = made(library.trt.Builder, log)
     network = _network_from_onnx(library, builder, job.onnx, job, log)
     inputs, outputs = _tensors_of(network)
     _require_contract(job, inputs, outputs)

@@ -19,7 +19,7 @@ from vqedge.bundle import Bundle, EngineRecord, TensorRecord
 from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
-from vqedge.tensorrt import TF32_VARIABLE, log_of, tensorrt_module
+from vqedge.tensorrt import TF32_VARIABLE, log_of, made, tensorrt_module
 from vqedge_runtime.encoders import Frames, Text, inputs_for
 from vqedge_runtime.encoders.compiled import KernelCache
 from vqedge_runtime.tokens import Codes, codes_from_outputs
@@ -145,7 +145,7 @@ class TensorRTEncoder:
         """Deserialise the engine and make a context for it."""
         path = bundle.path_of(record.file)
         self._log.forget()
-        self._runtime = self._trt.Runtime(self._log)
+        self._runtime = made(self._trt.Runtime, self._log)
         if record.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such engines bring a runtime along
         elif (plugin := _plugin_of(record)) is not None:
