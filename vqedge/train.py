@@ -20,8 +20,9 @@ from vqedge.progress import Clock
 from vqedge.recipe import TrainConfig
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import RunFolder
+from vqedge.training.inputs import refuse_faults, sources_of
 from vqedge.training.processes import accelerator_for
-from vqedge.training.run import Run
+from vqedge.training.run import Run, compiles
 
 
 def train(
@@ -41,7 +42,8 @@ def train(
     Raises:
         CheckpointError: the output folder cannot be written to, holds another run or a finished
             checkpoint, or `config.init` does not fit.
-        ConfigError: a launcher's processes cannot share a step, or it asks for more than is done.
+        ConfigError: a launcher's processes cannot share a step, it asks for more than is done, or
+            `optim.compile` for what is not installed.
         DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """
@@ -52,14 +54,18 @@ def train(
     if not resume:
         folder.refuse_old_run()
     accelerator = accelerator_for(config)
+    entries = (config.data.sources, config.validation)
+    shown, kept_back = (sources_of(part, read) for part in entries)
+    refuse_faults(config, (*shown, *kept_back), begins=not (resume and folder.begun()))
+    compiled = compiles(config, accelerator.device)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
-    clips = training_clips(config, config.data.sources, quantizer, read, accelerator, clock)
+    clips = training_clips(config, config.data.sources, shown, quantizer, accelerator, clock)
     if clips is None:
         return None
-    held_out = training_clips(config, config.validation, quantizer, read, accelerator, clock)
+    held_out = training_clips(config, config.validation, kept_back, quantizer, accelerator, clock)
     if held_out is None:
         return None
     torch.manual_seed(config.seed)  # here: encoding clips draws numbers, and may have been done
-    run = Run(config, folder, clips, held_out, quantizer.vit, accelerator)
+    run = Run(config, folder, clips, held_out, quantizer.vit, accelerator, compiled)
     del quantizer
     return run.to_the_end(resume, clock)

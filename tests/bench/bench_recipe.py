@@ -129,11 +129,12 @@ def measured(config: TrainConfig, clips: int, steps: int, output: Path) -> Secon
     weights = tuple(entry.weight for entry in config.data.sources)
     frames, reverse = config.model.encoder.frames, config.data.time_reversal
     made = TrainingClips(sources, stored, weights, frames, reverse)
-    optim = {"steps": steps, "naming_steps": steps, "compile": compiles(config, accelerator.device)}
+    optim = {"steps": steps, "naming_steps": steps}
     short = config.model_copy(
         update={"output": output, "optim": config.optim.model_copy(update=optim)}
     )
-    run = Run(short, RunFolder(short), made, made, quantizer.vit, accelerator)
+    compiled = compiles(config, accelerator.device)
+    run = Run(short, RunFolder(short), made, made, quantizer.vit, accelerator, compiled)
     run.model.train()
     each = [statistics.mean(part) for part in zip(*chain(*took), strict=True)]
     return Seconds(*each, naming_seconds(run, made), step_seconds(run))

@@ -36,6 +36,7 @@ from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock
 from vqedge.recipe import TrainConfig, read_recipe
 from vqedge.training.clips import training_clips
+from vqedge.training.inputs import sources_of
 
 PROPERTIES = ("direction", "size", "speed", "change")  # of a thing, from all of its codes
 SET_APART = (*PROPERTIES, "order")  # what no code says by itself
@@ -58,9 +59,9 @@ def gather(config: TrainConfig, most: int) -> Codes:
     """Codes at the default budget, at most so many clips of each source."""
     accelerator = Accelerator()
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
-    clips = training_clips(
-        config, config.data.sources, quantizer, read_frames, accelerator, Clock(None)
-    )
+    entries = config.data.sources
+    sources = sources_of(entries, read_frames)
+    clips = training_clips(config, entries, sources, quantizer, accelerator, Clock(None))
     assert clips is not None, "there is no limit of time"
     return _with_names(clips, config.model, most)
 

@@ -43,7 +43,7 @@ from typer.testing import CliRunner
 from vqedge.checkpoint import steps_of
 from vqedge.cli import app
 from vqedge.data.sources import source_from_config
-from vqedge.errors import CheckpointError, ConfigError
+from vqedge.errors import CheckpointError, ConfigError, FetchError, VqedgeError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import (
     BRIDGE_PREFIX,
@@ -490,6 +490,52 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pa
     for place in ("file", "file/below"):
         with pytest.raises(CheckpointError, match=r"file: cannot be written to.*-o"):
             run(config_for(tmp_path / place))
+
+
+class Encoded(Exception):
+    """Clips would be encoded now."""
+
+
+@pytest.mark.parametrize("fault", ["photos", "lines", "weights", "compiler", "init", "other run"])
+def test_what_is_wrong_with_an_input_is_said_before_any_clip_is_encoded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path, fault: str
+) -> None:
+    def encoding(*_: object) -> None:
+        raise Encoded
+
+    monkeypatch.setattr("vqedge.train.training_clips", encoding)
+    with pytest.raises(Encoded):
+        run(config_for(tmp_path / "good"))
+    photos = PhotosConfig(kind="photos", index=tmp_path / "none.jsonl")
+    questions = JsonlConfig(kind="jsonl", path=tmp_path / "none.jsonl")
+    encoder = CONFIG.encoder.model_copy(update={"block": 3})
+    changes: dict[str, Any] = {
+        "photos": {"data": DataConfig(sources=(WorldConfig(), photos), budgets=BUDGETS)},
+        "lines": {"validation": (questions,)},
+        "compiler": {"optim": OptimConfig(compile=True)},
+        "init": {"init": whole, "model": CONFIG.model_copy(update={"encoder": encoder})},
+        "other run": {"seed": 1},
+    }
+    if fault == "weights":
+        monkeypatch.setattr("vqedge.training.inputs.llm_weights", no_network)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    output = whole if fault == "other run" else tmp_path / "bad"
+    with pytest.raises(VqedgeError, match=INPUTS_SAY[fault]):
+        run(config_for(output, **changes.get(fault, {})), resume=True)
+
+
+INPUTS_SAY = {
+    "photos": r"none\.jsonl: cannot be read",
+    "lines": r"none\.jsonl: cannot be read",
+    "weights": "no network",
+    "compiler": r"optim\.compile: ",
+    "init": "its encoder differs",
+    "other run": "another model, other data",
+}
+
+
+def no_network(*_: object) -> None:
+    raise FetchError("no network")
 
 
 def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:

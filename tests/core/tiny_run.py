@@ -68,6 +68,7 @@ def _llm_file(config: LlmConfig, _folder: Path) -> Any:
 
 TINY_PARTS: dict[str, Any] = {
     "vqedge.train.clip_quantizer": _no_backbone,
+    "vqedge.training.inputs.llm_weights": _llm_file,
     "vqedge.training.run.llm_weights": _llm_file,
     "vqedge.training.run.tokenizer_from_gguf": lambda _path, _system: tiny_tokenizer(),
     "vqedge.training.run.llm_from_gguf": lambda _path: tiny_llm(),

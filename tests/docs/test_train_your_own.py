@@ -23,6 +23,7 @@ import vqedge.model.answer as answer
 import vqedge.model.checkpoint as checkpoint
 import vqedge.train as training
 import vqedge.training.beginning as beginning
+import vqedge.training.inputs as inputs
 import vqedge.training.run as run
 from vqedge.cli import app
 from vqedge.commands.frames import read_frames
@@ -64,21 +65,6 @@ def test_the_line_of_a_photo_is_one_of_an_index(tmp_path: Path) -> None:
     assert [photo.noun for photo in found] == ["cup"]
 
 
-class Letters:
-    """The tiny tokenizer, with a way back to text."""
-
-    def __call__(self, text: str, **_: Any) -> Any:
-        return tiny_tokenizer().tokenizer(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-
-def tiny_letters(_path: Path, _system: str) -> Any:
-    plain = tiny_tokenizer()
-    return type(plain)(Letters(), plain.before_video, plain.after_question, plain.end)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The page's files in a folder that is the current one; the heavy parts are tiny."""
@@ -95,14 +81,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("VQEDGE_CACHE", str(root / "cache"))
-        for module in (run, checkpoint, answer):
+        for module in (run, inputs, checkpoint, answer):
             patch.setattr(module, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
         for module in (training, checkpoint):
             patch.setattr(module, "clip_quantizer", random_backbone)
         for module in (run, checkpoint):
             patch.setattr(module, "llm_from_gguf", lambda _path: tiny_llm())
         for module in (run, answer):
-            patch.setattr(module, "tokenizer_from_gguf", tiny_letters)
+            patch.setattr(module, "tokenizer_from_gguf", lambda *_: tiny_tokenizer())
         yield root
 
 
@@ -198,10 +184,13 @@ def test_without_labels_there_is_no_naming_lesson(
     assert made is not None and (folder / "runs/alone/model.safetensors").exists()
 
 
-def test_a_bad_line_stops_the_run_before_anything_is_encoded(folder: Path) -> None:
+@pytest.mark.parametrize("place", ["data.sources.0", "validation.0"])
+def test_a_bad_line_stops_the_run_before_anything_is_encoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     bad = folder / "mine/bad.jsonl"
     bad.write_text((folder / TRAIN).read_text().replace('"kind"', '"kin"'))
-    alone = f"data.sources=[{{kind: jsonl, path: {bad}}}]"
+    monkeypatch.setenv("VQEDGE_CACHE", str(folder / "untouched"))
     with pytest.raises(DatasetError, match=r"bad\.jsonl:1: kin: Extra inputs"):
-        training.train(small_config(alone, "output=runs/bad"), read_frames)
-    assert not (folder / "runs/bad").exists()
+        training.train(small_config(f"{place}.path={bad}", "output=runs/bad"), read_frames)
+    assert not (folder / "runs/bad").exists() and not (folder / "untouched").exists()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
-from vqedge.config import ModelConfig
+from vqedge.config import EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
 from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
@@ -166,19 +166,10 @@ def start_from(
     Raises:
         CheckpointError: it is another model, or not a readable checkpoint.
     """
-    other = open_checkpoint(path)
-    words = config.attention.hash == "tokens" and other.config.attention.hash != "tokens"
-    alike = ("encoder", "llm") if words else ("encoder", "attention", "llm")
-    was, frozen = other.config, config.encoder.model_copy(update={"trained_blocks": 0})
-    same = {name: getattr(config, name) for name in alike}
-    if was.encoder == frozen:
-        same["encoder"] = frozen
-    differs = [name for name, part in same.items() if getattr(was, name) != part]
-    if differs:
-        raise CheckpointError(f"{path}: cannot start from it, its {differs[0]} differs")
+    was = refuse_other_model(path, config)
     if lora := load_tensors(path / LORA):
         load_lora(llm, lora)
-    if words:
+    if _words_are_new(was, config):
         return False
     tensors = load_tensors(path / MODEL)
     new = {f"{BRIDGE_PREFIX}{name}": value for name, value in bridge.state_dict().items()}
@@ -192,6 +183,34 @@ def start_from(
     if reducer is not None and there:
         _load(reducer.kept(), tensors, reducer.prefix)
     return not narrows
+
+
+def refuse_other_model(path: Path, config: ModelConfig) -> ModelConfig:
+    """See whether a model may start from a checkpoint, without reading its weights.
+
+    Returns:
+        The checkpoint's configuration.
+
+    Raises:
+        CheckpointError: it is another model, or a file of it is missing.
+    """
+    was = model_config_of(path)
+    alike = ("encoder", "llm") if _words_are_new(was, config) else ("encoder", "attention", "llm")
+    same, frozen = {name: getattr(config, name) for name in alike}, _all_frozen(config.encoder)
+    if was.encoder == frozen:
+        same["encoder"] = frozen
+    differs = [name for name, part in same.items() if getattr(was, name) != part]
+    if differs:
+        raise CheckpointError(f"{path}: cannot start from it, its {differs[0]} differs")
+    return was
+
+
+def _words_are_new(was: ModelConfig, config: ModelConfig) -> bool:
+    return config.attention.hash == "tokens" and was.attention.hash != "tokens"
+
+
+def _all_frozen(encoder: EncoderConfig) -> EncoderConfig:
+    return encoder.model_copy(update={"trained_blocks": 0})
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:

@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
 from vqedge.data.features import SHARD_CLIPS, FeatureCache
-from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError
 from vqedge.files import cache_root
@@ -21,12 +20,12 @@ from vqedge.training.processes import anyone, share_of, workers_of
 def training_clips(
     config: TrainConfig,
     entries: tuple[SourceConfig, ...],
+    sources: tuple[ClipSource, ...],
     quantizer: ClipQuantizer,
-    read: FrameReader,
     accelerator: Accelerator,
     clock: Clock,
 ) -> TrainingClips | None:
-    """Clips of the sources, encoding those that the cache does not hold yet.
+    """Clips of the sources of some entries, encoding those that the cache does not hold yet.
 
     None if time ran out on the way.
 
@@ -34,7 +33,6 @@ def training_clips(
         DatasetError: something else takes files out of the cache.
     """
     model, data = config.model, config.data
-    sources = tuple(source_from_config(entry, read) for entry in entries)
     caches = [_cache_of(config, source) for source in sources]
     speaks, workers = accelerator.is_main_process, workers_of(data.workers)
     for cache in caches:

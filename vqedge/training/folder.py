@@ -134,8 +134,22 @@ class RunFolder:
         assert found is not None, "the caller has asked for the lesson"
         _give_all(found[1], model, _taught(model), optimizer)
 
+    def begun(self) -> bool:
+        """Is a step of this run saved?
+
+        Raises:
+            CheckpointError: a save, or one of a lesson, belongs to another run.
+        """
+        _lesson, step = self._told(LESSON), self._told(STATE)
+        return step is not None
+
     def _saved(self, name: str) -> tuple[dict[str, str], dict[str, Tensor]] | None:
         """What one of the run's files says and holds, None if it is not there."""
+        info = self._told(name)
+        return None if info is None else (info, load_file(self.path / name))
+
+    def _told(self, name: str) -> dict[str, str] | None:
+        """What one of the run's files says of itself, None if it is not there."""
         path = self.path / name
         if not path.exists():
             return None
@@ -147,7 +161,7 @@ class RunFolder:
                 f"{self.path}: was written with another model, other data, another init or seed"
             )
         self._init = info.get("init", self._init)  # it need not be there any more
-        return info, load_file(path)
+        return info
 
     def forget_after(self, step: int | None) -> None:
         """Drop the log's lines about steps that a kill has undone, all but a lesson's for None."""

@@ -72,6 +72,7 @@ class Run:
         held_out: TrainingClips,
         vit: ViT,
         accelerator: Accelerator,
+        compiled: bool,
     ) -> None:
         self.config, self.folder, self.position = config, folder, vit.position
         self.clips, self.held_out, self.accelerator = clips, held_out, accelerator
@@ -82,7 +83,7 @@ class Run:
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
         if accelerator.device.type == "cpu":  # steps take a sixth less than with fused attention
             llm.get_base_model().set_attn_implementation("eager")
-        if compiles(config, accelerator.device):
+        if compiled:
             compile_blocks(llm, fall_back=config.optim.compile is None)
         if spreads_llm(accelerator):
             spread(llm, accelerator)

@@ -1,0 +1,40 @@
+"""What a run reads, looked at before hours are spent on encoding clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vqedge.base.weights import llm_weights
+from vqedge.data.clips import ClipSource
+from vqedge.data.sources import FrameReader, source_from_config
+from vqedge.model.checkpoint import refuse_other_model
+from vqedge.recipe import SourceConfig, TrainConfig
+
+
+def sources_of(entries: Sequence[SourceConfig], read: FrameReader) -> tuple[ClipSource, ...]:
+    """The clips of a recipe's entries; files are read when their clips are first looked at.
+
+    Raises:
+        ConfigError: a weight is for a kind of question that there is not.
+    """
+    return tuple(source_from_config(entry, read) for entry in entries)
+
+
+def refuse_faults(config: TrainConfig, sources: Iterable[ClipSource], begins: bool) -> None:
+    """Read of every input what a run would otherwise come to after its clips are encoded.
+
+    Args:
+        config: the run.
+        sources: all of them, those to validate with, too.
+        begins: no step of it is saved, so that `config.init` is needed.
+
+    Raises:
+        CheckpointError: `config.init` is another model.
+        DatasetError: a source is missing or malformed.
+        FetchError: base weights are not there and cannot be downloaded.
+    """
+    if config.init is not None and begins:
+        refuse_other_model(config.init, config.model)
+    for source in sources:
+        _ = source.fingerprint  # reads its file
+    llm_weights(config.model.llm, config.base)
