@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vqedge_export.flips import OnnxReader, Reading, compared
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'vqedge[openvino]'")
 
+from vqedge_runtime.encoders.compiled import keep_file
 from vqedge_runtime.encoders.openvino import OpenVinoEncoder
 
 
@@ -72,6 +74,26 @@ def test_a_damaged_cache_is_made_anew(path: Path, tmp_path: Path) -> None:
     for blob in (tmp_path / "cache/openvino").glob("*.blob"):
         blob.write_bytes(b"no model")
     assert OpenVinoEncoder(path, 1).encode(clip(), 32).count == 32
+
+
+def test_only_the_encoders_opened_last_are_kept(path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache/openvino"
+    folder.mkdir(parents=True)
+    for number in range(8):
+        aged(folder / f"{number}.blob", number)
+    OpenVinoEncoder(path, 1)
+    blobs = {*folder.glob("*.vit.blob"), *folder.glob("*.quantizer.blob")}
+    assert set(folder.iterdir()) == blobs | {folder / f"{number}.blob" for number in range(6)}
+    for blob in blobs:
+        aged(blob, 9)
+    OpenVinoEncoder(path, 1)  # in use again
+    keep_file(folder / "another.blob", b"", 3)
+    assert set(folder.iterdir()) == {*blobs, folder / "another.blob"}
+
+
+def aged(file: Path, minutes: int) -> None:
+    file.touch()
+    os.utime(file, (file.stat().st_mtime - 60 * (1 + minutes),) * 2)
 
 
 def test_a_closed_encoder_and_a_strange_file_say_so(path: Path) -> None:

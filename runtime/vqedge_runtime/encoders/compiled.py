@@ -1,6 +1,7 @@
-"""What TensorRT compiles on this machine, kept between processes.
+"""What TensorRT and OpenVINO compile on this machine, kept between processes.
 
     <cache>/kernels/<key>       TensorRT-RTX's kernels for an engine, after their sha256
+    <cache>/openvino/<key>      OpenVINO's models, of which two are an encoder (`openvino.py`)
     <cache>/providers/<key>/    engines or kernels that a provider of ONNX Runtime keeps by itself
 
 A key is a hash over everything that they are compiled from and for: where any of it changes, they
@@ -52,8 +53,26 @@ class KernelCache:
         """Write the file if anything was compiled since it was read."""
         kernels = self._cache.serialize()
         if kernels is not None and len(blob := bytes(kernels)) > self._known_bytes:
-            _write(self._file, blob)
+            keep_file(self._file, hashlib.sha256(blob).digest() + blob, _KEPT_FILES)
             self._known_bytes = len(blob)
+
+
+def keep_file(file: Path, content: bytes, most: int) -> None:
+    """Write a file of a folder that keeps the newest; touch one with `os.utime` to make it so.
+
+    A disk that is full or not writable costs the next start time only.
+
+    Args:
+        file: to write, whole or not at all.
+        content: of it.
+        most: files that stay in its folder.
+    """
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_bytes(content)
+        for old in _newest_first(file.parent.iterdir())[most:]:
+            old.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -102,16 +121,6 @@ def _read(file: Path) -> bytes | None:
             os.utime(file)  # in use: the others are the first to go
             return content[_DIGEST_BYTES:]
     return None
-
-
-def _write(file: Path, blob: bytes) -> None:
-    """Keep a blob; a disk that is full or not writable costs the next start time only."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_bytes(hashlib.sha256(blob).digest() + blob)
-        for old in _newest_first(file.parent.iterdir())[_KEPT_FILES:]:
-            old.unlink(missing_ok=True)
 
 
 def _empty(folder: Path) -> None:

@@ -9,6 +9,7 @@ takes as long as one of ONNX Runtime's.
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,12 +22,14 @@ from openvino import opset13
 
 from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError
-from vqedge.files import cache_root, file_sha256, replacing
+from vqedge.files import cache_root, file_sha256
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
+from vqedge_runtime.encoders.compiled import keep_file
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 FEATURES = "features"
 _DEVICE = "CPU"
+_KEPT_FILES = 8  # of two models an encoder, about 100 MB together
 _SHORT_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -114,12 +117,14 @@ def _compiled(path: Path, settings: dict[str, Any]) -> tuple[ov.CompiledModel, o
     exact = settings | {"INFERENCE_PRECISION_HINT": "f32"}  # a compiled model forgets its type
     with suppress(OSError, RuntimeError):  # none there, cut off, or of another build: made anew
         vit = core.import_model(files[0].read_bytes(), _DEVICE, settings)
-        return vit, core.import_model(files[1].read_bytes(), _DEVICE, exact)
+        quantizer = core.import_model(files[1].read_bytes(), _DEVICE, exact)
+        _touch(files)
+        return vit, quantizer
     models = _halves(core, path)
     vit = core.compile_model(models[0], _DEVICE, settings)
     quantizer = core.compile_model(models[1], _DEVICE, exact)
     for file, model in zip(files, (vit, quantizer), strict=True):
-        _store(file, model)
+        keep_file(file, model.export_model().getvalue(), _KEPT_FILES)
     return vit, quantizer
 
 
@@ -171,9 +176,8 @@ def _cached_files(core: ov.Core, path: Path) -> tuple[Path, Path]:
     return folder / f"{key}.vit.blob", folder / f"{key}.quantizer.blob"
 
 
-def _store(file: Path, model: ov.CompiledModel) -> None:
-    """Keep a compiled model; a disk that is full or not writable costs the next start time only."""
+def _touch(files: tuple[Path, Path]) -> None:
+    """Say that they are in use: others are the first to go."""
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_bytes(model.export_model().getvalue())
+        for file in files:
+            os.utime(file)
