@@ -278,6 +278,28 @@ def test_the_torch_op_has_a_fitting_fake() -> None:
     )
 
 
+@every_metric
+@pytest.mark.parametrize("places", [(0, 0), (1, None), (None, 2)])
+def test_the_torch_op_takes_several_at_once(
+    metric: str, places: tuple[int | None, int | None]
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    parts = [torch.randn(3, n, 4, generator=generator) for n in (9, 5)]
+    op = functools.partial(torch.ops.vqedge.nearest_codebook, metric=metric)
+    given = [
+        part[0] if place is None else part.movedim(0, place)
+        for part, place in zip(parts, places, strict=True)
+    ]
+    indices, margin = torch.vmap(op, in_dims=places)(*given)
+    for number in range(3):
+        x, codebook = (
+            part[0 if place is None else number] for part, place in zip(parts, places, strict=True)
+        )
+        wanted, lead = op(x, codebook)
+        assert torch.equal(indices[number], wanted) and indices.dtype == torch.int32
+        torch.testing.assert_close(margin[number], lead)
+
+
 def test_l2_is_the_default_of_every_form() -> None:
     rng = np.random.default_rng(1)
     x, codebook = rng.standard_normal((50, 4)), 3 * rng.standard_normal((8, 4))

@@ -230,6 +230,53 @@ def test_several_budgets_at_once_are_each_what_it_gives_alone() -> None:
         torch.testing.assert_close(found.margin, alone.margin)
 
 
+@pytest.mark.parametrize("unit_means", [False, True])
+def test_clips_together_are_each_what_it_is_alone(unit_means: bool) -> None:
+    """What a GPU is given: all clips in one step, all ids the same."""
+    clips = torch.stack([features_of(seed, 150) for seed in range(3)])
+    quantizer = KMeansQuantizer(32, 4, ERROR, unit_means)
+    with torch.inference_mode():
+        together = quantizer.together(clips, (4, 9))
+    for budget, found in zip((4, 9), together, strict=True):
+        assert found.codes.shape == (3, budget, 16) and found.indices.dtype == torch.int32
+        for place, clip in enumerate(clips):
+            (alone,) = quantizer.at_budgets(clip, [budget])
+            assert alone.margin.min() > SAFE, "take another seed: either way in float32"
+            assert torch.equal(found.indices[place], alone.indices)
+            assert torch.equal(found.mask[place], alone.mask)
+            torch.testing.assert_close(found.codes[place], alone.codes)
+            torch.testing.assert_close(found.margin[place], alone.margin)
+
+
+def test_clips_on_the_cpu_are_taken_one_by_one_and_are_whole_at_16_bits_too() -> None:
+    clips = torch.stack([features_of(seed, 60) for seed in range(3)]).half()
+    quantizer = KMeansQuantizer(8, 4, ERROR)
+    for place, found in enumerate(quantizer.at_budgets_of(clips, (3, 8))):
+        for number, clip in enumerate(clips):
+            alone = quantizer.at_budgets(clip.float(), (3, 8))[place]
+            for part, same in zip(found, alone, strict=True):
+                assert torch.equal(part[number], same)
+
+
+def test_elsewhere_all_clips_are_taken_however_many() -> None:
+    clips = torch.empty(18, 20, 6, device="meta", dtype=torch.float16)
+    small, large = KMeansQuantizer(4, 2, ERROR).to("meta").at_budgets_of(clips, (2, 4))
+    assert small.codes.shape == (18, 2, 6) and large.codes.shape == (18, 4, 6)
+    assert large.indices.shape == (18, 20) and large.mask.shape == (18, 4)
+
+
+def test_a_small_start_is_enough_for_a_small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+        asked.append(codes)
+        return farthest_first(features, codes)
+
+    monkeypatch.setattr("vqedge.model.quantizer.farthest_first", counted)
+    KMeansQuantizer(32, 1, ERROR).at_budgets(features_of(0), (2, 8, 4))
+    assert asked == [8]
+
+
 @pytest.mark.parametrize("budget", [1, 3, 8])
 def test_a_small_budget_is_a_small_quantizer(budget: int) -> None:
     features = features_of(8, 150)

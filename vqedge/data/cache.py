@@ -135,11 +135,9 @@ class ClipCache:
     def _write(self, shard: int, rows: Tensor, quantizer: ClipQuantizer) -> None:
         device = next(quantizer.vit.parameters()).device
         budgets = [b for b in self.budgets if lacks_shard(self.folder(b), self.source, shard)]
-        results = [quantizer.quantizer.at_budgets(row.to(device).float(), budgets) for row in rows]
-        for place, budget in enumerate(budgets):
-            codes = torch.stack([result[place].codes for result in results])
-            indices = torch.stack([result[place].indices for result in results])
-            tensors = codes.to(torch.float16).cpu(), indices.to(torch.uint8).cpu()
+        results = quantizer.quantizer.at_budgets_of(rows.to(device), budgets)
+        for budget, found in zip(budgets, results, strict=True):
+            tensors = found.codes.to(torch.float16).cpu(), found.indices.to(torch.uint8).cpu()
             self.folder(budget).mkdir(parents=True, exist_ok=True)
             with replacing(shard_path(self.folder(budget), shard)) as path:
                 save_file(dict(zip(_TENSORS, tensors, strict=True)), path)

@@ -89,6 +89,8 @@ class FeatureCache:
     ) -> Iterator[tuple[int, Tensor]]:
         """Number and features of every shard, those on disk first; float16 `[clips, N, D]`.
 
+        Those that are encoded now are on the quantizer's device, the others on the CPU.
+
         Args:
             shards: their numbers.
             quantizer: whose rows are wanted, on its device.
@@ -190,7 +192,7 @@ def encoded_shards(
         kind: which of its rows.
 
     Yields:
-        a shard's number and its features, float16 `[clips, N, D]` on the CPU.
+        a shard's number and its features, float16 `[clips, N, D]` on the quantizer's device.
 
     Raises:
         VqedgeError: of one kind or another, a clip cannot be drawn or decoded.
@@ -211,7 +213,7 @@ def encoded_shards(
                 if isinstance(frames, VqedgeError):
                     raise frames
                 with torch.inference_mode():
-                    rows.append(read(frames.to(device)).half().cpu())
+                    rows.append(read(frames.to(device)).half())
             yield shard, torch.stack(rows)
     finally:
         del clips  # collected with an error, it would wait five seconds for its workers
@@ -221,7 +223,7 @@ def save_features(folder: Path, shard: int, rows: Tensor) -> None:
     """Write the features of a shard, 1.6 MB a clip at 8 frames of 224."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(shard_path(folder, shard)) as path:
-        save_file({"features": rows}, path)
+        save_file({"features": rows.cpu()}, path)
 
 
 def load_features(folder: Path, shard: int) -> Tensor:

@@ -52,20 +52,18 @@ class LastBlocks(TrainedReducer):
         tokens = self.tail(features.float().reshape(clips * self.frames, -1, width))
         patches = tokens[:, self.first :].reshape(clips, -1, width)
         with torch.autocast(features.device.type, enabled=False):
-            found = [self._reduced(clip, budget) for clip in patches.float()]
-        codes, indices = zip(*found, strict=True)
-        return QuantizedBatch(torch.stack(codes), torch.stack(indices))
+            return self._reduced(patches.float(), budget)
 
     def learning_rate(self, optim: OptimConfig) -> float:
         """That of the encoder."""
         return optim.encoder_learning_rate
 
-    def _reduced(self, patches: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+    def _reduced(self, patches: Tensor, budget: int) -> QuantizedBatch:
         with torch.no_grad():
-            indices = self.quantizer.at_budgets(patches, [budget])[0].indices.long()
+            indices = self.quantizer.at_budgets_of(patches, [budget])[0].indices.long()
         members = F.one_hot(indices, budget).to(patches.dtype)
-        count = members.sum(dim=0)[:, None].clamp(min=1)
-        return members.T @ patches / count, indices
+        count = members.sum(dim=1)[..., None].clamp(min=1)
+        return QuantizedBatch(members.mT @ patches / count, indices)
 
 
 class _Blocks(nn.Module):

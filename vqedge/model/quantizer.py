@@ -9,7 +9,8 @@ off the farthest-first start, every prefix of which is a codebook.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,10 +22,11 @@ from vqedge.model.nearest_codebook import nearest_codebook
 
 _NORM_EPS = 1e-6
 _FAR = 8.0  # every element of a switched-off code: far from all unit vectors, never the nearest
+_TOGETHER = 16  # clips: more would take memory and save few launches
 
 
 class Quantized(NamedTuple):
-    """A clip in codes. N patches, K rows, D features."""
+    """A clip in codes, or several, stacked. N patches, K rows, D features."""
 
     codes: Tensor  # float [K, D], centroids of raw features; zero where unused
     indices: Tensor  # int32 [N], in 0..K-1, by first occurrence
@@ -101,7 +103,7 @@ class KMeansQuantizer(nn.Module):
 
     def at_budgets(self, features: Tensor, budgets: Sequence[int]) -> list[Quantized]:
         """Quantise one clip at several budgets; each result has as many rows as its budget."""
-        start, _errors = farthest_first(features, self.codes)
+        start, _errors = farthest_first(features, max(budgets, default=1))
         results = []
         for budget in budgets:
             part = KMeansQuantizer(budget, self.iterations, self.adaptive_error, self.unit_means)
@@ -109,6 +111,24 @@ class KMeansQuantizer(nn.Module):
             *_, last = part.rounds_from(features, start[:budget], torch.tensor(budget))
             results.append(part.summarised(features, *last))
         return results
+
+    def at_budgets_of(self, clips: Tensor, budgets: Sequence[int]) -> list[Quantized]:
+        """`at_budgets` of clips, float `[B, N, D]`; its results, stacked.
+
+        A GPU takes several at once: each is a thousand small steps, which it waits for. Another
+        product may round otherwise there; on the CPU bits are those of each clip alone.
+        """
+        if clips.device.type == "cpu":
+            return stacked(self.at_budgets(clip.float(), budgets) for clip in clips)
+        parts = [self.together(part.float(), budgets) for part in torch.split(clips, _TOGETHER)]
+        return [
+            Quantized(*map(torch.cat, zip(*found, strict=True)))
+            for found in zip(*parts, strict=True)
+        ]
+
+    def together(self, clips: Tensor, budgets: Sequence[int]) -> list[Quantized]:
+        """`at_budgets_of` in steps of all clips at once, float32 `[B, N, D]`."""
+        return torch.vmap(partial(self.at_budgets, budgets=budgets))(clips)
 
     def _assigned(self, unit: Tensor, centroids: Tensor, active: Tensor) -> Assignment:
         """Nearest centroid of every row; switched-off ones are moved out of reach."""
@@ -121,6 +141,13 @@ class KMeansQuantizer(nn.Module):
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         return (indices[:, None] == self.slot).to(torch.float32)
+
+
+def stacked(clips: Iterable[Sequence[Quantized]]) -> list[Quantized]:
+    """Clips at several budgets, each: the same by budget, with clips stacked."""
+    return [
+        Quantized(*map(torch.stack, zip(*found, strict=True))) for found in zip(*clips, strict=True)
+    ]
 
 
 def farthest_first(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqedge.model.nearest_codebook import nearest_codebook
-from vqedge.model.quantizer import Quantized, first_occurrence_order
+from vqedge.model.quantizer import Quantized, first_occurrence_order, stacked
 from vqedge.model.reducers.common import flat, one_hot, unit
 from vqedge.model.reducers.protocol import DROPPED, Reduced, Reducer
 
@@ -79,3 +79,7 @@ class ReducerQuantizer(nn.Module):
                 Quantized(found.codes[:budget], found.indices, found.mask[:budget], found.margin)
             )
         return results
+
+    def at_budgets_of(self, clips: Tensor, budgets: Sequence[int]) -> list[Quantized]:
+        """`at_budgets` of clips, float `[B, N, D]`, one after another; its results, stacked."""
+        return stacked(self.at_budgets(clip.float(), budgets) for clip in clips)
