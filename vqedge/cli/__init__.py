@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vqedge.cli import asking, making, measuring  # they add their commands, in this order
-from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, USAGE_ERROR, USER_ERROR, app
+from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, TERMINATED, USAGE_ERROR, USER_ERROR, app
 from vqedge.errors import UsageError, VqedgeError, printable
 from vqedge.files import disk_fault
 from vqedge.packages import install_line
@@ -25,7 +28,12 @@ _ANYWHERE = (_DEBUG, _VERBOSE)  # taken before or after the command
 
 def main() -> None:
     """Run the command line; the only place where errors become exit codes."""
-    _take_any_text()
+    with _terminable():
+        _take_any_text()
+        _run()
+
+
+def _run() -> None:
     arguments = sys.argv[1:]
     flags = [flag for flag in _ANYWHERE if flag in arguments]
     try:
@@ -48,8 +56,28 @@ def main() -> None:
         _fail(error, INTERNAL_ERROR, line)
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that temporary files go and children end."""
+
+    def leave(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _take_any_text() -> None:
-    """A file's name or a question that is not of the terminal's encoding ends no command."""
+    """A file's name or a question that is not of the terminal's encoding ends no command.
+
+    Nor does a standard input that is closed; it is an empty one.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - until the process ends
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             unicode = stream.encoding.lower().replace("-", "") == "utf8"

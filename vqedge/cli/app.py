@@ -10,7 +10,8 @@ import typer
 
 from vqedge import __version__
 
-USER_ERROR, USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED = 1, 2, 3, 130  # exit codes; 2 is click's too
+# Exit codes; 2 is click's too, the last two are what shells make of SIGINT and SIGTERM.
+USER_ERROR, USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
 app = typer.Typer(
     name="vqedge",
