@@ -17,10 +17,14 @@ _RATE_OVER = 20  # steps, the latest
 
 
 class Clock:
-    """Tells when a command's time is up; without a limit, never."""
+    """Tells when a command's time is up; without a limit, never, unless it is stopped."""
 
-    def __init__(self, minutes: float | None) -> None:
+    def __init__(self, minutes: float | None = None) -> None:
         self._end = None if minutes is None else time.monotonic() + 60.0 * minutes
+
+    def stop(self) -> None:
+        """Time is up now."""
+        self._end = time.monotonic()
 
     def is_up(self) -> bool:
         """Is it time to save and stop?"""

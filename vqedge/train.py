@@ -26,7 +26,7 @@ from vqedge.training.run import Run, compiles
 
 
 def train(
-    config: TrainConfig, read: FrameReader, resume: bool = False, minutes: float | None = None
+    config: TrainConfig, read: FrameReader, resume: bool = False, clock: Clock | None = None
 ) -> Checkpoint | None:
     """Train to the configured number of steps and write a checkpoint.
 
@@ -34,7 +34,7 @@ def train(
         config: the run.
         read: how video files are decoded.
         resume: go on from the last save in `config.output`, or begin if there is none.
-        minutes: save and stop after this time; `resume` goes on.
+        clock: when its time is up, save and stop; `resume` goes on.
 
     Returns:
         The checkpoint, or None if time ran out.
@@ -47,7 +47,7 @@ def train(
         DatasetError: a source is missing or malformed.
         FetchError: base weights are not there and cannot be downloaded.
     """
-    clock = Clock(minutes)
+    clock = clock or Clock()
     folder = RunFolder(config)
     folder.refuse_unwritable()
     folder.refuse_checkpoint()

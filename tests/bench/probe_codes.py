@@ -61,7 +61,7 @@ def gather(config: TrainConfig, most: int) -> Codes:
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     entries = config.data.sources
     sources = sources_of(entries, read_frames)
-    clips = training_clips(config, entries, sources, quantizer, accelerator, Clock(None))
+    clips = training_clips(config, entries, sources, quantizer, accelerator, Clock())
     assert clips is not None, "there is no limit of time"
     return _with_names(clips, config.model, most)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import vqedge.commands.train as command
 import vqedge.train
 import vqedge_export.onnx_export
 from vqedge.commands.train import run_train
+from vqedge.errors import ConfigError
+from vqedge.progress import Clock
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny-cpu.yaml"
 
@@ -22,8 +28,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
     """Training is over at once, but where it has no minutes; what is traced, of which backbone."""
     found: list[tuple[Path, Path]] = []
 
-    def train(settings: Any, _frames: Any, _resume: bool, minutes: float | None) -> Any:
-        return None if minutes == 0 else SimpleNamespace(path=settings.output)
+    def train(settings: Any, _frames: Any, _resume: bool, clock: Clock) -> Any:
+        return None if clock.is_up() else SimpleNamespace(path=settings.output)
 
     def trace(checkpoint: Any, backbone: Path) -> None:
         found.append((checkpoint.path, backbone))
@@ -50,6 +56,45 @@ def test_a_run_out_of_time_says_how_to_go_on(
     out, err = capsys.readouterr()
     assert json.loads(out) == {"checkpoint": str(tmp_path / "own"), "finished": False}
     assert f"time is up: `--resume` goes on with {tmp_path / 'own'}" in err
+    assert traced == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_that_comes_before_a_kill_has_the_run_save_and_stop(
+    traced: list[tuple[Path, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    train, number = vqedge.train.train, signal.Signals[name]
+    missed: list[int] = []
+
+    def killed(*words: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return train(*words)
+
+    monkeypatch.setattr(vqedge.train, "train", killed)
+    before = signal.signal(number, lambda *_: missed.append(number))
+    try:
+        run_train(RECIPE, [], out=tmp_path / "own")
+        assert "`--resume` goes on" in capsys.readouterr().err and not traced
+        os.kill(os.getpid(), number)
+        assert missed == [number], "the handler from before is back"
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_full_gpu_is_told_what_takes_less(
+    traced: list[tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(vqedge.train, "train", train)
+    with pytest.raises(ConfigError, match=r"optim\.accumulate, here 2, .* --resume goes on"):
+        run_train(RECIPE, ["optim.accumulate=2"], out=tmp_path / "own")
     assert traced == []
 
 

@@ -33,6 +33,7 @@ from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
+from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
 from vqedge.training.processes import leave_process_group
@@ -114,7 +115,7 @@ def no_files(*_: object) -> Any:
 
 
 def run(config: TrainConfig, resume: bool = False, minutes: float | None = None) -> Any:
-    return train(config, no_files, resume, minutes)
+    return train(config, no_files, resume, Clock(minutes))
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vqedge.base.weights import encoder_weights
 from vqedge.commands.frames import reader_of
 from vqedge.commands.output import json_result, result, say
-from vqedge.recipe import read_recipe
+from vqedge.errors import ConfigError
+from vqedge.progress import Clock
+from vqedge.recipe import TrainConfig, read_recipe
+
+if TYPE_CHECKING:
+    from vqedge.model.checkpoint import Checkpoint
+
+_SAVE_AND_STOP = ("SIGTERM", "SIGUSR1")  # of docker and spot machines; of Slurm, where it is asked
 
 
 def run_train(
@@ -21,12 +32,13 @@ def run_train(
     as_json: bool = False,
 ) -> None:
     """Train, then trace the encoder so that the checkpoint can be assembled without torch."""
-    from vqedge.train import train
     from vqedge.training.processes import leave_process_group
     from vqedge_export.onnx_export import write_graph
 
     settings = read_recipe(config, overrides, out)
-    checkpoint = train(settings, reader_of(settings.model.encoder), resume, minutes)
+    clock = Clock(minutes)
+    with _stopped_by_signals(clock):
+        checkpoint = _trained(settings, resume, clock)
     leave_process_group()
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process of a launcher speaks
@@ -38,3 +50,39 @@ def run_train(
         json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
     else:
         result(str(settings.output))
+
+
+def _trained(settings: TrainConfig, resume: bool, clock: Clock) -> Checkpoint | None:
+    """The checkpoint, or None if time ran out.
+
+    Raises:
+        ConfigError: the GPU's memory does not do; or as `train`.
+    """
+    from torch import OutOfMemoryError
+
+    from vqedge.train import train
+
+    try:
+        return train(settings, reader_of(settings.model.encoder), resume, clock)
+    except OutOfMemoryError as error:
+        raise ConfigError(
+            "the GPU's memory is full; a larger optim.accumulate, here "
+            f"{settings.optim.accumulate}, computes a step in more parts, a smaller "
+            "optim.naming_clips_per_step does for the naming steps; then --resume goes on"
+        ) from error
+
+
+@contextmanager
+def _stopped_by_signals(clock: Clock) -> Iterator[None]:
+    """What announces a kill means that time is up."""
+
+    def stop(*_: Any) -> None:
+        clock.stop()
+
+    numbers = [getattr(signal, name) for name in _SAVE_AND_STOP if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
