@@ -12,7 +12,7 @@ from vqedge.files import file_sha256, replacing
 from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.tokens import Codes, TokenSet
 from vqedge_runtime.video import images_in
-from vqedge_runtime.video.clip import no_time_in
+from vqedge_runtime.video.clip import fault_of_span
 from vqedge_runtime.video.faults import video_fault, video_faults
 from vqedge_runtime.vqt import (
     Header,
@@ -157,8 +157,8 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
     Raises:
         VqtError: it lies in no one segment.
     """
-    if (fault := no_time_in((start_s, end_s))) is not None:
-        raise VqtError(f"{fault}; give seconds from 0 up")
+    if (fault := fault_of_span((start_s, end_s))) is not None:
+        raise VqtError("; ".join(fault))
     spans = file.spans_us
     first_s, last_s = spans[0][0] / _MICROSECONDS, sum(spans[-1]) / _MICROSECONDS
     if start_s is None and end_s is None:
@@ -169,6 +169,9 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
             )
         return 0
     start_us = spans[0][0] if start_s is None else _us(start_s)
+    if end_s is not None and _us(end_s) <= start_us:
+        begins = f"the span begins at {start_us / _MICROSECONDS:g} s"
+        raise VqtError(f"{begins}, not before end {end_s:g}; give an end above it")
     for number, (begin_us, length_us) in enumerate(spans):
         if begin_us <= start_us < begin_us + length_us:
             if end_s is None or _us(end_s) <= begin_us + length_us + _SLACK_US:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_vqt import LEARNED, header, segment, tiny_file
 
 from vqedge.errors import VqtError
+from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.vqt import (
     Header,
@@ -163,6 +164,26 @@ def test_a_file_on_disk(tmp_path: Path) -> None:
     assert file.size_bytes == path.stat().st_size
     assert file.spans_us == ((0, 500_000), (500_000, 500_000), (1_000_000, 500_000))
     assert_equal(file.segment(2), segment(1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        ((None, 0.5), "begins at 1 s, not before end 0.5; give an end above it"),
+        ((None, 1.0), "begins at 1 s, not before end 1; "),
+        ((1.2, 1.1), "start 1.2 is not before end 1.1; "),
+        ((1.2, 1.2), "start 1.2 is not before end 1.2; "),
+        ((None, -1.0), "end -1.0 is not a time; "),
+    ],
+)
+def test_a_span_before_the_file_or_backwards(
+    tmp_path: Path, span: tuple[float | None, float], words: str
+) -> None:
+    path = tmp_path / "part.vqt"
+    path.write_bytes(vqt_bytes(header(), [segment(1_000_000)]))
+    with pytest.raises(VqtError, match=words):
+        read_stored(path, None, *span)
+    assert read_stored(path, None, None, 1.5)[1].start_us == 1_000_000
 
 
 def test_what_counts_as_one(tmp_path: Path) -> None:

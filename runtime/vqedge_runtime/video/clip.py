@@ -141,7 +141,8 @@ def clips_from_path(
         raise ValueError(f"frames and size must be at least 1, got {frames} and {size}")
     request = _Request(Path(path), frames, size, spans, rule, stopped)
     for span in spans:
-        _check_span(request.path, span)
+        if (fault := fault_of_span(span)) is not None:
+            raise video_fault(request.path, *fault)
     with video_faults(request.path):
         route = _clips_from_folder if request.path.is_dir() else _clips_from_file
         began = time.perf_counter()
@@ -284,21 +285,21 @@ def _natural_key(path: Path) -> tuple[list[str | int], str]:
     return [int(p) if p.isdecimal() else p for p in parts], path.name
 
 
-def no_time_in(span: Span) -> str | None:
-    """What is wrong with an end of a span that is no time at all."""
+def fault_of_span(span: Span, mark: str = "") -> tuple[str, str] | None:
+    """What is wrong with a span that no video has, and the next step; None of one that some has.
+
+    Args:
+        span: in seconds.
+        mark: what the user writes before the names of the ends, as `--`.
+    """
     for name, value in zip(("start", "end"), span, strict=True):
         if value is not None and not (math.isfinite(value) and value >= 0):
-            return f"{name} {value} is not a time"
-    return None
-
-
-def _check_span(path: Path, span: Span) -> None:
-    start_s, end_s = span
-    if (fault := no_time_in(span)) is not None:
-        raise video_fault(path, fault, "give seconds from 0 up")
-    if end_s is not None and (start_s or 0.0) >= end_s:
-        what = f"start {start_s or 0.0:g} is not before end {end_s:g}"
-        raise video_fault(path, what, "give a start below the end, in seconds")
+            return f"{mark}{name} {value} is not a time", "give seconds from 0 up"
+    start_s, end_s = span[0] or 0.0, span[1]
+    if end_s is None or start_s < end_s:
+        return None
+    what = f"{mark}start {start_s:g} is not before {mark}end {end_s:g}"
+    return what, "give a start below the end"
 
 
 def _span(
