@@ -167,26 +167,39 @@ def test_saving_writes_over_no_video(qa: VideoQA, clip: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_an_interrupt_ends_the_answer_and_at_a_terminal_no_more(
+@pytest.mark.parametrize(
+    ("owner", "name", "line", "texts"),
+    [
+        (AnswerStream, "__next__", "What?", ("Never heard.", "Red.")),
+        (VideoQA, "stream", "What?", ("Red.",)),
+        (VideoQA, "encode", "/video {} 0.5", ("Red.",)),
+    ],
+)
+def test_an_interrupt_ends_what_is_done_and_at_a_terminal_no_more(
     qa: VideoQA,
     clip: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    line: str,
+    texts: tuple[str, ...],
     terminal: bool,
 ) -> None:
-    pieces = AnswerStream.__next__
+    whole = getattr(owner, name)
 
-    def interrupted(_: AnswerStream) -> str:
-        monkeypatch.setattr(AnswerStream, "__next__", pieces)
+    def interrupted(*_: object, **__: object) -> None:
+        monkeypatch.setattr(owner, name, whole)
         raise KeyboardInterrupt
 
     assert isinstance(qa.llm, FakeLanguageModel)
+    talk = Chat(qa, clip)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: terminal))
-    monkeypatch.setattr(AnswerStream, "__next__", interrupted)
-    for text in ("Never heard.", "Red."):
+    monkeypatch.setattr(owner, name, interrupted)
+    for text in texts:
         qa.llm.enqueue(text)
     with nullcontext() if terminal else pytest.raises(KeyboardInterrupt):
-        Chat(qa, clip).talk(iter(["What?", "What color?"]))
+        talk.talk(iter([line.format(clip), "What color?"]))
     assert capsys.readouterr().out == ("\nRed.\n" if terminal else "")
 
 

@@ -163,6 +163,23 @@ def test_rows_beyond_one_batch_are_read_and_the_context_grows(wild: Any) -> None
 # ---- what is refused
 
 
+def test_an_interrupt_while_the_context_grows_leaves_the_model_usable(
+    wild: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = type(wild._reader.context)
+    close = context.close
+
+    def interrupted(old: Any) -> None:
+        close(old)
+        monkeypatch.setattr(context, "close", close)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(context, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wild.prefill_video(video(5, rows=700))
+    assert wild.ask(video(4), "So?", DecodingOptions(max_tokens=1)).video_tokens == 8
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_counts(wild: Any) -> None:
     with pytest.raises(PromptError, match=rf"8 video, \d+ question .* {CONTEXT}; shorten"):
         wild.ask(video(), "why " * CONTEXT)

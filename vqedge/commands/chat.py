@@ -98,6 +98,10 @@ class Chat:
                 self._take(line)
             except VqedgeError as error:
                 say(f"vqedge: {error}")
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                result("")  # ends what the line asked for, not the talk
 
     def _take(self, line: str) -> None:
         if not line.startswith("/"):
@@ -111,16 +115,10 @@ class Chat:
 
     def _answer(self, question: str) -> None:
         turns = self._turns if self.history else ()
-        stream = self.qa.stream(self.video, question, options=self.options, history=turns)
-        try:
+        asked = self.qa.stream(self.video, question, options=self.options, history=turns)
+        with asked as stream:
             for piece in stream:
                 result(piece, end="")
-        except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
-            stream.close()  # ends the answer, not the talk
-            result("")
-            return
         result("")
         self.video = stream.answer.video
         self._turns.append(Exchange(question, stream.answer.text))

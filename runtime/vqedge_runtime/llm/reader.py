@@ -353,8 +353,9 @@ class Reader:
             return self.context
         if self._context is not None:
             self._set_aside()
-            self._context.close()
-        self._context, self._template_held = None, False
+            old, self._context = self._context, None  # should closing it be interrupted
+            old.close()
+        self._template_held = False
         size = max(self._start_size, 1 << (count - 1).bit_length())
         self._context = Context(self._model, min(size, self._limit), self._threads)
         return self._context
