@@ -181,7 +181,11 @@ def test_free_frames_are_described_in_the_record(
     assert (profile.min, profile.opt, profile.max) == ((1, 4, 4, 3), (2, 4, 4, 3), (2, 4, 4, 3))
 
 
-def test_the_building_process_builds(source: Source, process: None) -> None:
+def test_the_building_process_builds(
+    source: Source, process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
     path, record = engine_from_onnx(source, "tensorrt-rtx", RTX)
     assert b'"made_by": "1.7.1.116"' in path.read_bytes()
     assert record.outputs == ENGINE_OUTPUTS

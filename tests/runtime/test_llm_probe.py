@@ -59,8 +59,11 @@ def test_the_probe_survives_a_process_that_dies(
     assert fix in result.fix
 
 
-def test_the_probe_tells_a_missing_library_from_a_missing_file(tmp_path: Path) -> None:
+def test_the_probe_tells_a_missing_library_from_a_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "llama_cpp.py").write_text("raise ImportError('none here')")
+    monkeypatch.chdir(tmp_path)  # whose modules are nobody's
     result = probe.probe_decode(tmp_path / "any.gguf")
     assert "any.gguf again" in result.fix
     with pytest.MonkeyPatch.context() as patch:

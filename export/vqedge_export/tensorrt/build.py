@@ -6,7 +6,6 @@ import logging
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,6 +30,7 @@ from vqedge.engines import (
 )
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256, replacing
+from vqedge.modules import module_command
 from vqedge_export.graph import copied
 from vqedge_export.light import save_apart
 from vqedge_export.tensorrt.calibration import (
@@ -52,6 +52,7 @@ from vqedge_export.tensorrt.prepare import engine_outputs, prepare, settle_op
 logger = logging.getLogger(__name__)
 
 ENGINES, PREPARED = "engines", "prepared.onnx"
+_WORKER = "vqedge_export.tensorrt.worker"
 _LAST_LINES, _TELL_SECONDS = 3, 30.0
 
 
@@ -147,8 +148,7 @@ def run_job(job: Job) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         told, answer = Path(folder) / "job.json", Path(folder) / "outcome.json"
         told.write_text(job.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "vqedge_export.tensorrt.worker", str(told), str(answer)]
-        status, last_lines = _watched(command)
+        status, last_lines = _watched(module_command(_WORKER, str(told), str(answer)))
         if status != 0 or not answer.is_file():
             raise ExportError(f"{job.flavour}: {_cause_of_death(status, last_lines)}")
         outcome = Outcome.model_validate_json(answer.read_text(encoding="utf-8"))

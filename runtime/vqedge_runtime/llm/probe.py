@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vqedge.errors import BackendUnavailable, VqedgeError
+from vqedge.modules import module_command
 from vqedge_runtime.llm import DecodingOptions, VideoRows, open_llama_cpp
 from vqedge_runtime.llm.build_flags import pip_line
 
@@ -48,11 +49,10 @@ def probe_decode(path: Path, timeout_s: float = 120.0) -> ProbeResult:
         path: the file.
         timeout_s: give up after this long.
     """
-    command = [sys.executable, "-m", __name__, str(path)]
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}  # or an abort waits for a debugger
     try:
         run = subprocess.run(
-            command,
+            module_command(__name__, str(path)),
             env=environment,
             capture_output=True,
             text=True,
