@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,20 +24,7 @@ from vqedge.model.answer import CheckpointAnswerer, checked_budget
 from vqedge_runtime.llm import ChoiceScores
 
 SIZE, LONGEST = GRID * 14, 6
-
-
-class Letters:
-    """The tiny tokenizer, with a way back to text."""
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = tiny_tokenizer().tokenizer(text)
-        return found
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-
-TOKENIZER = replace(tiny_tokenizer(), tokenizer=Letters())
+TOKENIZER = tiny_tokenizer()
 
 
 class Rows(nn.Module):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from command_line import Outcome, run_vqedge, vqedge_here
 from tiny_bundle import write_bundle
 
 import vqedge.cli
 from vqedge.commands import doctor
-from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items
 from vqedge.errors import BundleError
 from vqedge_runtime import VideoQA
@@ -33,12 +33,6 @@ COMMANDS = sorted(typer.main.get_command(vqedge.cli.app).commands)  # type: igno
 PLAIN = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`vqedge ...` in this process, with an empty folder for the current one."""
@@ -46,27 +40,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setenv(name, value)
     for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH"):
         monkeypatch.delenv(name, raising=False)
-
-    def command(*arguments: object, stdin: str = "") -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vqedge", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as caught:
-            vqedge.cli.main()
-        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
-
-    return command
+    return vqedge_here(monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
-    write_demo(path)
-    return path
 
 
 class FakeBundle(NamedTuple):
@@ -280,7 +259,9 @@ def test_a_video_that_is_not_there(run: Any, bundle: FakeBundle) -> None:
 @pytest.mark.parametrize("question", ["", " \t "])
 def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: str) -> None:
     assert_one_line(run("ask", clip, question, "-m", bundle.path), "the question is empty")
-    assert_one_line(run("ask", clip, "-m", bundle.path, stdin=question), "the question is empty")
+    assert_one_line(
+        run("ask", clip, "-m", bundle.path, stdin=question.encode()), "the question is empty"
+    )
     assert not bundle.encoder.calls, "the video was read first"
 
 
@@ -512,7 +493,7 @@ def test_an_answer(run: Any, clip: Path, bundle: FakeBundle, flags: list[str]) -
 
 def test_a_question_from_a_pipe(run: Any, clip: Path, bundle: FakeBundle) -> None:
     bundle.llm.enqueue("Yes.")
-    found = run("ask", clip, "-m", bundle.path, stdin="What moves?\n")
+    found = run("ask", clip, "-m", bundle.path, stdin=b"What moves?\n")
     assert (found.code, found.out) == (0, "Yes.\n")
     assert bundle.llm.calls[0][1].strip() == "What moves?"
 
@@ -602,16 +583,11 @@ def test_eval_scores_choices_and_asks_about_part_of_a_video(
 # ---- as a program
 
 
-def program(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vqedge", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
-
 def test_the_program_exits_with_these_codes() -> None:
-    assert program("--help").returncode == 0
-    missing = program("ask", "a.mp4", "What?", "-m", "none.vqedge")
+    assert run_vqedge("--help").returncode == 0
+    missing = run_vqedge("ask", "a.mp4", "What?", "-m", "none.vqedge")
     assert_one_line(Outcome(missing.returncode, missing.stdout, missing.stderr), "none.vqedge")
-    assert program("ask").returncode == 2
+    assert run_vqedge("ask").returncode == 2
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

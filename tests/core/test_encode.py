@@ -12,20 +12,19 @@ import time
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import av
 import numpy as np
 import pytest
+from command_line import Outcome, vqedge_here
 from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 
-import vqedge.cli
 import vqedge.commands.encode as command
 import vqedge.commands.words as words_command
 import vqedge_runtime.video.clip as clip_module
 from vqedge.bundle import Bundle
-from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge_runtime import VideoQA
 from vqedge_runtime.batch import BatchEncoder, Job
@@ -37,18 +36,10 @@ from vqedge_runtime.video_words import PromptPiece
 from vqedge_runtime.vqt import open_vqt
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: list[str]
-    err: str
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seconds."""
-    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
-    write_demo(path)
-    return path
+@pytest.fixture
+def clip(demo_clip: Path) -> Path:
+    """Three seconds, in another folder than the test's."""
+    return demo_clip
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +80,7 @@ def run(
     """`vqedge ...` in this process and an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VQEDGE_BUNDLE", str(bundle.root))
-
-    def vqedge_command(*arguments: object, stdin: bytes = b"") -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vqedge", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            vqedge.cli.main()
-        out, err = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), out.splitlines(), err)
-
-    return vqedge_command
+    return vqedge_here(monkeypatch, capsys)
 
 
 def folder_of(clip: Path, *names: str) -> Path:
@@ -127,7 +109,7 @@ def complaint(found: Outcome, code: int = 1) -> str:
 )
 def test_one_video(run: Any, clip: Path, out: str, made: str) -> None:
     found = run("encode", clip, "-o", out)
-    assert (found.code, found.out) == (0, [made]), found.err
+    assert (found.code, found.lines) == (0, [made]), found.err
     size = Path(made).stat().st_size
     assert "encoder: fake encoder" in found.err
     assert f"1 encoded, 1 segments, {size} bytes" in found.err
@@ -139,8 +121,8 @@ def test_one_video(run: Any, clip: Path, out: str, made: str) -> None:
 
 def test_into_a_folder_that_is_there(run: Any, clip: Path) -> None:
     Path("there").mkdir()
-    assert run("encode", clip, "-o", "there").out == ["there/demo.mp4.vqt"]
-    assert run("encode", clip, "-o", "new/").out == ["new/demo.mp4.vqt"]
+    assert run("encode", clip, "-o", "there").lines == ["there/demo.mp4.vqt"]
+    assert run("encode", clip, "-o", "new/").lines == ["new/demo.mp4.vqt"]
 
 
 def test_a_budget(run: Any, clip: Path) -> None:
@@ -155,7 +137,7 @@ def test_a_budget(run: Any, clip: Path) -> None:
 
 def test_a_video_from_a_pipe(run: Any, clip: Path) -> None:
     found = run("encode", "-", "-o", "a.vqt", stdin=clip.read_bytes())
-    assert (found.code, found.out) == (0, ["a.vqt"]), found.err
+    assert (found.code, found.lines) == (0, ["a.vqt"]), found.err
     run("encode", clip, "-o", "b.vqt")
     assert Path("a.vqt").read_bytes() == Path("b.vqt").read_bytes()
     assert "a pipe is for one video" in complaint(run("encode", "-", clip, "-o", "c"), 2)
@@ -172,7 +154,7 @@ def test_what_is_no_video_in_a_pipe_is_called_so(run: Any) -> None:
     found = run("encode", "-", "-o", "a.vqt", stdin=b"no video")
     assert complaint(found).startswith("vqedge: -: is not a video")
     found = run("encode", "-", "-o", "a.vqt", "--json", stdin=b"no video")
-    assert json.loads(found.out[0])["files"][0]["video"] == "-"
+    assert json.loads(found.lines[0])["files"][0]["video"] == "-"
 
 
 def test_a_file_into_a_pipe(run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +196,7 @@ def test_a_folder_of_frames_is_one_video(run: Any, clip: Path) -> None:
     with av.open(str(clip)) as container:
         for number, frame in zip(range(9), container.decode(video=0), strict=False):
             frame.to_image().save(f"frames/{number}.png")
-    assert run("encode", "frames", "-o", "a").out == ["a.vqt"]
+    assert run("encode", "frames", "-o", "a").lines == ["a.vqt"]
     origin = open_vqt(Path("a.vqt")).header.origin
     assert origin.size_bytes == sum(path.stat().st_size for path in Path("frames").iterdir())
     Path("frames/3.png").write_bytes(Path("frames/4.png").read_bytes())
@@ -228,11 +210,11 @@ def test_a_folder_of_frames_is_one_video(run: Any, clip: Path) -> None:
 def test_a_folder_with_a_bad_file(run: Any, clip: Path, encoder: FakeEncoder) -> None:
     videos = folder_of(clip, "a.mp4", "bad.mp4", "c.MTS", "sub/b.mkv", ".hidden.mp4", "notes.txt")
     found = run("encode", videos, "-o", "out")
-    assert found.out == ["out/a.mp4.vqt", "out/c.MTS.vqt", "out/sub/b.mkv.vqt"]
+    assert found.lines == ["out/a.mp4.vqt", "out/c.MTS.vqt", "out/sub/b.mkv.vqt"]
     assert "1 of 4 videos could not be encoded" in complaint(found)
     assert "failed: clips/bad.mp4: is not a video" in found.err
     assert encoder.calls == 3
-    assert sorted(map(str, Path("out").rglob("*.*"))) == found.out
+    assert sorted(map(str, Path("out").rglob("*.*"))) == found.lines
 
 
 def test_paths_go_to_stdout_while_the_bar_is_at_a_terminal(
@@ -243,7 +225,7 @@ def test_paths_go_to_stdout_while_the_bar_is_at_a_terminal(
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     found = run("encode", folder_of(clip, "a.mp4", "b [x264].mp4"), "-o", "out")
-    assert found.out == ["out/a.mp4.vqt", "out/b [x264].mp4.vqt"]
+    assert found.lines == ["out/a.mp4.vqt", "out/b [x264].mp4.vqt"]
     assert "b [x264].mp4" in terminal.getvalue()
 
 
@@ -259,7 +241,7 @@ def test_an_interrupt_leaves_what_is_done_and_no_half(
 
     monkeypatch.setattr(encoder, "encode", interrupted)
     found = run("encode", videos, "-o", "out")
-    assert (found.code, found.out) == (130, ["out/a.mp4.vqt"])
+    assert (found.code, found.lines) == (130, ["out/a.mp4.vqt"])
     assert [path.name for path in Path("out").iterdir()] == ["a.mp4.vqt"]
 
 
@@ -306,7 +288,7 @@ def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEnc
     assert encoder.calls == 3
     found = run("encode", videos, "-o", "out")
     assert (found.code, encoder.calls) == (0, 3) and "3 were up to date" in found.err
-    assert len(found.out) == 3, "they are results all the same"
+    assert len(found.lines) == 3, "they are results all the same"
     with (videos / "a.mp4").open("ab") as file:
         file.write(b"more")
     Path("out/b.mp4.vqt").write_bytes(Path("out/b.mp4.vqt").read_bytes()[:-1])
@@ -333,8 +315,8 @@ def test_fewer_bits_make_a_smaller_file_that_is_another(
 def test_as_json(run: Any, clip: Path) -> None:
     videos = folder_of(clip, "a.mp4", "bad.mp4")
     found = run("encode", videos, videos / "a.mp4", "-o", "out", "--json")
-    assert found.code == 1 and len(found.out) == 1
-    first, second = json.loads(found.out[0])["files"]
+    assert found.code == 1 and len(found.lines) == 1
+    first, second = json.loads(found.lines[0])["files"]
     assert first["out"] == "out/a.mp4.vqt" and not first["error"]
     assert first["bytes"] == Path("out/a.mp4.vqt").stat().st_size and first["segments"] == 1
     assert second["video"] == "clips/bad.mp4" and "is not a video" in second["error"]
@@ -409,7 +391,7 @@ def test_times_that_no_file_holds_stop_no_other(run: Any, clip: Path) -> None:
     videos = folder_of(clip, "b.mp4")
     write_far(videos / "a.mkv", 2 * 10**16)
     found = run("encode", videos, "-o", "out")
-    assert found.out == ["out/b.mp4.vqt"]
+    assert found.lines == ["out/b.mp4.vqt"]
     assert "1 of 2 videos could not be encoded" in complaint(found)
     assert "failed: out/a.mkv.vqt: a time is none that a file can hold" in found.err
 
@@ -512,7 +494,7 @@ def test_asking_a_file_reads_the_rows_of_the_video(run: Any, clip: Path, qa: Vid
         qa.llm.enqueue("Red.")
         found = run("ask", video, "What?", "--json")
         assert found.code == 0, found.err
-        asked = json.loads(found.out[0])["video"]
+        asked = json.loads(found.lines[0])["video"]
         span = {"start_s": 0.0, "end_s": 3.0, "duration_s": 3.0}
         assert asked == {"path": str(video), "frames": 8, **span}
     (first, _), (second, _) = qa.llm.calls
@@ -524,7 +506,7 @@ def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
     run("encode", clip, "-o", "a.vqt", "--segment", "1")
     for text in ("Red.", "Blue.", "Gray."):
         qa.llm.enqueue(text)
-    assert run("ask", "a.vqt", "What?").out == [
+    assert run("ask", "a.vqt", "What?").lines == [
         "a.vqt 0-1 s\tWhat?\tRed.",
         "a.vqt 1-2 s\tWhat?\tBlue.",
         "a.vqt 2-3 s\tWhat?\tGray.",
@@ -534,7 +516,7 @@ def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
         assert "about one video; name a .vqt, and of several segments one" in complaint(found)
     qa.llm.enqueue("Red.")
     found = run("ask", "a.vqt", "What?", "--start", "1.5")
-    assert found.out == ["Red."] and "segment from 1 to 2 s" in found.err
+    assert found.lines == ["Red."] and "segment from 1 to 2 s" in found.err
     for span in (["--start", "1.5", "--end", "2.9"], ["--start", "3"], ["--start", "99"]):
         assert "in no one of its 3 segments" in complaint(run("ask", "a.vqt", "What?", *span))
 
@@ -548,15 +530,15 @@ def test_asking_about_what_comes_through_a_pipe(run: Any, clip: Path, qa: VideoQ
     video, tokens = clip.read_bytes(), Path("a.vqt").read_bytes()
     found = run("ask", "-", "What?", "--json", stdin=video)
     assert found.code == 0, found.err
-    assert json.loads(found.out[0])["video"]["path"] == "-"
+    assert json.loads(found.lines[0])["video"]["path"] == "-"
     answers = ["-\tWhat?\tRed.", "-\tWho?\tRed."]
-    assert run("ask", "-", "--questions", "q.txt", stdin=video).out == answers
+    assert run("ask", "-", "--questions", "q.txt", stdin=video).lines == answers
     found = run("ask", "-", "What?", stdin=tokens)
-    assert [line.split("\t")[0] for line in found.out] == ["- 0-2 s", "- 2-3 s"]
-    assert run("ask", "-", "What?", "--start", "1", stdin=tokens).out == ["Red."]
+    assert [line.split("\t")[0] for line in found.lines] == ["- 0-2 s", "- 2-3 s"]
+    assert run("ask", "-", "What?", "--start", "1", stdin=tokens).lines == ["Red."]
     assert complaint(run("ask", "-", "What?", stdin=b"x")).startswith("vqedge: -: is not a video")
     found = run("ask", "-", "--questions", "q.txt", "--json", stdin=b"x")
-    assert json.loads(found.out[0])["failed"][0].startswith("-: is not a video")
+    assert json.loads(found.lines[0])["failed"][0].startswith("-: is not a video")
     for flags in ([], ["--questions", "-"]):
         found = run("ask", "-", *flags, stdin=video)
         assert "the video comes through the pipe; give the question" in complaint(found, 2)
@@ -581,7 +563,7 @@ def test_words_of_a_segment(
     assert "say which with a start" in complaint(run("encode", "a.vqt", "--as", "ids"))
     for video in ("a.vqt", clip):
         found = run("encode", video, "--as", "ids", "--start", "2")
-        assert found.out == ["1 2"], found.err
+        assert found.lines == ["1 2"], found.err
     last = open_vqt(Path("a.vqt")).segment(2).codes.values
     assert all(np.array_equal(values, last) for values in told) and len(told) == 2
 
@@ -631,7 +613,7 @@ def test_what_cannot_be_kept_is_told(
     Path("a.kv").write_text("another program's")
     qa.llm.enqueue("Red.")
     found = run("ask", "a.vqt", "What?", "--keep-kv")
-    assert (found.code, found.out) == (0, ["Red."])
+    assert (found.code, found.lines) == (0, ["Red."])
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert "a.kv: cannot be written, or is another program's" in record.getMessage()
@@ -720,7 +702,7 @@ def test_eval_takes_a_file(run: Any, clip: Path, qa: VideoQA, encoder: FakeEncod
     Path("mine.jsonl").write_text(json.dumps(line))
     qa.llm.enqueue("Red.")
     found = run("eval", "--suite", "mine.jsonl", "--json")
-    assert json.loads(found.out[0])["accuracy"] == 1.0 and encoder.calls == calls
+    assert json.loads(found.lines[0])["accuracy"] == 1.0 and encoder.calls == calls
     qa.llm.enqueue("Red.")
     shuffled = run("eval", "--suite", "mine.jsonl", "--baselines", "--json")
     assert "a.vqt holds no frames to shuffle" in complaint(shuffled)
@@ -729,14 +711,14 @@ def test_eval_takes_a_file(run: Any, clip: Path, qa: VideoQA, encoder: FakeEncod
 def test_inspecting_a_file(run: Any, clip: Path) -> None:
     run("encode", clip, "-o", "a.vqt", "--segment", "1.5")
     found = run("inspect", "a.vqt", "--json")
-    facts = json.loads(found.out[0])
+    facts = json.loads(found.lines[0])
     assert facts["kind"] == "vqt" and facts["size_bytes"] == Path("a.vqt").stat().st_size
     assert [part["tokens"] for part in facts["segments"]] == [32, 32]
     assert facts["origin"]["size_bytes"] == clip.stat().st_size
     assert facts["header"]["kind"] == "kmeans"
     for name in ("A.VQT", "tokens"):
         shutil.copy("a.vqt", name)
-        assert json.loads(run("inspect", name, "--json").out[0])["kind"] == "vqt"
+        assert json.loads(run("inspect", name, "--json").lines[0])["kind"] == "vqt"
     Path("a.vqt").write_bytes(b"x")
     assert complaint(run("inspect", "a.vqt")).startswith("vqedge: a.vqt: not a .vqt file")
 

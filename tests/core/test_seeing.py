@@ -9,35 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command_line import vqedge_here
 from PIL import Image
 from tiny_bundle import write_bundle
 
-import vqedge.cli
 import vqedge.commands.encode
 import vqedge.commands.encoded
 from vqedge.bundle import Bundle
 from vqedge.commands.evidence import evidence_for
-from vqedge.data.demo import write_demo
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: list[str]
-    err: str
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
-    write_demo(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +53,7 @@ def run(
     """`vqedge ...` in this process and an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VQEDGE_BUNDLE", str(bundle.root))
-
-    def command(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vqedge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            vqedge.cli.main()
-        out, err = capsys.readouterr()
-        return Outcome(int(caught.value.code or 0), out.splitlines(), err)
-
-    return command
+    return vqedge_here(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("end", ["png", "html", "mp4"])
@@ -83,7 +61,7 @@ def test_viz_of_a_video_and_of_its_vqt(run: Any, clip: Path, end: str) -> None:
     run("encode", clip, "-o", "a.vqt")
     for video in (clip, "a.vqt"):
         found = run("viz", video, "-o", f"a.{end}")
-        assert (found.code, found.out) == (0, [f"a.{end}"])
+        assert (found.code, found.lines) == (0, [f"a.{end}"])
         assert Path(f"a.{end}").stat().st_size > 1000
 
 
@@ -103,8 +81,8 @@ def test_viz_as_json_with_a_question(run: Any, clip: Path, llm: FakeLanguageMode
     for total in (-1.0, -1.5, -1.0, -0.5, -4.0):  # all four codes, then without each
         llm.enqueue_scores(total)
     found = run("viz", clip, "-o", "a.png", "--question", "What <b>?", "--json")
-    document = json.loads(found.out[-1])
-    assert found.code == 0 and len(found.out) == 1
+    document = json.loads(found.lines[-1])
+    assert found.code == 0 and len(found.lines) == 1
     assert (document["out"], document["codes"], document["frames"]) == ("a.png", 4, 8)
     assert (document["question"], document["answer"]) == ("What <b>?", "red")
     assert [item["code"] for item in document["evidence"]] == [3, 0, 1, 2]
@@ -117,14 +95,14 @@ def test_ask_tells_its_evidence(run: Any, clip: Path, llm: FakeLanguageModel) ->
         llm.enqueue_scores(total)
     found = run("ask", clip, "What?", "--evidence")
     assert found.code == 0
-    assert found.out == ["red", "evidence: 0.00 to 3.00 s, codes 3 (+3 nats)"]
+    assert found.lines == ["red", "evidence: 0.00 to 3.00 s, codes 3 (+3 nats)"]
 
 
 def test_evidence_as_json(run: Any, clip: Path, llm: FakeLanguageModel) -> None:
     llm.enqueue("red")
     for total in (-1.0, -1.5, -1.0, -0.5, -4.0):
         llm.enqueue_scores(total)
-    document = json.loads(run("ask", clip, "What?", "--evidence", "--json").out[-1])
+    document = json.loads(run("ask", clip, "What?", "--evidence", "--json").lines[-1])
     first = document["evidence"][0]
     assert set(first) == {"code", "drop_nats", "start_s", "end_s", "share"}
     assert (first["code"], first["drop_nats"], first["start_s"], first["end_s"]) == (3, 3.0, 0, 3)
@@ -157,7 +135,7 @@ def test_without_the_flag_there_is_no_evidence(
     run: Any, clip: Path, llm: FakeLanguageModel
 ) -> None:
     llm.enqueue("red")
-    assert "evidence" not in json.loads(run("ask", clip, "What?", "--json").out[-1])
+    assert "evidence" not in json.loads(run("ask", clip, "What?", "--json").lines[-1])
     assert len(llm.calls) == 1
 
 
@@ -177,7 +155,7 @@ def test_one_line_for_what_a_user_can_fix(
     run: Any, clip: Path, arguments: list[str], words: str
 ) -> None:
     found = run(*(clip if word == "CLIP" else word for word in arguments))
-    assert (found.code, found.out) == (1, [])
+    assert (found.code, found.lines) == (1, [])
     last = found.err.splitlines()[-1]
     assert last.startswith("vqedge: ") and words in last
     assert not Path("a.png").exists()
@@ -206,14 +184,14 @@ def test_search(run: Any, clip: Path) -> None:
     run("encode", clip, "-o", "tokens/b.vqt")
     Path("tokens/bad.vqt").write_bytes(b"bad")
     found = run("search", "tokens/a.vqt", "tokens")
-    assert (found.code, found.out) == (0, ["1.0000  b.vqt  0.00-3.00 s"])
+    assert (found.code, found.lines) == (0, ["1.0000  b.vqt  0.00-3.00 s"])
     assert "2 clips in 3 files; 3 read anew, 0 gone" in found.err
     assert "left out: tokens/bad.vqt: not a .vqt file" in found.err
     found = run("search", clip, "tokens", "--duplicates", "-n", "1")
-    assert found.out == ["1.0000  a.vqt  0.00-3.00 s  same source"]
+    assert found.lines == ["1.0000  a.vqt  0.00-3.00 s  same source"]
     assert "0 read anew" in found.err
     found = run("search", clip, "tokens", "--novel")
-    assert (found.code, found.out) == (0, [])
+    assert (found.code, found.lines) == (0, [])
     assert "0 of 4 codes are new here" in found.err
 
 
@@ -221,31 +199,31 @@ def test_a_query_is_not_found_under_the_name_of_a_link(run: Any, clip: Path) -> 
     run("encode", clip, "-o", "elsewhere/a.vqt")
     Path("tokens").mkdir()
     Path("tokens/link.vqt").symlink_to(Path("elsewhere/a.vqt").absolute())
-    assert run("search", "tokens/link.vqt", "tokens").out == []
+    assert run("search", "tokens/link.vqt", "tokens").lines == []
     assert "4 of 4 codes are new here" in run("search", "tokens/link.vqt", "tokens", "--novel").err
     run("encode", clip, "-o", "tokens/b.vqt")
     Path("outside.vqt").symlink_to("tokens/b.vqt")
     for query in ("tokens/b.vqt", "outside.vqt"):
-        assert run("search", query, "tokens").out == ["1.0000  link.vqt  0.00-3.00 s"]
+        assert run("search", query, "tokens").lines == ["1.0000  link.vqt  0.00-3.00 s"]
 
 
 def test_a_segment_is_compared_with_the_others_of_its_file(run: Any, clip: Path) -> None:
     run("encode", clip, "-o", "tokens/a.vqt", "--segment", "1")
     found = run("search", "tokens/a.vqt", "tokens", "--start", "1.5")
-    assert sorted(line.split()[2] for line in found.out) == ["0.00-1.00", "2.00-3.00"]
+    assert sorted(line.split()[2] for line in found.lines) == ["0.00-1.00", "2.00-3.00"]
 
 
 def test_search_as_json(run: Any, clip: Path) -> None:
     run("encode", clip, "-o", "tokens/a.vqt")
-    document = json.loads(run("search", clip, "tokens", "--json").out[-1])
+    document = json.loads(run("search", clip, "tokens", "--json").lines[-1])
     assert set(document["hits"][0]) == {"path", "segment", "start_s", "end_s", "similarity"}
     assert document["index"] == {"files": 1, "clips": 1, "read": 1, "gone": 0}
-    document = json.loads(run("search", clip, "tokens", "--duplicates", "--json").out[-1])
+    document = json.loads(run("search", clip, "tokens", "--duplicates", "--json").lines[-1])
     assert document["hits"][0]["same_source"] is True
-    document = json.loads(run("search", clip, "tokens", "--novel", "--json").out[-1])
+    document = json.loads(run("search", clip, "tokens", "--novel", "--json").lines[-1])
     assert (document["codes"], document["novel"]) == (4, [])
     Path("empty").mkdir()
-    document = json.loads(run("search", clip, "empty", "--novel", "--json").out[-1])
+    document = json.loads(run("search", clip, "empty", "--novel", "--json").lines[-1])
     assert [item["nearest"] for item in document["novel"]] == [None] * 4
 
 

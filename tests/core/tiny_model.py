@@ -56,11 +56,17 @@ def random_backbone(config: ModelConfig, _folder: Path = Path()) -> ClipQuantize
 
 def tiny_tokenizer() -> PromptTokenizer:
     """One token a letter, by its code modulo the vocabulary; 1 ends the turn."""
-    return PromptTokenizer(_letters, before_video=[2, 3, 4], after_question=[5, 6], end=END)
+    return PromptTokenizer(Letters(), before_video=[2, 3, 4], after_question=[5, 6], end=END)
 
 
-def _letters(text: str, **_: Any) -> dict[str, list[int]]:
-    return {"input_ids": [7 + ord(letter) % (VOCABULARY - 7) for letter in text]}
+class Letters:
+    """Ids of a text, and of ids the numbers."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [7 + ord(letter) % (VOCABULARY - 7) for letter in text]}
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
 
 
 def random_maps(clips: int, seed: int = 0, used: int = CODES) -> torch.Tensor:

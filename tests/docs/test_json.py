@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_line import vqedge_here
 from test_baselines import Stub, write_checkpoint
 from test_engines import record
 from test_reducers_command import ASKING
@@ -93,7 +93,7 @@ class Rig:
     def __init__(
         self, clip: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        self.clip, self.patch, self._capsys = clip, patch, capsys
+        self.clip, self.patch, self._run = clip, patch, vqedge_here(patch, capsys)
         self.bundle = write_bundle(Path("fake.vqedge").absolute())
         self.encoder, self.llm = FakeEncoder(4, 576), Timed()
         patch.setenv("VQEDGE_BUNDLE", str(self.bundle.root))
@@ -107,12 +107,9 @@ class Rig:
 
     def __call__(self, *arguments: object, code: int = 0) -> Document:
         """The document that `vqedge ... --json` prints, and nothing else."""
-        self.patch.setattr(sys, "argv", ["vqedge", *map(str, arguments), "--json"])
-        with pytest.raises(SystemExit) as caught:
-            vqedge.cli.main()
-        out, err = self._capsys.readouterr()
-        assert int(caught.value.code or 0) == code, err
-        document: Document = json.loads(out)
+        found = self._run(*arguments, "--json")
+        assert found.code == code, found.err
+        document: Document = json.loads(found.out)
         return document
 
     def encode(self, *arguments: object) -> None:
