@@ -64,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written or renamed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".vqedge-{secrets.token_hex(8)}.tmp")  # fits where any name does
     try:
         yield temporary
         temporary.replace(path)
