@@ -1,4 +1,4 @@
-"""What `vqedge doctor` says of TensorRT: the driver, the plugin's tools, the bundle's engine."""
+"""What `vqedge doctor` says of the disk, of TensorRT's driver and tools, the bundle's engine."""
 
 from __future__ import annotations
 
@@ -91,3 +91,13 @@ def test_the_bundles_engine_is_told_or_what_it_lacks(
     (line,) = lines(doctor._engine, bundle)
     assert line.ok and line.found == "engines/a.engine"
     assert not lines(doctor._engine, tmp_path / "none.vqedge")
+
+
+@pytest.mark.parametrize(("free", "told"), [(0.9e9, "0.9 GB free"), (12e9, "12.0 GB free")])
+def test_a_full_disk_is_told_where_answering_needs_no_room(
+    monkeypatch: pytest.MonkeyPatch, free: float, told: str
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    (line,) = lines(doctor._disk)
+    assert (line.ok, line.found) == (free >= 1e9, told)
+    assert line.needed == ">= 1 GB, to fetch or assemble"

@@ -207,10 +207,9 @@ def _disk(_: Path | None) -> Iterator[Finding]:
     folder = cache_root()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free_gb = shutil.disk_usage(there).free / 1e9
+    found, needed = f"{free_gb:.1f} GB free", f">= {_MIN_FREE_GB:g} GB, to fetch or assemble"
     fix = "free some space, or set VQEDGE_CACHE to another disk"
-    yield Finding(
-        "disk", f"{free_gb:.0f} GB free", f">= {_MIN_FREE_GB:g} GB", free_gb >= _MIN_FREE_GB, fix
-    )
+    yield Finding("disk", found, needed, free_gb >= _MIN_FREE_GB, fix, required=False)
 
 
 def _video(_: Path | None) -> Iterator[Finding]:
