@@ -7,7 +7,6 @@ device needs no CUDA package of the right major version. See docs/adr/0010-engin
 from __future__ import annotations
 
 import ctypes
-import sys
 from ctypes import (
     POINTER,
     byref,
@@ -24,7 +23,7 @@ from typing import Any
 
 from vqedge.errors import BackendUnavailable
 
-_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_LIBRARY = "libcuda.so.1"
 _CC_MAJOR, _CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NAME_BYTES = 256
 _NON_BLOCKING_STREAM = 1

@@ -190,7 +190,6 @@ def _kill(child: subprocess.Popen[str]) -> None:
         child.send_signal(signal.SIGKILL)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_writer_leaves_nothing_at_the_target(tmp_path: Path) -> None:
     out = tmp_path / "tiny.vqedge"
     child = _stopped_child(out, "filling")
@@ -204,7 +203,6 @@ def test_a_killed_writer_leaves_nothing_at_the_target(tmp_path: Path) -> None:
     assert not _leftovers(out)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_writer_killed_between_two_renames_is_undone(root: Path) -> None:
     _kill(_stopped_child(root, "moving"))
     assert not root.exists()

@@ -31,7 +31,7 @@ def test_runtime_installed_alone_answers(bundle: Path, demo_clip: Path, tmp_path
         pytest.skip("VQEDGE_LLAMA_WHEEL names no built llama.cpp; scripts/test sets it")
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
-    python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
+    python = home / "bin/python"
     install_runtime(python, wheel, tmp_path)
     probe = f"import importlib.util as u; print([n for n in {ABSENT!r} if u.find_spec(n)])"
     found = subprocess.run(

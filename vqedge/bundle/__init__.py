@@ -16,7 +16,7 @@ from vqedge.bundle.manifest import (
     TensorRecord,
     VariantRecord,
 )
-from vqedge.bundle.reader import Bundle, open_bundle, verify
+from vqedge.bundle.reader import Bundle, open_bundle
 from vqedge.bundle.rewrite import rewritten
 from vqedge.bundle.writer import BundleDraft, bundle_writer
 
@@ -40,5 +40,4 @@ __all__ = [
     "bundle_writer",
     "open_bundle",
     "rewritten",
-    "verify",
 ]

@@ -17,7 +17,6 @@ from vqedge.files import file_sha256
 MAX_ENTRIES = 1024
 IGNORED_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini")
 IGNORED_SUFFIXES = (".md", ".txt")
-_WINDOWS_JUNCTION = 0xA0000003
 
 
 @contextmanager
@@ -75,16 +74,11 @@ def _walk(root: Path, below: PurePosixPath) -> Iterator[tuple[PurePosixPath, os.
     with os.scandir(root / below) as entries:
         for entry in entries:
             status, path = entry.stat(follow_symlinks=False), below / entry.name
-            if _is_link(status):
+            if stat.S_ISLNK(status.st_mode):
                 raise BundleError(f"{path}: a link; a bundle holds plain files: copy it in")
             yield path, status
             if stat.S_ISDIR(status.st_mode):
                 yield from _walk(root, path)
-
-
-def _is_link(status: os.stat_result) -> bool:
-    junction = getattr(status, "st_reparse_tag", 0) == _WINDOWS_JUNCTION
-    return stat.S_ISLNK(status.st_mode) or junction
 
 
 def _check_file(path: PurePosixPath, status: os.stat_result) -> None:

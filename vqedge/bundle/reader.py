@@ -58,17 +58,6 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     return bundle
 
 
-def verify(bundle: Bundle) -> None:
-    """Check that every file is still there with its size and hash, and nothing else is.
-
-    Raises:
-        BundleError: something changed since the bundle was written.
-    """
-    with bundle_errors(bundle.root):
-        _check_listing(bundle)
-        _check_hashes(bundle)
-
-
 def _check_folder(root: Path) -> None:
     if not root.exists():
         raise BundleError("no such folder; give the path of a NAME.vqedge folder")

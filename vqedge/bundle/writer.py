@@ -166,15 +166,11 @@ def _discard(workspace: Path, out: Path, lock: int) -> None:
         shutil.rmtree(workspace, ignore_errors=True)
     finally:
         os.close(lock)
-    shutil.rmtree(workspace, ignore_errors=True)  # Windows removes no open file
 
 
 def _flush(path: Path) -> None:
     """Put a file's bytes or a folder's names on the disk, so that a power cut cannot lose them."""
-    windows = sys.platform == "win32"
-    if windows and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -107,7 +107,7 @@ def decoder_of(llm: Any) -> Any:
 
 def can_compile(device: torch.device) -> bool:
     """Is there what `torch.compile` needs: a C++ compiler, and Triton on a GPU?"""
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    usual = "clang++" if sys.platform == "darwin" else "g++"
     if shutil.which(os.environ.get("CXX", usual)) is None:
         return False
     return device.type != "cuda" or find_spec("triton") is not None
