@@ -1,4 +1,4 @@
-"""`VideoEncoder`: videos to tokens, from pixels or from what a `.vqt` holds; tokens to a `.vqt`."""
+"""`EncodingSession`: videos to tokens, from pixels or from a `.vqt`; tokens to a `.vqt`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vqedge_runtime.vqt.header import PART_US
 PathLike = str | os.PathLike[str]
 
 
-class VideoEncoder:
+class EncodingSession:
     """Turns videos into tokens.
 
     Owns an encoder and a bridge; close it, or use `with`.

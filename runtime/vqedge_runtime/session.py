@@ -31,7 +31,7 @@ from vqedge_runtime.answers import (
 )
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.encoders import AUTO, Encoder, open_encoder, require_backend
-from vqedge_runtime.encoding import PathLike, VideoEncoder
+from vqedge_runtime.encoding import EncodingSession, PathLike
 from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
     DecodingOptions,
@@ -51,7 +51,7 @@ NO_ENCODER = "none (codes from a file)"
 logger = logging.getLogger(__name__)
 
 
-class VideoQA(VideoEncoder):
+class VideoQA(EncodingSession):
     """Answers questions about videos.
 
     Owns an encoder, a bridge and a language model; close it, or use `with`.

@@ -551,7 +551,7 @@ def test_words_of_a_segment(
     """The codes that become words are those from `--start` on."""
     monkeypatch.setattr(words_command, "vocabulary_of_bundle", lambda _: None)
     monkeypatch.setattr(words_command, "open_bridge", lambda *_: FakeBridge(576))
-    monkeypatch.setattr("vqedge.commands.encoded.open_encoder", lambda *_: encoder)
+    monkeypatch.setattr(words_command, "open_encoder", lambda *_: encoder)
     told: list[Any] = []
 
     def piece(_: Any, tokens: Any) -> PromptPiece:
@@ -566,6 +566,8 @@ def test_words_of_a_segment(
         assert found.lines == ["1 2"], found.err
     last = open_vqt(Path("a.vqt")).segment(2).codes.values
     assert all(np.array_equal(values, last) for values in told) and len(told) == 2
+    assert run("encode", "-", "--as", "ids", stdin=clip.read_bytes()).lines == ["1 2"]
+    assert "-: is not a video" in complaint(run("encode", "-", "--as", "ids", stdin=b"no video"))
 
 
 def test_words_of_one_video_take_no_flags_of_files(run: Any, clip: Path) -> None:

@@ -98,7 +98,7 @@ class Rig:
         self.encoder, self.llm = FakeEncoder(4, 576), Timed()
         patch.setenv("VQEDGE_BUNDLE", str(self.bundle.root))
         patch.setattr(VideoQA, "open", lambda *_, **__: self.session())
-        for module in (encode, encoded):
+        for module in (encode, encoded, words):
             patch.setattr(module, "open_encoder", lambda *_: self.encoder)
 
     def session(self) -> VideoQA:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.choices import chosen
 from vqedge.commands.encode import EncodeOptions
-from vqedge.commands.encoded import encoded_clip
-from vqedge.commands.output import bundle_or_default, json_result, result
-from vqedge.errors import ConfigError, UsageError
+from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.pipe import given_video
+from vqedge.errors import UsageError
+from vqedge_runtime import Video
 from vqedge_runtime.bridge import open_bridge
-from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.stored import read_stored
-from vqedge_runtime.tokens import Codes
+from vqedge_runtime.encoders import open_encoder
+from vqedge_runtime.encoding import EncodingSession
 from vqedge_runtime.video_words import prompt_piece, vocabulary_of_bundle
-from vqedge_runtime.vqt import is_vqt
 
 TEXT, IDS = "text", "ids"
 
@@ -35,7 +35,7 @@ def run_words(
     """Print a video's words.
 
     Args:
-        videos: one, or a `.vqt`; `options` say which of its segments.
+        videos: one, or a `.vqt`; `options` say which of its segments; `-` for standard input.
         form: `text` or `ids`.
         question: print the ids of the whole prompt that asks this; it is never read as words of a
             video, whatever it spells.
@@ -50,15 +50,14 @@ def run_words(
     """
     settings = options or EncodeOptions()
     _check_flags(videos, form, question, out, settings)
-    opened = open_bundle(bundle_or_default(bundle))
-    vocabulary_of_bundle(opened.manifest)
-    codes = _codes(videos[0], opened, settings)
-    first_word = opened.manifest.llm.first_video_word
-    with closing(open_bridge(opened.path_of("bridge"), first_word)) as bridge:
-        piece = prompt_piece(opened.manifest, bridge.tokens(codes))
+    with given_video(videos[0]) as given:
+        opened = open_bundle(bundle_or_default(bundle))
+        vocabulary_of_bundle(opened.manifest)
+        tokens = _encoded(given.path, opened, settings).tokens
+    piece = prompt_piece(opened.manifest, tokens)
     ids = list(piece.ids) if question is None else _prompt(opened, piece.ids, question)
     if as_json:
-        json_result({"text": piece.text, "ids": ids, "codes": codes.count})
+        json_result({"text": piece.text, "ids": ids, "codes": tokens.codes.count})
     else:
         result(piece.text if form == TEXT else " ".join(map(str, ids)))
 
@@ -89,13 +88,15 @@ def _check_flags(
         )
 
 
-def _codes(video: Path, bundle: Bundle, options: EncodeOptions) -> Codes:
-    if is_vqt(video):
-        if options.budget is not None:
-            raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
-        return read_stored(video, bundle.manifest, *options.span)[1].codes
-    most = codes_from_budget(options.budget, bundle.manifest.quantizer)
-    return encoded_clip(video, options.span, bundle, most, options.backend, options.threads)[1]
+def _encoded(video: Path, bundle: Bundle, options: EncodeOptions) -> Video:
+    """The video, or a stored one's segment; what encoded it is told on stderr."""
+    opens = partial(open_encoder, options.backend, bundle, options.threads)
+    bridge = open_bridge(bundle.path_of("bridge"), bundle.manifest.llm.first_video_word)
+    with EncodingSession(opens, bridge, bundle.manifest) as session:
+        encoded = session.encode(video, options.budget, *options.span)
+        if isinstance(encoded.source, Path):
+            say(f"encoder: {session.encoder.name}")
+        return encoded
 
 
 def _prompt(bundle: Bundle, video: tuple[int, ...], question: str) -> list[int]:
