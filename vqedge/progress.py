@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 _LINES_APART_S = 30.0
 _RATE_OVER = 20  # steps, the latest
@@ -70,6 +78,38 @@ def progress(
         yield lambda remark: bar.update(
             task, advance=1, description=f"{what}  {rate.after_step(remark)}".rstrip()
         )
+
+
+@contextmanager
+def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of bytes that come; call the result with what is done, the bytes done, and all.
+
+    A line once where stderr is no terminal, or it is not known how many bytes there are, which is
+    0. What is told next begins where the one before is done.
+    """
+    console = Console(stderr=True)
+    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    bar = Progress(TextColumn("{task.description}", markup=False), *columns, console=console)
+    bars: dict[str, TaskID] = {}
+    told: set[str] = set()
+
+    def tell(what: str, done_bytes: int, total_bytes: int) -> None:
+        if total_bytes and console.is_terminal:
+            if what not in bars:
+                for before in bar.tasks:
+                    bar.update(before.id, completed=before.total)
+                bar.start()
+                bars[what] = bar.add_task(what, total=total_bytes)
+            bar.update(bars[what], completed=done_bytes)
+        elif what not in told:
+            told.add(what)
+            sys.stderr.write(f"{what}\n")
+
+    try:
+        yield tell
+    finally:
+        if bars:
+            bar.stop()
 
 
 class _Rate:

@@ -1,14 +1,18 @@
-"""How far a command is, on a stderr that is no terminal."""
+"""How far a command is: a bar at a terminal, lines in a log."""
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import vqedge.progress as module
-from vqedge.progress import progress
+from vqedge.base.weights import llm_weights
+from vqedge.config import LlmConfig
+from vqedge.progress import byte_progress, progress
 
 
 class Clock:
@@ -63,15 +67,49 @@ def test_nothing_is_told_where_nothing_is_to_be(
     assert capsys.readouterr() == ("", "")
 
 
+def terminal_for(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A terminal in the place of stderr."""
+    made = io.StringIO()
+    monkeypatch.setattr(made, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", made)
+    monkeypatch.setenv("TERM", "xterm")
+    return made
+
+
 def test_a_bar_at_a_terminal_takes_no_results(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
+    terminal = terminal_for(monkeypatch)
     with progress("of a [x264].mp4", total=1) as advance:
         print("a result")
         advance("")
     assert capsys.readouterr().out == "a result\n"
     assert "of a [x264].mp4" in terminal.getvalue()
+
+
+# ---- bytes
+
+
+def test_bytes_that_come_are_a_bar_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_for(monkeypatch)
+    with byte_progress() as tell:
+        tell("waiting", 0, 0)
+        assert terminal.getvalue() == "waiting\n"
+        for done in (0, 40_000_000):
+            tell("downloading [a]", done, 90_000_000)
+        tell("extracting", 7_000_000, 7_000_000)
+    shown = terminal.getvalue()
+    assert "downloading [a]" in shown and "90.0/90.0 MB" in shown and "7.0/7.0 MB" in shown
+    assert shown.endswith("\x1b[?25h"), "the cursor is hidden"
+
+
+def test_weights_that_come_get_a_line_in_a_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fetched(name: str, progress: Callable[[str, int, int], None]) -> None:
+        for done in range(3):
+            progress(f"downloading {name}", done, 3)
+
+    monkeypatch.setattr("vqedge.base.weights.fetch", fetched)
+    llm_weights(LlmConfig(), tmp_path)
+    assert capsys.readouterr() == ("", "downloading smollm2-135m-instruct\n")

@@ -19,6 +19,7 @@ from vqedge.checkpoint import ENCODER_WEIGHTS, LLM_WEIGHTS, ORIGIN
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256, replacing
+from vqedge.progress import byte_progress
 from vqedge.validation import first_fault
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -88,7 +89,8 @@ def carry_weights(config: ModelConfig, source: Path, target: Path) -> None:
 
 def _weights(config: EncoderConfig | LlmConfig, path: Path) -> BaseWeights:
     if config.source in SOURCES:
-        return fetch(config.source)
+        with byte_progress() as tell:
+            return fetch(config.source, progress=tell)
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: no {path.name}; was it made by `vqedge import`?")
     sha256 = _known_sha256(path)

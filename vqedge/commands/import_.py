@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqedge.choices import chosen
-from vqedge.commands.fetch import teller
 from vqedge.commands.output import json_result, result, say
 from vqedge.errors import CheckpointError
+from vqedge.progress import byte_progress
 from vqedge.reducers import training_free_kind
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def _folder_of(source: str, revision: str) -> tuple[Path, str | None, str | None
         )
     from vqedge.base.fetch import fetch_model
 
-    folder, commit = fetch_model(source, revision, teller())
+    with byte_progress() as tell:
+        folder, commit = fetch_model(source, revision, tell)
     say(f"downloaded to {folder}; you may delete it after the import")
     return folder, source, commit
