@@ -36,6 +36,17 @@ def test_command_prints_one_json_document_with_the_contracted_keys(
     assert f"encoder: {document['backend']['encoder']}; llm: llama.cpp CPU" in done.stderr
 
 
+def test_one_altered_byte_of_a_bundle_ends_in_one_line(bundle_copy: Path, demo_clip: Path) -> None:
+    path = bundle_copy / "llm.gguf"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = run_vqedge("ask", demo_clip, QUESTION, "-m", bundle_copy)
+    assert (done.returncode, done.stdout) == (1, "")
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("vqedge: ")]
+    assert "llm.gguf: altered" in complaint and "Traceback" not in done.stderr
+
+
 def test_streamed_answer_equals_whole_answer(qa: VideoQA, demo_clip: Path) -> None:
     video = qa.encode(demo_clip)
     stream = qa.stream(video, QUESTION)
