@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from command_line import vqedge_here
 from test_baselines import Stub, write_checkpoint
 from test_engines import record
 from test_reducers_command import ASKING
+from timed_llm import Timed
 from tiny_bundle import write_bundle
 from typer.main import get_command
 
@@ -31,7 +31,6 @@ from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import EncoderBackend
 from vqedge_runtime.encoders.fake import FakeEncoder
-from vqedge_runtime.llm import FakeLanguageModel, Generation
 from vqedge_runtime.video_words import PromptPiece
 
 PAGE = (Path(__file__).parents[2] / "docs/json.md").read_text(encoding="utf-8")
@@ -77,14 +76,6 @@ def fits(value: Any, told: str) -> bool:
     names = [told] if told in TYPES else told.split(" or ")
     wanted = {kind for name in names for kind in TYPES[name]}
     return type(value) in wanted
-
-
-class Timed(FakeLanguageModel):
-    """One that takes a millisecond and always answers."""
-
-    def ask(self, *arguments: Any) -> Generation:
-        self.enqueue("A red circle.")
-        return replace(super().ask(*arguments), first_token_ms=1.0, total_ms=2.0)
 
 
 class Rig:

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +19,7 @@ from vqedge.model.llm import llm_from_gguf, mean_embeddings, tokenizer_from_gguf
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
 from vqedge_export.assemble import assemble_bundle
 from vqedge_export.onnx_export import write_graph
-from vqedge_runtime import Video, VideoQA, bench
-from vqedge_runtime.llm import Generation
-from vqedge_runtime.tokens import Codes
+from vqedge_runtime import VideoQA
 
 
 def copy_of_kind(checkpoint: Path, folder: Path, kind: str) -> Path:
@@ -111,24 +108,3 @@ def test_the_device_asks_what_training_asks(
     cosine = found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted)
     print(f"cosine {cosine:.6f}, max {np.abs(found - wanted).max():.2e}")
     assert cosine > 0.999
-
-
-def test_asking_again_costs_an_encoding(
-    asking_qa: VideoQA, demo_clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reduced(qa: VideoQA, video: Video, _runs: int) -> list[Generation]:
-        return [bench._asked(qa, video.rows, bench.QUESTION)]
-
-    def counted(*arguments: Any) -> Codes:
-        encoded.append(1)
-        return encode(*arguments)
-
-    encoded, encode = list[int](), asking_qa.encoder.encode
-    monkeypatch.setattr(asking_qa.encoder, "encode", counted)
-    video = asking_qa.encode(demo_clip)
-    for asked in range(1, 4):
-        asking_qa.ask(video, "what color is the circle?")
-        assert len(encoded) == asked
-    monkeypatch.setattr(bench, "_asked_unreduced", reduced)  # which takes ten seconds
-    found = bench.run(asking_qa, demo_clip, 1)
-    assert found["tokens"] == 32 and found["stages_ms"]["encode"] > 0

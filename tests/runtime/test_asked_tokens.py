@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from timed_llm import Timed
 from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
 from tiny_gguf import base_gguf, embedding_rows, wild_tensors, write_gguf
 
@@ -23,7 +24,7 @@ from vqedge.commands.search import run_search
 from vqedge.commands.viz import run_viz
 from vqedge.data.suites import Item
 from vqedge.errors import BundleError, ConfigError, PromptError, VqedgeError, VqtError
-from vqedge_runtime import Video, VideoQA
+from vqedge_runtime import Video, VideoQA, bench
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
@@ -156,6 +157,25 @@ def test_encoding_counts_once_in_an_answers_times(qa: VideoQA, clip: Path) -> No
     before = whole.decode + whole.preprocess + whole.encode
     assert whole.first_token == pytest.approx(before + own.first_token - own.encode)
     assert whole.total == pytest.approx(before + own.total - own.encode)
+
+
+def test_bench_times_an_encoding_with_every_question(
+    qa: VideoQA, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, _ = parts_of(qa)
+    qa.llm = llm = Timed()
+    ask, encoded = llm.ask, list[int]()
+
+    def counted(rows: Any, question: str, options: Any) -> Any:
+        if question in bench._REASKS:
+            encoded.append(encoder.calls)
+        return ask(rows, question, options)
+
+    monkeypatch.setattr(llm, "ask", counted)
+    found = bench.run(qa, clip, 1)
+    assert found["tokens"] == 32 and found["stages_ms"]["encode"] > 0
+    assert encoded == [3, 4, 5, 6, 7, 8], "two to begin with, then one for every question"
+    assert found["reask_first_token_ms"] > 1.0, "more than the language model takes"
 
 
 def test_a_suite_is_asked_question_by_question(qa: VideoQA) -> None:
