@@ -187,7 +187,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["export", "x", "-o", "y", "--llm-quant", "Q9"], "--llm-quant Q9: choose one of"),
         (["export", "x", "-o", "y", "--sm", "86"], "--sm is about engines"),
         (["export", str(TINY), "-o", "y", "--record", "--no-check"], "leave out --no-check"),
-        (["assemble", "x", "-o", "y", "--precision", "fp16"], "--precision fp16 is about engines"),
+        (["assemble", "x", "-o", "y", "--precision", "fp16"], "fp16: choose one of fp32, int8"),
         (["assemble", "x", "-o", "y", "--precision", "f8"], "--precision f8: choose one of"),
         (["assemble", "x", "-o", "y", "--llm-quant", "Q9"], "--llm-quant Q9: choose one of"),
         (["build", "x", "--target", "onnx"], "--target onnx: choose one of tensorrt"),
@@ -213,6 +213,9 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["eval", "--reducers", "all"], "give --checkpoint DIR"),
         (["eval", "--reducers", "none", "--checkpoint", "x"], "--reducers none: choose all"),
         (["eval", "--reducers", "all", "--show"], "leave out --show"),
+        (["eval", "--reducers", "all", "--baselines-dir", "x"], "leave out --baselines-dir"),
+        (["eval", "--baselines-dir", "x"], "--baselines-dir: is where --baselines looks"),
+        (["eval", "--reducers-dir", "x"], "--reducers-dir: is where --reducers looks"),
         (["eval", "--reducers", "tome", "--checkpoint", str(TINY), "--budget", "8,x"], "--budget"),
     ],
 )

@@ -16,6 +16,7 @@ from vqedge.cli.options import (
     JsonOption,
     ThreadsOption,
 )
+from vqedge.errors import UsageError
 
 
 @app.command("eval")
@@ -47,15 +48,23 @@ def evaluate(
         typer.Option("--baselines", help="Ask with shuffled frames, blind, and other trainings."),
     ] = False,
     baselines_dir: Annotated[
-        Path, typer.Option(help="Folder of the checkpoints to compare a --checkpoint with.")
-    ] = Path("runs/baselines"),
+        Path | None,
+        typer.Option(
+            help="Folder of the checkpoints to compare a --checkpoint with "
+            "[default: runs/baselines]."
+        ),
+    ] = None,
     reducers: Annotated[
         str | None,
         typer.Option(help="Other reducers' tokens through a --checkpoint: all, or names as tome."),
     ] = None,
     reducers_dir: Annotated[
-        Path, typer.Option(help="Folder of the checkpoints that were trained with a reducer.")
-    ] = Path("runs/reducers"),
+        Path | None,
+        typer.Option(
+            help="Folder of the checkpoints that were trained with a reducer "
+            "[default: runs/reducers]."
+        ),
+    ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -73,6 +82,7 @@ def evaluate(
             {
                 "-m": bundle is not None,
                 "--baselines": baselines,
+                "--baselines-dir": baselines_dir is not None,
                 "--backend": backend != "auto",
                 "--threads": threads is not None,
                 "--gpu-layers": gpu_layers is not None,
@@ -86,19 +96,23 @@ def evaluate(
             budget=budget,
             limit=limit,
             videos=videos,
-            trained=reducers_dir,
+            trained=reducers_dir or Path("runs/reducers"),
             as_json=as_json,
         )
         return
     from vqedge.commands.evaluate import EvalOptions, run_eval
     from vqedge.commands.session import RunsOn
 
+    if reducers_dir is not None:
+        raise UsageError("--reducers-dir: is where --reducers looks; add --reducers NAMES")
+    if baselines_dir is not None and not baselines:
+        raise UsageError("--baselines-dir: is where --baselines looks; add --baselines")
     options = EvalOptions(
         checkpoint=checkpoint,
         limit=limit,
         budget=budget_from_text(budget),
         videos=videos,
-        baselines=baselines_dir if baselines else None,
+        baselines=(baselines_dir or Path("runs/baselines")) if baselines else None,
         runs_on=RunsOn(backend, threads, gpu_layers),
         show=show,
     )
