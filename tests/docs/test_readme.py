@@ -87,6 +87,22 @@ def test_the_command_table_lists_every_command() -> None:
     assert commands == set(re.findall(r"^\| `vqedge (\w+)", README, flags=re.MULTILINE))
 
 
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ([], "--numprocesses 2 --dist loadfile"),
+        (["quick", "tests/core"], "--numprocesses 2 --dist loadfile -m not slow tests/core"),
+        (["-k", "quick"], "-k quick"),
+    ],
+)
+def test_what_scripts_test_runs(given: list[str], chosen: str) -> None:
+    script = (ROOT / "scripts/test").read_text(encoding="utf-8")
+    choice = script[script.index('if [ "') :]
+    command = ["sh", "-euc", f"python=echo\n{choice}", "test", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"-m pytest {chosen}\n"
+
+
 def test_the_scripts_of_the_first_example_exist() -> None:
     for name in re.findall(r"^\$ (scripts/\w+)", README, flags=re.MULTILINE):
         assert (ROOT / name).stat().st_mode & 0o100

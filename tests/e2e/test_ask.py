@@ -17,6 +17,7 @@ QUESTION = "What color is the circle?"
 SPECIALS = (0, 1, 2)  # <|endoftext|>, <|im_start|>, <|im_end|>
 
 
+@pytest.mark.slow
 def test_command_prints_one_json_document_with_the_contracted_keys(
     bundle: Path, demo_clip: Path
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from vqedge_runtime import Video, VideoQA
 from vqedge_runtime.evidence import find_evidence
 
 
+@pytest.mark.slow
 def test_evidence_of_a_colour_moves_to_the_object_that_is_asked_about(
     qa: VideoQA, demo_clip: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_the_commands_agree_in_processes_of_their_own(
     assert refused.returncode == 2 and "no encoder backend 'none'" in refused.stderr
 
 
+@pytest.mark.slow
 def test_rows_and_answers_of_held_out_clips(qa: VideoQA, tmp_path: Path) -> None:
     """A dozen here; `scripts/_vqt.py` does three hundred."""
     clips, spec = GeneratedClips(SYNTHETIC_SEED, 12), qa.manifest.encoder

@@ -34,6 +34,7 @@ def test_onnxruntime_gives_the_golden_ids(script: ModuleType, bundle: Path) -> N
     assert found.ids_differ <= A_CLOSE_CALL, found
 
 
+@pytest.mark.slow
 def test_pytorch_gives_the_golden_ids(script: ModuleType, checkpoint: Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     found = script.flips(script.from_checkpoint(checkpoint), script.golden()[:6])

@@ -21,6 +21,8 @@ from vqedge_export.assemble import assemble_bundle
 from vqedge_export.onnx_export import write_graph
 from vqedge_runtime import VideoQA
 
+pytestmark = pytest.mark.slow  # each of its bundles is made for it
+
 
 def copy_of_kind(checkpoint: Path, folder: Path, kind: str) -> Path:
     """A checkpoint with another quantizer's name in it."""

@@ -44,6 +44,7 @@ def require_whole(plan: bytes) -> None:
     assert int(runtime.get_engine_validity(b"x" + plan[1:])[1]) & int(faults.MALFORMED_ENGINE)
 
 
+@pytest.mark.slow
 def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path) -> None:
     made, record = build_into_bundle(bundle_copy, "tensorrt-rtx", BuildOptions())
     manifest = open_bundle(made.root).manifest
@@ -60,6 +61,7 @@ def test_the_tiny_encoder_is_built_ahead_of_time_for_four_gpus(bundle_copy: Path
     require_whole((made.root / record.file).read_bytes())
 
 
+@pytest.mark.slow
 def test_the_tiny_encoder_is_built_in_int8(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

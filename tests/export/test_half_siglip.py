@@ -83,6 +83,7 @@ def test_the_row_that_comes_and_goes_changes_no_bit(half: onnx.ModelProto) -> No
         assert np.array_equal(value, found[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.tensorrt
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
