@@ -492,6 +492,20 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pa
             run(config_for(tmp_path / place))
 
 
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [("learning_rate", "^step 2: .* lower optim"), ("naming_learning_rate", "^naming step 2: ")],
+)
+def test_weights_that_blow_up_end_the_run_and_are_not_saved(
+    tmp_path: Path, rate: str, words: str
+) -> None:
+    wild = LESSONS.model_copy(update={"steps": 4, rate: 1e30})
+    with pytest.raises(ConfigError, match=words):
+        run(config_for(tmp_path, optim=wild, save_every=2))
+    assert (tmp_path / STATE).exists() == (rate == "learning_rate")
+    assert not (tmp_path / LESSON).exists()
+
+
 class Encoded(Exception):
     """Clips would be encoded now."""
 

@@ -35,7 +35,7 @@ from vqedge.training.beginning import Beginning
 from vqedge.training.folder import RunFolder
 from vqedge.training.held_out import codebook_usage, exact_match
 from vqedge.training.processes import anyone, leave_out, same_everywhere, spreads_llm
-from vqedge.training.schedule import learning_rate_factor
+from vqedge.training.schedule import learning_rate_factor, require_finite
 from vqedge.training.sharding import prepared, spread
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         batches = ready(step)
-        parts = [self._part(batch) for batch in batches]
+        parts = [self._part(step, batch) for batch in batches]
         seconds = time.monotonic() - began
         return {
             "step": step + 1,
@@ -188,8 +188,12 @@ class Run:
         made = self.batches.of_step
         return [made(self.clips, picks, budget, step) for picks in self._picks(step)]
 
-    def _part(self, batch: Batch) -> dict[str, float]:
-        """Forward and backward of one part of a step; the last part updates the weights."""
+    def _part(self, step: int, batch: Batch) -> dict[str, float]:
+        """Forward and backward of one part of a step; the last part updates the weights.
+
+        Raises:
+            ConfigError: gradients are not finite.
+        """
         norm = 0.0
         with self.accelerator.accumulate(self.replica):
             scores: Scores = self.replica(batch.clips, batch.packed)
@@ -198,6 +202,7 @@ class Run:
             if self.accelerator.sync_gradients:
                 limit = self.config.optim.max_grad_norm
                 norm = float(self.accelerator.clip_grad_norm_(self.replica.parameters(), limit))
+                require_finite(norm, f"step {step + 1}", "optim.learning_rate")
             self.stepper.step()
             self.stepper.zero_grad(set_to_none=True)
         exact = scores.correct.float().mean().item()

@@ -1,8 +1,10 @@
-"""How the learning rate goes."""
+"""How the learning rate goes, and when it was too high."""
 
 from __future__ import annotations
 
 import math
+
+from vqedge.errors import ConfigError
 
 _FINAL = 0.05  # share of the peak that the cosine ends at
 
@@ -13,3 +15,21 @@ def learning_rate_factor(step: int, warmup: int, total: int) -> float:
         return (step + 1) / warmup
     share = min((step - warmup) / max(total - warmup, 1), 1.0)
     return _FINAL + (1 - _FINAL) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def require_finite(norm: float, where: str, rate: str) -> None:
+    """End a run before weights are lost that the last save still has.
+
+    Args:
+        norm: of the step's gradients.
+        where: the step.
+        rate: the setting that is the likeliest cause.
+
+    Raises:
+        ConfigError: it is infinite or no number.
+    """
+    if not math.isfinite(norm):
+        raise ConfigError(
+            f"{where}: the gradients are not finite; lower {rate}, then --resume goes on from the "
+            "last save"
+        )
