@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from vqedge.base.fetch import BaseWeights
 from vqedge.base.sources import PackageSource
@@ -39,6 +40,7 @@ from vqedge_export.targets import BASE, BRIDGE, ENCODER, LLM, VARIANTS, Making
 PRECISIONS = ("fp32", "fp16", *VARIANTS)
 DEFAULT_PRECISION = "int8"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
+_NO_GRAPH = "not an ONNX graph; copy the checkpoint again (git lfs pull, if it is a pointer)"
 _TOOLS = ("onnx", "gguf", "llama-cpp-python")
 
 
@@ -139,7 +141,7 @@ def graph_of(checkpoint: Path) -> onnx.ModelProto:
     """The stripped graph that a checkpoint carries.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged.
     """
     path = checkpoint / GRAPH
     if not path.is_file():
@@ -147,7 +149,13 @@ def graph_of(checkpoint: Path) -> onnx.ModelProto:
             f"{checkpoint}: no {GRAPH}; where torch is installed, "
             f"run `vqedge export {checkpoint} -o OUT.vqedge --record`"
         )
-    return onnx.load(str(path), load_external_data=False)
+    try:
+        graph = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise CheckpointError(f"{path}: {_NO_GRAPH}") from error
+    if not graph.graph.node:  # an empty file is a model without any
+        raise CheckpointError(f"{path}: {_NO_GRAPH}")
+    return graph
 
 
 def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import load_file
 
 from vqedge.base.backbones import BACKBONES
-from vqedge.base.tensors import Array, Arrays
+from vqedge.base.tensors import Array, Arrays, TensorFile
 from vqedge.config import BackboneSource, ModelConfig
 from vqedge.errors import CheckpointError, ExportError
 from vqedge.reducers import reducer_of
@@ -170,8 +169,12 @@ def nodes_to(wanted: set[str], graph: onnx.GraphProto, known: set[str]) -> list[
 
 
 def checkpoint_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:
-    """Tensors of a checkpoint's `model.safetensors`, read with NumPy."""
-    return load_file(path)
+    """Tensors of a checkpoint's file, as `model.safetensors`, read with NumPy.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    return dict(TensorFile(path))
 
 
 class BaseArrays(Mapping[str, Array]):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.utils import register_custom_op_symbolic
 
+from vqedge.base.tensors import TensorFile
 from vqedge.checkpoint import GRAPH, MODEL
 from vqedge.config import ModelConfig
 from vqedge.errors import ExportError
@@ -27,7 +28,6 @@ from vqedge_export.graph import (
     TEXT,
     WORDS,
     BaseArrays,
-    checkpoint_arrays,
     note_frames,
     note_quantizer,
     save_model,
@@ -71,7 +71,7 @@ def stripped_graph(
         attach_function(model)
     note_quantizer(model, checkpoint.config)
     note_frames(model, checkpoint.config.encoder.rule)
-    names = set(checkpoint_arrays(checkpoint.path / MODEL))
+    names = set(TensorFile(checkpoint.path / MODEL))
     return stripped(model, names, set(BaseArrays(checkpoint.config.encoder.source, base)) - names)
 
 

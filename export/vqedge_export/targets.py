@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from safetensors.numpy import load_file
 
 from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import EngineRecord
@@ -101,7 +100,7 @@ def _onnx(making: Making) -> tuple[EngineRecord, ...]:
 
 def _gguf(making: Making) -> tuple[EngineRecord, ...]:
     base = llm_weights(making.config.llm, making.checkpoint)
-    lora = load_file(making.checkpoint / LORA)
+    lora = checkpoint_arrays(making.checkpoint / LORA)
     out = making.folder / LLM
     words = _video_words(making)
     gguf_from_lora(base.path, lora, making.config.llm, out, making.quant, words)

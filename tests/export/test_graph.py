@@ -24,7 +24,14 @@ from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
 from vqedge_export.assemble import graph_of
-from vqedge_export.graph import adaptive_error_of, bridge_of, copied, filled, save_model
+from vqedge_export.graph import (
+    adaptive_error_of,
+    bridge_of,
+    checkpoint_arrays,
+    copied,
+    filled,
+    save_model,
+)
 from vqedge_export.onnx_export import INPUTS, outputs_of, stripped_graph
 from vqedge_export.pipeline import export_bundle
 from vqedge_export.records import encoder_record, quantizer_record
@@ -312,6 +319,16 @@ def test_a_checkpoint_without_its_graph(tmp_path: Path) -> None:
         CheckpointError, match=r"no encoder\.graph\.onnx; .*`vqedge export .* --record`"
     ):
         graph_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_checkpoint_whose_files_are_damaged(tmp_path: Path, content: bytes) -> None:
+    for name in ("encoder.graph.onnx", "model.safetensors"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"encoder\.graph\.onnx: not an ONNX graph; copy"):
+        graph_of(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors"):
+        checkpoint_arrays(tmp_path / "model.safetensors")
 
 
 # ---- what is refused
