@@ -9,7 +9,7 @@ codes were matched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,9 @@ class Reading(NamedTuple):
 
     features: Floats  # [patches, width]
     ids: Ids  # [patches]
+
+
+Reader = Callable[[Frames, int], Reading]  # of a clip, at a budget
 
 
 class OnnxReader:
@@ -80,6 +83,18 @@ def feeds_for(
         if item.name == TEXT:
             feeds[TEXT] = np.zeros(item.shape, np.float32) if text is None else text
     return feeds
+
+
+def encoders_compared(
+    reference: Reader, others: Mapping[str, Reader], clips: Iterable[Frames], budget: int
+) -> dict[str, VariantParity]:
+    """Compare encoders with a reference, each by its name, on clips that are looked at once."""
+    seen = {name: _Seen() for name in others}
+    for clip in clips:
+        wanted = reference(clip, budget)
+        for name, other in others.items():
+            seen[name].add(wanted, other(clip, budget))
+    return {name: item.figures() for name, item in seen.items()}
 
 
 def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:

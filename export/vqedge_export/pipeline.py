@@ -23,7 +23,7 @@ from vqedge_export.assemble import (
     finish,
     present,
 )
-from vqedge_export.flips import OnnxReader, compared
+from vqedge_export.flips import OnnxReader, encoders_compared
 from vqedge_export.gguf import check_quant
 from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
@@ -196,19 +196,20 @@ def _report(
 
 def _variants(folder: Path, config: ModelConfig) -> dict[str, MeasuredVariant]:
     """The lighter encoders of a bundle, against the one in float32, on the same clips."""
-    if not present(folder):
+    files = present(folder)
+    if not files:
         return {}
-    clips = [generated_clip(index, config) for index in range(parity_clips(config))]
-    budget, measured = config.quantizer.default_budget, {}
-    reference = OnnxReader(folder / ENCODER)
-    wanted = [reference(clip, budget) for clip in clips]
-    for precision, file in present(folder).items():
-        logger.info("comparing the encoders in fp32 and %s", precision)
-        reader = OnnxReader(folder / file)
-        found = compared(wanted, (reader(clip, budget) for clip in clips))
-        sha256 = file_sha256(folder / file)
-        measured[precision] = MeasuredVariant(sha256=sha256, **found.model_dump())
-    return measured
+    logger.info("comparing the encoders in fp32 and %s", ", ".join(files))
+    readers = {precision: OnnxReader(folder / file) for precision, file in files.items()}
+    clips = (generated_clip(index, config) for index in range(parity_clips(config)))
+    budget = config.quantizer.default_budget
+    found = encoders_compared(OnnxReader(folder / ENCODER), readers, clips, budget)
+    return {
+        precision: MeasuredVariant(
+            sha256=file_sha256(folder / file), **found[precision].model_dump()
+        )
+        for precision, file in files.items()
+    }
 
 
 def _record(checkpoint: Path, graph: onnx.ModelProto, report: ParityReport) -> None:

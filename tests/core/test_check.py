@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.vqt.header import MAGIC
 
 VARIANT = VariantParity(
     clips=3,
@@ -133,9 +134,21 @@ def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
     write_demo(tmp_path / "a.mp4")
     write_demo(tmp_path / "b.mp4")
     monkeypatch.setattr(flips, "OnnxReader", lambda *_: lambda *_: Reading(features, ids))
-    readers = {"same": lambda *_: Reading(features, ids), "other": lambda *_: Reading(swapped, ids)}
+    read, order = flips.frames_in_folder, list[str]()
+    readers = {
+        "same": lambda *_: order.append("compared") or Reading(features, ids),
+        "other": lambda *_: Reading(swapped, ids),
+    }
     monkeypatch.setattr(flips, "_readers", lambda _: readers)
+
+    def noted(*arguments: Any) -> Iterator[Any]:
+        for clip in read(*arguments):
+            order.append("read")
+            yield clip
+
+    monkeypatch.setattr(flips, "frames_in_folder", noted)
     rows = flips.flips_of(opened, tmp_path)
+    assert order == ["read", "compared"] * 2, "one clip at a time: a folder may be large"
     assert (rows["same"].clips, rows["same"].ids_differ) == (2, 0.0)
     assert rows["other"].ids_differ > 0.9 and rows["other"].safe_ids_differ > 0.9
     assert flips.flips_of(opened, tmp_path, 1)["same"].clips == 1
@@ -280,9 +293,21 @@ def test_a_loss_is_said_with_its_chance() -> None:
     assert answers_told(better).endswith("95.0% right, 90.0% of the reference")
 
 
-def test_a_suite_without_a_backend_is_refused(bundle: Path) -> None:
-    with pytest.raises(UsageError, match="--backend"):
+def test_what_would_be_ignored_is_refused(bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"--suite asks .*--backend"):
         run_check(bundle, suite="synthetic")
+    for changes in ({}, {"checkpoint": bundle}):
+        with pytest.raises(UsageError, match="--limit bounds --backend and --videos"):
+            run_check(bundle, limit=1, **changes)
+
+
+def test_a_suite_of_codes_compares_no_backends(bundle: Path, tmp_path: Path) -> None:
+    """Both would read the same codes from the file, and neither would run."""
+    (tmp_path / "a.vqt").write_bytes(MAGIC)
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text('{"video": "a.vqt", "question": "Which color?", "answer": "red"}\n')
+    with pytest.raises(ConfigError, match=r"^--backend onnxruntime: .*a\.vqt holds no frames"):
+        run_check(bundle, backend="onnxruntime", suite=str(suite))
 
 
 @pytest.mark.parametrize("hears", [True, False])

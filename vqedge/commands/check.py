@@ -39,13 +39,15 @@ def run_check(
         as_json: print one document, also where parity is lost.
 
     Raises:
-        UsageError: a suite without a backend, or no such backend.
+        UsageError: a suite without a backend, a limit of nothing, or no such backend.
         BundleError: a file is missing or altered, or the report cannot be written.
         ParityError: a figure is out of bounds.
         BackendUnavailable: the backend cannot run here.
     """
     if suite is not None and backend is None:
         raise UsageError("--suite asks through a backend; name it with --backend")
+    if limit is not None and backend is None and videos is None:
+        raise UsageError("--limit bounds --backend and --videos; give one of them")
     if backend is not None:
         check_backend(backend)
     opened = open_bundle(bundle_or_default(bundle))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vqedge.budget import ADAPTIVE
 from vqedge.bundle import Bundle, Manifest, rewritten
 from vqedge.checkpoint import PARITY
-from vqedge.commands.frames import frames_in_folder
+from vqedge.commands.frames import frames_in_folder, require_frames
 from vqedge.commands.output import say
 from vqedge.data.seeds import PARITY_SEED
 from vqedge.errors import ParityError
@@ -72,7 +72,7 @@ def backend_figures(
             says how far.
         BackendUnavailable: it cannot run here.
         UsageError: no such backend or suite.
-        ConfigError: the folder has no video.
+        ConfigError: the folder has no video, or the suite names a `.vqt`.
         DatasetError: the suite cannot be read.
         BundleError: the bundle cannot be written.
     """
@@ -83,6 +83,7 @@ def backend_figures(
     from vqedge_runtime.encoders import made_question
 
     items = suite_items(suite, limit or _QUESTIONS, videos)
+    require_frames(items, f"--backend {backend}", "encode")
     with _sessions(bundle, backend) as (reference, other):
         clips, text = _clips(bundle.manifest, videos, limit), made_question(bundle.manifest)
         found = compared(reference.encoder, other.encoder, reference.bridge, clips, text)

@@ -17,12 +17,12 @@ from vqedge.commands.baselines import (
     print_comparison,
     report_of,
 )
-from vqedge.commands.frames import reader_of
+from vqedge.commands.frames import reader_of, require_frames
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
-from vqedge.errors import ConfigError, UsageError, VideoError
+from vqedge.errors import UsageError, VideoError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
@@ -128,7 +128,7 @@ def run_eval(
         raise UsageError("give a bundle (-m) or --checkpoint, not both")
     items = suite_items(suite, wanted.limit, wanted.videos)
     if wanted.baselines is not None:
-        _require_frames(items)
+        require_frames(items, "--baselines", "shuffle")
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, wanted)
         others = _others(answerer, wanted)
@@ -147,15 +147,6 @@ def run_eval(
             f"{len(report.failed)} clips could not be read; they are listed above, the figures are "
             "of all others"
         )
-
-
-def _require_frames(items: Sequence[Item]) -> None:
-    """Frames of every clip, so that they can be shuffled. Raises ConfigError for .vqt files."""
-    for clip in (item.clip for item in items):
-        if isinstance(clip, VideoFile) and is_vqt(clip.path):
-            raise ConfigError(
-                f"--baselines: {clip.path} holds no frames to shuffle; name its video in the suite"
-            )
 
 
 def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> PerturbedAnswerer:

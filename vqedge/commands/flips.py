@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from vqedge.bundle import Bundle
 from vqedge.commands.frames import Frames, frames_in_folder
 from vqedge.commands.output import say
 from vqedge.errors import ConfigError
-from vqedge_export.flips import OnnxReader, Reading, compared
+from vqedge_export.flips import OnnxReader, Reader, Reading, encoders_compared
 from vqedge_export.report import VariantParity
 from vqedge_runtime.encoders import ENCODERS, encoder_path, made_question
-
-Reader = Callable[[Frames, int], Reading]
 
 
 def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str, VariantParity]:
@@ -34,14 +31,10 @@ def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str
             f"{bundle.root}: no lighter encoder to compare; assemble it with --precision int8, "
             "or pip install 'vqedge[openvino]'"
         )
-    clips = list(frames_in_folder(folder, bundle.manifest.encoder, limit))
-    say(f"comparing {', '.join(readers)} with onnxruntime on {len(clips)} clips")
+    say(f"comparing {', '.join(readers)} with onnxruntime on the clips of {folder}")
     reference = OnnxReader(bundle.path_of("encoder"), made_question(bundle.manifest))
-    wanted = [reference(clip, budget) for clip in clips]
-    return {
-        name: compared(wanted, (reader(clip, budget) for clip in clips))
-        for name, reader in readers.items()
-    }
+    clips = frames_in_folder(folder, bundle.manifest.encoder, limit)
+    return encoders_compared(reference, readers, clips, budget)
 
 
 def _readers(bundle: Bundle) -> dict[str, Reader]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from vqedge.bundle import EncoderRecord
 from vqedge.config import EncoderConfig
-from vqedge.data.jsonl import FrameReader
+from vqedge.data.jsonl import FrameReader, VideoFile
+from vqedge.data.suites import Item
 from vqedge.errors import ConfigError, VideoError, VqtError
 from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.clip import clip_from_path
@@ -43,6 +44,24 @@ def read_frames(
     if is_vqt(path):
         raise VqtError(f"{path}: holds codes, no frames; give the video it was made from")
     return clip_from_path(path, count, size, start_s, end_s, rule).frames_thwc
+
+
+def require_frames(items: Iterable[Item], option: str, purpose: str) -> None:
+    """Refuse a suite with clips that are no videos.
+
+    Args:
+        items: of the suite.
+        option: that wants frames.
+        purpose: what it does with them, as "shuffle".
+
+    Raises:
+        ConfigError: a clip is a `.vqt`.
+    """
+    for clip in (item.clip for item in items):
+        if isinstance(clip, VideoFile) and is_vqt(clip.path):
+            raise ConfigError(
+                f"{option}: {clip.path} holds no frames to {purpose}; name its video in the suite"
+            )
 
 
 def frames_in_folder(
