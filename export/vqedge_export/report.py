@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from vqedge.bundle import Bundle
 from vqedge.checkpoint import PARITY
 from vqedge.engines import encoder_sha256
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
+from vqedge.json_text import json_text
 
 # share of patches that a lighter encoder may give another id at margins above the 5th percentile
 MOST_SAFE_IDS = 0.01
@@ -24,6 +25,13 @@ MOST_MAPS_DIFFER = 0.4
 LEAST_TOKEN_COSINE = 0.95
 # an equal backend gets as many answers fewer right than the reference with at least this chance
 LEAST_CHANCE_OF_LOSS = 0.01
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+Figure = Annotated[float, BeforeValidator(_number)]  # null in a file where it is no number
 
 
 class _Record(BaseModel):
@@ -58,11 +66,11 @@ class EncoderParity(_Record):
 
     clips: int
     patches: int
-    ids_differ: float
-    safe_ids_differ: float
-    margin_where_ids_differ: float
-    margin_difference: float
-    token_cosine: float
+    ids_differ: Figure
+    safe_ids_differ: Figure
+    margin_where_ids_differ: Figure
+    margin_difference: Figure
+    token_cosine: Figure
 
 
 class VariantParity(_Record):
@@ -70,11 +78,11 @@ class VariantParity(_Record):
 
     clips: int
     patches: int
-    ids_differ: float  # share of patches whose nearest code, of the same codes, is another one
-    safe_ids_differ: float  # of them those with a margin above the clip's 5th percentile
-    worst_clip_ids_differ: float
-    maps_differ: float  # share of patches on another part of the index map, codes matched
-    feature_cosine: float  # mean over patches
+    ids_differ: Figure  # share of patches whose nearest code, of the same codes, is another one
+    safe_ids_differ: Figure  # of them those with a margin above the clip's 5th percentile
+    worst_clip_ids_differ: Figure
+    maps_differ: Figure  # share of patches on another part of the index map, codes matched
+    feature_cosine: Figure  # mean over patches
 
 
 class MeasuredVariant(VariantParity):
@@ -87,9 +95,9 @@ class CodebookParity(_Record):
     """The ids of a learned codebook, in the clips whose patches all have the same code."""
 
     ids: int
-    ids_differ: float
-    safe_ids_differ: float
-    margin_where_ids_differ: float
+    ids_differ: Figure
+    safe_ids_differ: Figure
+    margin_where_ids_differ: Figure
 
 
 class LlmParity(_Record):
@@ -97,9 +105,9 @@ class LlmParity(_Record):
 
     prompts: int
     positions: int
-    top1_agreement: float
-    kl_mean: float
-    kl_max: float
+    top1_agreement: Figure
+    kl_mean: Figure
+    kl_max: Figure
 
 
 class AnswerParity(_Record):
@@ -110,9 +118,9 @@ class AnswerParity(_Record):
     questions: int
     clips: int
     same: int  # answers, word for word
-    accuracy_reference: float
-    accuracy: float
-    chance_of_loss: float  # see `vqedge.agreement.chance_of_loss`
+    accuracy_reference: Figure
+    accuracy: Figure
+    chance_of_loss: Figure  # see `vqedge.agreement.chance_of_loss`
 
     @property
     def too_few(self) -> bool:
@@ -129,12 +137,12 @@ class BackendParity(_Record):
     clips: int
     clips_of: Literal["generated", "videos"] = "generated"
     clips_same: int
-    ids_differ: float
-    safe_ids_differ: float
-    margin_where_ids_differ: float
+    ids_differ: Figure
+    safe_ids_differ: Figure
+    margin_where_ids_differ: Figure
     maps_differ: float | None = None  # not in reports of version 0.1.0
     token_cosine: float | None
-    token_cosine_mean: float
+    token_cosine_mean: Figure
     token_cosine_patches: float | None = None  # nor these two
     answers: AnswerParity | None = None
 
@@ -184,8 +192,8 @@ class ParityReport(_Record):
         ]
 
     def to_json(self) -> str:
-        """Pretty, sorted, with a newline at the end."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        """Pretty, sorted, with a newline at the end; null where a figure is no number."""
+        return json_text(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
 
 def report_of(bundle: Bundle) -> ParityReport:

@@ -142,6 +142,17 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
     assert report().to_json().endswith("}\n")
 
 
+def test_a_figure_that_is_no_number_survives_its_file_as_null(tmp_path: Path) -> None:
+    path = tmp_path / "parity.json"
+    for value in (math.nan, math.inf):
+        path.write_text(report(kl_mean=value).to_json(), encoding="utf-8")
+        document = json.loads(path.read_text(), parse_constant=pytest.fail)
+        assert document["llm"]["kl_mean"] is None
+        found = report_from_file(path)
+        assert found is not None and found.llm is not None
+        assert math.isnan(found.llm.kl_mean) and found.faults(LIMITS) != []
+
+
 def test_a_report_from_before_answers_were_compared_is_read(tmp_path: Path) -> None:
     path = tmp_path / "parity.json"
     zero = dict.fromkeys(("ids_differ", "safe_ids_differ", "margin_where_ids_differ"), 0.0)

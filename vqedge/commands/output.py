@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from vqedge.errors import BundleError, UsageError
+from vqedge.json_text import json_text
 
 DEFAULT_BUNDLES = (Path("tiny.vqedge"), Path("build/tiny.vqedge"))
 
@@ -25,7 +25,7 @@ def result(text: str, end: str = "\n") -> None:
 
 def json_result(document: dict[str, Any]) -> None:
     """The one JSON document, the last line of stdout."""
-    result(json.dumps(document))
+    result(json_text(document))
 
 
 def named_once(argument: Path | None, option: Path | None) -> Path | None:
