@@ -26,4 +26,26 @@ def test_quota(tmp_path: Path, files: dict[str, str], cores: int | None) -> None
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert quota_cores(tmp_path) == cores
+    assert quota_cores(tmp_path, tmp_path / "none") == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "cores"),
+    [
+        ("0::/system.slice/ask.service\n", 2),
+        ("1:cpu:/\n0::/system.slice/ask.service/deep\n", 2),
+        ("0::/system.slice\n", 6),
+        ("0::/\n", 8),
+        ("0::/../elsewhere\n", 8),
+        ("nonsense", 8),
+    ],
+)
+def test_the_smallest_quota_of_a_service_and_of_what_it_is_in(
+    tmp_path: Path, own: str, cores: int
+) -> None:
+    (tmp_path / "system.slice/ask.service").mkdir(parents=True)
+    (tmp_path / "cpu.max").write_text("800000 100000\n")
+    (tmp_path / "system.slice/cpu.max").write_text("600000 100000\n")
+    (tmp_path / "system.slice/ask.service/cpu.max").write_text("200000 100000\n")
+    (tmp_path / "own").write_text(own)
+    assert quota_cores(tmp_path, tmp_path / "own") == cores
