@@ -390,7 +390,7 @@ def test_the_fastest_is_measured_once_chosen_and_announced(
 ) -> None:
     encoder = open_encoder("auto", bundle)
     assert encoder.name == "quick (auto: fastest of 2 here)"
-    assert "measuring openvino, onnxruntime-cuda, onnxruntime on this machine, once" in caplog.text
+    assert "measuring onnxruntime, onnxruntime-cuda, openvino on this machine, once" in caplog.text
     assert "onnxruntime-cuda does not run: no driver" in caplog.text
     assert sorted(opened) == ["quick", "quick", "slow"]
     opened.clear()
@@ -443,7 +443,7 @@ def test_a_first_clip_that_compiles_is_not_taken_for_the_others(
 
     now = [0.0]
     monkeypatch.setattr(auto.time, "perf_counter", lambda: now[0])
-    row = EncoderBackend(lambda *_: Compiles(), lambda: None)
+    row = EncoderBackend(lambda *_: Compiles(), lambda: None, slow_start=True)
     monkeypatch.setitem(ENCODERS, "tensorrt-rtx", row)
     assert auto.clip_ms_of("tensorrt-rtx", bundle, None) == 500.0
     assert now == [32.0], "and clips of half a second are measured for two"

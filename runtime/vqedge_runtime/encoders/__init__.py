@@ -61,14 +61,20 @@ class EncoderBackend:
         missing: tells, without loading a model, whether it can run here.
         file: the file of a bundle that it would run here, as the manifest lists it; a
             BackendUnavailable says why there is none.
+        auto: `auto` may take it: it loads in about a second and computes what the exporter checked.
+        slow_start: its first clip compiles or loads kernels and says nothing of the second.
     """
 
     open: Callable[[Bundle, int | None], Encoder]
     missing: Callable[[], Missing | None]
     file: Callable[[Bundle], str] = _encoder_file
+    auto: bool = True
+    slow_start: bool = False
 
 
-def _onnxruntime(provider: str, precision: str = "fp32") -> EncoderBackend:
+def _onnxruntime(
+    provider: str, precision: str = "fp32", auto: bool = True, slow_start: bool = False
+) -> EncoderBackend:
     def opened(bundle: Bundle, threads: int | None) -> Encoder:
         from vqedge_runtime.encoders.ort import OrtEncoder
         from vqedge_runtime.encoders.providers import PROVIDERS
@@ -81,7 +87,10 @@ def _onnxruntime(provider: str, precision: str = "fp32") -> EncoderBackend:
 
         return missing_provider(provider)
 
-    return EncoderBackend(opened, missing, lambda bundle: _file_in(bundle, precision))
+    def file(bundle: Bundle) -> str:
+        return _file_in(bundle, precision)
+
+    return EncoderBackend(opened, missing, file, auto, slow_start)
 
 
 def _openvino() -> EncoderBackend:
@@ -115,15 +124,15 @@ def _engine(flavour: Flavour) -> EncoderBackend:
 
         return engine_here(flavour, bundle).file
 
-    return EncoderBackend(opened, missing, file)
+    return EncoderBackend(opened, missing, file, slow_start=True)
 
 
 ENCODERS: dict[str, EncoderBackend] = {
     "onnxruntime": _onnxruntime("CPU"),
     "onnxruntime-int8": _onnxruntime("CPU", "int8"),
-    "onnxruntime-cuda": _onnxruntime("CUDA"),
-    "onnxruntime-tensorrt": _onnxruntime("TensorRT"),
-    "onnxruntime-nvtensorrtrtx": _onnxruntime("TensorRT-RTX"),
+    "onnxruntime-cuda": _onnxruntime("CUDA", slow_start=True),
+    "onnxruntime-tensorrt": _onnxruntime("TensorRT", auto=False),
+    "onnxruntime-nvtensorrtrtx": _onnxruntime("TensorRT-RTX", auto=False),
     "openvino": _openvino(),
     "tensorrt": _engine("tensorrt"),
     "tensorrt-rtx": _engine("tensorrt-rtx"),

@@ -30,17 +30,7 @@ from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_questi
 from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.tokens import Codes
 
-# Those that load in about a second and compute what the exporter checked. Earlier wins a tie.
-CANDIDATES = (
-    "tensorrt",
-    "tensorrt-rtx",
-    "onnxruntime-int8",
-    "openvino",
-    "onnxruntime-cuda",
-    "onnxruntime",
-)
-# Their first clip compiles or loads kernels and says nothing of the second.
-_SLOW_STARTERS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+CANDIDATES = tuple(name for name, backend in ENCODERS.items() if backend.auto)
 _ROUNDS = 5
 _MOST_S = 2.0  # of a backend's clips
 _GPU_FILES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu")  # the latter of a Jetson
@@ -175,7 +165,7 @@ def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _RO
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     budget, text = bundle.manifest.quantizer.default_budget, made_question(bundle.manifest)
     times: list[float] = []
-    unmeasured = int(name in _SLOW_STARTERS)
+    unmeasured = int(ENCODERS[name].slow_start)
     with closing(ENCODERS[name].open(bundle, threads)) as encoder:
         while len(times) <= rounds and sum(times[unmeasured:]) < _MOST_S:
             began = time.perf_counter()
