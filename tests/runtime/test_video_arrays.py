@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +56,14 @@ def test_which_of_them_follows_their_times() -> None:
     clip = clip_from_frames(frames, times_s, 3, 8)
     assert clip.times_s == (3.0, 3.0, 13.0)
     assert (clip.start_s, clip.duration_s, clip.distinct_frames) == (1.0, 15.0, 2)
+
+
+def test_a_list_of_many_frames_is_not_copied() -> None:
+    frame = noise(1, 100, 100)[0]
+    for many in ([frame] * 1000, deque([frame] * 1000)):
+        tracemalloc.start()
+        clip = clip_from_frames(many, None, 4, 16)
+        _, most_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert clip.distinct_frames == 4
+        assert most_bytes < 100 * frame.nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -75,24 +75,33 @@ def _numbers(
     return list(map(int, np.searchsorted(times_s, instants_s, side="right") - 1))
 
 
-def _checked_pixels(frames_thwc: Any) -> Pixels:
-    try:
+def _checked_pixels(frames_thwc: Any) -> Pixels | list[Pixels]:
+    """An array, or a list as one: of its frames, which may be many, few are looked at."""
+    if not isinstance(frames_thwc, Sequence) or not frames_thwc:
         pixels: Pixels = np.asarray(frames_thwc)
+        _check_kind(pixels.dtype, pixels.shape)
+        return pixels
+    try:
+        frames = [np.asarray(frame) for frame in frames_thwc]
+        (shape,) = {frame.shape for frame in frames}
     except ValueError:
         raise ConfigError("frames differ in size; give all in one") from None
-    if pixels.dtype.name != "uint8" or pixels.ndim != 4 or pixels.shape[3] != 3 or not pixels.size:
-        raise ConfigError(
-            f"frames are {pixels.dtype} {pixels.shape}, want uint8 RGB (N, height, width, 3)"
-        )
-    return pixels
+    for dtype in {frame.dtype for frame in frames}:
+        _check_kind(dtype, (len(frames), *shape))
+    return frames
 
 
-def _checked(times_s: Sequence[float], pixels: Pixels) -> npt.NDArray[np.float64]:
+def _check_kind(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise ConfigError(f"frames are {dtype} {shape}, want uint8 RGB (N, height, width, 3)")
+
+
+def _checked(times_s: Sequence[float], pixels: Sized) -> npt.NDArray[np.float64]:
     try:
         times = np.asarray(times_s, float)
     except (TypeError, ValueError):
         raise ConfigError("times of frames: give a number of seconds for each") from None
-    if times.shape != pixels.shape[:1]:
+    if times.shape != (len(pixels),):
         raise ConfigError(f"{times.size} times for {len(pixels)} frames; give one for each")
     if not (times[0] >= 0 and math.isfinite(times[-1]) and (np.diff(times) >= 0).all()):
         raise ConfigError("times of frames: give seconds from 0 up that do not fall")
