@@ -72,6 +72,11 @@ def test_space_around_words_is_dropped_and_odd_line_ends_are_part_of_a_text(fold
     assert clip[0].question == "eins\u2028zwei?"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(folder: Path) -> None:
+    (clip,) = questions_from_jsonl(written(folder, f"\ufeff{json.dumps(GOOD)}")).values()
+    assert clip == [QuestionAnswer("all", "Was läuft?", "ein Hund")]
+
+
 def test_a_clip_reads_its_part_of_its_file(folder: Path) -> None:
     asked: list[object] = []
 

@@ -243,8 +243,10 @@ def nextqa(folder: Path, *rows: str, header: str = HEADER) -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["", "nextqa:"])
-def test_a_next_qa_file(tmp_path: Path, videos: Path, prefix: str) -> None:
-    path = nextqa(tmp_path, ROW, ROW.replace("4010069381", "999"))
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_next_qa_file(tmp_path: Path, videos: Path, prefix: str, mark: str) -> None:
+    """Also one that spreadsheets begin with a byte order mark."""
+    path = nextqa(tmp_path, ROW, ROW.replace("4010069381", "999"), header=f"{mark}{HEADER}")
     (item,) = suite_items(f"{prefix}{path}", videos=videos)  # 999 is not there: left out
     choices = ("roll", "tap", "strum", "hit", "pat")
     clip = VideoFile(videos / "4010069381.mp4")

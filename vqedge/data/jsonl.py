@@ -180,13 +180,13 @@ def questions_from_jsonl(
 
 
 def text_of(path: Path) -> str:
-    """A question file as text.
+    """A question file as text, without the byte order mark that some editors begin it with.
 
     Raises:
         DatasetError: it is not there or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
     except OSError as error:
