@@ -114,7 +114,7 @@ def quantize(source: Path, out: Path, quant: str) -> None:
     params.nthread = usable_cores()
     with _quiet():
         code = llama_cpp.llama_model_quantize(
-            str(source).encode(), str(out).encode(), ctypes.byref(params)
+            os.fsencode(source), os.fsencode(out), ctypes.byref(params)
         )
     if code != 0:
         raise ExportError(f"llama.cpp could not quantise {source.name} to {quant} (code {code})")

@@ -56,22 +56,32 @@ def light_copy(model: onnx.ModelProto) -> Iterator[LightCopy]:
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
-        try:
-            light = save_apart(model, path)
-        except OSError as error:
-            raise ExportError(
-                f"{folder}: the weights, {model.ByteSize() / 1e6:.0f} MB, cannot be written "
-                f"({error.strerror}); set TMPDIR to a folder on a disk with room"
-            ) from error
-        yield LightCopy(light, path)
+        yield LightCopy(save_apart(model, path), path)
 
 
 def save_apart(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """Write a model, and its weights into a file beside it; one weight at a time is copied.
 
+    Args:
+        model: is left alone.
+        path: in a folder of temporary files.
+
     Returns:
         what was written to `path`: the model without its weights, which names that file.
+
+    Raises:
+        ExportError: the disk has no room for the weights.
     """
+    try:
+        return _saved_apart(model, path)
+    except OSError as error:
+        raise ExportError(
+            f"{path.parent}: the weights, {model.ByteSize() / 1e6:.0f} MB, cannot be written "
+            f"({error.strerror}); set TMPDIR to a folder on a disk with room"
+        ) from error
+
+
+def _saved_apart(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     graph = helper.make_graph(
         model.graph.node,
         model.graph.name,

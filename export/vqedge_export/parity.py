@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import torch
 
 from vqedge.agreement import SAFE_MARGIN, row_cosines
@@ -39,6 +38,7 @@ from vqedge.nearest_codebook import OP_NAME
 from vqedge.reducers import follows_question
 from vqedge_export.flips import feeds_for
 from vqedge_export.graph import ROW_MASK, adaptive_error_of, noted_reducer, rounds_of
+from vqedge_export.light import light_copy
 from vqedge_export.onnx_export import CODES, outputs_of
 from vqedge_export.op_function import ensure_function
 from vqedge_export.report import (
@@ -83,9 +83,8 @@ class _Deployed:
         self.outputs = outputs_of(config)
         for name in self.rounds:
             model.graph.output.add(name=name)
-        self.session = ort.InferenceSession(
-            model.SerializeToString(), providers=["CPUExecutionProvider"]
-        )
+        with light_copy(model) as copy:
+            self.session = copy.session()
         fixed = [config.quantizer.codes, config.quantizer.default_budget]
         self.budgets = fixed if adaptive_error_of(model) is None else [*fixed, ADAPTIVE]
 

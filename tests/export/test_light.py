@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vqedge.errors import ExportError
+from vqedge_export import light
 from vqedge_export.layers import VIT
 from vqedge_export.light import light_copy, save_apart
 
@@ -32,16 +37,26 @@ def test_weights_are_beside_the_model_and_shapes_in_it(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
     model = model_of(weight)
     before = model.SerializeToString(deterministic=True)
-    light = save_apart(model, tmp_path / "m.onnx")
+    apart = save_apart(model, tmp_path / "m.onnx")
     assert model.SerializeToString(deterministic=True) == before
     assert (tmp_path / "m.onnx").stat().st_size < weight.nbytes / 4
     assert (tmp_path / "m.weights").stat().st_size == weight.nbytes
-    inside = [item.name for item in light.graph.initializer if not item.external_data]
+    inside = [item.name for item in apart.graph.initializer if not item.external_data]
     assert inside == ["shape"], "TensorRT and ONNX Runtime read it where they read the graph"
     read = onnx.load(str(tmp_path / "m.onnx"))
     for tensor in read.graph.initializer:
         tensor.ClearField("data_location")  # that it was apart
     assert read.graph == model.graph and read.opset_import == model.opset_import
+
+
+def test_a_full_disk_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))  # as of a write
+    monkeypatch.setattr(light, "_put_apart", full)
+    model = model_of(np.zeros((64, 32), np.float32))
+    with pytest.raises(ExportError, match=rf"{tmp_path}: the weights, 0 MB, .*No space .*TMPDIR"):
+        save_apart(model, tmp_path / "m.onnx")
 
 
 def test_a_session_outlives_the_file_it_was_opened_from() -> None:
