@@ -37,7 +37,7 @@ from vqedge_export.records import bridge_record, encoder_record, quantizer_recor
 from vqedge_export.report import ParityReport, report_from_file
 from vqedge_export.targets import BASE, BRIDGE, ENCODER, LLM, VARIANTS, Making
 
-PRECISIONS = ("fp32", "fp16", *VARIANTS)
+PRECISIONS = ("fp32", *VARIANTS)
 DEFAULT_PRECISION = "int8"
 DEFAULT_QUANT = "Q8_0"  # the fastest within one point of accuracy: docs/measured/quant_*.json
 _NO_GRAPH = "not an ONNX graph; copy the checkpoint again (git lfs pull, if it is a pointer)"
@@ -49,7 +49,7 @@ def assemble_bundle(
     out: Path,
     *,
     quant: str = DEFAULT_QUANT,
-    precision: str = DEFAULT_PRECISION,
+    precision: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Make the bundle that `export` makes, from a checkpoint that carries its graph.
@@ -61,7 +61,8 @@ def assemble_bundle(
         checkpoint: a checkpoint folder with `encoder.graph.onnx`.
         out: the bundle to make.
         quant: type of the language model's weights.
-        precision: the lightest encoder to put in, `fp32` or `int8`; the one in fp32 always is.
+        precision: the lightest encoder to put in, `fp32` or `int8`, by default as
+            `default_precision`; the one in fp32 always is.
         overwrite: replace `out` if it is a bundle.
 
     Raises:
@@ -70,9 +71,10 @@ def assemble_bundle(
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
-    config = model_config_of(checkpoint)
-    check_precision(precision)
+    if precision is not None:
+        check_precision(precision)
     check_quant(quant)
+    config = model_config_of(checkpoint)
     graph = graph_of(checkpoint)
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(
@@ -81,7 +83,7 @@ def assemble_bundle(
             config=config,
             graph=graph,
             quant=quant,
-            precision=precision,
+            precision=precision or default_precision(config),
         )
         for target in BASE:
             target.export(making)

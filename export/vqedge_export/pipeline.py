@@ -17,9 +17,9 @@ from vqedge.files import file_sha256
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
 from vqedge_export.assemble import (
-    DEFAULT_PRECISION,
     DEFAULT_QUANT,
     check_precision,
+    default_precision,
     finish,
     present,
 )
@@ -35,8 +35,7 @@ from vqedge_export.targets import (
     LLM,
     Making,
     Target,
-    require_installed,
-    require_words,
+    require_possible,
 )
 from vqedge_export.tensorrt.calibration import Frames
 from vqedge_export.tensorrt.options import BuildOptions
@@ -53,7 +52,7 @@ def export_bundle(
     open_llm: OpenLlm,
     *,
     quant: str = DEFAULT_QUANT,
-    precision: str = DEFAULT_PRECISION,
+    precision: str | None = None,
     check: bool = True,
     record: bool = False,
     plugin_node: bool = False,
@@ -70,7 +69,8 @@ def export_bundle(
         out: the bundle to make.
         open_llm: opens a GGUF file for its logits.
         quant: type of the language model's weights.
-        precision: the lightest encoder to put in, `fp32` or `int8`; the one in fp32 always is.
+        precision: the lightest ONNX encoder to put in, `fp32` or `int8`, by default as
+            `default_precision`; the one in fp32 always is. That of engines is in `options`.
         check: measure parity and refuse to write a bundle that fails it.
         record: store graph and parity report in the checkpoint, so that `assemble` can use them.
         plugin_node: leave the body of NearestCodebook out, for TensorRT 10.3 alone; parity is
@@ -93,21 +93,21 @@ def export_bundle(
     """
     if record:
         _require_recordable(check, plugin_node)
-    check_precision(precision)
+    if precision is not None:
+        check_precision(precision)
     check_quant(quant)
-    require_installed(targets)
-    opened = open_checkpoint(checkpoint)
-    require_words(targets, opened.config)
-    graph = _traced(opened, plugin_node)
+    opened, engine_options = open_checkpoint(checkpoint), options or BuildOptions()
+    require_possible(targets, opened.config, engine_options)
     with bundle_writer(out, overwrite=overwrite) as draft:
+        graph = _traced(opened, plugin_node)
         making = Making(
             folder=draft.folder,
             checkpoint=checkpoint,
             config=opened.config,
             graph=graph,
             quant=quant,
-            precision=precision,
-            options=options or BuildOptions(),
+            precision=precision or default_precision(opened.config),
+            options=engine_options,
             plugin=plugin,
             calibration=tuple(calibration),
         )

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class Making:
         config: the checkpoint's.
         graph: its stripped encoder.
         quant: type of the language model's weights.
-        precision: of the lightest ONNX encoder, one of `VARIANTS`; any other makes fp32 only.
+        precision: of the lightest ONNX encoder, one of `VARIANTS` or `fp32`.
         options: of engines.
         plugin: library with the NearestCodebook plugin, for TensorRT.
         calibration: clips for int8 engines beside the generated ones.
@@ -120,15 +121,7 @@ def _made_already(_making: Making) -> tuple[EngineRecord, ...]:
     return ()
 
 
-def _tensorrt(making: Making) -> tuple[EngineRecord, ...]:
-    return (_engine(making, "tensorrt"),)
-
-
-def _tensorrt_rtx(making: Making) -> tuple[EngineRecord, ...]:
-    return (_engine(making, "tensorrt-rtx"),)
-
-
-def _engine(making: Making, flavour: Flavour) -> EngineRecord:
+def _engine(making: Making, flavour: Flavour) -> tuple[EngineRecord, ...]:
     from vqedge_export.tensorrt.build import Source, engine_from_onnx
 
     encoder = encoder_record(making.graph, making.config, ENCODER)
@@ -139,7 +132,7 @@ def _engine(making: Making, flavour: Flavour) -> EngineRecord:
     path, record = engine_from_onnx(source, flavour, making.options, plugin)
     (making.folder / record.file).parent.mkdir(exist_ok=True)
     shutil.copyfile(path, making.folder / record.file)
-    return record
+    return (record,)
 
 
 TARGETS = {
@@ -148,8 +141,8 @@ TARGETS = {
         Target("onnx", (), _onnx),
         Target("gguf", (), _gguf),
         Target(VOCAB, (), _made_already),
-        Target("tensorrt", ("tensorrt",), _tensorrt),
-        Target("tensorrt-rtx", ("tensorrt_rtx",), _tensorrt_rtx),
+        Target("tensorrt", ("tensorrt",), partial(_engine, flavour="tensorrt")),
+        Target("tensorrt-rtx", ("tensorrt_rtx",), partial(_engine, flavour="tensorrt-rtx")),
     )
 }
 BASE = (TARGETS["onnx"], TARGETS["gguf"])  # that every bundle holds
@@ -168,6 +161,23 @@ def engine_targets(text: str | None) -> tuple[Target, ...]:
     names = [chosen("--target", part.strip(), (*TARGETS, ALL)) for part in parts]
     asked = [row for row in TARGETS.values() if row.name in names and row not in BASE]
     return _possible() if ALL in names else tuple(asked)
+
+
+def require_possible(targets: Sequence[Target], config: ModelConfig, options: BuildOptions) -> None:
+    """Refuse what cannot be made here, of this model, before any work is done.
+
+    Raises:
+        BackendUnavailable: a target needs a module that is not there.
+        ConfigError: a target does not fit the model.
+        ExportError: TensorRT cannot build the engines that are asked of it.
+    """
+    from vqedge_export.tensorrt.build import require_buildable
+
+    require_installed(targets)
+    require_words(targets, config)
+    for flavour in FLAVOURS:
+        if any(row.name == flavour for row in targets):
+            require_buildable(flavour, options)
 
 
 def require_installed(targets: Sequence[Target]) -> None:

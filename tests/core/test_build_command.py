@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -12,13 +11,18 @@ from tiny_bundle import write_bundle
 
 import vqedge.cli
 from vqedge.bundle import rewritten
-from vqedge.commands.build import build_options, plugin_library_for, run_build
-from vqedge.commands.export import ExportOptions
+from vqedge.commands.build import (
+    build_options,
+    plugin_library_for,
+    require_takes_plugin,
+    run_build,
+)
+from vqedge.commands.export import ExportOptions, run_export
 from vqedge.commands.inspect import facts_of
-from vqedge.engines import cache_engine
-from vqedge.errors import BundleError, ConfigError, UsageError
+from vqedge.engines import cache_engine, plugin_path
+from vqedge.errors import BundleError, ConfigError, ExportError, UsageError
 from vqedge_export.targets import TARGETS
-from vqedge_export.tensorrt.options import BuildOptions
+from vqedge_export.tensorrt.options import BuildOptions, Offer
 
 TINY = Path(__file__).parents[2] / "models/tiny"
 
@@ -41,7 +45,15 @@ def test_only_int8_is_calibrated(tmp_path: Path) -> None:
         ExportOptions(target="tensorrt-rtx", calibrate=tmp_path)
 
 
-def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path) -> None:
+@pytest.fixture
+def buildable(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """TensorRT can build whatever it is asked for."""
+    asked = Mock()
+    monkeypatch.setattr("vqedge_export.tensorrt.build.require_buildable", asked)
+    return asked
+
+
+def test_a_folder_to_calibrate_on_holds_videos(tmp_path: Path, buildable: Mock) -> None:
     bundle = write_bundle(tmp_path / "t.vqedge").root
     empty = tmp_path / "empty"
     for found in ("no such folder", "no file in it is a video"):
@@ -55,19 +67,75 @@ def test_what_is_not_given_keeps_its_default() -> None:
     assert options == BuildOptions(precision="fp16", capabilities=("8.6", "8.9"))
 
 
-def test_every_option_reaches_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_reaches_the_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buildable: Mock
+) -> None:
+    bundle = write_bundle(tmp_path / "t.vqedge").root
     built = Mock(side_effect=BundleError("stop"))
     monkeypatch.setattr("vqedge_export.tensorrt.into_bundle.build_into_bundle", built)
     wanted = BuildOptions("fp32", ("8.6",), "weak", 5, 7, True, True, "dla")
     flags = "--precision fp32 --sm 86 --typing weak --optimization-level 5 --workspace-mb 7"
     flags += " --version-compatible --hardware-compatible --device dla --plugin none"
     with pytest.raises(BundleError, match="stop"):
-        vqedge.cli.app(["build", str(tmp_path), *flags.split()], standalone_mode=False)
-    built.assert_called_once_with(tmp_path, "tensorrt", wanted, None, [])
+        vqedge.cli.app(["build", str(bundle), *flags.split()], standalone_mode=False)
+    built.assert_called_once_with(bundle, "tensorrt", wanted, None, [])
+    buildable.assert_called_once_with("tensorrt", wanted)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """What compiles the plugin, for minutes."""
+    compiled = Mock(return_value=Path("made.so"))
+    monkeypatch.setattr("vqedge_export.tensorrt.plugin_build.plugin_library", compiled)
+    return compiled
+
+
+def test_no_plugin_is_compiled_for_a_bundle_that_is_not_there(
+    tmp_path: Path, compiled: Mock
+) -> None:
+    with pytest.raises(BundleError, match=r"none\.vqedge"):
+        run_build(tmp_path / "none.vqedge", "tensorrt")
+    compiled.assert_not_called()
+
+
+@pytest.mark.parametrize("command", ["build", "export"])
+def test_no_plugin_is_compiled_for_an_engine_that_cannot_be_built(
+    tmp_path: Path, compiled: Mock, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    offer = Offer("tensorrt", "10.3.0", "8.7", (), weak_typing=True)
+    monkeypatch.setattr("vqedge_export.tensorrt.build.offer_of", lambda _: offer)
+    monkeypatch.setattr("vqedge_export.targets.require_installed", lambda _: None)
+    with pytest.raises(ExportError, match=r"--sm 86: TensorRT builds for the GPU .* is 8\.7"):
+        if command == "build":
+            bundle = write_bundle(tmp_path / "t.vqedge").root
+            run_build(bundle, "tensorrt", options=build_options(None, "86"))
+        else:
+            options = ExportOptions(target="tensorrt", sm="86")
+            run_export(TINY, tmp_path / "out.vqedge", options=options)
+    compiled.assert_not_called()
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_plugin_that_other_machines_need_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    buildable: Mock,
+    capsys: pytest.CaptureFixture[str],
+    needed: bool,
+) -> None:
+    made = record(plugin_sha256="d" * 64, version_compatible=not needed)
+    bundle = rewritten(write_bundle(tmp_path / "t.vqedge"), {made.file: b"plan"}, (made,))
+    built = Mock(return_value=(bundle, made))
+    monkeypatch.setattr("vqedge_export.tensorrt.into_bundle.build_into_bundle", built)
+    run_build(bundle.root, "tensorrt", plugin="none")
+    told = capsys.readouterr().err
+    assert (f"other machines need {plugin_path('d' * 64)}, too; --plugin none" in told) == needed
+    assert told.endswith(f"next: vqedge check {bundle.root} --backend tensorrt\n")
 
 
 def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Mock(side_effect=BundleError("stop"))
+    monkeypatch.setattr("vqedge_export.targets.require_possible", Mock())
     monkeypatch.setattr("vqedge_export.pipeline.export_bundle", made)
     flags = "--target tensorrt --precision fp16 --sm 87 --plugin none --llm-quant F16"
     flags += " --no-check --plugin-node --record --overwrite"
@@ -76,7 +144,7 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch) -> N
     assert made.call_args.args[:2] == (TINY, Path("b"))
     assert made.call_args.kwargs == {
         "quant": "F16",
-        "precision": "fp16",
+        "precision": None,  # fp16 is the engine's
         "check": False,
         "record": True,
         "plugin_node": True,
@@ -89,7 +157,12 @@ def test_every_option_reaches_the_exporter(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("words", [["t.vqedge"], ["-m", "t.vqedge"], []])
-def test_the_bundle_is_named_in_any_way(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundle_is_named_in_any_way(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, buildable: Mock, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("t.vqedge", "other.vqedge"):
+        write_bundle(Path(name))
     built = Mock(side_effect=BundleError("stop"))
     monkeypatch.setattr("vqedge_export.tensorrt.into_bundle.build_into_bundle", built)
     monkeypatch.setenv("VQEDGE_BUNDLE", "other.vqedge")
@@ -107,19 +180,15 @@ def test_options_of_engines_need_an_engine(tmp_path: Path) -> None:
 def test_a_plugin_needs_an_engine_that_takes_one() -> None:
     for flavours in ((), ("tensorrt-rtx",)):
         with pytest.raises(UsageError, match="only --target tensorrt takes a plugin"):
-            plugin_library_for(flavours, build_options(None, None), "auto")
+            require_takes_plugin(flavours, "auto")
+        require_takes_plugin(flavours, None)
         assert plugin_library_for(flavours, build_options(None, None), None) is None
 
 
-def test_the_plugin_is_compiled_for_the_gpus_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(
-        "vqedge_export.tensorrt.plugin_build.plugin_library",
-        lambda sms: asked.append(sms) or Path("made.so"),
-    )
+def test_the_plugin_is_compiled_for_the_gpus_of_the_engine(compiled: Mock) -> None:
     options = build_options(None, "87,120")
     assert plugin_library_for(("tensorrt",), options, None) == Path("made.so")
-    assert asked == [[87, 120]]
+    compiled.assert_called_once_with([87, 120])
 
 
 def test_an_engine_in_a_bundle_is_inspected_by_its_record(tmp_path: Path) -> None:

@@ -121,9 +121,10 @@ def test_a_graph_of_another_exporter_is_refused() -> None:
         int8_encoder(onnx.ModelProto())
 
 
-def test_a_precision_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UsageError, match="--precision int4: choose one of fp32, fp16, int8"):
-        check_precision("int4")
+@pytest.mark.parametrize("precision", ["int4", "fp16"])
+def test_a_precision_that_no_onnx_encoder_has_is_refused(precision: str) -> None:
+    with pytest.raises(UsageError, match=f"--precision {precision}: choose one of fp32, int8"):
+        check_precision(precision)
 
 
 @given(

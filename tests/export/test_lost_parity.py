@@ -16,7 +16,7 @@ from tiny_export import config_of
 from tiny_model import tiny_llm, tiny_tokenizer
 from tiny_report import parity_report
 
-from vqedge.errors import ConfigError, ParityError
+from vqedge.errors import BundleError, ConfigError, ExportError, ParityError, UsageError
 from vqedge_export import pipeline
 from vqedge_export.parity import llm_parity
 from vqedge_export.pipeline import export_bundle
@@ -63,6 +63,8 @@ def test_a_language_model_that_reads_other_rows_is_outside_its_tolerance() -> No
 
 # ---- what is written
 
+IMPORTED: Any = object()  # the shape of a backbone that has one of its own
+
 
 def lost() -> ParityReport:
     return parity_report("F16", ids_differ=0.5, tolerance=TOLERANCES["F16"])
@@ -98,6 +100,40 @@ def test_nothing_is_written_and_nothing_recorded(made: list[str], tmp_path: Path
     assert caught.value.figures["encoder"]["ids_differ"] == 0.5
     assert len(made) == 1, "base files were written to measure them, targets were not"
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoint"]
+
+
+def test_a_bundle_that_may_not_be_replaced_is_found_before_any_work(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = write_bundle(tmp_path / "out.vqedge", facts=tiny_facts()).root
+    monkeypatch.setattr(pipeline, "_traced", lambda *_: pytest.fail("the encoder was traced"))
+    with pytest.raises(BundleError, match=r"out\.vqedge"):
+        export_bundle(tmp_path, there, None)  # type: ignore[arg-type]
+    assert made == []
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [(None, "int8"), (IMPORTED, "fp32")])
+def test_the_lightest_encoder_is_that_of_the_model_unless_it_is_named(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any, wanted: str
+) -> None:
+    config = config_of("kmeans")
+    changed = config.model_copy(
+        update={"encoder": config.encoder.model_copy(update={"shape": shape})}
+    )
+    monkeypatch.setattr(pipeline, "open_checkpoint", lambda _: SimpleNamespace(config=changed))
+    seen: list[str] = []
+
+    def write(_: Any, making: Any) -> None:
+        seen.append(making.precision)
+        raise ExportError("stop")
+
+    monkeypatch.setattr(pipeline, "_write", write)
+    for precision in (None, "fp32", "int8"):
+        with pytest.raises(ExportError, match="stop"):
+            export_bundle(tmp_path, tmp_path / "x.vqedge", None, precision=precision)  # type: ignore[arg-type]
+    assert seen == [wanted, "fp32", "int8"]
+    with pytest.raises(UsageError, match="--precision fp16: choose one of fp32, int8"):
+        export_bundle(tmp_path, tmp_path / "x.vqedge", None, precision="fp16")  # type: ignore[arg-type]
 
 
 def test_a_bundle_that_was_there_stays(made: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from vqedge.bundle import open_bundle
 from vqedge.choices import chosen
 from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.engines import DEVICES, ENGINE_PRECISIONS, FLAVOURS, TYPINGS, Flavour
+from vqedge.engines import DEVICES, ENGINE_PRECISIONS, FLAVOURS, TYPINGS, Flavour, plugin_path
 from vqedge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,16 +35,20 @@ def run_build(
     Raises:
         UsageError: a value that is not one of those offered, or options that do not go together.
         BundleError: no bundle was given, and none is here.
+        BackendUnavailable: TensorRT is not installed.
+        ExportError: it cannot do what is asked, or failed.
     """
+    from vqedge_export.tensorrt.build import require_buildable
     from vqedge_export.tensorrt.into_bundle import build_into_bundle
 
     flavour, wanted = chosen("--target", target, FLAVOURS), options or build_options()
     if calibrate is not None:
         require_int8(wanted, calibrate)
-    place, clips = bundle_or_default(bundle), list[Frames]()
-    if calibrate is not None:
-        spec = open_bundle(place, verify=False).manifest.encoder  # verified when it is built into
-        clips = calibration_clips(calibrate, spec)
+    require_takes_plugin((flavour,), plugin)
+    place = bundle_or_default(bundle)
+    encoder = open_bundle(place, verify=False).manifest.encoder  # verified when it is built into
+    require_buildable(flavour, wanted)
+    clips = calibration_clips(calibrate, encoder) if calibrate is not None else []
     library = plugin_library_for((flavour,), wanted, plugin)
     made, record = build_into_bundle(place, flavour, wanted, library, clips)
     size_bytes = (made.root / record.file).stat().st_size
@@ -53,6 +57,12 @@ def run_build(
         json_result({"bundle": str(made.root), "engine": engine})
         return
     say(f"{size_bytes / 1e6:9.1f} MB  {record.file}")
+    if record.plugin_sha256 is not None and not record.version_compatible:
+        say(
+            f"other machines need {plugin_path(record.plugin_sha256)}, too; --plugin none or "
+            "--version-compatible makes an engine that needs none"
+        )
+    say(f"next: vqedge check {made.root} --backend {flavour}")
     result(str(made.root))
 
 
@@ -91,20 +101,27 @@ def build_options(
 def plugin_library_for(
     flavours: Iterable[str], options: BuildOptions, plugin: str | None
 ) -> Path | None:
-    """The library that `--plugin` asks for, if one of the engines takes a plugin.
+    """The library that `--plugin` asks for, compiled if need be; None where no engine takes one.
 
     Raises:
         BackendUnavailable: no such file.
-        UsageError: none of the engines takes one.
     """
     from vqedge_export.tensorrt.plugin_build import AUTO_PLUGIN, plugin_from_text
 
     if _TAKES_PLUGIN not in flavours:
-        if plugin is not None:
-            raise UsageError(f"--plugin {plugin}: only --target {_TAKES_PLUGIN} takes a plugin")
         return None
     sms = [int(capability.replace(".", "")) for capability in options.capabilities]
     return plugin_from_text(plugin or AUTO_PLUGIN, sms, options.hardware_compatible)
+
+
+def require_takes_plugin(flavours: Iterable[str], plugin: str | None) -> None:
+    """Refuse `--plugin` for engines that take none.
+
+    Raises:
+        UsageError: none of the engines takes one.
+    """
+    if plugin is not None and _TAKES_PLUGIN not in flavours:
+        raise UsageError(f"--plugin {plugin}: only --target {_TAKES_PLUGIN} takes a plugin")
 
 
 def require_int8(options: BuildOptions, folder: Path) -> None:

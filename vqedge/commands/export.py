@@ -15,6 +15,7 @@ from vqedge.commands.build import (
     calibration_clips,
     plugin_library_for,
     require_int8,
+    require_takes_plugin,
 )
 from vqedge.commands.output import json_result, result, say
 from vqedge.engines import FLAVOURS
@@ -56,6 +57,11 @@ class ExportOptions:
         """How engines are built."""
         return build_options(self.precision, self.sm)
 
+    @property
+    def onnx_precision(self) -> str | None:
+        """Of the lightest ONNX encoder, if it is named: fp16 is of engines."""
+        return None if self.precision == "fp16" else self.precision
+
     def __post_init__(self) -> None:
         """Refuse what no checkpoint makes right, before any file is opened."""
         from vqedge_export.gguf import check_quant
@@ -72,6 +78,7 @@ class ExportOptions:
             raise UsageError(f"{flags[0]} is about engines; add --target tensorrt or tensorrt-rtx")
         if self.calibrate is not None:
             require_int8(self.engine, self.calibrate)
+        require_takes_plugin([row.name for row in self.targets], self.plugin)
 
 
 def run_export(
@@ -84,20 +91,23 @@ def run_export(
     """Export a checkpoint and print the parity table; in JSON also one that failed.
 
     Raises:
-        UsageError: `--plugin` without an engine that takes one, or `--record` of what cannot be.
+        UsageError: `--record` of what cannot be.
         ConfigError: a target that does not fit the model.
         BackendUnavailable: a target's TensorRT is not installed.
         CheckpointError: the checkpoint is incomplete.
-        ExportError: the encoder cannot be traced, or the language model not quantised.
+        ExportError: the encoder cannot be traced, the language model not quantised, or an engine
+            not built.
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
     """
-    from vqedge_export.assemble import DEFAULT_QUANT, default_precision
+    from vqedge_export.assemble import DEFAULT_QUANT
     from vqedge_export.pipeline import export_bundle
+    from vqedge_export.targets import require_possible
     from vqedge_runtime.llm import open_llama_cpp
 
     wanted = options or ExportOptions()
     config = model_config_of(checkpoint)
+    require_possible(wanted.targets, config, wanted.engine)
     library = plugin_library_for([row.name for row in wanted.targets], wanted.engine, wanted.plugin)
     clips = calibration_clips(wanted.calibrate, config.encoder) if wanted.calibrate else ()
     try:
@@ -106,7 +116,7 @@ def run_export(
             out,
             open_llama_cpp,
             quant=wanted.llm_quant or DEFAULT_QUANT,
-            precision=wanted.precision or default_precision(config),
+            precision=wanted.onnx_precision,
             check=wanted.check,
             record=wanted.record,
             plugin_node=wanted.plugin_node,
@@ -135,31 +145,19 @@ def run_assemble(
     """Make a bundle without torch and print what it holds.
 
     Raises:
-        UsageError: a value that is none of those offered, or a precision about engines.
+        UsageError: a value that is none of those offered.
         CheckpointError: the checkpoint is incomplete, or was not exported with `--record`.
         ExportError: the language model cannot be quantised.
         BundleError: `out` cannot be written.
     """
-    from vqedge_export.assemble import (
-        DEFAULT_QUANT,
-        assemble_bundle,
-        check_precision,
-        default_precision,
-    )
-    from vqedge_export.gguf import check_quant
+    from vqedge_export.assemble import DEFAULT_QUANT, assemble_bundle
     from vqedge_export.report import report_from_file
 
-    if precision == "fp16":
-        raise UsageError("--precision fp16 is about engines; add one with: vqedge build BUNDLE")
-    if precision is not None:
-        check_precision(precision)
-    quant = llm_quant or DEFAULT_QUANT
-    check_quant(quant)
     bundle = assemble_bundle(
         checkpoint,
         out,
-        quant=quant,
-        precision=precision or default_precision(model_config_of(checkpoint)),
+        quant=llm_quant or DEFAULT_QUANT,
+        precision=precision,
         overwrite=overwrite,
     )
     report = report_from_file(bundle.root / PARITY)

@@ -25,7 +25,7 @@ from vqedge.engines import (
     Flavour,
     cache_engine,
     cached_engine,
-    plugin_folder,
+    plugin_path,
     timing_cache,
 )
 from vqedge.errors import BackendUnavailable, ExportError
@@ -124,6 +124,18 @@ def engine_from_onnx(
         assert job.engine is not None, "the job has one"
         logger.info("built %s in %.0f s", identity.key, outcome.seconds)
         return cache_engine(job.engine, record), record
+
+
+def require_buildable(flavour: Flavour, options: BuildOptions) -> None:
+    """Refuse what the installed TensorRT cannot build here, before anything else is done for it.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+        ExportError: it cannot do what is asked.
+    """
+    offer = offer_of(flavour)
+    require_possible(options, offer, plugin=False)
+    targets_of(options, offer)
 
 
 def offer_of(flavour: Flavour) -> Offer:
@@ -260,7 +272,7 @@ def _kept(plugin: Path | None) -> Path | None:
     if plugin is None:
         return None
     sha256 = file_sha256(plugin)
-    kept = plugin_folder() / f"{sha256}.so"
+    kept = plugin_path(sha256)
     if not kept.is_file() or file_sha256(kept) != sha256:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as temporary:
