@@ -107,7 +107,7 @@ def naming_seconds(run: Run, clips: TrainingClips) -> float:
     loss = NamingLoss(embeddings, run.batches.tokenizer, vocabulary).to(embeddings.device)
     lesson = NamingLesson(run.model.bridge, clips, loss, optim, run.config.budgets, seed=0)
     ends: list[float] = []
-    lesson.run(lambda _step: 1.0, on_step=lambda *_: bool(ends.append(time.perf_counter())))
+    lesson.run(on_step=lambda *_: bool(ends.append(time.perf_counter())))
     return statistics.median(b - a for a, b in pairwise(ends[1:]))
 
 

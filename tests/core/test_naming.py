@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_model import CODES, CONFIG, FRAMES, GRID, random_codes, tiny_tokenizer
 
 from vqedge.data.cache import QuantizedClips
 from vqedge.data.clips import UNNAMED, Vocabulary
 from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.naming import SCENE_WORDS, labels_from_scene, word_table
-from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
+from vqedge.data.training import PatchLabels, TrainingClips, joint_vocabulary, patch_labels
 from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
 from vqedge.model.hash_dropout import HashDropout
@@ -168,6 +170,30 @@ def test_words_are_compared_with_their_embeddings(loss_of: NamingLoss) -> None:
     assert loss_of.right(rows, names)["color"].tolist() == [False] * 3
 
 
+@pytest.mark.parametrize("silent", [[], [2], [0, 3], list(range(len(GROUPS)))])
+def test_the_first_part_is_the_mean_over_groups_that_name_something(
+    loss_of: NamingLoss, silent: list[int]
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(2, 9, CONFIG.llm.width, generator=generator, requires_grad=True)
+    words = [
+        torch.randint(UNNAMED, len(group), (2, 9), generator=generator)
+        for group in SCENE_WORDS.values()
+    ]
+    names = torch.stack(words, dim=-1)
+    names[..., silent] = UNNAMED
+    each = [
+        F.cross_entropy(logits.flatten(0, 1), names[..., number].flatten(), ignore_index=UNNAMED)
+        for number, logits in enumerate(loss_of.logits(rows))
+        if number not in silent
+    ]
+    wanted = sum(each, torch.zeros(())) / max(len(each), 1) + loss_of.distance(rows, names)
+    found = loss_of(rows, names)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, rows)[0] for loss in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
 def training_clips(source: GeneratedClips) -> TrainingClips:
     quantized = QuantizedClips(random_codes(len(source)).half(), _maps_of(source))
     return TrainingClips((source,), ({CODES: quantized},), (1.0,), FRAMES, False)
@@ -184,13 +210,31 @@ def test_the_bridge_learns_to_name(loss_of: NamingLoss) -> None:
     torch.manual_seed(0)
     bridge = Bridge(CONFIG)
     losses: list[float] = []
-    optim = OptimConfig(naming_steps=60, naming_clips_per_step=4, naming_learning_rate=1e-2)
+    optim = OptimConfig(
+        naming_steps=60, naming_clips_per_step=4, naming_learning_rate=1e-2, warmup_steps=1
+    )
     lesson = NamingLesson(bridge, clips, loss_of, optim, (CODES,), seed=0)
     before = lesson.accuracy(clips, CODES)
-    assert lesson.run(lambda _: 1.0, on_step=lambda _step, loss: bool(losses.append(loss)))
+    assert lesson.run(on_step=lambda _step, loss: bool(losses.append(loss)))
     assert losses[-1] < 0.25 * losses[0]
     after = lesson.accuracy(clips, CODES)
     assert after["color"] > 0.9 > before["color"]
+
+
+def test_what_kept_codes_show_is_found_before_the_step(
+    loss_of: NamingLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code_names, threads = PatchLabels.code_names, []
+
+    def noted(*given: Any) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return code_names(*given)
+
+    monkeypatch.setattr(PatchLabels, "code_names", noted)
+    optim = OptimConfig(naming_steps=2, naming_clips_per_step=2)
+    clips = training_clips(GeneratedClips(seed=1, clips=2))
+    assert NamingLesson(Bridge(CONFIG), clips, loss_of, optim, (CODES,), seed=0).run()
+    assert len(threads) == 2 and all(name.startswith("ahead") for name in threads)
 
 
 def test_what_is_learned_is_told_by_the_whole_hash(loss_of: NamingLoss) -> None:
@@ -221,6 +265,6 @@ def test_a_lesson_leaves_no_gradients_behind(loss_of: NamingLoss) -> None:
     bridge = Bridge(CONFIG)
     optim = OptimConfig(naming_steps=1, naming_clips_per_step=2)
     clips = training_clips(GeneratedClips(seed=1, clips=2))
-    NamingLesson(bridge, clips, loss_of, optim, (CODES,), seed=0).run(lambda _: 1.0)
+    NamingLesson(bridge, clips, loss_of, optim, (CODES,), seed=0).run()
     assert all(parameter.grad is None for parameter in bridge.parameters())
     assert bridge.training

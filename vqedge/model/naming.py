@@ -50,14 +50,16 @@ class NamingLoss(nn.Module):
             rows: the bridge's tokens `[B, K, d]`.
             names: int64 `[B, K, groups]` from `vqedge.data.training.PatchLabels.code_names`.
         """
-        losses = [
+        wanted = names.flatten(0, 1)
+        sums = [
             F.cross_entropy(
-                logits.flatten(0, 1), names[..., number].flatten(), ignore_index=UNNAMED
+                logits.flatten(0, 1), wanted[:, number], ignore_index=UNNAMED, reduction="sum"
             )
             for number, logits in enumerate(self.logits(rows))
         ]
-        named = [loss for loss in losses if not loss.isnan()]
-        sharp = torch.stack(named).mean() if named else 0.0 * rows.sum()
+        counts = (wanted != UNNAMED).sum(dim=0)
+        means = torch.stack(sums) / counts.clamp(min=1)
+        sharp = means.sum() / (counts > 0).sum().clamp(min=1)  # of groups that name something
         return sharp + self.distance(rows, names)
 
     def distance(self, rows: Tensor, names: Tensor) -> Tensor:

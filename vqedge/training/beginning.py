@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator
 
@@ -19,7 +17,6 @@ from vqedge.recipe import TrainConfig
 from vqedge.training.folder import RunFolder
 from vqedge.training.naming_lesson import NamingLesson
 from vqedge.training.processes import anyone
-from vqedge.training.schedule import learning_rate_factor
 
 _CODEBOOK_ROWS = 100_000  # that a learned codebook starts from
 _PAST_CODEBOOK, _NAMING = "naming", "naming codes"
@@ -109,9 +106,6 @@ class Beginning:
         if saved is not None:
             first = saved[1]
             self.folder.restore_lesson(self.model, lesson.optimizer)
-        schedule: Callable[[int], float] = lambda step: learning_rate_factor(  # noqa: E731
-            step, optim.warmup_steps, optim.naming_steps
-        )
         speaks, unit = self.accelerator.is_main_process, ("clips", optim.naming_clips_per_step)
         with progress(name, optim.naming_steps, first, speaks, unit) as advance:
 
@@ -125,7 +119,7 @@ class Beginning:
                     self.folder.log({"lesson": name, "lesson_step": step, "loss": round(loss, 5)})
                 return stop
 
-            return lesson.run(schedule, first, on_step)
+            return lesson.run(first, on_step)
 
     def _accuracy(self) -> dict[str, float]:
         lesson = self._lesson()

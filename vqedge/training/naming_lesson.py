@@ -17,6 +17,7 @@ from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
 from vqedge.recipe import OptimConfig
 from vqedge.training.ahead import Ahead
+from vqedge.training.schedule import learning_rate_factor, require_finite
 
 
 class _Shown(NamedTuple):
@@ -24,6 +25,7 @@ class _Shown(NamedTuple):
 
     clips: ClipBatch  # on the bridge's device
     labels: PatchLabels  # on the CPU
+    names: Tensor | None  # of every code, int64 [B, K, groups]; None where codes are made anew
 
 
 class NamingLesson:
@@ -64,25 +66,28 @@ class NamingLesson:
 
     def run(
         self,
-        schedule: Callable[[int], float],
         first: int = 0,
         on_step: Callable[[int, float], bool] = lambda *_: False,
     ) -> bool:
         """All steps that are left.
 
         Args:
-            schedule: the factor of the learning rate at a step.
             first: steps that were taken before.
             on_step: told how many steps there were and the last one's loss; says whether to stop.
 
         Returns:
             whether the lesson came to its end.
+
+        Raises:
+            ConfigError: gradients are not finite.
         """
-        with Ahead(self._shown_at, self.optim.naming_steps) as ready:
-            for step in range(first, self.optim.naming_steps):
+        optim = self.optim
+        with Ahead(self._shown_at, optim.naming_steps) as ready:
+            for step in range(first, optim.naming_steps):
                 torch.manual_seed(self.seed + step)  # a codebook draws rows for its dead entries
+                factor = learning_rate_factor(step, optim.warmup_steps, optim.naming_steps)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.optim.naming_learning_rate * schedule(step)
+                    group["lr"] = optim.naming_learning_rate * factor
                 value = self._step(step, ready)
                 if on_step(step + 1, value):
                     return False
@@ -98,16 +103,20 @@ class NamingLesson:
         config, vocabulary = self.bridge.config.encoder, self.loss.vocabulary
         labelled = [clips.clip(pick) for pick in picks]
         labels = patch_labels(labelled, config.frames, config.grid, vocabulary)
-        return _Shown(clips.batch(picks, budget).to(self.device), labels)
+        batch, names = clips.batch(picks, budget), None
+        if batch.indices is not None:  # codes are kept: what they show is known before the step
+            names = labels.code_names(batch.indices, batch.rows.shape[1]).to(self.device)
+        return _Shown(batch.to(self.device), labels, names)
 
     def _step(self, step: int, ready: Ahead[_Shown]) -> float:
         shown = ready(step)
         clips = quantized(shown.clips, self.reducer)
-        names = self._names(shown.labels, clips)
+        names = self._names(shown, clips)
         rows, commitment = self._rows(clips)
         loss = self.loss(rows, names) + self.optim.commitment_weight * commitment
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, self.optim.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.optim.max_grad_norm)
+        require_finite(float(norm), f"naming step {step + 1}", "optim.naming_learning_rate")
         self.optimizer.step()
         self.optimizer.zero_grad()  # the language model's first step begins without gradients
         return float(loss.item())
@@ -119,9 +128,11 @@ class NamingLesson:
         bridged: Bridged = self.bridge(*clips)
         return self.bridge.by_code(bridged.tokens), bridged.commitment
 
-    def _names(self, labels: PatchLabels, coded: QuantizedBatch) -> Tensor:
+    def _names(self, shown: _Shown, coded: QuantizedBatch) -> Tensor:
         """What every code shows, int64 `[B, K, groups]`."""
-        names = labels.code_names(coded.indices.cpu(), coded.codes.shape[1])
+        if shown.names is not None:
+            return shown.names
+        names = shown.labels.code_names(coded.indices.cpu(), coded.codes.shape[1])
         return names.to(self.device)
 
     @torch.no_grad()
@@ -135,7 +146,7 @@ class NamingLesson:
         for picks in held_out.parts():
             shown = self._shown(held_out, picks, budget)
             clips = quantized(shown.clips, self.reducer)
-            names = self._names(shown.labels, clips)
+            names = self._names(shown, clips)
             for group, right in self.loss.right(self._rows(clips)[0], names).items():
                 found.setdefault(group, []).append(right)
         for part in asleep:
