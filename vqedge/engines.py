@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vqedge.bundle import Bundle, EngineRecord
 from vqedge.errors import BackendUnavailable
-from vqedge.files import cache_root, file_sha256, replacing
+from vqedge.files import cache_root, file_sha256, newest_first, replacing
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp32", "fp16", "int8"]
@@ -35,6 +37,7 @@ MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt
 LEAST_TENSORRT = (10, 3)
 _RECIPE = 3  # of making engines from encoder.onnx; raise it and cached engines are built again
 _AMPERE = (8, 0)
+_KEPT_ENGINES = 16  # in the cache
 JETSONS = ("7.2", "8.7", "10.1", "11.0")  # Xavier, Orin, Thor by CUDA 12 and by CUDA 13
 
 
@@ -134,7 +137,11 @@ def cached_engine(key: str) -> tuple[Path, EngineRecord] | None:
     """An engine from the cache, if it is there whole and unchanged."""
     path = _cache_path(key)
     record = engine_from_note(path)
-    return (path, record) if record is not None and record.key == key else None
+    if record is None or record.key != key:
+        return None
+    with suppress(OSError):  # another's cache, to read only
+        os.utime(path)  # in use: the others are the first to go
+    return path, record
 
 
 def engine_from_note(path: Path) -> EngineRecord | None:
@@ -148,7 +155,7 @@ def engine_from_note(path: Path) -> EngineRecord | None:
 
 
 def cache_engine(built: Path, record: EngineRecord) -> Path:
-    """Copy a built engine into the cache.
+    """Copy a built engine into the cache, which keeps those that were used last.
 
     Raises:
         OSError: the cache folder cannot be written.
@@ -160,6 +167,9 @@ def cache_engine(built: Path, record: EngineRecord) -> Path:
         shutil.copyfile(built, temporary)  # the cache may be on another file system
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(cached.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for old in newest_first(path.parent.glob("*.engine"))[_KEPT_ENGINES:]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
     return path
 
 
@@ -169,13 +179,19 @@ def cached_plugin(sha256: str) -> Path:
     Raises:
         BackendUnavailable: this machine does not have it.
     """
-    path = plugin_folder() / f"{sha256}.so"
+    path = plugin_path(sha256)
     if not path.is_file() or file_sha256(path) != sha256:
         raise BackendUnavailable(
-            f"the engine needs the plugin library {path}, which is missing or altered; "
-            "build the engine on this machine: vqedge build BUNDLE --target tensorrt"
+            f"the engine needs the plugin library {path}, which is missing or altered; copy it "
+            "from the machine that built the engine, or build here: "
+            "vqedge build BUNDLE --target tensorrt"
         )
     return path
+
+
+def plugin_path(sha256: str) -> Path:
+    """Where the plugin library of this hash is kept, if it is."""
+    return plugin_folder() / f"{sha256}.so"
 
 
 def plugin_folder() -> Path:

@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,18 @@ def disk_fault(error: Exception) -> str | None:
         return None
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     return f"{where}{os.strerror(number)}"
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Files by the time of their last change; those that another process removes come last."""
+
+    def changed(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return sorted(paths, key=changed, reverse=True)
 
 
 @contextmanager

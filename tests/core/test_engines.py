@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_bundle import asking_facts, fill_folder, tiny_facts, write_bundle
 
+from vqedge import engines
 from vqedge.bundle import Bundle, EngineRecord, Manifest, bundle_writer, open_bundle, rewritten
 from vqedge.engines import (
     EngineHost,
@@ -196,6 +199,20 @@ def test_the_cache_gives_back_what_was_put_in(cache: Path, tmp_path: Path) -> No
     assert cached_engine("k") == (path, record())
 
 
+def test_the_cache_keeps_the_engines_that_were_used_last(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_KEPT_ENGINES", 2)
+    built = tmp_path / "built.engine"
+    built.write_bytes(b"plan")
+    for age, key in ((9, "a"), (8, "b")):
+        os.utime(cache_engine(built, record(key=key)), (0, time.time() - age))
+    assert cached_engine("a") is not None, "used now"
+    cache_engine(built, record(key="c"))
+    kept = sorted(path.name for path in (cache / "engines").iterdir())
+    assert kept == ["a.engine", "a.json", "c.engine", "c.json"]
+
+
 @pytest.mark.parametrize("damage", ["engine", "note", "other key"])
 def test_a_damaged_cache_gives_nothing(cache: Path, tmp_path: Path, damage: str) -> None:
     built = tmp_path / "built.engine"
@@ -215,7 +232,7 @@ def test_a_plugin_library_is_found_by_its_hash_only(cache: Path, tmp_path: Path)
     library = tmp_path / "plugin.so"
     library.write_bytes(b"elf")
     sha256 = file_sha256(library)
-    with pytest.raises(BackendUnavailable, match="missing or altered"):
+    with pytest.raises(BackendUnavailable, match="missing or altered; copy it from the machine"):
         cached_plugin(sha256)
     plugin_folder().mkdir(parents=True)
     kept = plugin_folder() / f"{sha256}.so"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import time
@@ -471,23 +472,31 @@ def test_a_check_says_which_engine_it_is_about(
     [{"compute_capability": "8.6"}, {"onnx_sha256": "c" * 64}, {"plugin_sha256": "d" * 64}],
 )
 def test_auto_leaves_out_an_engine_that_must_not_or_cannot_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
 ) -> None:
     rig = Rig(tmp_path, **changes)
     install(monkeypatch, rig)
-    assert open_encoder("auto", rig.bundle).name == "fake encoder (auto: the only one here)"
+    with caplog.at_level(logging.WARNING):
+        assert open_encoder("auto", rig.bundle).name == "fake encoder (auto: the only one here)"
     assert rig.trt.runtime is None, "nothing of it was loaded"
+    (told,) = caplog.messages
+    assert told.startswith("tensorrt is left out: ") and "vqedge build" in told
 
 
 def test_a_bundle_without_engines_costs_no_look_at_the_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig = Rig(tmp_path)
     install(monkeypatch, rig)
     monkeypatch.setattr(tensorrt, "Cuda", lambda: pytest.fail("asked for the GPU"))
     monkeypatch.setattr(tensorrt, "tensorrt_module", lambda _: pytest.fail("loaded TensorRT"))
     bare = write_bundle(tmp_path / "bare.vqedge")
-    assert list(auto.candidates(bare)) == ["onnxruntime"]
+    with caplog.at_level(logging.WARNING):
+        assert list(auto.candidates(bare)) == ["onnxruntime"]
+    assert not caplog.text
 
 
 def test_the_bench_has_a_row_for_an_engine_though_it_fails(

@@ -89,7 +89,7 @@ def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
     files = candidates(bundle)
     if len(files) == 1:
         return ChosenEncoder(ENCODERS[next(iter(files))].open(bundle, threads), 1)
-    measured = remembered(bundle, threads)
+    measured = _remembered(bundle, threads, files)
     if measured is not None:
         try:
             return _opened(measured, bundle, threads)
@@ -126,13 +126,18 @@ def available(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
         try:
             found[name] = ENCODERS[name].file(bundle)
         except BackendUnavailable as error:
-            logger.info("%s is left out: %s", name, error)
+            built = any(item.tensorrt_flavour == name for item in bundle.manifest.engines)
+            level = logging.WARNING if built else logging.INFO  # somebody waited for the engine
+            logger.log(level, "%s is left out: %s", name, error)
     return found
 
 
 def remembered(bundle: Bundle, threads: int | None = None) -> Measured | None:
     """What was measured before, on this machine as it is now."""
-    files = candidates(bundle)
+    return _remembered(bundle, threads, candidates(bundle))
+
+
+def _remembered(bundle: Bundle, threads: int | None, files: dict[str, str]) -> Measured | None:
     found = _memory().machines.get(_key(bundle, threads, files))
     usable = found and found.clip_ms and found.clip_ms.keys() <= files.keys()
     return found if usable else None
