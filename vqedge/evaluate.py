@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from vqedge.data.questions import facts_of
 from vqedge.data.suites import Item
-from vqedge.errors import VideoError, VqtError
+from vqedge.errors import PromptError, VideoError, VqtError
+from vqedge.prompt import first_words
 
 _PUNCTUATION = re.compile(
     rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\w)[-+.](?=\.?\d))|[{re.escape(string.punctuation)}]"
@@ -159,7 +160,7 @@ class EvalReport:
         tokens_mean: video tokens the language model read, mean over the questions.
         tokens_before: visual tokens before quantisation.
         frames: frames looked at.
-        failed: why clips that cannot be read were left out, a line each.
+        failed: why clips or questions that cannot be read were left out, a line each.
         extra: more keys of the JSON.
         baselines: the same questions through something else, by what it is.
         facts: those of right descriptions, and which of them the answers tell.
@@ -260,13 +261,28 @@ def evaluate(
 def _answered(
     answerer: Answerer, items: Sequence[Item], failed: list[str]
 ) -> Iterator[tuple[Item, Reply]]:
-    """Every question with its answer; what is wrong with clips that cannot be read is appended."""
+    """Every question with its answer; why clips or questions cannot be read is appended."""
     for _, group in groupby(items, key=lambda item: item.clip):
-        about_one_clip = list(group)
-        try:
-            yield from zip(about_one_clip, answerer.replies(about_one_clip), strict=True)
-        except (VideoError, VqtError) as error:
-            failed.append(str(error))
+        yield from _answered_about_one(answerer, list(group), failed)
+
+
+def _answered_about_one(
+    answerer: Answerer, items: Sequence[Item], failed: list[str]
+) -> Iterator[tuple[Item, Reply]]:
+    """Those about one clip; one by one from where one of them cannot be read."""
+    answered = 0
+    try:
+        for item, reply in zip(items, answerer.replies(items), strict=True):
+            answered += 1
+            yield item, reply
+    except (VideoError, VqtError) as error:
+        failed.append(str(error))
+    except PromptError as error:
+        if len(items) == 1:
+            failed.append(f"{first_words(items[0].question)}: {error}")
+            return
+        for item in items[answered:]:
+            yield from _answered_about_one(answerer, [item], failed)
 
 
 def _facts_told(answered: Iterable[tuple[Item, str]]) -> tuple[Tally, Tally]:

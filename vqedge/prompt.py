@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from vqedge.errors import PromptError
 
 SYSTEM = "Answer the question about the video."
+_TOLD = 60  # characters of a question, in a message about it
 _MARK, _ANSWER, _NEXT = "[[vqedge-video]]", "[[vqedge-answer]]", "[[vqedge-next]]"
 
 Message = dict[str, str]
@@ -74,3 +75,9 @@ def question_text(question: str, *, after_video: bool = True) -> str:
     if not words:
         raise PromptError("the question is empty; ask something, as 'What moves?'")
     return "\n" + words if after_video else words
+
+
+def first_words(question: str) -> str:
+    """The beginning of a question on one line, in quotes, to tell it from others."""
+    text = " ".join(question.split())
+    return repr(text if len(text) <= _TOLD else f"{text[:_TOLD]}...")

@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_named_and_stops_nothing(
     (folder / "c.vqt").write_bytes(b"junk")
     llm.enqueue("Red.")
     llm.enqueue("Blue.")
-    with pytest.raises(VqtError, match="1 of 3 clips"):
+    with pytest.raises(VqtError, match="1 clips or questions could not be answered"):
         command.run_ask(folder, QUESTIONS[0])
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
@@ -131,6 +131,60 @@ def test_an_answer_is_one_line_of_three_fields(
         ["What is it?", "Red, and round."],
         ["What is it?", "Blue."],
     ]
+
+
+def test_a_name_stays_one_that_can_be_opened(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = folder / "at  3.20.15\u202fPM.vqt"
+    (folder / "a.vqt").rename(odd)
+    for text in (" Red. ", "Blue."):
+        llm.enqueue(text)
+    command.run_ask(folder, QUESTIONS[0])
+    assert f"{odd}\t{QUESTIONS[0]}\tRed." in capsys.readouterr().out.splitlines()
+
+
+def test_a_question_that_is_too_long_is_named_and_stops_nothing(
+    folder: Path,
+    llm: FakeLanguageModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    ask = llm.ask
+
+    def refusing(rows: Any, question: str, *more: Any) -> Any:
+        if len(question) > 100:
+            raise PromptError("needs a context of 9000")
+        llm.enqueue("Red.")
+        return ask(rows, question, *more)
+
+    monkeypatch.setattr(llm, "ask", refusing)
+    (tmp_path / "q.txt").write_text(f"What?\nIs it {'very ' * 30}red?\nHow many?\n")
+    with pytest.raises(VqtError, match="2 clips or questions could not be answered"):
+        command.run_ask(folder, None, options=AskOptions(questions=tmp_path / "q.txt"))
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[1] for line in out.splitlines()] == ["What?", "How many?"] * 2
+    named = f"failed: {folder / 'a.vqt'}, 'Is it very very "
+    assert any(line.startswith(named) and line.endswith("9000") for line in err.splitlines())
+
+
+def test_answers_about_many_clips_come_before_all_are_done(
+    folder: Path, llm: FakeLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_all, together = llm.ask_many, list[int]()
+
+    def noting(prompts: Any, *more: Any) -> Any:
+        together.append(len(prompts))
+        return answer_all(prompts, *more)
+
+    monkeypatch.setattr(llm, "ask_many", noting)
+    for number in range(15):
+        (folder / f"c{number}.vqt").write_bytes((folder / "a.vqt").read_bytes())
+    for _ in range(17):
+        llm.enqueue("Red.")
+    command.run_ask(folder, QUESTIONS[0])
+    assert together == [15, 2]
 
 
 def test_where_every_question_is_an_encoding_answers_come_before_all_are_done(

@@ -11,7 +11,7 @@ import pytest
 
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item
-from vqedge.errors import VideoError
+from vqedge.errors import PromptError, VideoError
 from vqedge.evaluate import (
     EvalReport,
     Reply,
@@ -229,6 +229,36 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_told() -> None:
     assert (document["n"], document["accuracy"], document["tokens_mean"]) == (2, 0.5, 15.0)
     with pytest.raises(VideoError, match=r"b\.mp4: no such codec"):
         evaluate(OfOneFile([]), "mine", broken)
+
+
+class OfShortQuestions(Parrot):
+    """Reads no long question, and looks at all of them first if it is told to."""
+
+    def __init__(self, texts: Iterable[str], ahead: bool) -> None:
+        super().__init__(texts)
+        self._ahead = ahead
+
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        for item in items if self._ahead else ():
+            self._read(item)
+        for item in items:
+            self._read(item)
+            yield from super().replies([item])
+
+    def _read(self, item: Item) -> None:
+        if len(item.question) > 100:
+            raise PromptError("needs a context of 9000")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_question_that_cannot_be_read_is_left_out_and_told(ahead: bool) -> None:
+    first, *more = items_of("count:2", "count:3", "count:4", "count:5")
+    long = Item(first.clip, "count", f"Is it {'very ' * 30}red?", "yes")
+    answerer = OfShortQuestions(["2", "3", "4", "5"], ahead)
+    document = evaluate(answerer, "mine", [first, long, *more]).to_dict()
+    assert (document["n"], document["clips"], document["accuracy"]) == (4, 1, 1.0)
+    [told] = document["failed"]
+    assert told.startswith("'Is it very very ") and told.endswith("...': needs a context of 9000")
 
 
 def test_of_choices_one_is_picked_blindly() -> None:

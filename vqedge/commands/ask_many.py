@@ -13,13 +13,12 @@ from vqedge.commands.ask_options import AskOptions
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
+from vqedge.prompt import first_words
 from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX
-
-_AT_ONCE = 240  # prompts given to the model in one call; their clips are in memory
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def ask_many(
         as_json: print one document instead.
 
     Raises:
-        VqedgeError: some clips could not be read; all others are answered.
+        VqedgeError: some clips could not be read or asked about; all others are answered.
     """
     began = time.perf_counter()
     failed: list[str] = []
@@ -92,13 +91,14 @@ def ask_many(
     videos = _stored(qa, given, failed) if many else _one(qa, given, options, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
     answered = wordless = 0
-    for item, answer in _answered(qa, asked, options.decoding):
+    for item, answer in _answered(qa, asked, options.decoding, failed):
         answered += 1
         wordless += not answer.text.strip()
         if as_json:
             rows.append(_row(item, answer))
         else:
-            result("\t".join(map(_field, (_name(item), item.question, answer.text))))
+            told = item.question.strip(), answer.text.strip()
+            result("\t".join(map(_field, (_name(item), *told))))
     if as_json:
         spent_ms = round((time.perf_counter() - began) * 1e3, 3)
         json_result(
@@ -111,22 +111,37 @@ def ask_many(
         )
     if wordless:
         say(f"{wordless} answers have no words; ask in other words, or try --temperature 0.7")
-    _report(failed, answered // len(questions))
+    _report(failed, answered)
 
 
 def _answered(
-    qa: VideoQA, asked: Iterator[_Asked], decoding: DecodingOptions
+    qa: VideoQA, asked: Iterator[_Asked], decoding: DecodingOptions, failed: list[str]
 ) -> Iterator[tuple[_Asked, Answer]]:
     """Every question with its answer; the model reads a group of them at a time."""
-    at_once = BRANCHES if qa.manifest.quantizer.per_question else _AT_ONCE
-    for group in _groups(asked, at_once):
-        pairs = [(item.video, item.question) for item in group]
-        yield from zip(group, qa.ask_many(pairs, options=decoding), strict=True)
+    for group in _groups(asked, BRANCHES):
+        yield from _answers(qa, group, decoding, failed)
+
+
+def _answers(
+    qa: VideoQA, group: Sequence[_Asked], decoding: DecodingOptions, failed: list[str]
+) -> Iterator[tuple[_Asked, Answer]]:
+    """Those of a group; one by one where it cannot be read, since one question may be too long."""
+    pairs = [(item.video, item.question) for item in group]
+    try:
+        found = qa.ask_many(pairs, options=decoding)
+    except PromptError as error:
+        if len(group) == 1:
+            failed.append(f"{_name(group[0])}, {first_words(group[0].question)}: {error}")
+            return
+        for item in group:
+            yield from _answers(qa, [item], decoding, failed)
+    else:
+        yield from zip(group, found, strict=True)
 
 
 def _field(text: str) -> str:
     """Without tabs and line breaks: an answer is one line of three fields."""
-    return " ".join(text.split())
+    return " ".join(text.replace("\t", " ").splitlines())
 
 
 def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
@@ -148,8 +163,8 @@ def _report(failed: Sequence[str], answered: int) -> None:
         say(f"failed: {error}")
     if failed:
         raise VqtError(
-            f"{len(failed)} of {len(failed) + answered} clips could not be read; they are listed "
-            "above, all others are answered"
+            f"{len(failed)} clips or questions could not be answered; they are listed above, all "
+            "others are"
         )
 
 

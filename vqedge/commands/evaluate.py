@@ -121,7 +121,8 @@ def run_eval(
 
     Raises:
         UsageError: a bundle and a checkpoint, or no such suite.
-        VideoError: clips cannot be read; all others were asked about, and the report is printed.
+        VideoError: clips or questions cannot be read; all others were asked, and the report is
+            printed.
     """
     wanted = options or EvalOptions()
     if bundle is not None and wanted.checkpoint is not None:
@@ -144,8 +145,8 @@ def run_eval(
         say(f"failed: {failure}")
     if report.failed:
         raise VideoError(
-            f"{len(report.failed)} clips could not be read; they are listed above, the figures are "
-            "of all others"
+            f"{len(report.failed)} clips or questions could not be read; they are listed above, "
+            "the figures are of all others"
         )
 
 
