@@ -73,15 +73,26 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, renamed onto it at the end: no half-written file is seen.
 
+    Nor after a power cut: the bytes are on the disk before the name is.
+
     Raises:
         OSError: the file cannot be written or renamed.
     """
     temporary = path.with_name(f".vqedge-{secrets.token_hex(8)}.tmp")  # fits where any name does
     try:
         yield temporary
+        _flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def try_lock(path: Path, *, create: bool = True) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,32 @@ def test_filling_goes_on_where_it_stopped(tmp_path: Path, quantizer: Any) -> Non
     assert made.missing() == [1]
     filled(made, quantizer)
     assert quantizer.vit.seen <= CLIPS + 1
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_shard_that_a_crash_cut_off_is_made_again(
+    tmp_path: Path, quantizer: Any, left: int
+) -> None:
+    made = filled(cache(tmp_path, clips=3), quantizer)
+    whole = made.load()[2]
+    path = made.folder(2) / "clips-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:left])
+    assert made.missing() == [0]
+    assert torch.equal(filled(made, quantizer).load()[2].codes, whole.codes)
+
+
+def test_a_shard_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, quantizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, flushed = cache(tmp_path, clips=3), []
+    paths = [made.folder(budget) / "clips-00000.safetensors" for budget in BUDGETS]
+
+    def fsync(handle: int) -> None:
+        flushed.append((os.fstat(handle).st_size, sum(path.exists() for path in paths)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    filled(made, quantizer)
+    assert flushed == [(path.stat().st_size, number) for number, path in enumerate(paths)]
 
 
 def test_a_longer_run_encodes_only_what_is_new(tmp_path: Path, quantizer: Any) -> None:

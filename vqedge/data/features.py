@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -113,9 +115,10 @@ class FeatureCache:
         return FeatureClips(self.folder, len(self.source))
 
 
-class _Frames(Dataset[Tensor | VqedgeError]):
+class _Frames(Dataset[npt.NDArray[np.uint8] | VqedgeError]):
     """Clips as frames, for a loader's worker processes.
 
+    Arrays go through a pipe; tensors would through shared memory, of which containers have little.
     What is wrong with one is handed over instead: an error raised in a worker comes with its
     traceback as its message.
     """
@@ -126,12 +129,15 @@ class _Frames(Dataset[Tensor | VqedgeError]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> Tensor | VqedgeError:
+    def __getitem__(self, place: int) -> npt.NDArray[np.uint8] | VqedgeError:
         try:
-            clip = self.source[self.numbers[place]]
-            return torch.from_numpy(clip.frames(self.encoder.frames, self.encoder.size))
+            return self.source[self.numbers[place]].frames(self.encoder.frames, self.encoder.size)
         except VqedgeError as error:
             return error
+
+
+def _unchanged(found: Any) -> Any:
+    return found
 
 
 def features_folder(root: Path, encoder: EncoderConfig, source: ClipSource) -> Path:
@@ -150,12 +156,15 @@ def shard_numbers(source: ClipSource, shard: int) -> range:
 
 
 def shard_rows(path: Path) -> int:
-    """How many clips a shard's file holds, 0 if there is none."""
+    """How many clips a shard's file holds, 0 if there is none or a crash has cut it off."""
     if not path.exists():
         return 0
-    with safe_open(path, framework="pt") as file:
-        name = next(iter(file.keys()))
-        return int(file.get_slice(name).get_shape()[0])
+    try:
+        with safe_open(path, framework="pt") as file:
+            name = next(iter(file.keys()))
+            return int(file.get_slice(name).get_shape()[0])
+    except SafetensorError:
+        return 0
 
 
 def all_shards(source: ClipSource) -> range:
@@ -169,7 +178,7 @@ def missing_shards(folder: Path, source: ClipSource) -> list[int]:
 
 
 def lacks_shard(folder: Path, source: ClipSource, shard: int) -> bool:
-    """Is a shard's file not there, or of an earlier run that asked for fewer clips?"""
+    """Is a shard's file not there, damaged, or of an earlier run that asked for fewer clips?"""
     return shard_rows(shard_path(folder, shard)) < len(shard_numbers(source, shard))
 
 
@@ -202,9 +211,9 @@ def encoded_shards(
     device = next(quantizer.vit.parameters()).device
     read = quantizer.trunk if kind == "tokens" else quantizer.patches
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
-    clips = iter(
-        DataLoader(_Frames(source, numbers, encoder), batch_size=None, num_workers=workers)
-    )
+    frames_of = _Frames(source, numbers, encoder)
+    loader = DataLoader(frames_of, None, num_workers=workers, collate_fn=_unchanged)
+    clips = iter(loader)
     try:
         for shard in shards:
             rows = []
@@ -213,7 +222,7 @@ def encoded_shards(
                 if isinstance(frames, VqedgeError):
                     raise frames
                 with torch.inference_mode():
-                    rows.append(read(frames.to(device)).half())
+                    rows.append(read(torch.from_numpy(frames).to(device)).half())
             yield shard, torch.stack(rows)
     finally:
         del clips  # collected with an error, it would wait five seconds for its workers

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -153,8 +153,11 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             return None
-        with safe_open(path, framework="pt") as file:
-            info: dict[str, str] = file.metadata()
+        try:
+            with safe_open(path, framework="pt") as file:
+                info: dict[str, str] = file.metadata()
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged ({error}); {self._instead_of(name)}") from error
         # what an earlier version did not write down cannot differ
         if any(info.get(key, value) != value for key, value in self._identity().items()):
             raise CheckpointError(
@@ -162,6 +165,12 @@ class RunFolder:
             )
         self._init = info.get("init", self._init)  # it need not be there any more
         return info
+
+    def _instead_of(self, name: str) -> str:
+        """What a run goes on from where one of its files is damaged."""
+        if name == LESSON or not (self.path / MODEL).exists():
+            return "delete it, and --resume begins again"
+        return f"init={self.path} with another -o folder starts from the weights beside it"
 
     def forget_after(self, step: int | None) -> None:
         """Drop the log's lines about steps that a kill has undone, all but a lesson's for None."""
