@@ -5,52 +5,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from vqedge.choices import chosen
 from vqedge.errors import ConfigError, UsageError
 
 PREFIX: Final = "reducer:"
-TRAINING_FREE: Final = (
-    "uniform-pool",
-    "tpool",
-    "tsample",
-    "spool",
-    "gridpool",
-    "uniform-prune",
-    "random-prune",
-    "prumerge",
-    "prumerge+",
-    "tome",
-    "vtm",
-    "vtm-centre",
-    "vtm-motion",
-    "kmedoids",
-    "dpc-spatial",
-    "scissor",
-    "window-merge",
-)
-TRAINABLE: Final = ("group-queries", "resampler", "vtm-saliency", "query-window")
-"""Those with weights of their own, which are trained with the bridge."""
-PER_QUESTION: Final = frozenset({"query-window"})
-"""Those whose tokens follow the question: nothing of a clip is kept for the next one, and all have
-one budget, the model's default."""
-ATTENTION: Final = frozenset({"prumerge", "prumerge+", "window-merge"})
-"""Those that read what the CLS token attends to."""
-ALL_PAIRS: Final = frozenset(
-    {
-        "prumerge",
-        "prumerge+",
-        "tome",
-        "vtm-motion",
-        "kmedoids",
-        "dpc-spatial",
-        "window-merge",
-        "vtm-saliency",
-    }
-)
-"""Those that compare all pairs of a clip's patches, in several tables of N x N float32 at once."""
-MOST_IN_PAIRS: Final = 8192
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a reducer before it is made.
+
+    Attributes:
+        trained: it has weights of its own, which are trained with the bridge.
+        per_question: its tokens follow the question: nothing of a clip is kept for the next one,
+            and all have one budget, the model's default.
+        reads_attention: it reads what the CLS token attends to.
+        all_pairs: it compares all pairs of a clip's patches, in several tables of N x N float32 at
+            once.
+    """
+
+    trained: bool = False
+    per_question: bool = False
+    reads_attention: bool = False
+    all_pairs: bool = False
+
+
+KINDS: Final = {
+    "uniform-pool": Kind(),
+    "tpool": Kind(),
+    "tsample": Kind(),
+    "spool": Kind(),
+    "gridpool": Kind(),
+    "uniform-prune": Kind(),
+    "random-prune": Kind(),
+    "prumerge": Kind(reads_attention=True, all_pairs=True),
+    "prumerge+": Kind(reads_attention=True, all_pairs=True),
+    "tome": Kind(all_pairs=True),
+    "vtm": Kind(),
+    "vtm-centre": Kind(),
+    "vtm-motion": Kind(all_pairs=True),
+    "kmedoids": Kind(all_pairs=True),
+    "dpc-spatial": Kind(all_pairs=True),
+    "scissor": Kind(),
+    "window-merge": Kind(reads_attention=True, all_pairs=True),
+    "group-queries": Kind(trained=True),
+    "resampler": Kind(trained=True),
+    "vtm-saliency": Kind(trained=True, all_pairs=True),
+    "query-window": Kind(trained=True, per_question=True),
+}
+TRAINING_FREE: Final = tuple(name for name, kind in KINDS.items() if not kind.trained)
+TRAINABLE: Final = tuple(name for name, kind in KINDS.items() if kind.trained)
+MOST_IN_PAIRS: Final = 8192  # of those with `all_pairs`
 """The most patches of a clip that they take: 0.3 GB a table then, and 0.4 to 1.4 GB in all."""
 _SHORT: Final = {"grid": "uniform-pool", "random": "random-prune"}  # kinds with a name of their own
 
@@ -64,17 +72,22 @@ def reducer_of(kind: str) -> str | None:
 
 def reads_attention(kind: str) -> bool:
     """Does a quantizer of this kind read the CLS token's attention beside the features?"""
-    return reducer_of(kind) in ATTENTION
+    return _known(reducer_of(kind)).reads_attention
 
 
 def has_weights(kind: str) -> bool:
     """Is a quantizer of this kind trained, so that no codes of it can be kept for training?"""
-    return reducer_of(kind) in TRAINABLE
+    return _known(reducer_of(kind)).trained
 
 
 def follows_question(kind: str) -> bool:
     """Does a quantizer of this kind make a clip's tokens anew for every question?"""
-    return reducer_of(kind) in PER_QUESTION
+    return _known(reducer_of(kind)).per_question
+
+
+def _known(name: str | None) -> Kind:
+    """Of a reducer; what is none, as k-means, is like the plainest."""
+    return KINDS.get(name or "", Kind())
 
 
 def checked_kind(kind: str) -> str:
@@ -85,10 +98,9 @@ def checked_kind(kind: str) -> str:
     """
     name = reducer_of(kind)
     known = ("kmeans", "codebook", *_SHORT)
-    reducers = (*TRAINING_FREE, *TRAINABLE)
-    if kind in known or (kind.startswith(PREFIX) and name in reducers):
+    if kind in known or (kind.startswith(PREFIX) and name in KINDS):
         return kind
-    choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in reducers)))
+    choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in KINDS)))
     raise ValueError(f"no quantizer {kind!r}; choose one of {choices}")
 
 
@@ -109,7 +121,7 @@ def training_free_kind(name: str) -> str:
 
 def has_room(name: str, patches: int) -> bool:
     """Can a reducer take clips of so many patches?"""
-    return name not in ALL_PAIRS or patches <= MOST_IN_PAIRS
+    return not _known(name).all_pairs or patches <= MOST_IN_PAIRS
 
 
 def require_room(name: str, patches: int) -> None:

@@ -19,16 +19,15 @@ from vqedge.model.quantizer import Quantized
 from vqedge.model.reducers.measure import quantisation_error
 from vqedge.model.reducers.protocol import DROPPED, unfold
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import REDUCERS, TRAINABLE_REDUCERS, make_reducer
+from vqedge.model.reducers.registry import REDUCERS, make_reducer
 from vqedge.reducers import (
-    ALL_PAIRS,
-    ATTENTION,
+    KINDS,
     MOST_IN_PAIRS,
-    PER_QUESTION,
     TRAINABLE,
     TRAINING_FREE,
     checked_kind,
     has_weights,
+    reads_attention,
     reducer_of,
 )
 from vqedge_export.onnx_export import quantizer_graph
@@ -43,13 +42,14 @@ def quantizer_of(name: str) -> ReducerQuantizer:
 
 
 def patches_of(name: str, clip: Tensor) -> Tensor:
-    both = torch.cat([clip, attention_of(1)[..., None]], dim=2) if name in ATTENTION else clip
-    return both.flatten(0, 1)
+    if KINDS[name].reads_attention:
+        clip = torch.cat([clip, attention_of(1)[..., None]], dim=2)
+    return clip.flatten(0, 1)
 
 
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.parametrize("name", TRAINING_FREE)
 def test_tokens_assignment_and_sizes_belong_together(name: str, budget: int, clip: str) -> None:
     features = CLIPS[clip]
     found = reduced(name, features, budget, attention_of(1))
@@ -65,7 +65,7 @@ def test_tokens_assignment_and_sizes_belong_together(name: str, budget: int, cli
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.parametrize("name", TRAINING_FREE)
 def test_as_a_quantizer_it_keeps_the_encoders_contract(name: str, budget: int) -> None:
     patches = patches_of(name, CLIPS["random"])
     found = quantizer_of(name)(patches, torch.tensor(budget))
@@ -78,7 +78,7 @@ def test_as_a_quantizer_it_keeps_the_encoders_contract(name: str, budget: int) -
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
-@pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.parametrize("name", TRAINING_FREE)
 def test_it_comes_at_several_budgets(name: str) -> None:
     patches, quantizer = patches_of(name, CLIPS["random"]), quantizer_of(name)
     for budget, found in zip((3, 8), quantizer.at_budgets(patches, (3, 8)), strict=True):
@@ -87,7 +87,7 @@ def test_it_comes_at_several_budgets(name: str) -> None:
         assert torch.equal(found.codes, alone.codes[:budget])
 
 
-@pytest.mark.parametrize("name", REDUCERS)
+@pytest.mark.parametrize("name", TRAINING_FREE)
 def test_features_of_length_one_are_what_it_reads_if_its_means_are_to_be_of_those(
     name: str,
 ) -> None:
@@ -130,7 +130,7 @@ BY_BUDGET = {"uniform-pool", "tpool", "tsample", "spool", "gridpool", "uniform-p
 BY_BUDGET |= {"vtm", "vtm-centre", "vtm-motion"}  # they look the budget up, which `meta` cannot
 
 
-@pytest.mark.parametrize("name", [name for name in REDUCERS if name not in BY_BUDGET])
+@pytest.mark.parametrize("name", [name for name in TRAINING_FREE if name not in BY_BUDGET])
 def test_whatever_it_makes_is_made_where_its_patches_are(name: str) -> None:
     quantizer = quantizer_of(name).to("meta")
     patches = patches_of(name, CLIPS["random"]).to("meta")
@@ -149,10 +149,11 @@ def test_a_clip_is_quantised_where_its_frames_are() -> None:
 
     looks: Any = Looks()
     frames = torch.empty(FRAMES, 14 * GRID, 14 * GRID, 3, dtype=torch.uint8, device="meta")
-    assert ClipQuantizer(config, looks).to("meta").quantize(frames).indices.device.type == "meta"
+    found = ClipQuantizer(config, looks).to("meta")(frames, torch.tensor(CODES, device="meta"))
+    assert found.indices.device.type == "meta"
 
 
-@pytest.fixture(scope="module", params=list(REDUCERS))
+@pytest.fixture(scope="module", params=TRAINING_FREE)
 def exported(request: pytest.FixtureRequest) -> tuple[str, ort.InferenceSession]:
     name: Any = request.param
     model = quantizer_graph(quantizer_of(name), patches_of(name, CLIPS["random"]))
@@ -223,11 +224,9 @@ def test_dropped_patches_go_to_the_token_most_like_them() -> None:
 
 
 def test_names_are_the_same_with_and_without_torch() -> None:
-    assert tuple(REDUCERS) == TRAINING_FREE
-    assert (*TRAINABLE_REDUCERS, *PER_QUESTION) == TRAINABLE
-    reading = {name for name in REDUCERS if make_reducer(name, 4, 2, 4, 8).reads_attention}
-    assert reading == ATTENTION
-    for name in (*TRAINING_FREE, *TRAINABLE):
+    assert (*TRAINING_FREE, *TRAINABLE) == tuple(KINDS)
+    assert tuple(REDUCERS) == tuple(name for name in KINDS if not KINDS[name].per_question)
+    for name in KINDS:
         kind = checked_kind(f"reducer:{name}")
         assert reducer_of(kind) == name and has_weights(kind) == (name in TRAINABLE)
         config = ModelConfig(
@@ -236,18 +235,19 @@ def test_names_are_the_same_with_and_without_torch() -> None:
         quantizer = quantizer_from_config(config)
         assert isinstance(quantizer, ReducerQuantizer)
         assert any(True for _ in quantizer.parameters()) == (name in TRAINABLE)
+        assert quantizer.reducer.reads_attention == reads_attention(kind), name
     with pytest.raises(ConfigError, match="no reducer 'none'; choose one of uniform-pool"):
         make_reducer("none", 4, 2, 4, 8)
     with pytest.raises(ConfigError, match=r"quantizer.codes 33: a clip has 32 patches"):
         make_reducer("tome", 33, 2, 4, 8)
 
 
-@pytest.mark.parametrize("name", (*REDUCERS, *TRAINABLE_REDUCERS))
+@pytest.mark.parametrize("name", REDUCERS)
 def test_too_many_patches_to_compare_all_pairs_of_are_refused(name: str) -> None:
     frames, grid = 8, 32  # 8,192 patches
     assert frames * grid**2 == MOST_IN_PAIRS
     make_reducer(name, 8, frames, grid, 12)
-    if name not in ALL_PAIRS:
+    if not KINDS[name].all_pairs:
         return
     words = rf"reducer:{re.escape(name)}: compares all pairs of a clip's 9,216 .* 0\.3 GB .*:vtm"
     with pytest.raises(ConfigError, match=words):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from vqedge.config import ModelConfig
@@ -22,41 +21,42 @@ from vqedge.model.reducers.scissor import Scissor
 from vqedge.model.reducers.tome import BipartiteMerging
 from vqedge.model.reducers.vtm import CentreMerging, MotionMerging, VideoTokenMerging
 from vqedge.model.reducers.windows import WindowMerging
-from vqedge.reducers import PER_QUESTION, reducer_of, require_room
+from vqedge.reducers import KINDS, reducer_of, require_room
 
-Make = Callable[[int, int, int], Any]
-"""From codes, frames and patches per side to a module that is a `Reducer`."""
+Make = Callable[[int, int, int, int], Any]
+"""From codes, frames, patches per side and the features' width to a module that is a `Reducer`."""
+
+
+def _plain(make: Callable[..., Any], **options: Any) -> Make:
+    """One that does not ask for the width."""
+    return lambda codes, frames, grid, _width: make(codes, frames, grid, **options)
+
 
 REDUCERS: dict[str, Make] = {
-    "uniform-pool": partial(BlockReducer, cut=near_square),
-    "tpool": partial(BlockReducer, cut=near_square, pool=4),
-    "tsample": partial(BlockReducer, cut=near_square, sample=2),
-    "spool": partial(BlockReducer, cut=square_windows, windows=True),
-    "gridpool": partial(BlockReducer, cut=square),
-    "uniform-prune": UniformPruning,
-    "random-prune": RandomPruning,
-    "prumerge": PruMerge,
-    "prumerge+": partial(PruMerge, spread=0.75),
-    "tome": BipartiteMerging,
-    "vtm": VideoTokenMerging,
-    "vtm-centre": CentreMerging,
-    "vtm-motion": MotionMerging,
-    "kmedoids": SegmentMedoids,
-    "dpc-spatial": SpatialDensityPeaks,
-    "scissor": Scissor,
-    "window-merge": WindowMerging,
-}
-
-MakeTrainable = Callable[[int, int, int, int], Any]
-"""The same, with the width of the features last."""
-
-TRAINABLE_REDUCERS: dict[str, MakeTrainable] = {
+    "uniform-pool": _plain(BlockReducer, cut=near_square),
+    "tpool": _plain(BlockReducer, cut=near_square, pool=4),
+    "tsample": _plain(BlockReducer, cut=near_square, sample=2),
+    "spool": _plain(BlockReducer, cut=square_windows, windows=True),
+    "gridpool": _plain(BlockReducer, cut=square),
+    "uniform-prune": _plain(UniformPruning),
+    "random-prune": _plain(RandomPruning),
+    "prumerge": _plain(PruMerge),
+    "prumerge+": _plain(PruMerge, spread=0.75),
+    "tome": _plain(BipartiteMerging),
+    "vtm": _plain(VideoTokenMerging),
+    "vtm-centre": _plain(CentreMerging),
+    "vtm-motion": _plain(MotionMerging),
+    "kmedoids": _plain(SegmentMedoids),
+    "dpc-spatial": _plain(SpatialDensityPeaks),
+    "scissor": _plain(Scissor),
+    "window-merge": _plain(WindowMerging),
     "group-queries": lambda codes, _frames, _grid, width: GroupQueries(codes, width),
     "resampler": lambda codes, frames, grid, width: Resampler(
         codes, frames, grid, width, _heads_of(width, "resampler", 6)
     ),
     "vtm-saliency": SalientMerging,
 }
+"""Those of a clip alone."""
 
 
 def _heads_of(width: int, name: str, usual: int) -> int:
@@ -101,13 +101,10 @@ def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> A
     """
     if codes > frames * grid**2:
         raise ConfigError(f"quantizer.codes {codes}: a clip has {frames * grid**2} patches")
-    require_room(name, frames * grid**2)
-    if name in TRAINABLE_REDUCERS:
-        return TRAINABLE_REDUCERS[name](codes, frames, grid, width)
     if name not in REDUCERS:
-        choices = ", ".join((*REDUCERS, *TRAINABLE_REDUCERS))
-        raise ConfigError(f"no reducer {name!r}; choose one of {choices}")
-    return REDUCERS[name](codes, frames, grid)
+        raise ConfigError(f"no reducer {name!r}; choose one of {', '.join(REDUCERS)}")
+    require_room(name, frames * grid**2)
+    return REDUCERS[name](codes, frames, grid, width)
 
 
 def reducer_quantizer(config: ModelConfig) -> ReducerQuantizer:
@@ -126,7 +123,7 @@ def named_quantizer(name: str, config: ModelConfig) -> ReducerQuantizer:
     quantizer, encoder = config.quantizer, config.encoder
     reducer = (
         query_windows(config)
-        if name in PER_QUESTION
+        if KINDS[name].per_question
         else make_reducer(name, quantizer.codes, encoder.frames, encoder.grid, encoder.width)
     )
     return ReducerQuantizer(reducer, quantizer.codes, encoder.frames, quantizer.unit_means)
