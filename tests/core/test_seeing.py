@@ -11,19 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import vqedge_here
 from PIL import Image
 from tiny_bundle import write_bundle
+from tiny_vqt import header, segment
 
 import vqedge.commands.encode
 import vqedge.commands.encoded
+import vqedge.commands.search
 from vqedge.bundle import Bundle
 from vqedge.commands.evidence import evidence_for
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.stored import origin_from_path
+from vqedge_runtime.vqt import vqt_bytes
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,16 @@ def test_viz_of_a_video_and_of_its_vqt(run: Any, clip: Path, end: str) -> None:
         found = run("viz", video, "-o", f"a.{end}")
         assert (found.code, found.lines) == (0, [f"a.{end}"])
         assert Path(f"a.{end}").stat().st_size > 1000
+
+
+def test_viz_of_standard_input(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "a.vqt")
+    for video in (clip, Path("a.vqt")):
+        found = run("viz", "-", "-o", "new/a.html", stdin=video.read_bytes())
+        assert (found.code, found.lines) == (0, ["new/a.html"])
+        assert "<h1>-</h1>" in Path("new/a.html").read_text()
+    found = run("viz", "-", "-o", "a.html", "--budget", "4", stdin=Path("a.vqt").read_bytes())
+    assert found.code == 1 and "--budget: - has its tokens already" in found.err
 
 
 def test_a_vqt_is_drawn_without_a_bundle(
@@ -145,7 +160,7 @@ def test_without_the_flag_there_is_no_evidence(
         (["viz", "CLIP", "-o", "a.png", "--question", " "], "the question is empty"),
         (["viz", "none.mp4", "-o", "a.png"], "none.mp4"),
         (["viz", "none.vqt", "-o", "a.png"], "none.vqt: no such file"),
-        (["viz", "CLIP", "-o", "none/a.png"], "give a place to write to"),
+        (["viz", "CLIP", "-o", "/dev/null/a.png"], "give a place to write to"),
         (["viz", "CLIP", "-o", "a.png", "--budget", "99"], "budget 99"),
         (["search", "CLIP", "none"], "none: no such folder"),
         (["search", "none.vqt", "."], "none.vqt: no such file"),
@@ -225,6 +240,70 @@ def test_search_as_json(run: Any, clip: Path) -> None:
     Path("empty").mkdir()
     document = json.loads(run("search", clip, "empty", "--novel", "--json").lines[-1])
     assert [item["nearest"] for item in document["novel"]] == [None] * 4
+
+
+@pytest.fixture
+def query(tmp_path: Path) -> Path:
+    """A clip whose codes match those of the only one in `tokens` by 1, 0.71 and 0."""
+    (tmp_path / "tokens").mkdir()
+    for name, values in (
+        ("q.vqt", [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        ("tokens/a.vqt", [[1, 0, 0], [1, 1, 0], [1, 0, 0]]),
+    ):
+        codes = replace(segment().codes, values=np.array(values, np.float16))
+        (tmp_path / name).write_bytes(vqt_bytes(header(), [replace(segment(), codes=codes)]))
+    return tmp_path / "q.vqt"
+
+
+def test_clips_below_the_threshold_are_not_listed(run: Any, query: Path) -> None:
+    (line,) = run("search", query, "tokens", "--threshold", "0.5").lines
+    assert line.startswith("0.7")
+    assert run("search", query, "tokens").lines == [line]
+    found = run("search", query, "tokens", "--threshold", "0.9")
+    assert (found.code, found.lines) == (0, [])
+    assert "no clip of this bundle's kind with a similarity of 0.9" in found.err
+
+
+def test_no_more_new_codes_are_listed_than_asked_for(run: Any, query: Path) -> None:
+    found = run("search", query, "tokens", "--novel")
+    assert [line.split()[1] for line in found.lines] == ["2", "1"]
+    found = run("search", query, "tokens", "--novel", "-n", "1")
+    assert [line.split()[1] for line in found.lines] == ["2"]
+    assert "2 of 3 codes are new here" in found.err
+    document = json.loads(run("search", query, "tokens", "--novel", "-n", "1", "--json").lines[-1])
+    assert (document["codes"], document["new"]) == (3, 2)
+    assert [item["code"] for item in document["novel"]] == [2]
+
+
+def test_a_query_from_standard_input(run: Any, clip: Path) -> None:
+    run("encode", clip, "-o", "tokens/a.vqt")
+    Path("-").touch()  # the name means no file
+    for query in (clip, Path("tokens/a.vqt")):
+        found = run("search", "-", "tokens", stdin=query.read_bytes())
+        assert (found.code, found.lines) == (0, ["1.0000  a.vqt  0.00-3.00 s"])
+    found = run("search", "-", "tokens", stdin=b"no video")
+    assert found.code == 1 and "vqedge: -: is not a video or image" in found.err
+
+
+def test_a_wrong_folder_is_told_before_the_query_is_encoded(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vqedge.commands.encoded, "open_encoder", lambda *_: pytest.fail("opened"))
+    assert "none: no such folder" in run("search", clip, "none").err
+
+
+def test_a_video_is_hashed_only_for_duplicates(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("encode", clip, "-o", "tokens/a.vqt")
+    hashed = list[Path]()
+    real = origin_from_path
+    monkeypatch.setattr(
+        vqedge.commands.search, "origin_from_path", lambda path: hashed.append(path) or real(path)
+    )
+    for flags in ([], ["--novel"], ["--duplicates"]):
+        assert run("search", clip, "tokens", *flags).code == 0
+    assert hashed == [clip]
 
 
 def test_a_picture_is_not_drawn_over_its_video(run: Any, clip: Path) -> None:

@@ -243,12 +243,19 @@ def test_a_film_lasts_as_long_as_the_clip(tmp_path: Path) -> None:
     assert clip_from_path(film, 1, 64).duration_s == pytest.approx(4.0, abs=0.2)
 
 
-def test_a_name_of_no_format_and_a_place_that_is_not_there(tmp_path: Path) -> None:
+def test_a_name_of_no_format_and_a_place_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.png, \.html, \.mp4"):
         write_picture(picture(), tmp_path / "a.gif")
-    with pytest.raises(ConfigError, match="No such file or directory"):
-        write_picture(picture(), tmp_path / "none/a.png")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="give a place to write to"):
+        write_picture(picture(), tmp_path / "file/a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_folder_of_a_picture_is_made(tmp_path: Path) -> None:
+    write_picture(picture(), tmp_path / "new/folder/a.png")
+    assert [path.name for path in (tmp_path / "new/folder").iterdir()] == ["a.png"]
 
 
 def test_a_hostile_file_gets_no_timeline_of_gigabytes() -> None:

@@ -213,7 +213,9 @@ def encode(
 
 @app.command()
 def viz(
-    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    video: Annotated[
+        Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt; - is stdin.")
+    ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Picture to make: name.png, name.html or name.mp4.")
     ],
@@ -249,7 +251,7 @@ def viz(
 
 @app.command()
 def search(
-    query: Annotated[Path, typer.Argument(help="A .vqt, or a video to encode first.")],
+    query: Annotated[Path, typer.Argument(help="A .vqt, or a video to encode first; - is stdin.")],
     folder: Annotated[Path, typer.Argument(help="Folder of .vqt files; it gets an index.")],
     bundle: BundleOption = None,
     duplicates: Annotated[
@@ -259,15 +261,15 @@ def search(
         bool, typer.Option("--novel", help="The query's codes that no clip of the folder has.")
     ] = False,
     count: Annotated[
-        int, typer.Option("-n", "--limit", "--count", min=1, help="Most clips to list.")
+        int, typer.Option("-n", "--limit", "--count", min=1, help="Most clips or codes to list.")
     ] = 10,
     threshold: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Least similarity of duplicates [default: 0.9]; a code is new below it "
-            "[default: 0.8, and 1 with a learned codebook].",
+            help="Least similarity of clips [default: 0.9 with --duplicates]; a code is new below "
+            "it [default: 0.8, and 1 with a learned codebook].",
         ),
     ] = None,
     start: Annotated[float | None, typer.Option(help="Take the query from this second on.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.pipe import given_video
 from vqedge.commands.span import check_span
 from vqedge.errors import UsageError, printable
 from vqedge_runtime.encoders import AUTO, check_backend
@@ -24,6 +26,7 @@ from vqedge_runtime.search import (
     similar,
     space_of,
 )
+from vqedge_runtime.search.folder import require_folder
 from vqedge_runtime.stored import number_at, origin_from_path
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import header_for, is_vqt, open_vqt
@@ -66,13 +69,17 @@ def run_search(
 ) -> None:
     """Print what was found, best first; files of the folder that cannot be read on stderr.
 
+    A query `-` is standard input.
+
     Raises:
         SearchError: no such folder, or its index cannot be used.
         VideoError: the query cannot be decoded.
         VqtError: the query cannot be read.
     """
     settings = options or SearchOptions()
-    asked = _query(query, folder, bundle, settings)
+    require_folder(folder)
+    with given_video(query) as given:
+        asked = _query(given.path, folder, bundle, settings)
     if settings.novel:
         _run_novel(asked, folder, settings, as_json)
     else:
@@ -80,38 +87,48 @@ def run_search(
 
 
 def _run_hits(query: Query, folder: Path, settings: SearchOptions, as_json: bool) -> None:
-    least = _DUPLICATE if settings.threshold is None else settings.threshold
-    state, hits = ask_folder(
-        folder,
-        lambda index: (
-            duplicates(index, query, least, settings.count)
-            if settings.duplicates
-            else similar(index, query, settings.count)
-        ),
-        say,
-    )
+    state, hits = ask_folder(folder, lambda index: _hits(index, query, settings), say)
     _say_state(state)
     if as_json:
         json_result({"hits": [_hit_document(hit) for hit in hits], **_state_document(state)})
         return
     if not hits:
-        say("no duplicate" if settings.duplicates else "no clip of this bundle's kind to compare")
+        say(_nothing(settings))
     for hit in hits:
         result(_hit_line(hit))
+
+
+def _hits(index: sqlite3.Connection, query: Query, settings: SearchOptions) -> list[Hit]:
+    if settings.duplicates:
+        least = _DUPLICATE if settings.threshold is None else settings.threshold
+        return duplicates(index, query, least, settings.count)
+    found = similar(index, query, settings.count)
+    if settings.threshold is None:
+        return found
+    return [hit for hit in found if hit.similarity >= settings.threshold]
+
+
+def _nothing(settings: SearchOptions) -> str:
+    if settings.duplicates:
+        return "no duplicate"
+    if settings.threshold is not None:
+        return f"no clip of this bundle's kind with a similarity of {settings.threshold:g}"
+    return "no clip of this bundle's kind to compare"
 
 
 def _run_novel(query: Query, folder: Path, settings: SearchOptions, as_json: bool) -> None:
     default = _KNOWN if query.codes.ids is None else _KNOWN_ID
     below = default if settings.threshold is None else settings.threshold
     state, codes = ask_folder(folder, lambda index: novel(index, query), say)
-    new = [item for item in codes if item.match < below]
+    new = sorted((item for item in codes if item.match < below), key=lambda item: item.match)
+    listed = new[: settings.count]
     _say_state(state)
     if as_json:
-        document = {"codes": len(codes), "novel": [_novelty_document(item) for item in new]}
-        json_result(document | _state_document(state))
+        found = {"novel": [_novelty_document(item) for item in listed]}
+        json_result({"codes": len(codes), "new": len(new)} | found | _state_document(state))
         return
     say(f"{len(new)} of {len(codes)} codes are new here")
-    for item in new:
+    for item in listed:
         near = f"  nearest {item.match:.3f} in {_name(item.path)}" if item.path else ""
         result(f"code {item.code:<4d}{item.share:7.1%}{near}")
 
@@ -127,8 +144,8 @@ def _query(path: Path, folder: Path, bundle: Path | None, settings: SearchOption
     opened = open_bundle(bundle_or_default(bundle))
     budget = opened.manifest.quantizer.default_budget
     _, codes = encoded_clip(path, settings.span, opened, budget, settings.backend, settings.threads)
-    header, source = header_for(opened.manifest, budget), origin_from_path(path).sha256
-    return Query(codes, space_of(header), source)
+    source = origin_from_path(path).sha256 if settings.duplicates else Query.source
+    return Query(codes, space_of(header_for(opened.manifest, budget)), source)
 
 
 def _place(path: Path, folder: Path) -> bytes | None:

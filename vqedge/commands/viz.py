@@ -11,6 +11,7 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.pipe import Given, given_video
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, printable
@@ -49,7 +50,7 @@ def run_viz(
     options: VizOptions | None = None,
     as_json: bool = False,
 ) -> None:
-    """Write the picture; its path goes to stdout.
+    """Write the picture; its path goes to stdout. A video `-` is standard input.
 
     Raises:
         UsageError: `out` ends in no kind of picture.
@@ -64,11 +65,8 @@ def run_viz(
         raise ConfigError(f"-o {out}: that is the video itself; give another name")
     if settings.question is not None:
         question_text(settings.question)
-        picture = _asked(video, bundle, settings, settings.question)
-    elif is_vqt(video):
-        picture = _stored(video, settings)
-    else:
-        picture = _encoded(video, bundle, settings)
+    with given_video(video) as given:
+        picture = _seen(given, bundle, settings)
     write_picture(picture, out)
     if as_json:
         json_result(_document(picture, out))
@@ -76,54 +74,62 @@ def run_viz(
         result(str(out))
 
 
-def _stored(video: Path, settings: VizOptions) -> Picture:
+def _seen(video: Given, bundle: Path | None, settings: VizOptions) -> Picture:
+    if settings.question is not None:
+        return _asked(video, bundle, settings, settings.question)
+    if is_vqt(video.path):
+        return _stored(video, settings)
+    return _encoded(video, bundle, settings)
+
+
+def _stored(video: Given, settings: VizOptions) -> Picture:
     """The codes of a file, whatever bundle they are for."""
     if settings.budget is not None:
-        raise ConfigError(f"--budget: {video} has its tokens already; leave the budget out")
-    _, segment = read_stored(video, None, *settings.span)
+        raise ConfigError(f"--budget: {video.name} has its tokens already; leave the budget out")
+    _, segment = read_stored(video.path, None, *settings.span)
     times_s = tuple(time_us / 1e6 for time_us in segment.times_us)
     span = (segment.start_us / 1e6, segment.end_us / 1e6)
     return Picture(_title(video), segment.codes, times_s, *span)
 
 
-def _encoded(video: Path, bundle: Path | None, settings: VizOptions) -> Picture:
+def _encoded(video: Given, bundle: Path | None, settings: VizOptions) -> Picture:
     """Frames and their codes; no language model is loaded."""
     opened = open_bundle(bundle_or_default(bundle))
     budget = codes_from_budget(settings.budget, opened.manifest.quantizer)
     runs_on = settings.runs_on
     clip, codes = encoded_clip(
-        video, settings.span, opened, budget, runs_on.backend, runs_on.threads
+        video.path, settings.span, opened, budget, runs_on.backend, runs_on.threads
     )
     return _picture(video, clip, codes)
 
 
-def _asked(video: Path, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
+def _asked(video: Given, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
     """The same with an answer and its evidence."""
-    with open_session(bundle, settings.runs_on, is_vqt(video)) as qa:
-        encoded = qa.encode(video, settings.budget, *settings.span)
+    with open_session(bundle, settings.runs_on, is_vqt(video.path)) as qa:
+        encoded = qa.encode(video.path, settings.budget, *settings.span)
         answer = qa.ask(encoded, question)
         codes = answer.video.tokens.codes
         evidence = evidence_for(qa, answer, question)
         spec = qa.manifest.encoder
     say(answer.text)
     say(evidence_line(evidence))
-    if is_vqt(video):
+    if is_vqt(video.path):
         span = (encoded.start_s, encoded.end_s)
         picture = Picture(_title(video), codes, encoded.times_s, *span)
     else:
-        clip = clip_from_path(video, spec.frames, spec.size, *settings.span, rule=spec.rule)
+        clip = clip_from_path(video.path, spec.frames, spec.size, *settings.span, rule=spec.rule)
         picture = _picture(video, clip, codes)
     return replace(picture, question=" ".join(question.split()), evidence=evidence)
 
 
-def _picture(video: Path, clip: Clip, codes: Codes) -> Picture:
+def _picture(video: Given, clip: Clip, codes: Codes) -> Picture:
     end_s, aspect = clip.start_s + clip.duration_s, clip.width / clip.height
     times = (clip.times_s, clip.start_s, end_s)
     return Picture(_title(video), codes, *times, clip.frames_thwc, aspect)
 
 
-def _title(video: Path) -> str:
-    return printable(video.absolute().name)
+def _title(video: Given) -> str:
+    return printable(video.name.absolute().name)
 
 
 def _document(picture: Picture, out: Path) -> dict[str, Any]:

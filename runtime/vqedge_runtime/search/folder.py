@@ -48,8 +48,7 @@ def ask_folder(
     Raises:
         SearchError: no such folder, or its index cannot be used.
     """
-    if not folder.is_dir():
-        raise SearchError(f"{printable(str(folder))}: no such folder; give one of .vqt files")
+    require_folder(folder)
     path = folder / NAME
     try:
         return _asked(path, folder, question)
@@ -68,6 +67,16 @@ def ask_folder(
         raise SearchError(f"{printable(str(path))}: {error}; delete it and try again") from error
 
 
+def require_folder(folder: Path) -> None:
+    """See that there is something to ask.
+
+    Raises:
+        SearchError: no such folder.
+    """
+    if not folder.is_dir():
+        raise SearchError(f"{printable(str(folder))}: no such folder; give one of .vqt files")
+
+
 def _asked(
     path: Path | str, folder: Path, question: Callable[[sqlite3.Connection], T]
 ) -> tuple[Refresh, T]:
@@ -83,7 +92,7 @@ def _remove(path: Path) -> None:
         try:
             with closing(connect(path)) as connection:
                 (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-                if state == "ok" and connection.execute("SELECT count(*) FROM files").fetchone():
+                if state == "ok":
                     _forget(connection)
                     return
         except _DAMAGE:

@@ -50,7 +50,7 @@ def writer_for(path: Path) -> Writer:
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Write a picture in the format that the file's name says, whole or not at all.
+    """Write a picture in the format that its name says, whole or not at all, and its folder.
 
     Raises:
         UsageError: the name's end is none of the formats.
@@ -58,6 +58,7 @@ def write_picture(picture: Picture, path: Path) -> None:
     """
     data = writer_for(path)(picture)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
