@@ -284,12 +284,10 @@ def _train_space(connection: sqlite3.Connection, space: int, clips: int) -> None
     query = "SELECT id FROM clips WHERE space = ? ORDER BY id"
     numbers = [clip for (clip,) in connection.execute(query, (space,))]
     sample = numbers[:: -(-clips // _SAMPLE)]
-    basis = basis_from_values(np.concatenate(list(_units(connection, sample))))
-    for clip in numbers:
-        blob, count = connection.execute(
-            "SELECT numbers, codes FROM codes JOIN clips ON clip = id WHERE clip = ?", (clip,)
-        ).fetchone()
-        short = _sketch_blob(numbers_from_blob(blob, "kmeans", count), basis)
+    units = [comparable(each).astype(np.float32) for each in _values_of(connection, sample)]
+    basis = basis_from_values(np.concatenate(units))
+    for clip, values in zip(numbers, _values_of(connection, numbers), strict=True):
+        short = _sketch_blob(values, basis)
         connection.execute("UPDATE clips SET sketch = ? WHERE id = ?", (short, clip))
     connection.execute(
         "UPDATE spaces SET basis = ?, trained = ? WHERE id = ?",
@@ -297,11 +295,10 @@ def _train_space(connection: sqlite3.Connection, space: int, clips: int) -> None
     )
 
 
-def _units(
-    connection: sqlite3.Connection, clips: Sequence[int]
-) -> Iterator[npt.NDArray[np.float32]]:
+def _values_of(connection: sqlite3.Connection, clips: Sequence[int]) -> Iterator[Values]:
+    """Centroids of clips, each when it is asked for."""
     for clip in clips:
         blob, count = connection.execute(
             "SELECT numbers, codes FROM codes JOIN clips ON clip = id WHERE clip = ?", (clip,)
         ).fetchone()
-        yield comparable(numbers_from_blob(blob, "kmeans", count)).astype(np.float32)
+        yield numbers_from_blob(blob, "kmeans", count)

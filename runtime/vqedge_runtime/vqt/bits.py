@@ -24,8 +24,8 @@ def unpacked(data: bytes | memoryview, shape: tuple[int, int], bits: int) -> npt
     stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
     if len(data) != -(-used // 8) or stream[used:].any():
         raise ValueError(f"{len(data)} bytes do not hold {shape} levels of {bits} bits")
-    places = np.left_shift(1, np.arange(bits), dtype=np.int32)
-    numbers: npt.NDArray[np.int32] = (stream[:used].reshape(*shape, bits) * places).sum(
-        2, dtype=np.int32
-    )
-    return numbers
+    each = stream[:used].reshape(-1, bits)
+    numbers = np.zeros(len(each), np.int32)
+    for bit in range(bits):  # all at once would take four times the memory
+        numbers |= each[:, bit].astype(np.int32) << bit
+    return numbers.reshape(shape)

@@ -46,10 +46,6 @@ class GaussianCodec:
         values = levels(self.bits)[indices] * self.spread + self.mean
         return values.astype(np.float32)
 
-    def size_bytes(self, rows: int) -> int:
-        """Of so many packed codes, without mean and spread."""
-        return -(-rows * len(self.mean) * self.bits // 8)
-
 
 def fitted(codes: Floats, bits: int) -> GaussianCodec:
     """A codec for codes like these, float `[K, D]`, finite.
