@@ -553,14 +553,15 @@ def no_network(*_: object) -> None:
 
 
 def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
-    """Two parts of a clip each give nearly the step of both: answers' lengths weigh otherwise."""
+    """Two parts of a clip each give the step of both, however long the answers of each are."""
     optim = OptimConfig(steps=1, clips_per_step=2, warmup_steps=1, naming_steps=0)
     parts = optim.model_copy(update={"accumulate": 2})
     run(config_for(tmp_path / "whole", optim=optim))
     run(config_for(tmp_path / "parts", optim=parts))
     one, two = (log_of(tmp_path / name)[-1] for name in ("whole", "parts"))
-    assert two["loss"] == pytest.approx(one["loss"], rel=0.05)
-    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.3)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
+    assert two["exact_match"] == one["exact_match"]
 
 
 def test_a_codebook_is_fitted_trained_reported_and_resumed(
@@ -725,11 +726,13 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -
     alone, both = log_of(tmp_path / "alone"), log_of(tmp_path / "both")
     assert [record["step"] for record in both] == [0, 1, 2, 3, 4]
     for one, two in zip(alone[1:], both[1:], strict=True):
-        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=0.3)
+        near = 1e-3 if kind == "codes" else 0.3  # the codebook learns from a process's own codes
+        assert two["loss"] == pytest.approx(one["loss"], rel=near)
+        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=near)
     expected = load_file(tmp_path / "alone" / LORA)
     found = load_file(tmp_path / "both" / LORA)
     drift = [float((found[name] - value).abs().max()) for name, value in expected.items()]
-    assert max(drift) < 5e-3  # the mean of two halves is not quite the mean of all answers
+    assert max(drift) < 5e-3  # Adam takes steps of rounding where a gradient is next to nothing
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from vqedge.data.clips import QuestionAnswer
 from vqedge.model.llm import PromptTokenizer
 
 VIDEO_ID = -1  # stands for a row that is an embedding, not a token
+IGNORED = -100  # the target of a column that predicts nothing
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PackedBatch:
 
     ids: Tensor  # int64 [B, L], VIDEO_ID where a video row goes
     segment: Tensor  # int64 [B, L]
-    targets: Tensor  # int64 [B, L], the id to predict at this column, -100 elsewhere
+    targets: Tensor  # int64 [B, L], the id to predict at this column, IGNORED elsewhere
 
     @property
     def question_count(self) -> int:
@@ -45,7 +46,7 @@ def pack(
             torch.nn.utils.rnn.pad_sequence(
                 [torch.tensor(row[part]) for row in rows], batch_first=True, padding_value=fill
             )
-            for part, fill in enumerate((0, -1, -100))
+            for part, fill in enumerate((0, -1, IGNORED))
         )
     )
 
@@ -76,10 +77,10 @@ def _row(
     tokenizer: PromptTokenizer, asked: Sequence[QuestionAnswer], codes: int
 ) -> tuple[list[int], list[int], list[int]]:
     ids = [*tokenizer.before_video, *[VIDEO_ID] * codes]
-    segment, targets = [0] * len(ids), [-100] * len(ids)
+    segment, targets = [0] * len(ids), [IGNORED] * len(ids)
     for number, item in enumerate(asked, start=1):
         question, answer = tokenizer.question(item.question), tokenizer.answer(item.answer)
         ids += question + answer[:-1]
         segment += [number] * (len(question) + len(answer) - 1)
-        targets += [-100] * (len(question) - 1) + answer
+        targets += [IGNORED] * (len(question) - 1) + answer
     return ids, segment, targets

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqedge.data.packing import VIDEO_ID, PackedBatch, attention_of
+from vqedge.data.packing import IGNORED, VIDEO_ID, PackedBatch, attention_of
 from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.llm import hidden_states, mean_embeddings
 from vqedge.model.quantizing import TrainedReducer, quantized
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.mixture import Pick
-from vqedge.data.packing import PackedBatch, pack
+from vqedge.data.packing import IGNORED, PackedBatch, pack
 from vqedge.data.training import NO_WORD, Asked, ClipBatch, TrainingClips
 from vqedge.model.encoder import rows_per_code
 from vqedge.model.llm import PromptTokenizer
@@ -27,11 +27,13 @@ class Batch:
         clips: B of them.
         packed: their questions, B rows; a row each where tokens follow the question.
         kinds: of every question, in the order of `Scores.correct`.
+        answer_tokens: how many there are to predict.
     """
 
     clips: ClipBatch
     packed: PackedBatch
     kinds: tuple[str, ...]
+    answer_tokens: int
 
 
 class Batches:
@@ -80,11 +82,12 @@ class Batches:
                 each = [[item] for questions in asked for item in questions]
                 chosen = chosen._replace(asked=self._asked(asked))
             packed = pack(self.tokenizer, each, budget * rows_per_code(self.config.model))
+        answer_tokens = int((packed.targets != IGNORED).sum())
         packed = PackedBatch(
             *(part.to(self.device) for part in (packed.ids, packed.segment, packed.targets))
         )
         kinds = tuple(item.kind for questions in asked for item in questions)
-        return Batch(chosen.to(self.device), packed, kinds)
+        return Batch(chosen.to(self.device), packed, kinds, answer_tokens)
 
     def _asked(self, asked: Sequence[list[QuestionAnswer]]) -> Asked:
         """Questions that each have tokens of their own, clip after clip."""

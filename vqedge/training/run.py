@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -59,6 +58,14 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
         raise ConfigError(f"optim.compile: {told}; install one or leave it out")
     logger.warning("%s: steps take twice as long as with one", told)
     return False
+
+
+class _Part(NamedTuple):
+    """What one part of a step gave."""
+
+    loss: float  # sum over its answer tokens
+    right: int  # questions
+    gradient_norm: float  # of the whole step, 0 before its last part
 
 
 class Run:
@@ -169,13 +176,23 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         batches = ready(step)
-        parts = [self._part(step, batch) for batch in batches]
+        tokens, questions, shares = self._everywhere(
+            sum(batch.answer_tokens for batch in batches),
+            sum(len(batch.kinds) for batch in batches),
+            len(batches),
+        )
+        parts = [
+            self._part(step, batch, batch.answer_tokens * shares / tokens) for batch in batches
+        ]
+        loss, right = self._everywhere(
+            sum(part.loss for part in parts), sum(part.right for part in parts)
+        )
         seconds = time.monotonic() - began
         return {
             "step": step + 1,
-            "loss": round(float(np.mean([part["loss"] for part in parts])), 5),
-            "exact_match": round(float(np.mean([part["exact_match"] for part in parts])), 4),
-            "gradient_norm": round(parts[-1]["gradient_norm"], 4),
+            "loss": round(loss / tokens, 5),
+            "exact_match": round(right / questions, 4),
+            "gradient_norm": round(parts[-1].gradient_norm, 4),
             "learning_rate": optim.learning_rate * factor,
             "budget": batches[0].clips.budget,
             "seconds": round(seconds, 3),
@@ -188,8 +205,22 @@ class Run:
         made = self.batches.of_step
         return [made(self.clips, picks, budget, step) for picks in self._picks(step)]
 
-    def _part(self, step: int, batch: Batch) -> dict[str, float]:
+    def _everywhere(self, *values: float) -> list[float]:
+        """Sums over all processes."""
+        if self.accelerator.num_processes == 1:
+            return [*values]
+        told = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
+        total: torch.Tensor = self.accelerator.reduce(told, "sum")
+        return [float(value) for value in total.tolist()]
+
+    def _part(self, step: int, batch: Batch, weight: float) -> _Part:
         """Forward and backward of one part of a step; the last part updates the weights.
+
+        Args:
+            step: its number.
+            batch: the part.
+            weight: of its loss, the mean over its own answer tokens; parts and processes are
+                averaged with equal weights, and a step's loss is the mean over all its tokens.
 
         Raises:
             ConfigError: gradients are not finite.
@@ -197,16 +228,15 @@ class Run:
         norm = 0.0
         with self.accelerator.accumulate(self.replica):
             scores: Scores = self.replica(batch.clips, batch.packed)
-            weight = self.config.optim.commitment_weight
-            self.accelerator.backward(scores.loss + weight * scores.commitment)
+            commitment = self.config.optim.commitment_weight * scores.commitment
+            self.accelerator.backward(weight * scores.loss + commitment)
             if self.accelerator.sync_gradients:
                 limit = self.config.optim.max_grad_norm
                 norm = float(self.accelerator.clip_grad_norm_(self.replica.parameters(), limit))
                 require_finite(norm, f"step {step + 1}", "optim.learning_rate")
             self.stepper.step()
             self.stepper.zero_grad(set_to_none=True)
-        exact = scores.correct.float().mean().item()
-        return {"loss": scores.loss.item(), "exact_match": exact, "gradient_norm": norm}
+        return _Part(scores.loss.item() * batch.answer_tokens, int(scores.correct.sum()), norm)
 
     def _picks(self, step: int) -> list[list[Pick]]:
         """This process's clips of a step, in as many parts as gradients are accumulated."""
