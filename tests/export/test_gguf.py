@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 import torch
@@ -142,6 +145,13 @@ def test_quantising_leaves_nothing_behind(plain: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["q8.gguf"]
     types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "q8.gguf").tensors}
     assert types == {"Q8_0", "F32"}
+
+
+def test_a_path_that_is_no_text_is_quantised_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = Mock(return_value=0)
+    monkeypatch.setattr(llama_cpp, "llama_model_quantize", called)
+    quantize(Path(os.fsdecode(b"caf\xe9.gguf")), Path(os.fsdecode(b"th\xe9.gguf")), "Q8_0")
+    assert called.call_args.args[:2] == (b"caf\xe9.gguf", b"th\xe9.gguf")
 
 
 @pytest.mark.parametrize("quant", ["Q3", "q8_0", ""])
