@@ -29,9 +29,9 @@ unless_zero: Any = Field(0, ge=0, exclude_if=lambda value: not value)
 
 
 class Config(BaseModel):
-    """Base of all configuration: immutable; a name that is not known is an error."""
+    """Base of all configuration: immutable; unknown names and infinite numbers are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that change with any value."""

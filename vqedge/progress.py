@@ -39,6 +39,11 @@ class Clock:
         return self._end is not None and time.monotonic() >= self._end
 
 
+def tell(line: str) -> None:
+    """One line of talk."""
+    sys.stderr.write(f"{line}\n")
+
+
 @contextmanager
 def progress(
     what: str,

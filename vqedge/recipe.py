@@ -73,7 +73,7 @@ class DataConfig(Config):
     keep_features: bool = False
     """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers; those of a
     reducer with weights are always kept."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that draw and decode clips while others are encoded; `auto`: as there are cores."""
 
 
@@ -211,8 +211,9 @@ def read_recipe(
             _apply_override(values, override)
         if output is not None:
             values["output"] = str(output)
-        if values.get("init") and "model" not in values:
-            values["model"] = model_config_of(Path(values["init"])).model_dump(mode="json")
+        init = values.get("init")
+        if isinstance(init, str) and init and "model" not in values:
+            values["model"] = model_config_of(Path(init)).model_dump(mode="json")
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see recipes/world.yaml for an example") from None

@@ -16,12 +16,12 @@ import torch
 
 from vqedge.data.sources import FrameReader
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer
-from vqedge.progress import Clock
+from vqedge.progress import Clock, tell
 from vqedge.recipe import TrainConfig
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import RunFolder
 from vqedge.training.inputs import refuse_faults, sources_of
-from vqedge.training.processes import accelerator_for
+from vqedge.training.processes import accelerator_for, told_of
 from vqedge.training.run import Run, compiles
 
 
@@ -58,6 +58,8 @@ def train(
     shown, kept_back = (sources_of(part, read) for part in entries)
     refuse_faults(config, (*shown, *kept_back), begins=not (resume and folder.begun()))
     compiled = compiles(config, accelerator.device)
+    if accelerator.is_main_process:
+        tell(told_of(config, accelerator, compiled))
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, shown, quantizer, accelerator, clock)
     if clips is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -75,7 +77,13 @@ from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import LESSON, LOG, STATE
 from vqedge.training.naming_lesson import NamingLesson
-from vqedge.training.processes import accelerator_for, share_of, spreads_llm, workers_of
+from vqedge.training.processes import (
+    accelerator_for,
+    share_of,
+    spreads_llm,
+    told_of,
+    workers_of,
+)
 from vqedge.training.run import compiles
 from vqedge.training.schedule import learning_rate_factor
 
@@ -194,6 +202,7 @@ def test_encoding_clips_first_changes_no_weight(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @compiling
 def test_compiled_blocks_have_the_same_gradients() -> None:
     torch.manual_seed(2)
@@ -552,6 +561,18 @@ def no_network(*_: object) -> None:
     raise FetchError("no network")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(STATE, r"init=\S+whole with another -o"), (LESSON, "delete it, and --resume begins again")],
+)
+def test_a_save_that_a_crash_cut_off_is_named_with_what_is_left(
+    whole: Path, name: str, words: str
+) -> None:
+    (whole / name).write_bytes((whole / STATE).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=rf"{name}: damaged .*{words}"):
+        run(config_for(whole), resume=True)
+
+
 def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
     """Two parts of a clip each give the step of both, however long the answers of each are."""
     optim = OptimConfig(steps=1, clips_per_step=2, warmup_steps=1, naming_steps=0)
@@ -715,22 +736,14 @@ def launched(words: Sequence[object], cache: Path, **environment: str) -> None:
     subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["codes", "words"])
-def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -> None:
-    """Each takes half of a step's clips; one of them writes."""
-    run(config_for(tmp_path / "alone", model=MODELS[kind]))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("tiny_run.py")
-    launched([*launch, script, tmp_path / "both", kind], _cache, ACCELERATE_USE_CPU="true")
-    alone, both = log_of(tmp_path / "alone"), log_of(tmp_path / "both")
-    assert [record["step"] for record in both] == [0, 1, 2, 3, 4]
-    for one, two in zip(alone[1:], both[1:], strict=True):
-        near = 1e-3 if kind == "codes" else 0.3  # the codebook learns from a process's own codes
+def assert_alike(alone: Path, both: Path, near: float) -> None:
+    """What one process logs and learns, two do, each of which takes half of a step's clips."""
+    records = log_of(both)
+    assert [record["step"] for record in records] == [*range(STEPS + 1)], "one of them writes"
+    for one, two in zip(log_of(alone)[1:], records[1:], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=near)
         assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=near)
-    expected = load_file(tmp_path / "alone" / LORA)
-    found = load_file(tmp_path / "both" / LORA)
+    expected, found = load_file(alone / LORA), load_file(both / LORA)
     drift = [float((found[name] - value).abs().max()) for name, value in expected.items()]
     assert max(drift) < 5e-3  # Adam takes steps of rounding where a gradient is next to nothing
 
@@ -740,7 +753,10 @@ def test_two_processes_train_together(tmp_path: Path, _cache: Path, kind: str) -
 def test_two_processes_spread_the_language_model(
     tmp_path: Path, _cache: Path, kind: str, precision: Literal["fp32", "bf16"]
 ) -> None:
-    """They train as two do that hold all of it, go on after a kill, and one goes on alone."""
+    """They train as two do that hold all of it, go on after a kill, and one goes on alone.
+
+    And two that hold all of it train as one does.
+    """
     launch = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
     launch += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -761,6 +777,9 @@ def test_two_processes_spread_the_language_model(
         assert all(torch.equal(killed[tensor], value) for tensor, value in spread.items()), name
         drift = [float((whole[tensor] - value).abs().max()) for tensor, value in spread.items()]
         assert max(drift) < 1e-4, name
+    run(spread_config(tmp_path / "alone", kind, precision))
+    near = 1e-3 if kind == "codes" else 0.3  # the codebook learns from a process's own codes
+    assert_alike(tmp_path / "alone", tmp_path / "whole", near)
     load_lora(llm, load_tensors(tmp_path / "spread" / LORA))
     alone = spread_config(tmp_path / "spread", kind, "fp32")
     longer = OPTIM.model_copy(update={"steps": STEPS + 1})
@@ -795,8 +814,10 @@ def test_as_many_processes_draw_clips_as_there_are_cores_to_spare(
 ) -> None:
     monkeypatch.setattr("vqedge.training.processes.usable_cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert workers_of(read_recipe(recipe, ["data.workers=auto"]).data.workers) == workers
-    assert workers_of(5) == 5
+    wanted = read_recipe(recipe).data.workers
+    assert workers_of(wanted) == workers
+    assert workers_of(wanted, decode=True) == max(cores // processes - 1, 0)
+    assert workers_of(5) == workers_of(5, decode=True) == 5
 
 
 @pytest.mark.parametrize(
@@ -876,17 +897,62 @@ def test_under_fsdp_every_process_loads_the_language_model_and_one_alone_keeps_i
     assert not str_to_bool(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
 
 
+def test_processes_wait_for_those_that_encode_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "vqedge.training.processes.Accelerator", lambda **more: told.update(more) or process(0, 1)
+    )
+    accelerator_for(config_for(tmp_path))
+    (handler,) = told["kwargs_handlers"]
+    assert handler.to_kwargs()["timeout"] >= timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "words"),
+    [
+        (1, 1, "training on NVIDIA X, bf16, blocks compiled"),
+        (1, 8, r"on NVIDIA X \(1 of 8 GPUs; accelerate launch --multi_gpu .*\), bf16"),
+        (8, 8, "training in 8 processes on NVIDIA X, bf16"),
+    ],
+)
+def test_what_trains_where_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int, gpus: int, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA X")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = config_for(tmp_path, precision="bf16")
+    assert re.search(words, told_of(config, process(0, count, device="cuda"), True))
+
+
+@pytest.mark.parametrize(("cuda", "gpu"), [(None, True), (None, False), ("13.0", True)])
+def test_a_gpu_that_pytorch_does_not_know_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cuda: str | None,
+    gpu: bool,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr("vqedge.training.processes._NVIDIA", tmp_path / ("" if gpu else "none"))
+    told = told_of(config_for(tmp_path), process(0, 1), False)
+    assert told.startswith(f"training on the CPU ({torch.get_num_threads()} threads), fp32")
+    assert ("--force-reinstall torch" in told) == (gpu and cuda is None)
+
+
 def test_a_gpu_is_asked_to_repeat_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[object] = []
     monkeypatch.setattr(
         torch, "use_deterministic_algorithms", lambda *words, **more: asked.append((words, more))
     )
+    exact: list[bool] = []
+    monkeypatch.setattr("vqedge.training.processes.exact_float32", lambda: exact.append(True))
     there = process(0, 1, device="cuda")
     monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     accelerator_for(config_for(tmp_path))
-    assert asked == [((True,), {"warn_only": True})]
+    assert asked == [((True,), {"warn_only": True})] and exact == [True]
     assert not torch.utils.deterministic.fill_uninitialized_memory
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
@@ -979,6 +1045,8 @@ FAULTS = {
     "heads 5 do not divide width 384": ["model.attention.heads=5"],
     "seed: Input should be greater than or equal to 0": ["seed=-1"],
     "optim.steps: Input should be a valid integer": ["optim.steps=many"],
+    "optim.learning_rate: Input should be a finite number": ["optim.learning_rate=.inf"],
+    "weight: Input should be a finite number": ["data.sources=[{kind: world, weight: .inf}]"],
     "an override reads key.sub=value": ["optim.steps"],
     "precision: Input should be 'fp32' or 'bf16'": ["precision=int4"],
     "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
@@ -1004,6 +1072,12 @@ def test_a_bad_override_is_named(recipe: Path, problem: str) -> None:
         read_recipe(recipe, FAULTS[problem])
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["init=5", "init.x=1", 'init=["a"]'])
+def test_an_init_that_is_no_path(recipe: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="init: Input is not a valid path"):
+        read_recipe(recipe, [override])
 
 
 def test_budgets_that_no_step_draws_are_no_fault(recipe: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 from onnx import TensorProto, helper
 
 from vqedge.base.vit import vit_arrays_from_onnx
-from vqedge.config import DINOV2_S14, EncoderConfig
+from vqedge.config import DINOV2_S14, EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError, ConfigError
+from vqedge.model.answer import CheckpointAnswerer
 from vqedge.model.reducers.prumerge import attention_from_features
 from vqedge.model.vit import ViT, vit_from_source
 
@@ -164,3 +167,32 @@ def test_without_a_class_token_what_stands_out_is_attended_to() -> None:
         rows, both = vit(frames), vit(frames, True)
     assert torch.equal(both[..., :-1], rows)
     assert torch.equal(both[..., -1], attention_from_features(rows))
+
+
+class _Loaded(Exception):
+    """Weights would be loaded now."""
+
+
+@pytest.fixture
+def rounding() -> Iterator[tuple[Any, ...]]:
+    """What multiplies on CUDA, allowed to round float32."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield backends
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+def test_a_gpu_evaluates_in_exact_float32(
+    monkeypatch: pytest.MonkeyPatch, rounding: tuple[Any, ...]
+) -> None:
+    def encoder() -> None:
+        raise _Loaded
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    checkpoint: Any = SimpleNamespace(config=ModelConfig(), encoder=encoder)
+    with pytest.raises(_Loaded):
+        CheckpointAnswerer(checkpoint, lambda *_: np.empty(0, np.uint8))
+    assert not any(backend.allow_tf32 for backend in rounding)

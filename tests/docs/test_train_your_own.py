@@ -41,6 +41,7 @@ SMALL = [
     "model.encoder={block: 1, size: 112, frames: 8}",
     "model.attention={width: 16, heads: 2, depth: 1}",
     "model.llm={width: 32, lora_rank: 2}",
+    "data.workers=0",
     "optim={naming_steps: 2, naming_clips_per_step: 3, steps: 2, clips_per_step: 4}",
 ]
 

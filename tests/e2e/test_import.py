@@ -200,7 +200,8 @@ def test_training_on_imported_weights_leaves_a_checkpoint_that_exports(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"init: {imported.path}\noutput: {tmp_path / 'run'}\n"
-        "data: {sources: [{kind: world, clips: 4}], budgets: [8, 32], questions_per_clip: 2}\n"
+        "data: {sources: [{kind: world, clips: 4}], budgets: [8, 32], "
+        "questions_per_clip: 2, workers: 0}\n"
         "validation: [{kind: world, clips: 2, seed: 2}]\n"
         "optim: {steps: 2, clips_per_step: 2, warmup_steps: 1, learning_rate: 0.05}\n"
     )

@@ -18,6 +18,7 @@ from vqedge.evaluate import Answerer, Reply
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.continuations import Continuations
 from vqedge.model.llm import mean_embeddings, tokenizer_from_gguf
+from vqedge.model.vit import exact_float32
 from vqedge.prompt import question_text
 from vqedge.reducers import follows_question, reducer_of
 
@@ -46,6 +47,8 @@ class CheckpointAnswerer:
         self.config, self.read = checkpoint.config, read
         self.budget = checked_budget(self.config.quantizer, budget)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            exact_float32()
         self.encoder = checkpoint.encoder().to(self.device)
         self.llm = checkpoint.llm().to(self.device)
         gguf = llm_weights(self.config.llm, checkpoint.path).path

@@ -222,6 +222,16 @@ class ViT(nn.Module):
         return x if self.projector is None else self.projector(x)
 
 
+def exact_float32() -> None:
+    """Have CUDA multiply float32 as it is.
+
+    PyTorch lets convolutions, as that of the patches, round it to TF32, and NVIDIA's containers
+    matrix products, too: what was trained would not be what other devices compute.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def vit_from_source(path: Path, encoder: EncoderConfig) -> ViT:
     """Build the ViT and fill it strictly from its weights' file, frozen and in eval mode.
 

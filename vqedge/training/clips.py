@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
 from vqedge.data.features import SHARD_CLIPS, FeatureCache
+from vqedge.data.jsonl import JsonlClips
 from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError
 from vqedge.files import cache_root
@@ -34,9 +35,10 @@ def training_clips(
     """
     model, data = config.model, config.data
     caches = [_cache_of(config, source) for source in sources]
-    speaks, workers = accelerator.is_main_process, workers_of(data.workers)
+    speaks = accelerator.is_main_process
     for cache in caches:
         mine = [] if clock.is_up() else share_of(cache.missing(), accelerator)
+        workers = workers_of(data.workers, isinstance(cache.source, JsonlClips))
         what, unit = f"encoding {cache.source.fingerprint}", ("clips", SHARD_CLIPS)
         with progress(what, len(mine), shown=speaks, unit=unit) as advance:
             for _shard in cache.fill(mine, quantizer, workers):

@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedType,
+    InitProcessGroupKwargs,
     disable_fsdp_ram_efficient_loading,
     parse_flag_from_env,
     patch_environment,
@@ -22,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vqedge.cores import usable_cores
 from vqedge.errors import ConfigError
+from vqedge.model.vit import exact_float32
 from vqedge.recipe import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -29,7 +33,11 @@ logger = logging.getLogger(__name__)
 # they spread what is trained over processes, and a run saves whole tensors of it
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
-_MOST_WORKERS = 12  # no GPU encodes more clips than so many cores draw
+_MOST_DRAWING = 12  # no GPU encodes more clips than so many cores draw; decode, it may
+
+_LONGEST_WAIT = timedelta(days=1)  # for those that encode more; NCCL gives up after ten minutes
+
+_NVIDIA = Path("/dev/nvidia0")
 
 _FSDP = "ACCELERATE_USE_FSDP"  # what a launcher says to its processes
 _NOT_DONE = {
@@ -52,6 +60,7 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.optim.accumulate,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
     if accelerator.distributed_type in _SHARDING:
         raise ConfigError(
@@ -62,6 +71,7 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
         _heed_lone_process()
     if accelerator.device.type == "cuda":
         repeatable_kernels()
+        exact_float32()
     parts = config.optim.accumulate * accelerator.num_processes
     if config.optim.clips_per_step % parts:
         raise ConfigError(
@@ -69,6 +79,29 @@ def accelerator_for(config: TrainConfig) -> Accelerator:
             "optim.accumulate times the processes"
         )
     return accelerator
+
+
+def told_of(config: TrainConfig, accelerator: Accelerator, compiled: bool) -> str:
+    """One line: what trains where, and what would be faster."""
+    count = accelerator.num_processes
+    told = f"training{f' in {count} processes' if count > 1 else ''} on {_place(accelerator)}"
+    told += f", {config.precision}{', blocks compiled' if compiled else ''}"
+    if accelerator.device.type == "cpu" and torch.version.cuda is None and _NVIDIA.exists():
+        told += "; this PyTorch has no CUDA: pip install --force-reinstall torch"
+    return told
+
+
+def _place(accelerator: Accelerator) -> str:
+    device = accelerator.device
+    if device.type == "cpu":
+        return f"the CPU ({torch.get_num_threads()} threads)"
+    if device.type != "cuda":
+        return str(device.type).upper()
+    name: str = torch.cuda.get_device_name(device)
+    there = torch.cuda.device_count()
+    if accelerator.num_processes > 1 or there == 1:
+        return name
+    return f"{name} (1 of {there} GPUs; accelerate launch --multi_gpu -m vqedge train uses all)"
 
 
 def spreads_llm(accelerator: Accelerator) -> bool:
@@ -124,12 +157,13 @@ def share_of(numbers: Iterable[int], accelerator: Accelerator) -> list[int]:
     return [number for number in numbers if number % world == mine]
 
 
-def workers_of(wanted: int | Literal["auto"]) -> int:
-    """Processes that draw clips for this one; `auto`: its share of the machine's other cores."""
+def workers_of(wanted: int | Literal["auto"], decode: bool = False) -> int:
+    """Processes that draw or decode clips for this one; `auto`: its share of the other cores."""
     if wanted != "auto":
         return wanted
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # a launcher's processes on this machine
-    return min(max(usable_cores() // here - 1, 0), _MOST_WORKERS)
+    spare = max(usable_cores() // here - 1, 0)
+    return spare if decode else min(spare, _MOST_DRAWING)
 
 
 def anyone(here: bool, accelerator: Accelerator) -> bool:
