@@ -146,7 +146,7 @@ def bench(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx, .gguf or .engine.")
+        Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx, .gguf, .safetensors, .engine.")
     ],
     as_json: JsonOption = False,
 ) -> None:

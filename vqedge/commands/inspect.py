@@ -34,6 +34,7 @@ def facts_of(path: Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         BundleError: nothing there, or nothing that vqedge knows.
+        CheckpointError: a checkpoint or its weights cannot be read.
     """
     if not path.exists():
         raise BundleError(f"{path}: no such file or folder; check the path")
@@ -70,18 +71,72 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:
+    """Of the file alone: what its weights or operators need may be elsewhere."""
+    try:
+        import onnx
+    except ImportError:  # no need of a device
+        return _session_facts(path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except OSError:
+        raise
+    except Exception as error:  # protobuf's own
+        raise BundleError(f"{path}: not a readable ONNX file ({_line(error)})") from error
+    if not model.HasField("graph"):
+        raise BundleError(f"{path}: not a readable ONNX file (no graph)")
+    graph, external = model.graph, onnx.TensorProto.EXTERNAL
+    operators = Counter("::".join(filter(None, (n.domain, n.op_type))) for n in graph.node)
+    return {
+        "inputs": [_onnx_value(value) for value in graph.input],
+        "outputs": [_onnx_value(value) for value in graph.output],
+        "opsets": {item.domain or "ai.onnx": item.version for item in model.opset_import},
+        "operators": dict(operators.most_common()),
+        "weights": len(graph.initializer),
+        "weights_elsewhere": sum(item.data_location == external for item in graph.initializer),
+    }
+
+
+def _onnx_value(value: Any) -> dict[str, Any]:
+    """As ONNX Runtime tells it: a size, the name of one, or None for each dimension."""
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = [
+        item.dim_value if item.HasField("dim_value") else item.dim_param or None
+        for item in tensor.shape.dim
+    ]
+    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return {"name": value.name, "type": f"tensor({kind})", "shape": shape}
+
+
+def _session_facts(path: Path) -> dict[str, Any]:
     import onnxruntime as ort
 
     try:
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(
-            f"{path}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}"
+            f"{path}: ONNX Runtime cannot load it ({_line(error)}); "
+            "install onnx to look into it: pip install onnx"
         ) from error
     return {
         side: [{"name": t.name, "type": t.type, "shape": t.shape} for t in tensors]
         for side, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
     }
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _safetensors_facts(path: Path) -> dict[str, Any]:
+    from vqedge.base.tensors import TensorFile
+
+    file = TensorFile(path)
+    tensors = [
+        {"name": name, "type": file.dtype(name), "shape": list(file.shape(name))} for name in file
+    ]
+    return {"tensors": tensors}
 
 
 def _gguf_facts(path: Path) -> dict[str, Any]:
@@ -152,6 +207,7 @@ def _short(value: Any) -> Any:
 _FILES: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".onnx": _onnx_facts,
     ".gguf": _gguf_facts,
+    ".safetensors": _safetensors_facts,
     SUFFIX: _vqt_facts,
     ".engine": _engine_facts,
 }
