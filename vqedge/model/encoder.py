@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
@@ -65,11 +64,6 @@ class ClipQuantizer(nn.Module):
     def trunk(self, frames: Tensor) -> Tensor:
         """What its trained blocks read of frames: all tokens, class tokens too, `[T * N, D]`."""
         return self.vit.before_last(frames, self.config.encoder.trained_blocks).flatten(0, 1)
-
-    @torch.inference_mode()
-    def quantize(self, frames: Tensor) -> Quantized:
-        """`forward` at the full budget, without gradients."""
-        return self(frames, torch.tensor(self.config.quantizer.codes, device=frames.device))
 
 
 def quantizer_from_config(config: ModelConfig) -> KMeansQuantizer | ReducerQuantizer:
