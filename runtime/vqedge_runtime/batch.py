@@ -127,7 +127,7 @@ class BatchEncoder:
         Yields:
             an outcome a job, in order.
         """
-        self._stopped = Event()
+        self._stopped, self._given_up = Event(), set()
         pool = ThreadPoolExecutor(self.workers)
         try:
             decoded = self._decoded_ahead(pool, jobs)

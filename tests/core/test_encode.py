@@ -265,6 +265,14 @@ def test_whoever_gives_up_waits_for_no_video(
     assert decoded.count("long.mpg") < 1500
 
 
+def test_the_same_encoder_runs_again(bundle: Bundle, clip: Path, tmp_path: Path) -> None:
+    batch = BatchEncoder(FakeEncoder(32, 576), bundle.manifest, 32)
+    job = Job(clip, tmp_path / "a.vqt")
+    for _ in range(2):
+        assert [outcome.segments for outcome in batch.run([job])] == [1]
+        job.out.unlink()
+
+
 def test_a_part_of_a_video(run: Any, clip: Path, qa: VideoQA) -> None:
     parts: dict[tuple[str, ...], tuple[float | None, float | None]] = {
         ("--start", "0.5", "--end", "2"): (0.5, 2.0),
