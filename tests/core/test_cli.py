@@ -255,8 +255,14 @@ def test_check_takes_the_bundle_in_any_way(run: Any, monkeypatch: pytest.MonkeyP
     assert_one_line(run("check", "none.vqedge"), "none.vqedge: ")
 
 
-def test_a_video_that_is_not_there(run: Any, bundle: FakeBundle) -> None:
-    assert_one_line(run("ask", "none.mp4", "What?", "-m", bundle.path), "none.mp4")
+@pytest.mark.parametrize("command", [("ask", "{}", "What?"), ("chat", "{}"), ("bench", "{}")])
+@pytest.mark.parametrize("video", ["none.mp4", "none.vqt"])
+def test_a_video_that_is_not_there_is_told_before_a_bundle_is_opened(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], video: str
+) -> None:
+    monkeypatch.setattr(VideoQA, "open", lambda *_, **__: pytest.fail("a bundle was opened"))
+    found = run(*(word.format(video) for word in command), "-m", "gone")
+    assert_one_line(found, f"{video}: no such file", "; check the path")
 
 
 @pytest.mark.parametrize("question", ["", " \t "])
@@ -278,7 +284,10 @@ def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: s
 def test_a_budget_out_of_range(
     run: Any, clip: Path, bundle: FakeBundle, budget: str, words: str
 ) -> None:
-    assert_one_line(run("ask", clip, "What?", "-m", bundle.path, "--budget", budget), words)
+    for command in (("ask", clip, "What?"), ("chat", clip)):
+        found = run(*command, "-m", bundle.path, "--budget", budget)
+        assert_one_line(found, words)
+        assert "encoder:" not in found.err, "it was opened first, which may take seconds"
 
 
 @pytest.mark.parametrize("choices", ["red", "red|", "", "|", "red| |blue", "red|blue | red"])

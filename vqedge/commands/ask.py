@@ -44,7 +44,8 @@ def run_ask(
         _check_clips(given, wanted, many)
         file = wanted.questions
         asked = [_question(question)] if file is None else questions_from_file(file)
-        with open_session(bundle, wanted.runs_on, many or is_vqt(given.path)) as qa:
+        stored = many or is_vqt(given.path)
+        with open_session(bundle, wanted.runs_on, stored, wanted.budget) as qa:
             if many or file is not None:
                 ask_many(qa, given, asked, wanted, many, as_json)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 from vqedge.bundle import open_bundle
 from vqedge.commands.frames import reader_of
 from vqedge.commands.output import bundle_or_default, json_result, result
+from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.cores import processor_name, usable_cores
 from vqedge.data.demo import write_demo
@@ -36,10 +37,13 @@ def run_bench(
     """Time a clip, or the demo clip if none is given.
 
     Raises:
+        VideoError: there is no such clip.
         ConfigError: a `.vqt`: what would be timed first is done already.
     """
-    if video is not None and is_vqt(video):
-        raise ConfigError(f"{video}: a .vqt is encoded already; give a video")
+    if video is not None:
+        require_there(video)
+        if is_vqt(video):
+            raise ConfigError(f"{video}: a .vqt is encoded already; give a video")
     with tempfile.TemporaryDirectory() as folder:
         clip = video or Path(folder) / "demo.mp4"
         if video is None:

@@ -13,6 +13,7 @@ from vqedge.budget import Budget
 from vqedge.commands.ask import say_if_cut
 from vqedge.commands.encode import with_suffix
 from vqedge.commands.output import result, say
+from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, VqedgeError
@@ -48,11 +49,12 @@ def run_chat(
     """Answer every line of standard input; what cannot be done is said and ends nothing.
 
     Raises:
-        VideoError: the first video cannot be read.
+        VideoError, VqtError: the first video cannot be read.
         UsageError: no video has the span.
     """
     check_span(span)
-    with open_session(bundle, runs_on, is_vqt(video)) as qa:
+    require_there(video)
+    with open_session(bundle, runs_on, is_vqt(video), budget) as qa:
         Chat(qa, video, budget, history, options, span).talk(_lines())
 
 

@@ -153,8 +153,7 @@ def run_eval(
 def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> PerturbedAnswerer:
     if wanted.checkpoint is not None:
         return opened_checkpoint(wanted.checkpoint, wanted.budget)
-    qa = stack.enter_context(open_session(bundle, wanted.runs_on))
-    qa.checked_budget(wanted.budget)
+    qa = stack.enter_context(open_session(bundle, wanted.runs_on, budget=wanted.budget))
     return BundleAnswerer(qa, wanted.budget)
 
 

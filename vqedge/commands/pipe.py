@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge.errors import VideoError, VqedgeError
+from vqedge_runtime.video.faults import video_faults
+from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
 STDIN = Path("-")
 MAX_STDIN_BYTES = 4 << 30
@@ -33,9 +35,11 @@ def given_video(video: Path) -> Iterator[Given]:
     """The video; what comes through a pipe lies in a temporary file meanwhile, since FFmpeg seeks.
 
     Raises:
-        VideoError: too much comes through the pipe.
+        VideoError: there is no such file, or too much comes through the pipe.
+        VqtError: there is no such `.vqt`.
     """
     if video != STDIN:
+        require_there(video)
         yield Given(video, video)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -46,6 +50,18 @@ def given_video(video: Path) -> Iterator[Given]:
         except VqedgeError as error:
             error.args = (given.told(str(error)), *error.args[1:])
             raise
+
+
+def require_there(video: Path) -> None:
+    """See that there is a video, before a bundle is opened for it.
+
+    Raises:
+        VideoError: there is none, or it may not be looked at.
+        VqtError: the same of a `.vqt`.
+    """
+    faults = vqt_errors if video.suffix.lower() == SUFFIX else video_faults
+    with faults(video):
+        video.stat()
 
 
 def _copy_stdin(path: Path) -> None:

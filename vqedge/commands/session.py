@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from vqedge.budget import Budget
 from vqedge.commands.output import bundle_or_default, say
 from vqedge_runtime import VideoQA
 from vqedge_runtime.encoders import AUTO, check_backend
@@ -30,15 +32,19 @@ class RunsOn:
 BEST_HERE = RunsOn()
 
 
-def open_session(bundle: Path | None, runs_on: RunsOn, stored: bool = False) -> VideoQA:
+def open_session(
+    bundle: Path | None, runs_on: RunsOn, stored: bool = False, budget: Budget | None = None
+) -> VideoQA:
     """Open a bundle, or the one that lies here, and say what runs where.
 
     Args:
         bundle: the bundle.
         runs_on: where its models run.
         stored: the video is a `.vqt`, so that no encoder is needed.
+        budget: for a video, checked before an encoder is opened.
 
     Raises:
+        ConfigError: the bundle does not take this budget.
         BundleError: there is no bundle, or it is altered.
         BackendUnavailable: a model cannot run here.
     """
@@ -48,5 +54,10 @@ def open_session(bundle: Path | None, runs_on: RunsOn, stored: bool = False) -> 
         threads=runs_on.threads,
         gpu_layers=runs_on.gpu_layers,
     )
-    say(str(qa.backend_for(stored)))
+    with ExitStack() as stack:
+        stack.callback(qa.close)
+        if not stored:
+            qa.checked_budget(budget)
+        say(str(qa.backend_for(stored)))
+        stack.pop_all()
     return qa
