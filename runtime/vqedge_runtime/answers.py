@@ -102,7 +102,7 @@ class Answer:
         video: the clip it is about.
         choice_scores: probability of every choice, empty without choices.
         generated_tokens: tokens of the answer.
-        tokens_per_s: generation speed after the first token.
+        tokens_per_s: generation speed after the first token; 0 without a second.
         stopped: the model ended its answer; False where `max_tokens` did.
     """
 
@@ -130,6 +130,7 @@ class Answer:
             "video": {"duration_s": round(video.duration_s, 6), "frames": video.frames},
             "tokens_before": video.tokens.patches,
             "generated_tokens": self.generated_tokens,
+            "tokens_per_s": round(self.tokens_per_s, 3),
             "stopped": self.stopped,
         }
         if self.choice_scores:

@@ -24,7 +24,7 @@ from vqedge.errors import BundleError
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
-from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.llm import FakeLanguageModel, Generation
 
 ROOT = Path(__file__).parents[2]
 HELP = ROOT / "tests/golden/help"
@@ -494,12 +494,15 @@ def test_an_interrupt(
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-stream"]])
-def test_an_answer(run: Any, clip: Path, bundle: FakeBundle, flags: list[str]) -> None:
+def test_an_answer(
+    run: Any, clip: Path, bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr(Generation, "tokens_per_s", 41.6)
     bundle.llm.enqueue("A red circle.")
     found = run("ask", clip, "What moves?", "-m", bundle.path, *flags)
     assert (found.code, found.out) == (0, "A red circle.\n")
     assert "encoder: fake encoder; llm: fake" in found.err
-    assert "32 of 2048 visual tokens" in found.err
+    assert "32 of 2048 visual tokens" in found.err and ", 42 tokens/s\n" in found.err
     assert bundle.llm.closed, "the models were not freed"
 
 

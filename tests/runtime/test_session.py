@@ -74,6 +74,7 @@ def test_an_answer_can_be_written_as_json(tmp_path: Path, levels: int) -> None:
     document = qa.ask(qa.encode_frames(FRAMES), "Which?", choices=["red", "blue"]).to_dict()
     assert json.loads(json.dumps(document)) == document
     assert document["answer"] == "red" and document["tokens"] == 32
+    assert document["tokens_per_s"] == 0.0, "none was generated"
     assert list(document["choices"]) == ["red", "blue"]
     assert ("ids" in document) == bool(levels)
     assert set(document["timings_ms"]) >= {"decode", "first_token", "total"}

@@ -134,9 +134,10 @@ def _print_text(answer: Answer, streamed: bool) -> None:
     for choice, probability in answer.choice_scores.items():
         result(f"{probability:7.1%}  {choice}")
     timings = answer.timings
+    speed = f", {answer.tokens_per_s:.0f} tokens/s" if answer.tokens_per_s else ""
     say(
         f"{answer.tokens} of {answer.video.tokens.patches} visual tokens; "
-        f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms"
+        f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms{speed}"
     )
     say_if_cut(answer)
 
