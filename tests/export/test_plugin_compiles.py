@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import re
 import shutil
@@ -25,9 +26,15 @@ from emulated_kernel import (
 from vqedge.errors import BackendUnavailable
 from vqedge.nearest_codebook import OP_NAME, OP_VERSION, Metric, nearest_codebook
 from vqedge_export.tensorrt.cuda_toolkit import Nvcc, find_nvcc
-from vqedge_export.tensorrt.plugin_build import HEADERS, PLUGIN_SOURCES, architecture_flags
+from vqedge_export.tensorrt.plugin_build import (
+    HEADERS,
+    KERNEL_SOURCES,
+    PLUGIN_SOURCES,
+    architecture_flags,
+)
 
 HEADERS_VARIABLE = "VQEDGE_TENSORRT_INCLUDE"
+COMPILED = "vqedge/compiled_kernel"  # in pytest's cache: what the last one was made of
 BEFORE_BLACKWELL = (75, 80, 86, 87, 89, 90)
 SUPPORTED = (*BEFORE_BLACKWELL, 100, 101, 110, 120)  # a Thor is 101 to CUDA 12, 110 to CUDA 13
 KNOWN_BY_CUDA = {12: BEFORE_BLACKWELL, 13: (*BEFORE_BLACKWELL, 100, 110, 120)}  # at least
@@ -51,22 +58,34 @@ def tensorrt_include() -> Path:
 
 @pytest.mark.slow
 def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(
-    nvcc: Nvcc, tmp_path: Path
+    nvcc: Nvcc, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Each from a front end of its own, with the flags of a build on the device."""
     host_compiler()
     wanted = [sm for sm in SUPPORTED if sm in nvcc.sms]
     assert set(wanted) >= set(KNOWN_BY_CUDA[int(nvcc.version.split(".")[0])])
-    command = [
-        *(str(nvcc.path), "--fatbin", "-std=c++17", "-O3", "--Werror=all-warnings", "--threads=2"),
+    flags = [
+        *("--fatbin", "-std=c++17", "-O3", "--Werror=all-warnings", "--threads=2"),
         "--ptxas-options=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error",
         *architecture_flags(wanted),
-        *("-o", str(tmp_path / "kernel.fatbin"), str(SOURCES / "nearest_codebook.cu")),
     ]
+    made_of, cache = digest_of_sources(nvcc.version, *flags), request.config.cache
+    if cache and cache.get(COMPILED, None) == made_of:
+        pytest.skip("compiled as it is, by an earlier run")
+    output, source = tmp_path / "kernel.fatbin", SOURCES / "nearest_codebook.cu"
+    command = [nvcc.path, *flags, "-o", output, source]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert not run.stderr
-    assert (tmp_path / "kernel.fatbin").stat().st_size > 0
+    assert output.stat().st_size > 0
+    if cache:
+        cache.set(COMPILED, made_of)
+
+
+def digest_of_sources(*others: str) -> str:
+    """Of what the kernel is compiled from, and of what else is given."""
+    texts = [(SOURCES / name).read_text() for name in (*KERNEL_SOURCES, *HEADERS)]
+    return hashlib.sha256("\0".join([*texts, *others]).encode()).hexdigest()
 
 
 def test_all_sources_are_package_data() -> None:
