@@ -171,9 +171,10 @@ def test_the_likeliest_choice_is_that_of_the_runtimes_rule(parts: Any) -> None:
     for clip, choices in ((CLIPS[0], CHOICES), (CLIPS[1], CHOICES), (CLIPS[1], SHORT)):
         for question in QUESTIONS[:2]:
             totals = tuple(slow_totals(parts, clip, question, choices))
-            scores = ChoiceScores(choices, totals, tuple(len(choice) + 1 for choice in choices))
-            expected.append(scores.best)
-            by_mean.append(choices[scores.means.index(max(scores.means))])
+            counts = tuple(len(choice) + 1 for choice in choices)
+            means = [total / count for total, count in zip(totals, counts, strict=True)]
+            expected.append(ChoiceScores(choices, totals, counts).best)
+            by_mean.append(choices[means.index(max(means))])
             found.append(reply_of(answerer, item_of(clip, question, *choices)).text)
     assert found == expected
     assert len(set(found)) > 1 and found != by_mean, "these choices do not tell the rules apart"

@@ -326,7 +326,6 @@ def test_choices_score_as_each_prompt_from_scratch(
         assert total == pytest.approx(expected, abs=2e-3)
         assert count == len(answer)
     assert sum(scores.probabilities) == pytest.approx(1)
-    assert scores.means[-1] == pytest.approx(scores.totals[-1] / scores.token_counts[-1])
 
 
 def test_the_likeliest_choice_is_best(parrot: Any) -> None:

@@ -157,8 +157,8 @@ class FakeLanguageModel:
             PromptError: the question is empty, or as for `check_choices`.
         """
         check_choices(choices)
-        words = question_text(question).split()
-        prefix = self.prefill_video(video)
+        question_text(question)
+        self.prefill_video(video)
         self.calls.append((video.key, question))
         totals = (
             self._scores.popleft()
@@ -169,9 +169,6 @@ class FakeLanguageModel:
             choices=tuple(choices),
             totals=totals,
             token_counts=tuple(len(choice.split()) + 1 for choice in choices),
-            prompt_tokens=prefix.tokens + len(words),
-            video_tokens=prefix.tokens,
-            reused_prefix=prefix.reused,
         )
 
     def ask_many(

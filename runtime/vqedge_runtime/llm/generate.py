@@ -272,12 +272,9 @@ class LlamaCpp:
                 choices=tuple(choices),
                 totals=totals,
                 token_counts=tuple(map(len, answers)),
-                prompt_tokens=turn.prompt_tokens,
-                video_tokens=turn.video_tokens,
                 prefix_ms=turn.prefix.ms,
                 question_ms=turn.question_ms,
                 total_ms=ms_since(turn.started),
-                reused_prefix=turn.prefix.reused,
             )
 
     def logits(self, *pieces: Sequence[int] | Ids | Rows) -> Rows:

@@ -180,28 +180,17 @@ class ChoiceScores:
         choices: the answers, in the order given.
         totals: summed log-likelihood of each, natural logarithm.
         token_counts: tokens of each, the end of turn included.
-        prompt_tokens: positions before the answer, the video's included.
-        video_tokens: rows of the video among them.
         prefix_ms: see `Generation`.
         question_ms: see `Generation`.
         total_ms: from the call to the last score.
-        reused_prefix: the model held this video already.
     """
 
     choices: tuple[str, ...]
     totals: tuple[float, ...]
     token_counts: tuple[int, ...]
-    prompt_tokens: int = 0
-    video_tokens: int = 0
     prefix_ms: float = 0.0
     question_ms: float = 0.0
     total_ms: float = 0.0
-    reused_prefix: bool = False
-
-    @property
-    def means(self) -> tuple[float, ...]:
-        """Log-likelihood per token of each choice."""
-        return tuple(total / n for total, n in zip(self.totals, self.token_counts, strict=True))
 
     @property
     def probabilities(self) -> tuple[float, ...]:
