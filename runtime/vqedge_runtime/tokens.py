@@ -105,8 +105,13 @@ class TokenSet:
         return self.codes.ids
 
     def key(self) -> str:
-        """Sha256 of the rows: names the content for prefix caches."""
-        return hashlib.sha256(np.ascontiguousarray(self.rows).tobytes()).hexdigest()
+        """Names the content, as for prefix caches: see `rows_key`."""
+        return rows_key(self.rows)
+
+
+def rows_key(rows: npt.NDArray[np.float32]) -> str:
+    """Sha256 of a video's rows, `[K, d_llm]`: what they are told apart by."""
+    return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
 def no_tokens(frames: int, grid: int, width: int) -> TokenSet:

@@ -21,7 +21,7 @@ from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import Frames, Text
 from vqedge_runtime.encoders.fake import FakeEncoder
-from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.llm import FakeLanguageModel, VideoRows
 from vqedge_runtime.tokens import Codes
 
 FRAMES = np.full((8, 224, 224, 3), 90, np.uint8)
@@ -55,6 +55,7 @@ def test_results_can_be_compared_kept_in_a_set_and_printed(qa: VideoQA) -> None:
     ):
         assert first == first and first != second and len({first, second}) == 2
     assert video.tokens.key() == other.tokens.key(), "the content is the same"
+    assert VideoRows(video.tokens.rows).key == video.rows.key == video.tokens.key()
     answer = qa.ask(video, "Which?", choices=["red", "blue"])
     assert len({answer, answer}) == 1 and str(answer) == f"{answer}" == "red"
     assert "tokens=TokenSet(count=32, patches=2048)" in repr(video)

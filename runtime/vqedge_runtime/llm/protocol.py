@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from vqedge.errors import BundleError, PromptError, UsageError
+from vqedge_runtime.tokens import rows_key
 
 Rows = npt.NDArray[np.float32]
 
@@ -22,7 +22,7 @@ class VideoRows:
 
     Attributes:
         rows: float32 `[K, width]`, K >= 1, one embedding a token; other float types are converted.
-        key: names the content: equal keys mean equal rows. Left empty, it is the rows' sha256.
+        key: names the content: equal keys mean equal rows. Left empty, it is their `rows_key`.
         ids: int32 `[K]`, if the rows are of the model's own vocabulary: it reads these instead, as
             any other runtime would.
     """
@@ -44,8 +44,7 @@ class VideoRows:
             raise BundleError("the encoder gave NaN or infinity; run: vqedge check BUNDLE")
         object.__setattr__(self, "rows", rows)
         if not self.key:
-            name = hashlib.sha256(repr(rows.shape).encode() + rows.tobytes()).hexdigest()
-            object.__setattr__(self, "key", name)
+            object.__setattr__(self, "key", rows_key(rows))
 
     @property
     def inputs(self) -> Rows | npt.NDArray[np.int32]:

@@ -113,7 +113,7 @@ class Reader:
         self._make_room(len(video.rows), 0, 0)
         fits = self._put_back(video, state)
         if fits:
-            self._aside.take(_name(video))  # it is held now
+            self._aside.take(video.key)  # it is held now
         return fits
 
     def forget(self) -> None:
@@ -257,7 +257,7 @@ class Reader:
         return [Prefix(n, spent_ms, held) for n, held in zip(lengths, reused, strict=True)]
 
     def _holds(self, video: VideoRows) -> bool:
-        return self._held is not None and _name(self._held) == _name(video)
+        return self._held is not None and self._held.key == video.key
 
     @property
     def _held_rows(self) -> int:
@@ -311,11 +311,11 @@ class Reader:
         if held is None or not self.context.truncate(self._length(held)):
             return
         if self.context.state_bytes <= self._aside.most_bytes:
-            self._aside.keep(_name(held), self.context.state())
+            self._aside.keep(held.key, self.context.state())
 
     def _take_back(self, video: VideoRows) -> bool:
         """Hold a video that was set aside, if there is one."""
-        state = self._aside.take(_name(video))
+        state = self._aside.take(video.key)
         return state is not None and self._put_back(video, state)
 
     def _put_back(self, video: VideoRows, state: bytes) -> bool:
@@ -381,11 +381,6 @@ def _template_ids(model: Model, system: str) -> tuple[list[int], list[int], list
         model.tokens_from_text(parts.after_question, special=True),
         None if between is None else model.tokens_from_text(between, special=True),
     )
-
-
-def _name(video: VideoRows) -> tuple[str, int]:
-    """What a video is held and set aside under."""
-    return video.key, len(video.rows)
 
 
 def _shared(held: VideoRows | None, video: VideoRows) -> int:
