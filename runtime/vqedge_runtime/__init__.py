@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from vqedge.budget import Budget
     from vqedge.errors import VqedgeError
     from vqedge_runtime.answers import Answer, AnswerStream, Backend, Timings, Video
+    from vqedge_runtime.evidence import Evidence
     from vqedge_runtime.llm import DecodingOptions, Exchange, Prefix
     from vqedge_runtime.session import VideoQA
     from vqedge_runtime.tokens import TokenSet
@@ -18,6 +19,7 @@ __all__ = [
     "Backend",
     "Budget",
     "DecodingOptions",
+    "Evidence",
     "Exchange",
     "Prefix",
     "Timings",
@@ -32,6 +34,7 @@ _HOMES = {
     **dict.fromkeys(_ANSWERS, "vqedge_runtime.answers"),
     **dict.fromkeys(("DecodingOptions", "Exchange", "Prefix"), "vqedge_runtime.llm"),
     "Budget": "vqedge.budget",
+    "Evidence": "vqedge_runtime.evidence",
     "TokenSet": "vqedge_runtime.tokens",
     "VideoQA": "vqedge_runtime.session",
     "VqedgeError": "vqedge.errors",

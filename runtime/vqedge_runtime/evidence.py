@@ -103,8 +103,8 @@ def find_evidence(
     rows, each = video.rows, video.tokens.rows_per_code
     if each is None:
         raise ConfigError(
-            "--evidence: leaves out codes row by row, and no row of this bundle's is one code's; "
-            "ask without it"
+            "evidence leaves out codes row by row, and no row of this bundle's is one code's; ask "
+            "without it"
         )
     whole = llm.score_choices(rows, question, [answer]).totals[0]
     count = video.tokens.codes.count

@@ -32,6 +32,7 @@ from vqedge_runtime.answers import (
 from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.encoders import AUTO, Encoder, open_encoder, require_backend
 from vqedge_runtime.encoding import EncodingSession, PathLike
+from vqedge_runtime.evidence import Evidence, find_evidence
 from vqedge_runtime.kv import read_kv, write_kv
 from vqedge_runtime.llm import (
     DecodingOptions,
@@ -279,6 +280,22 @@ class VideoQA(EncodingSession):
         encoded, spent = self._encoded_and_spent(video, question)
         stream = self.llm.stream(encoded.rows, question, options or DecodingOptions(), history)
         return AnswerStream(stream, lambda result: self._answer(encoded, result, spent))
+
+    def evidence(self, video: Video | PathLike, question: str, answer: str) -> Evidence:
+        """Which codes an answer hangs on, and when they are to be seen; up to 48 more prompts.
+
+        Args:
+            video: see `ask`.
+            question: see `ask`.
+            answer: the words to explain, the model's or others.
+
+        Raises:
+            ConfigError: no row of the bundle's is one code's.
+            VqedgeError: as `ask` does; PromptError also where the answer is empty.
+        """
+        self._check_open()
+        encoded, _ = self._encoded_and_spent(video, question)
+        return find_evidence(self.llm, encoded, question, answer)
 
     def close(self) -> None:
         """Free the models when no thread is at them; twice is fine."""

@@ -71,6 +71,7 @@ def test_the_public_names() -> None:
         "Backend",
         "Budget",
         "DecodingOptions",
+        "Evidence",
         "Exchange",
         "Prefix",
         "Timings",

@@ -81,6 +81,17 @@ def test_an_answer_can_be_written_as_json(tmp_path: Path, levels: int) -> None:
     assert set(document["timings_ms"]) >= {"decode", "first_token", "total"}
 
 
+def test_the_evidence_of_an_answer(qa: VideoQA, clip: Path) -> None:
+    found = qa.evidence(clip, "What?", "Red.")
+    assert (found.answer, len(found.codes)) == ("Red.", 32)
+    assert found == qa.evidence(qa.encode(clip), "What?", "Red.")
+    with pytest.raises(PromptError, match="the question is empty"):
+        qa.evidence(clip, " ", "Red.")
+    qa.close()
+    with pytest.raises(BackendUnavailable, match="this VideoQA is closed"):
+        qa.evidence(clip, "What?", "Red.")
+
+
 # ---- what it takes
 
 
