@@ -93,8 +93,14 @@ def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
     0. What is told next begins where the one before is done.
     """
     console = Console(stderr=True)
-    columns = BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    bar = Progress(TextColumn("{task.description}", markup=False), *columns, console=console)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=sys.stdout.isatty(),
+    )
     bars: dict[str, TaskID] = {}
     told: set[str] = set()
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+
+from vqedge.cli import _terminable
 
 VQEDGE = [sys.executable, "-m", "vqedge"]
 
@@ -26,6 +31,19 @@ def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
         assert child.wait(timeout=60.0) == 143
         assert child.stderr is not None and not child.stderr.read()
     assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it raises in a callback of a C library is lost."""
+    now_s = [100.0]
+    monkeypatch.setattr("vqedge.cli.time.monotonic", lambda: now_s[0])
+    with _terminable():
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        now_s[0] += 2.0
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_standard_input_that_is_closed_is_empty(tmp_path: Path) -> None:

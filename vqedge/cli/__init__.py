@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ __all__ = ["app", "asking", "main", "making", "measuring"]
 
 _DEBUG, _VERBOSE = "--debug", "--verbose"
 _ANYWHERE = (_DEBUG, _VERBOSE)  # taken before or after the command
+_TWICE_S = 1.0  # `timeout` sends SIGTERM twice, at once
 
 
 def main() -> None:
@@ -58,11 +60,17 @@ def _run() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that temporary files go and children end."""
+    """SIGTERM ends a command as Ctrl-C does, so that temporary files go and children end.
+
+    It may be sent again: what it raises within a callback of a C library ends nothing.
+    """
+    last_s = -_TWICE_S
 
     def leave(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
-        sys.exit(TERMINATED)
+        nonlocal last_s
+        again, last_s = time.monotonic() - last_s < _TWICE_S, time.monotonic()
+        if not again:
+            sys.exit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
