@@ -47,6 +47,7 @@ def test_sigterm_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_standard_input_that_is_closed_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").touch()
     line = f"exec {shlex.join([*VQEDGE, 'ask', 'clip.mp4'])} <&-"
     found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 1 and found.stderr.startswith("vqedge: the question is empty")
