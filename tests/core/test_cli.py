@@ -600,7 +600,7 @@ def test_eval_scores_choices_and_asks_about_part_of_a_video(
 
 def test_the_program_exits_with_these_codes() -> None:
     assert run_vqedge("--help").returncode == 0
-    missing = run_vqedge("ask", "a.mp4", "What?", "-m", "none.vqedge")
+    missing = run_vqedge("ask", __file__, "What?", "-m", "none.vqedge")
     assert_one_line(Outcome(missing.returncode, missing.stdout, missing.stderr), "none.vqedge")
     assert run_vqedge("ask").returncode == 2
 

@@ -103,10 +103,9 @@ def evaluate(
     from vqedge.commands.evaluate import EvalOptions, run_eval
     from vqedge.commands.session import RunsOn
 
-    if reducers_dir is not None:
-        raise UsageError("--reducers-dir: is where --reducers looks; add --reducers NAMES")
-    if baselines_dir is not None and not baselines:
-        raise UsageError("--baselines-dir: is where --baselines looks; add --baselines")
+    _refuse_idle("--reducers-dir", reducers_dir, "--reducers NAMES")
+    if not baselines:
+        _refuse_idle("--baselines-dir", baselines_dir, "--baselines")
     options = EvalOptions(
         checkpoint=checkpoint,
         limit=limit,
@@ -117,6 +116,11 @@ def evaluate(
         show=show,
     )
     run_eval(suite, bundle, options=options, as_json=as_json)
+
+
+def _refuse_idle(option: str, folder: Path | None, reader: str) -> None:
+    if folder is not None:
+        raise UsageError(f"{option}: is where {reader.split()[0]} looks; add {reader}")
 
 
 @app.command()
