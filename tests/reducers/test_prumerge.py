@@ -8,13 +8,19 @@ import torch
 from small_clip import CODES, FRAMES, GRID, PATCHES, attention_of, clip_of, cosines, first, shares
 from torch import Tensor
 
-from vqedge.model.reducers.prumerge import PruMerge, attention_from_features
+from vqedge.model.reducers.prumerge import (
+    PruMerge,
+    attention_from_features,
+    outliers,
+)
 from vqedge.model.reducers.pruning import spread_priority
 
 NEIGHBOURS = 5
 
 
-def prumerge(clip: Tensor, attention: Tensor, budget: int, spread: float) -> dict[int, np.ndarray]:
+def prumerge(
+    clip: Tensor, attention: Tensor, budget: int, spread: float, normalize: bool
+) -> dict[int, np.ndarray]:
     """Rows of tokens, frame by frame."""
     rows = clip.double().flatten(0, 1).numpy()
     weight = attention.double().flatten().numpy()
@@ -31,20 +37,25 @@ def prumerge(clip: Tensor, attention: Tensor, budget: int, spread: float) -> dic
             neighbours = [i for i in inside if i != patch]
             alike = cosines(rows[[patch]], rows[neighbours])[0]
             near = [neighbours[i] for i in first(alike, NEIGHBOURS)]
-            tokens[place] = rows[patch] + weight[near] @ rows[near]
+            total = weight[near].sum() if normalize else 1.0
+            tokens[place] = rows[patch] + weight[near] @ rows[near] / total
         if len(places) > 1:
             rest = [i for i in inside if i not in kept]
-            tokens[places[-1]] = weight[rest] @ rows[rest]
+            total = weight[rest].sum() if normalize else 1.0
+            tokens[places[-1]] = weight[rest] @ rows[rest] / total
     return tokens
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("spread", [0.0, 0.75])
 @pytest.mark.parametrize("budget", [2, 4, 9, 12])
-def test_it_is_the_method_of_the_paper_on_a_budget(budget: int, spread: float) -> None:
+def test_it_is_the_method_of_the_paper_on_a_budget(
+    budget: int, spread: float, normalize: bool
+) -> None:
     clip, attention = clip_of(12), attention_of(12)
-    reducer = PruMerge(CODES, FRAMES, GRID, spread, NEIGHBOURS)
+    reducer = PruMerge(CODES, FRAMES, GRID, spread, NEIGHBOURS, normalize)
     found = reducer.reduce(clip, torch.tensor(budget), attention)
-    wanted = prumerge(clip, attention, budget, spread)
+    wanted = prumerge(clip, attention, budget, spread, normalize)
     assert sorted(wanted) == list(range(budget))
     for row, token in wanted.items():
         assert np.abs(found.tokens[row].numpy() - token).max() < 1e-4
@@ -66,6 +77,19 @@ def test_kept_patches_are_their_own_and_the_rest_goes_to_the_likest_or_to_the_le
             likest = max(kept, key=lambda k: float(looks[frame, k] @ looks[frame, patch]))
             wanted = 3 * frame + kept.index(likest) if patch in near else 3 * frame + 2
             assert int(found.assign[frame, patch]) == wanted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outliers_are_counted_by_numpys_quartiles(seed: int) -> None:
+    attention = attention_of(seed)
+    low, high = np.percentile(attention.numpy(), [25, 75], axis=1, keepdims=True)
+    wanted = (attention.numpy() > high + 1.5 * (high - low)).sum(axis=1)
+    assert outliers(attention).tolist() == np.maximum(wanted, 1).tolist()
+    assert max(outliers(attention).tolist()) > 1, "nothing stands out"
+
+
+def test_even_attention_has_no_outlier_and_one_is_kept() -> None:
+    assert outliers(torch.full((2, 9), 1 / 9)).tolist() == [1, 1]
 
 
 def test_without_attention_it_takes_what_stands_out() -> None:

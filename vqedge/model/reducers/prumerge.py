@@ -36,6 +36,7 @@ class PruMerge(nn.Module):
         spread: share of the kept patches that are spread evenly over the frame; PruMerge+ has
             three for each attended one.
         neighbours: patches that are added to each kept one, by their attention.
+        normalize: divide what is added by the attention it got. The published code does not.
     """
 
     reads_attention = True
@@ -48,11 +49,12 @@ class PruMerge(nn.Module):
         grid: int,
         spread: float = 0.0,
         neighbours: int = NEIGHBOURS,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.priority: Tensor
-        self.codes, self.frames = codes, frames
-        self.spread, self.neighbours = spread, neighbours
+        self.codes, self.frames, self.spread = codes, frames, spread
+        self.neighbours, self.normalize = neighbours, normalize
         self.register_buffer("priority", spread_priority(grid).repeat(frames), persistent=False)
 
     def reduce(
@@ -76,7 +78,7 @@ class PruMerge(nn.Module):
         found = best(scores, same)
         row, lost = _with_leftover(row_of_patch, found, near, cut)
         added = (near + lost_rows(lost, cut, self.codes)) * weight[:, None]
-        tokens = chosen.T @ rows + added.T @ rows
+        tokens = chosen.T @ rows + self._sum(added, rows)
         sizes = one_hot(row, self.codes).sum(dim=0)
         shape = features.shape[:2]
         return Reduced(tokens, row.reshape(shape), sizes, found.margin.reshape(shape))
@@ -97,6 +99,10 @@ class PruMerge(nn.Module):
         enough = min(self.neighbours, len(scores) // self.frames - 1)
         least = others.topk(enough, dim=0).values[-1:]
         return ((others >= least) & (others > -torch.inf)).to(torch.float32)
+
+    def _sum(self, weights: Tensor, rows: Tensor) -> Tensor:
+        total = weights.sum(dim=0)[:, None]
+        return weights.T @ rows / (torch.where(total > 0, total, 1.0) if self.normalize else 1.0)
 
 
 def lost_rows(lost: Tensor, cut: Segments, codes: int) -> Tensor:
@@ -127,3 +133,23 @@ def attention_from_features(features: Tensor) -> Tensor:
     looks = unit(features)
     unlike = 1.0 - (looks * unit(features.mean(dim=1, keepdim=True))).sum(dim=-1)
     return unlike.softmax(dim=1)
+
+
+def outliers(attention: Tensor) -> Tensor:
+    """How many of each frame's patches the paper would keep, int64 `[T]` of `[T, n]`.
+
+    Those above the third quartile by 1.5 times the distance of the quartiles, quartiles as in
+    NumPy; at least one, where the published code would divide by zero.
+    """
+    ordered = attention.sort(dim=1).values
+    low, high = (_quantile(ordered, share) for share in (0.25, 0.75))
+    return (attention > high + 1.5 * (high - low)).long().sum(dim=1).clamp(min=1)
+
+
+def _quantile(ordered: Tensor, share: float) -> Tensor:
+    """Linear between the two nearest, `[T, 1]` of ascending `[T, n]`."""
+    place = share * (ordered.shape[1] - 1)
+    below = int(place)
+    above = min(below + 1, ordered.shape[1] - 1)
+    low, high = ordered[:, below : below + 1], ordered[:, above : above + 1]
+    return low + (high - low) * (place - below)
