@@ -19,11 +19,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_a_cut_head_is_never_a_fault_of_ours(whole: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "cut.gguf"
+    path = tmp_path / "whole.gguf"
     path.write_bytes(whole)
     head = gguf.GGUFReader(path).data_offset
     assert facts_of(path)[1]["tensors"] > 0
     for size in range(0, head, 16):
+        path = tmp_path / f"{size}.gguf"  # the one before may still be mapped by what failed
         path.write_bytes(whole[:size])
         with pytest.raises(BundleError, match="not a readable GGUF file"):
             facts_of(path)
