@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def first_line(error: Exception) -> str:
+    """Of what a library's error says; its class where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class VqedgeError(Exception):
     """A problem the user can fix. The command line prints it as one line and exits with 1.
 

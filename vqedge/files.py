@@ -81,14 +81,15 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".vqedge-{secrets.token_hex(8)}.tmp")  # fits where any name does
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR)
+def flush(path: Path) -> None:
+    """Put a file's bytes or a folder's names on the disk, so that a power cut cannot lose them."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

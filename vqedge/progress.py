@@ -15,6 +15,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -44,6 +45,27 @@ def tell(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
+def bar_of(done: ProgressColumn, console: Console, shown: bool = True) -> Progress:
+    """A bar under a description that is not markup.
+
+    What is printed meanwhile becomes part of it at a terminal only: else it is for somebody else.
+
+    Args:
+        done: how it tells what is done.
+        console: on stderr.
+        shown: or not at all.
+    """
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        done,
+        TimeRemainingColumn(),
+        console=console,
+        redirect_stdout=sys.stdout.isatty(),
+        disable=not shown,
+    )
+
+
 @contextmanager
 def progress(
     what: str,
@@ -70,15 +92,7 @@ def progress(
         lines = _Lines(what, total, completed)
         yield lambda remark: lines(rate.after_step(remark))
         return
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        redirect_stdout=sys.stdout.isatty(),
-        disable=not wanted,
-    ) as bar:
+    with bar_of(MofNCompleteColumn(), console, shown=wanted) as bar:
         task = bar.add_task(what, total=total, completed=completed)
         yield lambda remark: bar.update(
             task, advance=1, description=f"{what}  {rate.after_step(remark)}".rstrip()
@@ -93,18 +107,11 @@ def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
     0. What is told next begins where the one before is done.
     """
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        redirect_stdout=sys.stdout.isatty(),
-    )
+    bar = bar_of(DownloadColumn(), console)
     bars: dict[str, TaskID] = {}
     told: set[str] = set()
 
-    def tell(what: str, done_bytes: int, total_bytes: int) -> None:
+    def show(what: str, done_bytes: int, total_bytes: int) -> None:
         if total_bytes and console.is_terminal:
             if what not in bars:
                 for before in bar.tasks:
@@ -114,10 +121,10 @@ def byte_progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(bars[what], completed=done_bytes)
         elif what not in told:
             told.add(what)
-            sys.stderr.write(f"{what}\n")
+            tell(what)
 
     try:
-        yield tell
+        yield show
     finally:
         if bars:
             bar.stop()

@@ -231,18 +231,17 @@ def test_an_engine_is_mapped_for_as_long_as_it_is_deserialised(tmp_path: Path) -
     assert isinstance(rig.trt.runtime.plan, mmap.mmap) and rig.trt.runtime.plan.closed
 
 
-def test_no_room_for_a_context_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("out_of_memory", r"no execution context .*free memory of the GPU"),
+        ("needs_newer_driver", r"error: 35\); the driver must know its CUDA"),
+    ],
+)
+def test_what_keeps_tensorrt_from_running_is_said(tmp_path: Path, fault: str, told: str) -> None:
     rig = Rig(tmp_path)
-    rig.trt.out_of_memory = True
-    with pytest.raises(BackendUnavailable, match=r"no execution context .*free memory of the GPU"):
-        rig.open()
-    assert rig.gpu.alive == 0
-
-
-def test_a_driver_older_than_tensorrts_cuda_is_said(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-    rig.trt.needs_newer_driver = True
-    with pytest.raises(BackendUnavailable, match=r"error: 35\); the driver must know its CUDA"):
+    setattr(rig.trt, fault, True)
+    with pytest.raises(BackendUnavailable, match=told):
         rig.open()
     assert rig.gpu.alive == 0
 

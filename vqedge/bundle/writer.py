@@ -25,7 +25,7 @@ from vqedge.bundle.manifest import (
 )
 from vqedge.bundle.reader import Bundle, open_bundle
 from vqedge.errors import BundleError
-from vqedge.files import try_lock
+from vqedge.files import flush, try_lock
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -59,7 +59,7 @@ class BundleDraft:
             manifest = Manifest.sealed(facts, self._files(facts, known or {}))
             (self.folder / MANIFEST_NAME).write_bytes(manifest_bytes(manifest))
             for path in [*self.folder.rglob("*"), self.folder]:
-                _flush(path)
+                flush(path)
             open_bundle(self.folder, verify=False)
             _check_target(self.out, self.overwrite)
             _move_into_place(self.folder, self.out)
@@ -168,15 +168,6 @@ def _discard(workspace: Path, out: Path, lock: int) -> None:
         os.close(lock)
 
 
-def _flush(path: Path) -> None:
-    """Put a file's bytes or a folder's names on the disk, so that a power cut cannot lose them."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _move_into_place(folder: Path, out: Path) -> None:
     if not os.path.lexists(out):
         os.rename(folder, out)
@@ -186,7 +177,7 @@ def _move_into_place(folder: Path, out: Path) -> None:
         os.rename(out, folder.parent / "old")
         os.rename(folder, out)
         _keep_texts(folder.parent / "old", out)
-    _flush(out.parent)
+    flush(out.parent)
 
 
 def _keep_texts(old: Path, out: Path) -> None:

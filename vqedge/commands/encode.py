@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn
 
 from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
@@ -20,6 +20,7 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import STDIN, given_video
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
+from vqedge.progress import bar_of
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
 from vqedge_runtime.encoders import AUTO, check_backend, open_encoder
@@ -132,11 +133,7 @@ def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_j
 def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]:
     """Encode all with a bar on stderr."""
     outcomes: list[Outcome] = []
-    name = TextColumn("{task.description}", markup=False)
-    columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    to_terminal = sys.stdout.isatty()  # else what is printed is not to become part of the bar
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, redirect_stdout=to_terminal) as bar:
+    with bar_of(TaskProgressColumn(), Console(stderr=True)) as bar:
         task = bar.add_task("encoding", total=len(jobs))
 
         def show(job: Job, share: float) -> None:

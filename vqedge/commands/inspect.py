@@ -12,7 +12,7 @@ from typing import Any
 from vqedge.bundle import EngineRecord, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
-from vqedge.errors import BundleError, CheckpointError
+from vqedge.errors import BundleError, CheckpointError, first_line
 from vqedge_runtime.vqt import Segment, is_vqt, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
@@ -81,7 +81,7 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # protobuf's own
-        raise BundleError(f"{path}: not a readable ONNX file ({_line(error)})") from error
+        raise BundleError(f"{path}: not a readable ONNX file ({first_line(error)})") from error
     if not model.HasField("graph"):
         raise BundleError(f"{path}: not a readable ONNX file (no graph)")
     graph, external = model.graph, onnx.TensorProto.EXTERNAL
@@ -116,17 +116,13 @@ def _session_facts(path: Path) -> dict[str, Any]:
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(
-            f"{path}: ONNX Runtime cannot load it ({_line(error)}); "
+            f"{path}: ONNX Runtime cannot load it ({first_line(error)}); "
             "install onnx to look into it: pip install onnx"
         ) from error
     return {
         side: [{"name": t.name, "type": t.type, "shape": t.shape} for t in tensors]
         for side, tensors in (("inputs", session.get_inputs()), ("outputs", session.get_outputs()))
     }
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _safetensors_facts(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqedge.files import cache_root, locked, replacing
+from vqedge.files import cache_root, locked, newest_first, replacing
 
 _KEPT_FILES, _KEPT_FOLDERS = 16, 4  # kernels are some megabytes, engines up to a gigabyte
 _DIGEST_BYTES = 32
@@ -71,7 +71,7 @@ def keep_file(file: Path, content: bytes, most: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_bytes(content)
-        for old in _newest_first(file.parent.iterdir())[most:]:
+        for old in newest_first(file.parent.iterdir())[most:]:
             old.unlink(missing_ok=True)
 
 
@@ -133,9 +133,5 @@ def _empty(folder: Path) -> None:
 
 def _empty_oldest(folders: Path) -> None:
     """Leave the folders themselves: a provider may want to write into its own when it ends."""
-    for whole in _newest_first(folders.glob(f"*/{_WHOLE}"))[_KEPT_FOLDERS:]:
+    for whole in newest_first(folders.glob(f"*/{_WHOLE}"))[_KEPT_FOLDERS:]:
         _empty(whole.parent)
-
-
-def _newest_first(files: Iterator[Path]) -> list[Path]:
-    return sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)

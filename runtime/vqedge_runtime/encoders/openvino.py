@@ -21,7 +21,7 @@ import openvino as ov
 from openvino import opset13
 
 from vqedge.cores import usable_cores
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.errors import BackendUnavailable, BundleError, first_line
 from vqedge.files import cache_root, file_sha256
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import keep_file
@@ -157,7 +157,7 @@ def _without_functions(path: Path, out: Path) -> Path:
 
 
 def _refusal(path: Path, reader: str, error: Exception) -> BundleError | BackendUnavailable:
-    return refusal(path, reader, next(iter(str(error).splitlines()), type(error).__name__))
+    return refusal(path, reader, first_line(error))
 
 
 def _features_of(model: ov.Model, path: Path) -> Any:

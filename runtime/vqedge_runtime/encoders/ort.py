@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from vqedge.cores import usable_cores
 from vqedge.cuda import Cuda
-from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
+from vqedge.errors import BackendUnavailable, BundleError, VqedgeError, first_line
 from vqedge.files import file_sha256
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
@@ -128,7 +128,7 @@ def _session(
             names = None
         session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen private types here
-        raise _refusal(path, provider, _first_line(error)) from error
+        raise _refusal(path, provider, first_line(error)) from error
     if provider.name not in session.get_providers():
         raise _refusal(path, provider, "it gave the graph to the CPU")
     return session
@@ -168,7 +168,7 @@ def run_session(
     try:
         return list(session.run(outputs, feeds, options))
     except Exception as error:  # as in `open_session`
-        reason = _first_line(error)
+        reason = first_line(error)
         raise BundleError(f"{name}: ONNX Runtime failed ({reason}); export again") from error
 
 
@@ -180,7 +180,3 @@ def _refusal(path: Path, provider: Provider, reason: str) -> BundleError | Backe
         f"onnxruntime {provider.label} does not start on this machine ({reason}); "
         "check the driver and its libraries, or use --backend auto"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from vqedge.errors import first_line
 from vqedge.tensorrt import TF32_VARIABLE
 from vqedge_runtime.encoders import Missing
 
@@ -134,8 +135,7 @@ def missing_provider(label: str) -> Missing | None:
         try:
             found = bool(plugin_devices(provider))
         except Exception as error:  # whatever its library or ONNX Runtime raises
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            return Missing(f"{provider.plugin} does not load ({line})", provider.fix)
+            return Missing(f"{provider.plugin} does not load ({first_line(error)})", provider.fix)
         why = f"{provider.plugin} finds no device that it supports"
     else:
         found = provider.name in offered
