@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -322,6 +323,14 @@ def with_a_short_blob(path: Path) -> None:
     execute(path, "UPDATE codes SET numbers = x'00'")
 
 
+def with_weights_above_1(path: Path) -> None:
+    rewrite(path, "clips", "weights", lambda blob: b"\x00\x00\x00\x7f" * (len(blob) // 4))
+
+
+def with_a_clip_of_no_file(path: Path) -> None:
+    execute(path, "UPDATE clips SET path = 'text'")
+
+
 def execute(path: Path, statement: str) -> None:
     index = sqlite3.connect(path)
     index.execute(statement)
@@ -329,9 +338,19 @@ def execute(path: Path, statement: str) -> None:
     index.close()
 
 
+def rewrite(path: Path, table: str, column: str, change: Callable[[bytes], bytes]) -> None:
+    with closing(sqlite3.connect(path)) as index:
+        index.create_function("change", 1, lambda blob: blob and change(blob))
+        index.execute(f"UPDATE {table} SET {column} = change({column})")
+        index.commit()
+
+
 @pytest.mark.parametrize(
     "damage",
-    [overwritten, cut, flipped, of_the_future, of_the_past, without_a_table, with_a_short_blob],
+    [
+        *(overwritten, cut, flipped, of_the_future, of_the_past, without_a_table),
+        *(with_a_short_blob, with_weights_above_1, with_a_clip_of_no_file),
+    ],
 )
 def test_a_damaged_index_is_made_again(
     folder: Path, made: bench.Made, damage: Callable[[Path], None]
@@ -345,6 +364,30 @@ def test_a_damaged_index_is_made_again(
     assert len(notes) == 1 and "it is made again" in notes[0] and NAME in notes[0]
     assert ask_folder(folder, lambda _: None, notes.append)[0].read == 0
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "number"),
+    [
+        ("spaces", "basis", np.float32(3e30)),
+        ("spaces", "basis", np.float32(0.5)),
+        ("spaces", "basis", np.float32(np.nan)),
+        ("clips", "sketch", np.float16(np.inf)),
+        ("clips", "sketch", np.float16(2)),
+        ("codes", "numbers", np.float16(np.nan)),
+    ],
+)
+def test_an_index_whose_numbers_cannot_be_is_made_again(
+    folder: Path, made: bench.Made, table: str, column: str, number: np.generic
+) -> None:
+    if made.header.kind == "codebook":
+        pytest.skip("ids have no basis, no sketch, and none is no number")
+    query, notes, size = bench.query_of(made, 18), list[str](), number.itemsize
+    before = ask_folder(folder, lambda index: similar(index, query, 5), notes.append)[1]
+    rewrite(folder / NAME, table, column, lambda blob: number.tobytes() * (len(blob) // size))
+    after = ask_folder(folder, lambda index: similar(index, query, 5), notes.append)[1]
+    assert after == before
+    assert len(notes) == 1 and "it is made again" in notes[0]
 
 
 def test_a_folder_that_may_not_be_written(folder: Path, made: bench.Made) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vqedge import __version__
 from vqedge.errors import VqtError, printable
-from vqedge_runtime.search.bounds import basis_from_values, split
+from vqedge_runtime.search.bounds import basis_from_blob, basis_from_values, split
 from vqedge_runtime.search.measure import comparable, space_of, weights_from_patches
 from vqedge_runtime.search.schema import writing
 from vqedge_runtime.tokens import Codes, Values
@@ -143,9 +143,27 @@ def codes_from_blobs(numbers: bytes, packed_map: bytes, kind: str, count: int) -
 
 
 def numbers_from_blob(numbers: bytes, kind: str, count: int) -> Values:
-    """Centroids or ids, `[count, width or levels]`."""
+    """Centroids or ids, `[count, width or levels]`.
+
+    Raises:
+        ValueError: cut short, or not finite.
+    """
     array = np.frombuffer(numbers, "<f2" if kind == "kmeans" else "<u2").reshape(count, -1)
+    if not np.isfinite(array).all():
+        raise ValueError("centroids that are not finite")
     return array.astype(np.float16) if kind == "kmeans" else array.astype(np.int32)
+
+
+def weights_from_blob(weights: bytes) -> npt.NDArray[np.float32]:
+    """What the codes of one or more clips weigh, each 0 to 1.
+
+    Raises:
+        ValueError: cut short, or none that a code can have.
+    """
+    array = np.frombuffer(weights, "<f4")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise ValueError("weights that are none")
+    return array
 
 
 def _stamps(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
@@ -234,11 +252,6 @@ def _space(
     query = "SELECT id, basis FROM spaces WHERE name = ?"
     number, basis = connection.execute(query, item.space[:1]).fetchone()
     return number, None if basis is None else basis_from_blob(basis, item.space[2])
-
-
-def basis_from_blob(blob: bytes, width: int) -> npt.NDArray[np.float32]:
-    """A basis as it is stored, `[width, directions]`."""
-    return np.frombuffer(blob, "<f4").reshape(width, -1)
 
 
 def _insert(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vqedge_runtime.search.bounds import most_alike, split
-from vqedge_runtime.search.index import basis_from_blob, codes_from_blobs, numbers_from_blob
+from vqedge_runtime.search.bounds import basis_from_blob, most_alike, sketches_from_blob, split
+from vqedge_runtime.search.index import codes_from_blobs, numbers_from_blob, weights_from_blob
 from vqedge_runtime.search.measure import (
     Features,
     Floats,
@@ -207,7 +207,9 @@ class _Reader:
         clip = int(self._clips.ids[rank])
         query = "SELECT path, segment, start_s, end_s FROM clips WHERE id = ?"
         path, segment, start_s, end_s = self._connection.execute(query, (clip,)).fetchone()
-        return path, segment, start_s, end_s
+        if not (isinstance(path, bytes) and isinstance(segment, int)):
+            raise ValueError("a clip of no file")
+        return path, segment, float(start_s), float(end_s)
 
     def _features_of(self, ranks: Sequence[int]) -> Iterator[tuple[int, Features]]:
         rank_of = dict(zip(self._clips.ids[ranks].tolist(), ranks, strict=True))
@@ -218,7 +220,7 @@ class _Reader:
         )
         for clip, numbers, weights, count in rows:
             values = comparable(numbers_from_blob(numbers, self._kind, count))
-            yield rank_of[clip], Features(values, np.frombuffer(weights, "<f4"))
+            yield rank_of[clip], Features(values, weights_from_blob(weights))
 
     def _bounded(self) -> _Clips:
         """Bound the query's similarity to every clip that there is."""
@@ -258,7 +260,7 @@ class _Reader:
         most = self._most_alike(b"".join(blobs))
         per_code = np.maximum.reduceat(most, starts, axis=0)
         there = per_code @ self._features.weights
-        back = np.add.reduceat(most.max(1) * np.frombuffer(b"".join(weights), "<f4"), starts)
+        back = np.add.reduceat(most.max(1) * weights_from_blob(b"".join(weights)), starts)
         bounds = ((there + back) / 2).astype(np.float32)
         return _Clips(np.array(ids, np.int64), bounds, per_code)
 
@@ -269,4 +271,4 @@ class _Reader:
             ids = np.frombuffer(blob, "<u2").reshape(-1, values.shape[1])
             return matches(ids.astype(np.int32), values)
         of = split(values.astype(np.float32, copy=False), self._basis)
-        return most_alike(np.frombuffer(blob, "<f2").reshape(-1, of.shape[1]), of)
+        return most_alike(sketches_from_blob(blob, of.shape[1]), of)
