@@ -203,7 +203,11 @@ class _Reader:
         return Hit(*self.place(rank), score, alignment(self._query.codes, codes), same)
 
     def place(self, rank: int) -> tuple[bytes, int, float, float]:
-        """File, segment and span of a clip."""
+        """File, segment and span of a clip.
+
+        Raises:
+            ValueError: the index names no file there.
+        """
         clip = int(self._clips.ids[rank])
         query = "SELECT path, segment, start_s, end_s FROM clips WHERE id = ?"
         path, segment, start_s, end_s = self._connection.execute(query, (clip,)).fetchone()
