@@ -21,7 +21,7 @@ from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
 from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.naming import NamingLoss
-from vqedge.model.quantizing import quantized
+from vqedge.model.trained_reducer import quantized
 from vqedge.recipe import OptimConfig
 from vqedge.training.naming_lesson import NamingLesson
 

@@ -16,7 +16,7 @@ from vqedge.data.questions import QuestionAnswer
 from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import Bridge
 from vqedge.model.llm import hidden_states, with_lora
-from vqedge.model.quantizing import quantized
+from vqedge.model.trained_reducer import quantized
 from vqedge.model.vlm import Scores, VideoLanguageModel, _whole_answers
 
 TOKENIZER = tiny_tokenizer()

@@ -26,8 +26,8 @@ from vqedge.files import replacing
 from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
 from vqedge.model.last_blocks import BACKBONE_PREFIX, last_blocks
 from vqedge.model.llm import llm_from_gguf, with_lora
-from vqedge.model.quantizing import TrainedReducer
 from vqedge.model.reducers.training import REDUCER_PREFIX
+from vqedge.model.trained_reducer import TrainedReducer
 from vqedge.model.vit import vit_from_source
 from vqedge.reducers import has_weights
 

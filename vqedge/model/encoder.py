@@ -11,12 +11,12 @@ from vqedge.model.codebook import ResidualCodebook, codebook_from_config
 from vqedge.model.last_blocks import LastBlocks
 from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
-from vqedge.model.quantizing import TrainedReducer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import reducer_quantizer
 from vqedge.model.reducers.training import ReducerWithWeights
 from vqedge.model.rows import Bridged, Rows
 from vqedge.model.token_hash import TokenHash, token_hash
+from vqedge.model.trained_reducer import TrainedReducer
 from vqedge.model.vit import ViT
 from vqedge.model.vq_attention import VQAttention
 from vqedge.model.word_bridge import WordBridge

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig
 from vqedge.model.quantizer import KMeansQuantizer
-from vqedge.model.quantizing import QuantizedBatch, Questions, TrainedReducer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.model.trained_reducer import QuantizedBatch, Questions, TrainedReducer
 from vqedge.model.vit import ViT
 from vqedge.recipe import OptimConfig
 

@@ -13,7 +13,7 @@ from vqedge.data.packing import IGNORED, VIDEO_ID, PackedBatch, attention_of
 from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.llm import hidden_states, mean_embeddings
-from vqedge.model.quantizing import TrainedReducer, quantized
+from vqedge.model.trained_reducer import TrainedReducer, quantized
 
 
 @dataclass(frozen=True)

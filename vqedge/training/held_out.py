@@ -12,8 +12,8 @@ from accelerate import Accelerator
 
 from vqedge.data.training import TrainingClips
 from vqedge.model.codebook import usage_report
-from vqedge.model.quantizing import quantized
 from vqedge.model.token_hash import token_hash
+from vqedge.model.trained_reducer import quantized
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.training.batches import Batches
 

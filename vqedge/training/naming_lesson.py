@@ -13,8 +13,8 @@ from vqedge.data.training import ClipBatch, PatchLabels, TrainingClips, patch_la
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.naming import NamingLoss
-from vqedge.model.quantizing import QuantizedBatch, TrainedReducer, quantized
 from vqedge.model.rows import Bridged
+from vqedge.model.trained_reducer import QuantizedBatch, TrainedReducer, quantized
 from vqedge.recipe import OptimConfig
 from vqedge.training.ahead import Ahead
 from vqedge.training.schedule import learning_rate_factor, require_finite
