@@ -14,10 +14,10 @@ from tiny_bundle import asking_facts, fill_folder, tiny_facts
 from tiny_report import parity_report
 
 from vqedge.bundle import BundleFacts, VariantRecord, bundle_writer, open_bundle
+from vqedge.commands import check_flips
 from vqedge.commands import export as exporting
-from vqedge.commands import flips
 from vqedge.commands.check import run_check
-from vqedge.commands.compare import answers_told
+from vqedge.commands.check_figures import answers_told
 from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items, suite_version
@@ -116,7 +116,7 @@ def test_what_was_measured_with_a_checkpoint_is_kept_beside_the_backends(
 def test_what_was_measured_on_videos_is_kept(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flips, "flips_of", lambda *_: {"openvino": VARIANT})
+    monkeypatch.setattr(check_flips, "flips_of", lambda *_: {"openvino": VARIANT})
     before = reported(bundle)
     run_check(bundle, videos=Path("clips"), as_json=True)
     assert document(capsys)["parity"] == {"flips": {"openvino": VARIANT.model_dump()}}
@@ -133,28 +133,28 @@ def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
     swapped = features[np.arange(64) ^ 1]  # every patch is near another code
     write_demo(tmp_path / "a.mp4")
     write_demo(tmp_path / "b.mp4")
-    monkeypatch.setattr(flips, "OnnxReader", lambda *_: lambda *_: Reading(features, ids))
-    read, order = flips.frames_in_folder, list[str]()
+    monkeypatch.setattr(check_flips, "OnnxReader", lambda *_: lambda *_: Reading(features, ids))
+    read, order = check_flips.frames_in_folder, list[str]()
     readers = {
         "same": lambda *_: order.append("compared") or Reading(features, ids),
         "other": lambda *_: Reading(swapped, ids),
     }
-    monkeypatch.setattr(flips, "_readers", lambda _: readers)
+    monkeypatch.setattr(check_flips, "_readers", lambda _: readers)
 
     def noted(*arguments: Any) -> Iterator[Any]:
         for clip in read(*arguments):
             order.append("read")
             yield clip
 
-    monkeypatch.setattr(flips, "frames_in_folder", noted)
-    rows = flips.flips_of(opened, tmp_path)
+    monkeypatch.setattr(check_flips, "frames_in_folder", noted)
+    rows = check_flips.flips_of(opened, tmp_path)
     assert order == ["read", "compared"] * 2, "one clip at a time: a folder may be large"
     assert (rows["same"].clips, rows["same"].ids_differ) == (2, 0.0)
     assert rows["other"].ids_differ > 0.9 and rows["other"].safe_ids_differ > 0.9
-    assert flips.flips_of(opened, tmp_path, 1)["same"].clips == 1
-    monkeypatch.setattr(flips, "_readers", lambda _: {})
+    assert check_flips.flips_of(opened, tmp_path, 1)["same"].clips == 1
+    monkeypatch.setattr(check_flips, "_readers", lambda _: {})
     with pytest.raises(ConfigError, match="no lighter encoder to compare"):
-        flips.flips_of(opened, tmp_path)
+        check_flips.flips_of(opened, tmp_path)
 
 
 def test_a_lost_parity_is_printed_and_kept_all_the_same(
@@ -186,10 +186,10 @@ def test_every_encoder_that_is_compared_on_clips_hears_the_same_question(
         (draft.folder / int8.file).write_bytes(b"int8")
         bundle = draft.finish(facts.model_copy(update={"encoder": encoder}))
     write_demo(tmp_path / "a.mp4")
-    monkeypatch.setattr(flips, "OnnxReader", reader)
+    monkeypatch.setattr(check_flips, "OnnxReader", reader)
     absent = replace(ENCODERS["openvino"], missing=lambda: Missing("", ""))
     monkeypatch.setitem(ENCODERS, "openvino", absent)
-    flips.flips_of(bundle, tmp_path)
+    check_flips.flips_of(bundle, tmp_path)
     question = made_question(bundle.manifest)
     assert question is not None and len(heard) == 2
     assert all(np.array_equal(text, question) for text in heard)

@@ -36,7 +36,7 @@ from vqedge.bundle import (
     TensorRecord,
     rewritten,
 )
-from vqedge.commands.compare import engine_key
+from vqedge.commands.check_figures import engine_key
 from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256

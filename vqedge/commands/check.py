@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from vqedge.bundle import Bundle, open_bundle
-from vqedge.commands.compare import Figures, backend_figures, checkpoint_figures, flip_figures
+from vqedge.commands.check_figures import Figures, backend_figures, checkpoint_figures, flip_figures
 from vqedge.commands.export import print_bundle
 from vqedge.commands.output import bundle_or_default, say
 from vqedge.errors import ParityError, UsageError

@@ -76,7 +76,7 @@ def backend_figures(
         DatasetError: the suite cannot be read.
         BundleError: the bundle cannot be written.
     """
-    from vqedge.commands.answers import answers_compared
+    from vqedge.commands.check_answers import answers_compared
     from vqedge.data.suites import suite_items
     from vqedge_export.report import BackendParity, report_of
     from vqedge_runtime.compare import compared
@@ -181,13 +181,13 @@ def engine_key(bundle: Bundle, backend: str) -> str | None:
 
 
 def flip_figures(bundle: Bundle, folder: Path, limit: int | None) -> tuple[Bundle, Figures]:
-    """Measure the lighter encoders on a folder of clips, see `vqedge.commands.flips`.
+    """Measure the lighter encoders on a folder of clips, see `vqedge.commands.check_flips`.
 
     Raises:
         ConfigError: the folder has no video, or there is nothing to compare.
         BundleError: the bundle cannot be written.
     """
-    from vqedge.commands.flips import flips_of
+    from vqedge.commands.check_flips import flips_of
     from vqedge_export.report import report_of
 
     found = flips_of(bundle, folder, limit)
