@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from vqedge.base.vit import vit_arrays_from_onnx
+from vqedge.base.focus_onnx import vit_arrays_from_onnx
 from vqedge.config import DINOV2_S14, EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.answer import CheckpointAnswerer

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqedge.base.focus_onnx import vit_arrays_from_onnx
 from vqedge.base.tensors import Arrays, TensorFile
-from vqedge.base.vit import vit_arrays_from_onnx
 from vqedge.config import Activation, BackboneShape, BackboneSource
 
 _ACTIVATIONS: dict[str, Activation] = {
