@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.agreement import matched_share
 from vqedge.bundle import open_bundle
 from vqedge.data.generated import GeneratedClips
 from vqedge.errors import VqedgeError
-from vqedge.index_maps import matched_share
 from vqedge_runtime.encoders import ENCODERS
 from vqedge_runtime.encoders.auto import candidates
 

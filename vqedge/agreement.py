@@ -41,6 +41,24 @@ def patch_cosine(
     return float(row_cosines(a[pairs[0]], b[pairs[1]])[places.ravel()].mean())
 
 
+def matched_share(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> float:
+    """Share of patches with the same id, after ids were renamed: largest overlaps first.
+
+    Args:
+        a: ids from 0, of any shape.
+        b: of the same shape.
+    """
+    a, b = a.reshape(-1), b.reshape(-1)
+    overlap = np.zeros((a.max() + 1, b.max() + 1), np.int64)
+    np.add.at(overlap, (a, b), 1)
+    same = 0
+    for _ in range(min(overlap.shape)):
+        row, column = np.unravel_index(overlap.argmax(), overlap.shape)
+        same += int(overlap[row, column])
+        overlap[row, :], overlap[:, column] = 0, 0
+    return same / len(a)
+
+
 def chance_of_loss(ours: Sequence[int], theirs: Sequence[int]) -> float:
     """How likely two equals are to be at least as far apart: an exact sign-flip test over clips.
 

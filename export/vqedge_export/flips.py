@@ -19,8 +19,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from vqedge.agreement import matched_share
 from vqedge.errors import ExportError
-from vqedge.index_maps import matched_share
 from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES, TEXT
 from vqedge_export.light import light_copy

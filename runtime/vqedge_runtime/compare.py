@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.agreement import SAFE_MARGIN, patch_cosine, row_cosines
-from vqedge.index_maps import matched_share
+from vqedge.agreement import SAFE_MARGIN, matched_share, patch_cosine, row_cosines
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.encoders import Encoder, Frames, Text
 from vqedge_runtime.tokens import TokenSet

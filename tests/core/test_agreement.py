@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vqedge.agreement import chance_of_loss, patch_cosine, row_cosines
+from vqedge.agreement import chance_of_loss, matched_share, patch_cosine, row_cosines
 
 
 def test_cosines_are_of_rows_in_pairs_and_none_is_nan() -> None:
@@ -21,6 +21,11 @@ def test_the_cosine_of_patches_does_not_mind_the_order_of_rows() -> None:
     assert patch_cosine(rows, where, 2 * rows[::-1], turned) == 1.0
     assert patch_cosine(rows, where, rows, turned) == 0.5
     assert patch_cosine(rows, where, rows[:1], np.zeros_like(where)) == 0.25
+
+
+def test_matching_takes_the_largest_overlaps_first() -> None:
+    a, b = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0, 0])
+    assert matched_share(a, b) == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from tiny_export import BothArrays
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError, UsageError
-from vqedge.index_maps import matched_share
 from vqedge_export.assemble import check_precision
 from vqedge_export.flips import OnnxReader, Reading, compared
 from vqedge_export.graph import copied, filled
@@ -167,8 +166,3 @@ def test_moved_features_are_counted_and_renamed_ids_are_not() -> None:
     figures = compared([wanted], [reading(moved, ids)])
     assert figures.ids_differ == figures.worst_clip_ids_differ == 0.25
     assert figures.patches == 40
-
-
-def test_matching_takes_the_largest_overlaps_first() -> None:
-    a, b = np.array([0, 0, 0, 1, 1, 2]), np.array([1, 1, 0, 0, 0, 0])
-    assert matched_share(a, b) == pytest.approx(4 / 6)
