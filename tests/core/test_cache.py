@@ -161,6 +161,20 @@ def test_a_folder_is_named_by_all_that_changes_codes(tmp_path: Path) -> None:
     assert few.folder(2) != many.folder(2), "components of a frame are cut at its codes"
 
 
+@pytest.mark.parametrize("kind", ["kmeans", "codebook", "grid", "reducer:tome"])
+def test_means_of_features_of_length_one_have_a_folder_of_their_own(
+    tmp_path: Path, kind: str
+) -> None:
+    raw, unit = (
+        QUANTIZER.model_copy(update={"kind": kind, "unit_means": unit}) for unit in (False, True)
+    )
+    folders = [
+        ClipCache(tmp_path, ENCODER, quantizer, GeneratedClips(1, CLIPS), BUDGETS).folder(2)
+        for quantizer in (raw, unit)
+    ]
+    assert folders[0] != folders[1] and "-unit" not in folders[0].name
+
+
 def test_recipes_share_the_budgets_they_have_in_common(tmp_path: Path, quantizer: Any) -> None:
     source = GeneratedClips(1, 3)
     filled(ClipCache(tmp_path, ENCODER, QUANTIZER, source, (4, 2)), quantizer)

@@ -70,9 +70,10 @@ def reversed_clips(clips: QuantizedClips, frames: int) -> QuantizedClips:
 
 def _method(quantizer: QuantizerConfig) -> str:
     """Of all that a clip's codes at one budget depend on, beside encoder and clip."""
+    unit = "-unit" if quantizer.unit_means else ""
     if quantizer.kind in ("kmeans", "codebook"):  # a learned codebook is looked up in training
-        return f"kmeans{quantizer.iterations}" + ("-unit" if quantizer.unit_means else "")
-    return f"{quantizer.kind.replace(':', '-')}-of{quantizer.codes}"
+        return f"kmeans{quantizer.iterations}{unit}"
+    return f"{quantizer.kind.replace(':', '-')}-of{quantizer.codes}{unit}"
 
 
 @dataclass(frozen=True)
