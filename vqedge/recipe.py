@@ -197,9 +197,12 @@ def read_recipe(
 ) -> TrainConfig:
     """Read a recipe and apply `key.sub=value` overrides; `output` is one of its own.
 
+    A file without a `model` has that of `init`, which overrides then change.
+
     Raises:
         UsageError: an override has no `=`.
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
+        CheckpointError: `init` is none, where its model is wanted.
     """
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -207,18 +210,27 @@ def read_recipe(
             raise ConfigError(
                 f"{path}: want keys and values; see recipes/world.yaml for an example"
             )
-        for override in overrides or []:
-            _apply_override(values, override)
+        _apply(values, overrides or [])
         if output is not None:
             values["output"] = str(output)
-        init = values.get("init")
-        if isinstance(init, str) and init and "model" not in values:
-            values["model"] = model_config_of(Path(init)).model_dump(mode="json")
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see recipes/world.yaml for an example") from None
     except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+def _apply(values: dict[str, Any], overrides: list[str]) -> None:
+    """Apply overrides; where the file has no model they change that of `init`, itself one first."""
+    first = [override for override in overrides if override.startswith("init=")]
+    for override in first:
+        _apply_override(values, override)
+    init = values.get("init")
+    if isinstance(init, str) and init and "model" not in values:
+        values["model"] = model_config_of(Path(init)).model_dump(mode="json")
+    for override in overrides:
+        if override not in first:
+            _apply_override(values, override)
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

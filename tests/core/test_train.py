@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType, str_to_bool
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from spread_run import OPTIM, spread_config
+from test_baselines import write_checkpoint
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import (
     BUDGETS,
@@ -44,6 +45,7 @@ from typer.testing import CliRunner
 
 from vqedge.checkpoint import steps_of
 from vqedge.cli import app
+from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.data.sources import source_from_config
 from vqedge.errors import CheckpointError, ConfigError, FetchError, VqedgeError
 from vqedge.files import file_sha256
@@ -1080,6 +1082,28 @@ def test_a_bad_override_is_named(recipe: Path, problem: str) -> None:
 def test_an_init_that_is_no_path(recipe: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="init: Input is not a valid path"):
         read_recipe(recipe, [override])
+
+
+START = ModelConfig(quantizer=QuantizerConfig(kind="grid", codes=128))
+
+
+@pytest.mark.parametrize("told_by", ["the file", "an override"])
+def test_overrides_change_the_model_that_init_gives(tmp_path: Path, told_by: str) -> None:
+    path, init = tmp_path / "run.yaml", f"init{{}}{write_checkpoint(tmp_path / 'start', START)}"
+    path.write_text(init.format(": ") if told_by == "the file" else "seed: 1\n")
+    last = [init.format("=")] if told_by == "an override" else []
+    assert read_recipe(path, last).model == START
+    model = read_recipe(path, ["model.quantizer.default_budget=16", *last]).model
+    changed = START.quantizer.model_copy(update={"default_budget": 16})
+    assert model == START.model_copy(update={"quantizer": changed})
+
+
+def test_a_model_of_the_file_is_not_that_of_init(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "start", START)
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {quantizer: {default_budget: 8}}\n")
+    model = read_recipe(path, [f"init={tmp_path / 'start'}"]).model
+    assert model == ModelConfig(quantizer=QuantizerConfig(default_budget=8))
 
 
 def test_budgets_that_no_step_draws_are_no_fault(recipe: Path) -> None:
