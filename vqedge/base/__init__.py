@@ -1,1 +1,1 @@
-"""Base weights: their `sources`, how they get here (`fetch`), how they are read (`vit`)."""
+"""Base weights: their `sources`, how they get here (`fetch`), how they are read (`focus_onnx`)."""
