@@ -11,9 +11,9 @@ import pytest
 
 from vqedge.base.fetch import fetch_model
 from vqedge.base.hub import download_model
-from vqedge.base.pickles import conversion_line
 from vqedge.commands import import_
 from vqedge.errors import BackendUnavailable, CheckpointError, FetchError
+from vqedge.pickles import conversion_line
 
 LISTED = (
     "README.md",
@@ -129,6 +129,9 @@ def test_a_repository_of_pickles(hub: _FakeHub, tmp_path: Path) -> None:
     paths = [PurePath("model/pytorch_model.bin")]
     line = conversion_line(paths, PurePath("model/model.safetensors"))
     assert str(caught.value).endswith(fetched + line)
+    hub.listed = ("config.json", "Model.pickle")
+    with pytest.raises(FetchError, match=r"has no safetensors, and Model\.pickle is a pickle"):
+        download_model("owner/model", "main", tmp_path / "model", _ignore)
     hub.listed = ("config.json", "flax_model.msgpack")
     with pytest.raises(FetchError, match="has no safetensors, nor other weights that are known"):
         download_model("owner/model", "main", tmp_path / "model", _ignore)

@@ -18,11 +18,11 @@ import torch
 from hf_maker import llava_state, tiny_tokenizer, write_json, write_llava, write_shards
 from safetensors.torch import load_file, save_file
 
-from vqedge.base.pickles import conversion_line
 from vqedge.base.weights import encoder_weights, origin_of
 from vqedge.checkpoint import ORIGIN
 from vqedge.errors import CheckpointError, ConfigError, UsageError, VqedgeError
 from vqedge.model.checkpoint import open_checkpoint
+from vqedge.pickles import conversion_line
 from vqedge_export.hf.importing import checkpoint_from_folder
 
 INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00002.safetensors"

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from vqedge.base.pickles import conversion_line, pickles_among
 from vqedge.base.sources import HubSource, Progress
 from vqedge.errors import BackendUnavailable, FetchError
+from vqedge.pickles import conversion_line, pickles_among
 
 _COMMIT = "commit.txt"  # written last
 _MODEL_FILES = (

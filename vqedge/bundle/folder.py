@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from vqedge.bundle.manifest import MANIFEST_NAME, MAX_DEPTH, MAX_FILE_BYTES, PICKLE_SUFFIXES
+from vqedge.bundle.manifest import MANIFEST_NAME, MAX_DEPTH, MAX_FILE_BYTES
 from vqedge.cores import usable_cores
 from vqedge.errors import BundleError
 from vqedge.files import file_sha256
+from vqedge.pickles import may_be_pickle
 
 MAX_ENTRIES = 1024
 IGNORED_NAMES = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -84,7 +85,7 @@ def _walk(root: Path, below: PurePosixPath) -> Iterator[tuple[PurePosixPath, os.
 def _check_file(path: PurePosixPath, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path}: not a regular file; remove it")
-    if path.name.lower().endswith(PICKLE_SUFFIXES):
+    if may_be_pickle(path.name):
         raise BundleError(f"{path}: may hold a pickle, which runs code; remove it")
     if status.st_size > MAX_FILE_BYTES:
         raise BundleError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB; remove it")

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from typing_extensions import Self
 
 from vqedge.errors import BundleError
+from vqedge.pickles import may_be_pickle
 from vqedge.sampling import FrameRule, Resize, Sampling
 from vqedge.validation import first_fault
 
@@ -20,7 +21,6 @@ MAX_FILES = 256
 MAX_FILE_BYTES = 16 << 30
 MAX_BUNDLE_BYTES = 32 << 30
 MAX_DEPTH = 4
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
 Role = Literal[
@@ -40,7 +40,7 @@ Dtype = Literal[
 
 
 def _not_a_pickle(path: str) -> str:
-    if path.lower().endswith(PICKLE_SUFFIXES):
+    if may_be_pickle(path):
         raise ValueError("pickles run code when loaded and have no place in a bundle")
     if path.lower() == MANIFEST_NAME:
         raise ValueError("the manifest does not list itself")

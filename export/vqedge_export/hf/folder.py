@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vqedge.base.pickles import conversion_line, pickles_among
 from vqedge.base.tensors import Array, TensorFile
 from vqedge.errors import CheckpointError
+from vqedge.pickles import conversion_line, pickles_among
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MAX_BYTES = 64 << 20  # tokenizer.json of a large vocabulary has some 10 MB

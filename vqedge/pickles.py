@@ -1,4 +1,4 @@
-"""Weights in pickles, which run code when they are read: how to turn them into safetensors."""
+"""Files that run code when they are read: their names, how to turn them into safetensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Final
 
-_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SUFFIXES: Final = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _WEIGHTS: Final = "pytorch_model"  # what the hub calls weights; training_args.bin is none
 _CONVERT: Final = (
     "import sys, torch; from safetensors.torch import save_file; "
@@ -17,9 +17,14 @@ _CONVERT: Final = (
 )
 
 
+def may_be_pickle(name: str) -> bool:
+    """Whether files of this name or path hold pickles."""
+    return name.lower().endswith(_SUFFIXES)
+
+
 def pickles_among(names: Sequence[str]) -> list[str]:
     """Those of a folder's files that hold weights as pickles, sorted."""
-    found = sorted(name for name in names if name.endswith(_SUFFIXES) and "/" not in name)
+    found = sorted(name for name in names if may_be_pickle(name) and "/" not in name)
     return [name for name in found if name.startswith(_WEIGHTS)] or found
 
 
