@@ -42,19 +42,18 @@ _QUANTIZED = ("codes", "indices", "mask", "margin")
 _FLATTENED = "/quantizer/Flatten"  # the tracer's name for the last step before the quantizer
 
 
-def write_graph(checkpoint: Checkpoint, base: Path, custom_node: bool = False) -> Path:
+def write_graph(checkpoint: Checkpoint, base: Path) -> Path:
     """Trace a checkpoint's encoder and write its weight-stripped graph into the checkpoint folder.
 
     Args:
         checkpoint: what to trace.
         base: the fetched backbone file.
-        custom_node: leave the function body out (TensorRT 10.3 wants a plain plugin node).
 
     Raises:
         ExportError: see `stripped_graph`.
     """
     path = checkpoint.path / GRAPH
-    save_model(stripped_graph(checkpoint, base, custom_node), path)
+    save_model(stripped_graph(checkpoint, base), path)
     return path
 
 
@@ -62,6 +61,11 @@ def stripped_graph(
     checkpoint: Checkpoint, base: Path, custom_node: bool = False
 ) -> onnx.ModelProto:
     """The traced encoder with every weight replaced by a reference.
+
+    Args:
+        checkpoint: what to trace.
+        base: the backbone's weights.
+        custom_node: leave the function body out (TensorRT 10.3 wants a plain plugin node).
 
     Raises:
         ExportError: the tracer could not express the model.
