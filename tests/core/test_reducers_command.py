@@ -278,6 +278,14 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     assert "tome was not trained" not in said and "vqtoken was not trained" not in said
 
 
+def test_every_checkpoint_of_one_reducer_is_found(tmp_path: Path) -> None:
+    tome = ModelConfig(quantizer=QuantizerConfig(kind="reducer:tome"))
+    folders = [write_checkpoint(tmp_path / name, tome, 120) for name in ("tome", "tome-long")]
+    assert command._checkpoints(["tome"], tmp_path) == dict(
+        zip(["tome", "tome (tome-long)"], folders, strict=True)
+    )
+
+
 def test_a_kind_of_one_budget_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path / "asked", ASKING, 120)
     encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))

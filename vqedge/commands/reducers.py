@@ -285,13 +285,16 @@ def _shown(budget: int) -> int | str:
 
 
 def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Those in sub-folders that were trained with one of these, by its name."""
-    found = {}
+    """Those in sub-folders that were trained with one of these, by its name.
+
+    A second one with the same reducer has its folder's name in brackets behind it.
+    """
+    found: dict[str, Path] = {}
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
         kind = model_config_of(path).quantizer.kind
         name = OWN if kind == "kmeans" else reducer_of(kind)
         if name is not None and name in names:
-            found[name] = path
+            found[f"{name} ({path.name})" if name in found else name] = path
     return found
 
 
