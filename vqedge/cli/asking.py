@@ -194,14 +194,14 @@ def encode(
     Example: vqedge encode clips/ -o tokens/ -m tiny.vqedge
     """
     from vqedge.commands.encode import EncodeOptions, run_encode
+    from vqedge.commands.session import RunsOn
     from vqedge.commands.words import run_words
 
     options = EncodeOptions(
         budget=budget_from_text(budget),
         segment_s=segment,
         jobs=jobs,
-        backend=backend,
-        threads=threads,
+        runs_on=RunsOn(backend, threads),
         bits=bits or 0,
         span=(start, end),
     )
@@ -283,6 +283,7 @@ def search(
     Example: vqedge search clip.mp4 tokens/ -m tiny.vqedge -n 5
     """
     from vqedge.commands.search import SearchOptions, run_search
+    from vqedge.commands.session import RunsOn
 
     options = SearchOptions(
         duplicates=duplicates,
@@ -290,7 +291,6 @@ def search(
         count=count,
         threshold=threshold,
         span=(start, end),
-        backend=backend,
-        threads=threads,
+        runs_on=RunsOn(backend, threads),
     )
     run_search(query, folder, bundle, options=options, as_json=as_json)

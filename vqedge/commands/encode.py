@@ -18,12 +18,13 @@ from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import STDIN, given_video
+from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge.progress import bar_of
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import codes_from_budget
-from vqedge_runtime.encoders import AUTO, check_backend, open_encoder
+from vqedge_runtime.encoders import open_encoder
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
@@ -40,20 +41,18 @@ class EncodeOptions:
     """How videos are encoded: see `vqedge encode --help`.
 
     Raises:
-        UsageError: no such backend, a span or length that is none, or a part cut in segments.
+        UsageError: a span or length that is none, or a part cut in segments.
     """
 
     budget: Budget | None = None
     segment_s: float | None = None
     jobs: int = 2
-    backend: str = AUTO
-    threads: int | None = None
+    runs_on: RunsOn = BEST_HERE
     bits: int = 0
     span: Span = (None, None)
 
     def __post_init__(self) -> None:
         """Refuse what no video makes right, before any file is opened."""
-        check_backend(self.backend)
         check_span(self.span)
         if self.segment_s is None:
             return
@@ -97,7 +96,7 @@ def run_encode(
         jobs = stack.enter_context(_jobs(videos, out))
         if len(jobs) > 1 and settings.span != (None, None):
             raise ConfigError(f"{videos[0]}: a folder, and a part is of one video; give one of it")
-        encoder = open_encoder(settings.backend, opened, settings.threads)
+        encoder = open_encoder(settings.runs_on.backend, opened, settings.runs_on.threads)
         stack.callback(encoder.close)
         say(f"encoder: {encoder.name}")
         batch = BatchEncoder(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vqedge.bundle import Bundle
 from vqedge.commands.output import say
+from vqedge.commands.session import RunsOn
 from vqedge.errors import ConfigError
 from vqedge_runtime.encoders import open_encoder
 from vqedge_runtime.tokens import Codes
@@ -19,8 +20,7 @@ def encoded_clip(
     span: tuple[float | None, float | None],
     bundle: Bundle,
     budget: int,
-    backend: str,
-    threads: int | None,
+    runs_on: RunsOn,
 ) -> tuple[Clip, Codes]:
     """Decode a span of a video in seconds and encode it; tells the backend on stderr.
 
@@ -33,6 +33,6 @@ def encoded_clip(
         raise ConfigError(PER_QUESTION)
     spec = bundle.manifest.encoder
     clip = clip_from_path(path, spec.frames, spec.size, *span, rule=spec.rule)
-    with closing(open_encoder(backend, bundle, threads)) as encoder:
+    with closing(open_encoder(runs_on.backend, bundle, runs_on.threads)) as encoder:
         say(f"encoder: {encoder.name}")
         return clip, encoder.encode(clip.frames_thwc, budget)

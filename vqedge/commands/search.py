@@ -12,9 +12,9 @@ from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import given_video
+from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
 from vqedge.errors import UsageError, printable
-from vqedge_runtime.encoders import AUTO, check_backend
 from vqedge_runtime.search import (
     Hit,
     Novelty,
@@ -40,7 +40,7 @@ class SearchOptions:
     """What is looked for: see `vqedge search --help`.
 
     Raises:
-        UsageError: two questions at once, no such backend, or a span that is none.
+        UsageError: two questions at once, or a span that is none.
     """
 
     duplicates: bool = False
@@ -48,14 +48,12 @@ class SearchOptions:
     count: int = 10
     threshold: float | None = None
     span: Span = (None, None)
-    backend: str = AUTO
-    threads: int | None = None
+    runs_on: RunsOn = BEST_HERE
 
     def __post_init__(self) -> None:
         """Refuse what no file makes right, before any is opened."""
         if self.duplicates and self.novel:
             raise UsageError("--duplicates and --novel are two questions; ask one at a time")
-        check_backend(self.backend)
         check_span(self.span)
 
 
@@ -143,7 +141,7 @@ def _query(path: Path, folder: Path, bundle: Path | None, settings: SearchOption
         return Query(codes, space_of(file.header), origin.sha256, place, number)
     opened = open_bundle(bundle_or_default(bundle))
     budget = opened.manifest.quantizer.default_budget
-    _, codes = encoded_clip(path, settings.span, opened, budget, settings.backend, settings.threads)
+    _, codes = encoded_clip(path, settings.span, opened, budget, settings.runs_on)
     source = origin_from_path(path).sha256 if settings.duplicates else Query.source
     return Query(codes, space_of(header_for(opened.manifest, budget)), source)
 

@@ -96,10 +96,7 @@ def _encoded(video: Given, bundle: Path | None, settings: VizOptions) -> Picture
     """Frames and their codes; no language model is loaded."""
     opened = open_bundle(bundle_or_default(bundle))
     budget = codes_from_budget(settings.budget, opened.manifest.quantizer)
-    runs_on = settings.runs_on
-    clip, codes = encoded_clip(
-        video.path, settings.span, opened, budget, runs_on.backend, runs_on.threads
-    )
+    clip, codes = encoded_clip(video.path, settings.span, opened, budget, settings.runs_on)
     return _picture(video, clip, codes)
 
 

@@ -90,7 +90,8 @@ def _check_flags(
 
 def _encoded(video: Path, bundle: Bundle, options: EncodeOptions) -> Video:
     """The video, or a stored one's segment; what encoded it is told on stderr."""
-    opens = partial(open_encoder, options.backend, bundle, options.threads)
+    runs_on = options.runs_on
+    opens = partial(open_encoder, runs_on.backend, bundle, runs_on.threads)
     bridge = open_bridge(bundle.path_of("bridge"), bundle.manifest.llm.first_video_word)
     with EncodingSession(opens, bridge, bundle.manifest) as session:
         encoded = session.encode(video, options.budget, *options.span)
