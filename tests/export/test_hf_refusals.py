@@ -18,12 +18,15 @@ import torch
 from hf_maker import llava_state, tiny_tokenizer, write_json, write_llava, write_shards
 from safetensors.torch import load_file, save_file
 
+from vqedge.base.tensors import TensorFile
 from vqedge.base.weights import encoder_weights, origin_of
 from vqedge.checkpoint import ORIGIN
 from vqedge.errors import CheckpointError, ConfigError, UsageError, VqedgeError
 from vqedge.model.checkpoint import open_checkpoint
 from vqedge.pickles import conversion_line
+from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.importing import checkpoint_from_folder
+from vqedge_export.hf.llava import plan_from_llava
 
 INDEX, SHARD = "model.safetensors.index.json", "model-00001-of-00002.safetensors"
 Change = Callable[[Path], Any]
@@ -206,6 +209,34 @@ def test_every_missing_unknown_and_wrong_tensor_is_named(source: Path) -> None:
     assert "2 unknown: model.extra, model.layers.7.mlp.up_proj.weight" in line
     assert "model.image_newline is F32 [9], want [64]" in line
     assert "model.layers.0.mlp.up_proj.weight is I32 [96, 64], want [96, 64]" in line
+
+
+def test_a_type_that_numpy_does_not_have_is_told(source: Path) -> None:
+    state = state_of(source)
+    name = "model.layers.0.mlp.up_proj.weight"
+    write_shards(source, state | {name: state[name].to(torch.float8_e4m3fn)})
+    assert f"{name} is F8_E4M3 [96, 64], want [96, 64]" in refused(source)
+    head = state["model.embed_tokens.weight"].to(torch.float8_e4m3fn)
+    write_shards(source, state | {"lm_head.weight": head})
+    assert "lm_head.weight differs from model.embed_tokens.weight" in refused(source)
+
+
+def test_tensors_are_looked_up_by_name_without_reading_them(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    getitem = TensorFile.__getitem__
+
+    def counting(file: TensorFile, name: str) -> Any:
+        read.append(name)
+        return getitem(file, name)
+
+    monkeypatch.setattr(TensorFile, "__getitem__", counting)
+    folder = HfFolder(source)
+    plan_from_llava(folder, None, frames=4)
+    one = TensorFile(source / SHARD)
+    assert next(iter(one)) in one and "gone" not in one and "gone" not in folder.tensors
+    assert not read
 
 
 def test_layers_that_lack_the_same_are_named_as_one(source: Path) -> None:

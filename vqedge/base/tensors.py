@@ -43,6 +43,9 @@ class TensorFile(Mapping[str, Array]):
         array: Array = self._file.get_tensor(name)
         return array
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

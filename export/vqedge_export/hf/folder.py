@@ -130,6 +130,9 @@ class ShardedTensors(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return self._home[name][name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
 

@@ -177,8 +177,9 @@ def require_tied(folder: HfFolder, language: Language) -> None:
     """
     if not language.tied or OUTPUT not in folder.tensors:
         return
-    shapes = {folder.tensors.shape(name) for name in (OUTPUT, EMBEDDING)}
-    if len(shapes) > 1 or not np.array_equal(folder.tensors[OUTPUT], folder.tensors[EMBEDDING]):
+    tensors = folder.tensors
+    kinds = {(tensors.dtype(name), tensors.shape(name)) for name in (OUTPUT, EMBEDDING)}
+    if len(kinds) > 1 or not np.array_equal(tensors[OUTPUT], tensors[EMBEDDING]):
         raise CheckpointError(
             f"{folder.path}: {OUTPUT} differs from {EMBEDDING}, but config.json ties them; "
             "set tie_word_embeddings to what the model was trained with"
