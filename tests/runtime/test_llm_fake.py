@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -10,9 +14,38 @@ from vqedge_runtime.llm import (
     ChoiceScores,
     DecodingOptions,
     FakeLanguageModel,
+    Generation,
     LanguageModel,
+    TextStream,
     VideoRows,
 )
+
+
+def test_another_thread_may_close_a_stream_that_is_being_read() -> None:
+    under_way, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def pieces() -> Generator[str, None, None]:
+        try:
+            for piece in "abc":
+                under_way.set()
+                assert go_on.wait(10)
+                yield piece
+        finally:
+            ended.set()
+
+    stream = TextStream(pieces(), lambda: Generation(""))
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(next, stream)
+        assert under_way.wait(10)
+        try:
+            stream.close()
+            assert not ended.is_set()
+        finally:
+            go_on.set()
+        assert read.result() == "a"
+    assert ended.is_set(), "what the pieces held is free"
+    assert list(stream) == []
+    stream.close()
 
 
 def test_the_fake_says_what_is_queued_and_refuses_what_the_real_one_refuses() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -212,6 +213,7 @@ class TextStream(Iterator[str]):
 
     _pieces: Generator[str, None, None]
     _result: Callable[[], Generation]
+    _closed: bool = field(default=False, init=False)
 
     def __next__(self) -> str:
         """The next piece, never empty.
@@ -219,7 +221,13 @@ class TextStream(Iterator[str]):
         Raises:
             BackendUnavailable: the model was closed or asked something else meanwhile.
         """
-        return next(self._pieces)
+        if self._closed:
+            raise StopIteration
+        try:
+            return next(self._pieces)
+        finally:
+            if self._closed:  # by another thread, which could not end them
+                self.close()
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -241,8 +249,13 @@ class TextStream(Iterator[str]):
         return self.result
 
     def close(self) -> None:
-        """Stop generating. The model stays usable; closing twice is fine."""
-        self._pieces.close()
+        """Stop generating, after the piece that another thread waits for.
+
+        The model stays usable; closing twice is fine.
+        """
+        self._closed = True
+        with suppress(ValueError):  # another thread is in them, and ends them as it leaves
+            self._pieces.close()
 
 
 class LanguageModel(Protocol):
