@@ -58,6 +58,12 @@ def test_assembling_needs_no_torch() -> None:
     assert heavy == {"gguf", "llama_cpp", "numpy", "onnx", "safetensors"}
 
 
+def test_printing_a_recipe_needs_no_torch() -> None:
+    recipe = str(BENCH.parents[1] / "recipes/world.yaml")
+    train = f"from vqedge.cli import app; app(['train', {recipe!r}, '--print-config'], **called)"
+    assert libraries_after(f"called = {{'standalone_mode': False}}\n{train}") == {"av", "numpy"}
+
+
 @pytest.mark.parametrize("path", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
 def test_what_is_run_by_hand_can_be_imported(path: Path) -> None:
     import_module(path.stem)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import vqedge.commands.train as command
 import vqedge.train
@@ -19,6 +20,7 @@ import vqedge_export.onnx_export
 from vqedge.commands.train import run_train
 from vqedge.errors import ConfigError
 from vqedge.progress import Clock
+from vqedge.recipe import read_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny-cpu.yaml"
 
@@ -47,6 +49,23 @@ def test_a_finished_run_is_traced(
     run_train(RECIPE, [], out=tmp_path / "own")
     assert traced == [(tmp_path / "own", Path("vit.onnx"))]
     assert capsys.readouterr().out == f"{tmp_path / 'own'}\n"
+
+
+def test_the_recipe_is_printed_and_nothing_done(
+    traced: list[tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is printed is a recipe that says the same, with nothing left to defaults."""
+    changes, out = ["optim.steps=7", "data.sources.0.clips=5"], tmp_path / "own"
+    run_train(RECIPE, changes, out=out, print_config=True)
+    text = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(text)
+    settings = read_recipe(RECIPE, changes, out)
+    assert read_recipe(tmp_path / "printed.yaml") == settings
+    lines = {"  steps: 7", "    unit_means: false", "  max_grad_norm: 1.0", f"output: {out}"}
+    assert lines <= set(text.splitlines())
+    run_train(RECIPE, changes, out=out, print_config=True, as_json=True)
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(text)
+    assert traced == [] and not out.exists()
 
 
 def test_a_run_out_of_time_says_how_to_go_on(

@@ -24,13 +24,18 @@ from vqedge.cli.options import (
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/world.yaml.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes: key.sub=value ...")
+        list[str] | None,
+        typer.Argument(help="Changes: key.sub=value ...; --print-config shows all keys."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Output folder.")] = None,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="Save and stop after this time.")
     ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print all keys with their values; train nothing."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a checkpoint on generated clips, photos or videos of your own.
@@ -41,7 +46,15 @@ def train(
     """
     from vqedge.commands.train import run_train
 
-    run_train(config, overrides or [], resume=resume, out=out, minutes=minutes, as_json=as_json)
+    run_train(
+        config,
+        overrides or [],
+        resume=resume,
+        out=out,
+        minutes=minutes,
+        print_config=print_config,
+        as_json=as_json,
+    )
 
 
 @app.command("import")

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from vqedge.base.weights import encoder_weights
 from vqedge.commands.frames import reader_of
 from vqedge.commands.output import json_result, result, say
+from vqedge.config import Config
 from vqedge.errors import ConfigError
 from vqedge.progress import Clock
 from vqedge.recipe import TrainConfig, read_recipe
@@ -29,13 +32,19 @@ def run_train(
     resume: bool = False,
     out: Path | None = None,
     minutes: float | None = None,
+    print_config: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Train, then trace the encoder so that the checkpoint can be assembled without torch."""
+    """Train, then trace the encoder so that the checkpoint can be assembled without torch.
+
+    With `print_config` print the whole recipe, defaults and overrides in it, and do no more.
+    """
+    settings = read_recipe(config, overrides, out)
+    if print_config:
+        return _print_recipe(settings, as_json)
     from vqedge.training.processes import leave_process_group
     from vqedge_export.onnx_export import write_graph
 
-    settings = read_recipe(config, overrides, out)
     clock = Clock(minutes)
     with _stopped_by_signals(clock):
         checkpoint = _trained(settings, resume, clock)
@@ -50,6 +59,23 @@ def run_train(
         json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
     else:
         result(str(settings.output))
+
+
+def _print_recipe(settings: TrainConfig, as_json: bool) -> None:
+    document = _plain(settings)
+    if as_json:
+        json_result(document)
+    else:
+        result(yaml.safe_dump(document, sort_keys=False), end="")
+
+
+def _plain(part: Any) -> Any:
+    """As YAML and JSON have it, with the keys that checkpoints leave out at their defaults."""
+    if isinstance(part, Config):
+        return {name: _plain(value) for name, value in part}
+    if isinstance(part, tuple):
+        return [_plain(value) for value in part]
+    return str(part) if isinstance(part, Path) else part
 
 
 def _trained(settings: TrainConfig, resume: bool, clock: Clock) -> Checkpoint | None:
