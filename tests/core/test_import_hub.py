@@ -120,6 +120,23 @@ def test_files_of_another_commit_do_not_stay(hub: _FakeHub, tmp_path: Path) -> N
     assert not (folder / "model-00003-of-00003.safetensors").exists()
 
 
+def test_a_kill_while_another_commit_is_removed_leaves_nothing_that_counts(
+    hub: _FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    old = download_model("owner/model", "v1", folder, _ignore)
+
+    def killed(path: Path, **_: object) -> None:
+        (path / TAKEN[-1]).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vqedge.base.hub.shutil.rmtree", killed)
+        download_model("owner/model", "v2", folder, _ignore)
+    assert download_model("owner/model", old, folder, _ignore) == old
+    assert {path.name for path in folder.iterdir()} == {*TAKEN, "commit.txt"}
+
+
 def test_a_repository_of_pickles(hub: _FakeHub, tmp_path: Path) -> None:
     hub.listed = ("config.json", "pytorch_model.bin")
     with pytest.raises(FetchError, match="owner/model: has no safetensors") as caught:

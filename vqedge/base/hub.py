@@ -100,6 +100,7 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
         raise FetchError(f"{name}: has no safetensors{_conversion(name, str(info.sha), listed)}")
     if whole == info.sha:
         return str(info.sha)
+    (folder / _COMMIT).unlink(missing_ok=True)  # first: from now on the folder holds nothing whole
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = next(filter(_is_shard, files))
