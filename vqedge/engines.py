@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vqedge.bundle import Bundle, EngineRecord
 from vqedge.errors import BackendUnavailable
-from vqedge.files import cache_root, file_sha256, newest_first, replacing
+from vqedge.files import cache_root, file_sha256, replacing, surplus
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp32", "fp16", "int8"]
@@ -167,7 +167,7 @@ def cache_engine(built: Path, record: EngineRecord) -> Path:
         shutil.copyfile(built, temporary)  # the cache may be on another file system
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(cached.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    for old in newest_first(path.parent.glob("*.engine"))[_KEPT_ENGINES:]:
+    for old in surplus(path.parent.glob("*.engine"), _KEPT_ENGINES, keep=path):
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
     return path

@@ -57,16 +57,22 @@ def disk_fault(error: Exception) -> str | None:
     return f"{where}{os.strerror(number)}"
 
 
-def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Files by the time of their last change; those that another process removes come last."""
+def surplus(paths: Iterable[Path], most: int, keep: Path) -> list[Path]:
+    """Files of a cache to remove, so that `keep` and the `most` - 1 others that changed last stay.
 
-    def changed(path: Path) -> float:
+    Files of a time to come, left by a clock that was set back, are the first to go.
+    """
+    now = time.time()
+
+    def changed(path: Path) -> tuple[bool, float]:
         try:
-            return path.stat().st_mtime
-        except OSError:
-            return 0.0
+            time_s = path.stat().st_mtime
+        except OSError:  # another process removes it
+            time_s = 0.0
+        return time_s <= now, time_s
 
-    return sorted(paths, key=changed, reverse=True)
+    others = (path for path in paths if path != keep)
+    return sorted(others, key=changed, reverse=True)[most - 1 :]
 
 
 @contextmanager

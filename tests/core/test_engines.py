@@ -213,6 +213,18 @@ def test_the_cache_keeps_the_engines_that_were_used_last(
     assert kept == ["a.engine", "a.json", "c.engine", "c.json"]
 
 
+def test_an_engine_made_after_the_clock_was_set_back_is_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_KEPT_ENGINES", 2)
+    built = tmp_path / "built.engine"
+    built.write_bytes(b"plan")
+    for key in ("a", "b"):
+        os.utime(cache_engine(built, record(key=key)), (0, time.time() + 1e6))
+    assert cache_engine(built, record(key="c")).is_file()
+    assert len(list((cache / "engines").iterdir())) == 4
+
+
 @pytest.mark.parametrize("damage", ["engine", "note", "other key"])
 def test_a_damaged_cache_gives_nothing(cache: Path, tmp_path: Path, damage: str) -> None:
     built = tmp_path / "built.engine"

@@ -267,6 +267,22 @@ def test_only_the_encoders_opened_last_are_kept(
     assert [compiling(b"c"), compiling(b"a"), compiling(b"b")] == [3, 3, 4]
 
 
+def test_what_is_compiled_after_the_clock_was_set_back_is_kept(
+    compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compiled_files, "_KEPT_FOLDERS", 1)
+    compiling(b"a")
+    (whole,) = (tmp_path / "cache").rglob("whole")
+    os.utime(whole, (0, time.time() + 1e6))
+    assert [compiling(b"b"), compiling(b"b")] == [2, 2]
+    old, *pair = (tmp_path / "models" / name for name in ("old", "vit", "quantizer"))
+    compiled_files.keep_file(old, b"", 2)
+    os.utime(old, (0, time.time() + 1e6))
+    for file in pair:
+        compiled_files.keep_file(file, b"", 2)
+    assert sorted(old.parent.iterdir()) == sorted(pair)
+
+
 def test_the_plugin_of_tensorrt_rtx_keeps_its_kernels(
     compiling: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

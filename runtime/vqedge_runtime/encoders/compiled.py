@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqedge.files import cache_root, locked, newest_first, replacing
+from vqedge.files import cache_root, locked, replacing, surplus
 
 _KEPT_FILES, _KEPT_FOLDERS = 16, 4  # kernels are some megabytes, engines up to a gigabyte
 _DIGEST_BYTES = 32
@@ -71,7 +71,7 @@ def keep_file(file: Path, content: bytes, most: int) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_bytes(content)
-        for old in newest_first(file.parent.iterdir())[most:]:
+        for old in surplus(file.parent.iterdir(), most, keep=file):
             old.unlink(missing_ok=True)
 
 
@@ -102,7 +102,7 @@ def provider_folder(*facts: str) -> Iterator[Path]:
         with suppress(OSError):
             with replacing(folder / _WHOLE) as temporary:
                 temporary.write_bytes(_PROOF)
-            _empty_oldest(folder.parent)
+            _empty_oldest(folder)
 
 
 def _tell_of_waiting() -> None:
@@ -131,7 +131,8 @@ def _empty(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _empty_oldest(folders: Path) -> None:
+def _empty_oldest(used: Path) -> None:
     """Leave the folders themselves: a provider may want to write into its own when it ends."""
-    for whole in newest_first(folders.glob(f"*/{_WHOLE}"))[_KEPT_FOLDERS:]:
+    folders = used.parent.glob(f"*/{_WHOLE}")
+    for whole in surplus(folders, _KEPT_FOLDERS, keep=used / _WHOLE):
         _empty(whole.parent)
