@@ -358,6 +358,13 @@ def test_lines_without_a_label_and_of_other_splits_are_left_out(index: Path) -> 
     assert len(photos) == 10 and {photo.noun for photo in photos} == set(NOUNS)
 
 
+def test_lines_end_at_newlines_alone_and_empty_ones_are_skipped(index: Path) -> None:
+    path = index.parent / "loose.jsonl"
+    line = {"file": "ant 0.png", "label": "x", "text": "ant\u2028hill"}
+    path.write_text(f"\n{json.dumps(line, ensure_ascii=False)}\r\n \n\n", encoding="utf-8")
+    assert [photo.noun for photo in photos_from_index(path, "train")] == ["ant\u2028hill"]
+
+
 FAULTS: dict[str, str] = {
     "key must be a string": "{file: a}",
     "text: Field required": '{"file": "ant 0.png", "label": "x"}',
@@ -367,6 +374,9 @@ FAULTS: dict[str, str] = {
     "recursion limit": "[" * 100_000,
     "/etc/a.jpg: want a path below the index": json.dumps(
         {"file": "/etc/a.jpg", "label": "cup", "text": "cup"}
+    ),
+    "../a.jpg: want a path below the index": json.dumps(
+        {"file": "../a.jpg", "label": "cup", "text": "cup"}
     ),
 }
 

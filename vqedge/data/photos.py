@@ -235,14 +235,16 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
         DatasetError: the index cannot be read, a line is malformed, or a photo is not there.
     """
     photos = []
-    for number, text in enumerate(text_of(index).splitlines(), start=1):
+    for number, text in enumerate(text_of(index).split("\n"), start=1):
+        if not text.strip():
+            continue
         try:
             line = _Line.model_validate_json(text)
         except ValidationError as error:
             raise DatasetError(f"{index}:{number}: {first_fault(error)}") from error
         if line.label is None or line.split != split:
             continue
-        if Path(line.file).is_absolute():
+        if Path(line.file).is_absolute() or ".." in Path(line.file).parts:
             raise DatasetError(f"{index}:{number}: {line.file}: want a path below the index")
         path = index.parent / line.file
         if not path.is_file():
