@@ -58,9 +58,13 @@ def frames(number: int = 0) -> torch.Tensor:
     return torch.from_numpy(clip.frames(encoder.frames, encoder.size))
 
 
+@pytest.mark.parametrize("unit_means", [False, True])
 @pytest.mark.parametrize("budget", [2, 5])
-def test_in_training_a_clip_has_the_codes_it_has_when_deployed(budget: int) -> None:
-    whole = random_backbone(TRAINED)
+def test_in_training_a_clip_has_the_codes_it_has_when_deployed(
+    budget: int, unit_means: bool
+) -> None:
+    quantizer = TRAINED.quantizer.model_copy(update={"unit_means": unit_means})
+    whole = random_backbone(TRAINED.model_copy(update={"quantizer": quantizer}))
     rows = whole.trunk(frames())
     found = LastBlocks(TRAINED.encoder, whole.vit, whole.quantizer)(
         torch.stack([rows, rows]), budget

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from vqedge.config import ModelConfig
+from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.model.codebook import ResidualCodebook, codebook_from_config
 from vqedge.model.last_blocks import LastBlocks
 from vqedge.model.official import OfficialBridge
@@ -68,9 +68,12 @@ class ClipQuantizer(nn.Module):
 
 def quantizer_from_config(config: ModelConfig) -> KMeansQuantizer | ReducerQuantizer:
     """The quantizer of a kind; a learned codebook codes what the per-clip k-means finds."""
-    quantizer = config.quantizer
-    if reducer_of(quantizer.kind) is not None:
+    if reducer_of(config.quantizer.kind) is not None:
         return reducer_quantizer(config)
+    return _kmeans(config.quantizer)
+
+
+def _kmeans(quantizer: QuantizerConfig) -> KMeansQuantizer:
     return KMeansQuantizer(
         quantizer.codes, quantizer.iterations, quantizer.adaptive_error, quantizer.unit_means
     )
@@ -196,7 +199,7 @@ def trained_reducer(config: ModelConfig, vit: ViT) -> TrainedReducer | None:
         vit: its backbone, whose last blocks it may be.
     """
     if config.encoder.trained_blocks:
-        return LastBlocks(config.encoder, vit, quantizer_from_config(config))
+        return LastBlocks(config.encoder, vit, _kmeans(config.quantizer))
     return ReducerWithWeights(config) if has_weights(config.quantizer.kind) else None
 
 

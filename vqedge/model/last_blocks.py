@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig
 from vqedge.model.quantizer import KMeansQuantizer
-from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.trained_reducer import QuantizedBatch, Questions, TrainedReducer
 from vqedge.model.vit import ViT
 from vqedge.recipe import OptimConfig
@@ -32,9 +31,7 @@ class LastBlocks(TrainedReducer):
 
     prefix = BACKBONE_PREFIX
 
-    def __init__(
-        self, encoder: EncoderConfig, vit: ViT, quantizer: KMeansQuantizer | ReducerQuantizer
-    ) -> None:
+    def __init__(self, encoder: EncoderConfig, vit: ViT, quantizer: KMeansQuantizer) -> None:
         super().__init__()
         self.frames, self.first = encoder.frames, vit.first
         self.tail = last_blocks(vit, encoder.trained_blocks).requires_grad_(True)
@@ -61,9 +58,9 @@ class LastBlocks(TrainedReducer):
     def _reduced(self, patches: Tensor, budget: int) -> QuantizedBatch:
         with torch.no_grad():
             indices = self.quantizer.at_budgets_of(patches, [budget])[0].indices.long()
-        members = F.one_hot(indices, budget).to(patches.dtype)
-        count = members.sum(dim=1)[..., None].clamp(min=1)
-        return QuantizedBatch(members.mT @ patches / count, indices)
+        one_hot = F.one_hot(indices, budget).to(patches.dtype)
+        count = one_hot.sum(dim=1)[..., None].clamp(min=1)
+        return QuantizedBatch(one_hot.mT @ self.quantizer.members(patches) / count, indices)
 
 
 class _Blocks(nn.Module):

@@ -89,13 +89,13 @@ class KMeansQuantizer(nn.Module):
         for _ in range(self.iterations):
             found = self._assigned(unit, centroids, active)
             yield found
-            centroids = _centroids(self._members(features), self._one_hot(found.indices), centroids)
+            centroids = _centroids(self.members(features), self._one_hot(found.indices), centroids)
         yield self._assigned(unit, centroids, active)
 
     def summarised(self, features: Tensor, indices: Tensor, margin: Tensor) -> Quantized:
         """Codes of an assignment: means of the features, in order of first occurrence."""
         one_hot = self._one_hot(indices)
-        codes = _centroids(self._members(features), one_hot, features.new_zeros(()))
+        codes = _centroids(self.members(features), one_hot, features.new_zeros(()))
         order = first_occurrence_order(one_hot)
         rank = torch.zeros_like(order).scatter(0, order, self.slot)
         mask = (one_hot.sum(dim=0) > 0)[order]
@@ -130,14 +130,14 @@ class KMeansQuantizer(nn.Module):
         """`at_budgets_of` in steps of all clips at once, float32 `[B, N, D]`."""
         return torch.vmap(partial(self.at_budgets, budgets=budgets))(clips)
 
+    def members(self, features: Tensor) -> Tensor:
+        """What codes are the means of, of features `[..., D]`."""
+        return F.normalize(features, dim=-1, eps=_NORM_EPS) if self.unit_means else features
+
     def _assigned(self, unit: Tensor, centroids: Tensor, active: Tensor) -> Assignment:
         """Nearest centroid of every row; switched-off ones are moved out of reach."""
         codes = F.normalize(centroids, dim=1, eps=_NORM_EPS)
         return Assignment(*nearest_codebook(unit, torch.where(active, codes, _FAR), "l2"))
-
-    def _members(self, features: Tensor) -> Tensor:
-        """What codes are the means of."""
-        return F.normalize(features, dim=1, eps=_NORM_EPS) if self.unit_means else features
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         return (indices[:, None] == self.slot).to(torch.float32)
