@@ -115,7 +115,7 @@ def find_evidence(
         for first in range(0, len(read), BRANCHES):
             some = range(first, min(first + BRANCHES, len(read)))
             prompts = [Prompt(_only(rows, np.repeat(read[i], each)), question) for i in some]
-            found[some] = llm.score_many(prompts, [answer] * len(prompts))
+            found[some] = llm.score_many(prompts, answer)
             for code in range(count * some.start // len(read), count * some.stop // len(read)):
                 on_code(code)
         return found

@@ -49,10 +49,9 @@ def test_scores_are_those_of_each_prompt_alone(wild: Any, shape: str, held: bool
         "rows left out": [Prompt(without(one, row), "Which?") for row in range(20)],
         "mixed": [Prompt(several[n % 3], f"Is it {n}?") for n in range(20)],
     }[shape]
-    answers = [f"it is {n}" for n in range(20)]
-    expected = [alone(wild, *pair) for pair in zip(prompts, answers, strict=True)]
+    expected = [alone(wild, prompt, "it is so") for prompt in prompts]
     wild.prefill_video(one if held else video(33))
-    found = wild.score_many(prompts, answers)
+    found = wild.score_many(prompts, "it is so")
     assert found == pytest.approx(expected, abs=ROUNDING)
     assert len({round(total, 2) for total in expected}) > 10  # or the order would not matter
 
@@ -99,13 +98,13 @@ def test_what_is_shared_is_read_once(wild: Any, monkeypatch: pytest.MonkeyPatch)
 
     one = video(9, rows=20)
     left_out = [Prompt(without(one, row), "Is it?") for row in range(20)]
-    wild.score_many(left_out, ["so"] * 20)  # the context grows, then stays
+    wild.score_many(left_out, "so")  # the context grows, then stays
     wild.prefill_video(one)
     monkeypatch.setattr(context_type, "_decode", counting)
 
     def rows_read(prompts: list[Prompt]) -> int:
         read.clear()
-        wild.score_many(prompts, ["so"] * len(prompts))
+        wild.score_many(prompts, "so")
         return sum(count for is_rows, count in read if is_rows)
 
     assert rows_read([Prompt(one, "Is it?"), Prompt(one, "Was it?")]) == 0
@@ -135,10 +134,10 @@ def test_long_videos_go_in_groups_that_fit(wild: Any) -> None:
     long = [video(seed, rows=400) for seed in range(4)]
     prompts = [Prompt(clip, "Which?") for clip in long]
     expected = [alone(wild, prompt, "this") for prompt in prompts]
-    assert wild.score_many(prompts, ["this"] * 4) == pytest.approx(expected, abs=ROUNDING)
+    assert wild.score_many(prompts, "this") == pytest.approx(expected, abs=ROUNDING)
     nearly_all = Prompt(video(7, rows=CONTEXT - 100), "Which?")
     wild.prefill_video(long[0])
-    found = wild.score_many([nearly_all], ["this"])
+    found = wild.score_many([nearly_all], "this")
     assert found == pytest.approx([alone(wild, nearly_all, "this")], abs=ROUNDING)
 
 
@@ -148,7 +147,7 @@ def test_what_is_refused_leaves_the_model_usable(wild: Any) -> None:
     with pytest.raises(PromptError, match="empty"):
         wild.ask_many([Prompt(clip, "Which?"), Prompt(clip, " ")])
     with pytest.raises(PromptError, match="word"):
-        wild.score_many([Prompt(clip, "Which?")], [" "])
+        wild.score_many([Prompt(clip, "Which?")], " ")
     with pytest.raises(PromptError, match=f"has {CONTEXT}"):
         wild.ask_many([Prompt(clip, "why " * CONTEXT), Prompt(clip, "Which?")])
     with pytest.raises(BundleError, match=f"reads {WIDTH}"):

@@ -177,10 +177,9 @@ class FakeLanguageModel:
         """The next queued texts in order; raises as `stream` does."""
         return [self.ask(prompt.video, prompt.question, options) for prompt in prompts]
 
-    def score_many(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+    def score_many(self, prompts: Sequence[Prompt], answer: str) -> list[float]:
         """The first of the next queued scores each; raises as `score_choices` does."""
-        pairs = zip(prompts, answers, strict=True)
-        return [self.score_choices(p.video, p.question, [answer]).totals[0] for p, answer in pairs]
+        return [self.score_choices(p.video, p.question, [answer]).totals[0] for p in prompts]
 
     def close(self) -> None:
         """Refuse further questions; twice is fine."""

@@ -238,16 +238,22 @@ class LlamaCpp:
             self._turn = None
             return many.generate(self._model, self._reader, prompts, options)
 
-    def score_many(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        """Log-likelihood of one answer a prompt, with its end of turn; raises as `ask_many` does.
+    def score_many(self, prompts: Sequence[Prompt], answer: str) -> list[float]:
+        """Log-likelihood of an answer with its end of turn, after each of several prompts.
 
         Args:
             prompts: videos and questions; what their videos begin with alike is read once.
-            answers: one each, space around them ignored.
+            answer: the same after each, space around it ignored.
+
+        Raises:
+            BackendUnavailable: the model is closed or failed.
+            BundleError: rows are not as wide as the model's.
+            PromptError: the answer or a question is empty, or does not fit the context.
         """
         with self._lock:
             self._turn = None
-            return many.score(self._reader, prompts, self._answers.ids(answers))
+            (ids,) = self._answers.ids([answer])
+            return many.score(self._reader, prompts, ids)
 
     def score_choices(
         self, video: VideoRows, question: str, choices: Sequence[str]

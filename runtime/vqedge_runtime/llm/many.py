@@ -34,32 +34,30 @@ def generate(
         PromptError: a question is empty, or does not fit the context.
     """
     found: list[Generation] = []
-    for group in _groups(reader, prompts, [options.max_tokens] * len(prompts)):
+    for group in _groups(reader, prompts, options.max_tokens):
         found += _generated(model, reader, prompts[group], options)
     return found
 
 
-def score(
-    reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
-) -> list[float]:
-    """Log-likelihood of each prompt's answer; raises as `generate` does.
+def score(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) -> list[float]:
+    """Log-likelihood of an answer after each prompt; raises as `generate` does.
 
     Args:
         reader: reads them.
         prompts: videos and questions.
-        answers: ids of one answer each, the end of turn included.
+        answer: ids, the end of turn included.
     """
     totals: list[float] = []
-    for group in _groups(reader, prompts, list(map(len, answers))):
-        totals += _scored(reader, prompts[group], answers[group])
+    for group in _groups(reader, prompts, len(answer)):
+        totals += _scored(reader, prompts[group], answer)
     return totals
 
 
-def _groups(reader: Reader, prompts: Sequence[Prompt], room: Sequence[int]) -> Iterator[slice]:
-    """Runs of prompts that the context can hold together, each as long as it can be."""
+def _groups(reader: Reader, prompts: Sequence[Prompt], answer: int) -> Iterator[slice]:
+    """Runs of prompts that the context can hold with an answer each, as long as they can be."""
     first, used = 0, 0
     videos: set[str] = set()
-    for place, (prompt, answer) in enumerate(zip(prompts, room, strict=True)):
+    for place, prompt in enumerate(prompts):
         asked, rows = len(reader.question_ids(prompt.question)) + answer, len(prompt.video.rows)
         new = 0 if prompt.video.key in videos else rows
         full = place - first == BRANCHES or used + asked + new > reader.room_aside
@@ -108,16 +106,14 @@ def _turn(prompt: Prompt, placed: Placed, started: float) -> Turn:
     )
 
 
-def _scored(
-    reader: Reader, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
-) -> list[float]:
+def _scored(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) -> list[float]:
     totals = [0.0] * len(prompts)
-    with reader.read_side_by_side(prompts, max(map(len, answers))) as placed:
+    with reader.read_side_by_side(prompts, len(answer)) as placed:
         cells: list[Cells] = []
-        for number, (at, ids) in enumerate(zip(placed, answers, strict=True), 1):
+        for number, at in enumerate(placed, 1):
             after = at.prefix.tokens + len(at.question)
-            cells += [at.question, Cells.at(after, ids[:-1], "all", number)]
-        targets = [(number, token) for number, ids in enumerate(answers) for token in ids]
+            cells += [at.question, Cells.at(after, answer[:-1], "all", number)]
+        targets = [(number, token) for number in range(len(prompts)) for token in answer]
         rows = reader.context.logits(Cells.joined(cells))
         for (number, token), row in zip(targets, rows, strict=True):
             totals[number] += float(log_likelihoods(row)[token])

@@ -310,8 +310,8 @@ class LanguageModel(Protocol):
     ) -> list[Generation]:
         """Answer several prompts together."""
 
-    def score_many(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        """How likely each prompt's given answer is."""
+    def score_many(self, prompts: Sequence[Prompt], answer: str) -> list[float]:
+        """How likely the answer is after each prompt."""
 
     def close(self) -> None:
         """Free everything; twice is fine."""
