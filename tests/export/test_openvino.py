@@ -19,7 +19,7 @@ from vqedge_export.flips import OnnxReader, Reading, compared
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'vqedge[openvino]'")
 
-from vqedge_runtime.encoders.compiled import keep_file
+from vqedge_runtime.encoders.compiled import keep_file, kept
 from vqedge_runtime.encoders.openvino import OpenVinoEncoder
 
 
@@ -69,11 +69,17 @@ def test_the_second_start_reads_what_the_first_compiled(
     np.testing.assert_array_equal(again.index_map, first.index_map)
 
 
-def test_a_damaged_cache_is_made_anew(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["flip", "refused"])
+def test_a_damaged_cache_is_made_anew(path: Path, tmp_path: Path, damage: str) -> None:
     OpenVinoEncoder(path, 1)
-    for blob in (tmp_path / "cache/openvino").glob("*.blob"):
-        blob.write_bytes(b"no model")
+    (blob,) = (tmp_path / "cache/openvino").glob("*.vit.blob")
+    whole = blob.read_bytes()
+    if damage == "flip":
+        blob.write_bytes(whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:])
+    else:
+        keep_file(blob, b"no model", 8)
     assert OpenVinoEncoder(path, 1).encode(clip(), 32).count == 32
+    assert kept(blob) not in (None, b"no model")
 
 
 def test_only_the_encoders_opened_last_are_kept(path: Path, tmp_path: Path) -> None:

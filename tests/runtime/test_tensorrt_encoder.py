@@ -355,6 +355,17 @@ def test_kernels_are_compiled_once_for_an_engine(tmp_path: Path, rtx: Rig) -> No
     assert kept.stat().st_mtime > written.st_mtime, "but used, so that others go first"
 
 
+def test_kernels_are_read_from_a_cache_that_is_read_only(
+    rtx: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    run_once(rtx)
+    monkeypatch.setattr(os, "utime", refuses)
+    assert run_once(rtx) == 1
+
+
 @pytest.mark.parametrize("change", ["engine", "driver", "gpu"])
 def test_kernels_of_another_engine_driver_or_gpu_are_not_used(
     tmp_path: Path, rtx: Rig, monkeypatch: pytest.MonkeyPatch, change: str

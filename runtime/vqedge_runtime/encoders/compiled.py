@@ -1,11 +1,11 @@
 """What TensorRT and OpenVINO compile on this machine, kept between processes.
 
-    <cache>/kernels/<key>       TensorRT-RTX's kernels for an engine, after their sha256
+    <cache>/kernels/<key>       TensorRT-RTX's kernels for an engine
     <cache>/openvino/<key>      OpenVINO's models, of which two are an encoder (`openvino.py`)
     <cache>/providers/<key>/    engines or kernels that a provider of ONNX Runtime keeps by itself
 
 A key is a hash over everything that they are compiled from and for: where any of it changes, they
-are compiled anew. All of it may be removed at any time.
+are compiled anew. Files begin with the sha256 of the rest. All of it may be removed at any time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KernelCache:
         self._file = cache_root() / "kernels" / _key(facts)
         self._known_bytes = 0
         self._cache = config.create_runtime_cache()
-        if (known := _read(self._file)) is not None:
+        if (known := kept(self._file)) is not None:
             if self._cache.deserialize(known):
                 self._known_bytes = len(known)
             else:  # it need not be empty now
@@ -53,26 +53,41 @@ class KernelCache:
         """Write the file if anything was compiled since it was read."""
         kernels = self._cache.serialize()
         if kernels is not None and len(blob := bytes(kernels)) > self._known_bytes:
-            keep_file(self._file, hashlib.sha256(blob).digest() + blob, _KEPT_FILES)
+            keep_file(self._file, blob, _KEPT_FILES)
             self._known_bytes = len(blob)
 
 
 def keep_file(file: Path, content: bytes, most: int) -> None:
-    """Write a file of a folder that keeps the newest; touch one with `os.utime` to make it so.
+    """Write a file of a folder that keeps those that were used last.
 
     A disk that is full or not writable costs the next start time only.
 
     Args:
         file: to write, whole or not at all.
-        content: of it.
+        content: what `kept` is to give back.
         most: files that stay in its folder.
     """
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            temporary.write_bytes(content)
+        with replacing(file) as temporary, temporary.open("wb") as opened:
+            opened.write(hashlib.sha256(content).digest())
+            opened.write(content)
         for old in surplus(file.parent.iterdir(), most, keep=file):
             old.unlink(missing_ok=True)
+
+
+def kept(file: Path) -> bytes | None:
+    """What `keep_file` was given, if it is there as it was written."""
+    try:
+        with file.open("rb") as opened:
+            digest, content = opened.read(_DIGEST_BYTES), opened.read()
+    except OSError:
+        return None
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    with suppress(OSError):  # another's cache, to read only
+        os.utime(file)  # in use: the others are the first to go
+    return content
 
 
 @contextmanager
@@ -111,16 +126,6 @@ def _tell_of_waiting() -> None:
 
 def _key(facts: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-
-
-def _read(file: Path) -> bytes | None:
-    """What was written, if it is there as it was written."""
-    with suppress(OSError):
-        content = file.read_bytes()
-        if hashlib.sha256(content[_DIGEST_BYTES:]).digest() == content[:_DIGEST_BYTES]:
-            os.utime(file)  # in use: the others are the first to go
-            return content[_DIGEST_BYTES:]
-    return None
 
 
 def _empty(folder: Path) -> None:

@@ -9,7 +9,6 @@ takes as long as one of ONNX Runtime's.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError, first_line
 from vqedge.files import cache_root, file_sha256
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
-from vqedge_runtime.encoders.compiled import keep_file
+from vqedge_runtime.encoders.compiled import keep_file, kept
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 FEATURES = "features"
@@ -115,11 +114,11 @@ def _compiled(path: Path, settings: dict[str, Any]) -> tuple[ov.CompiledModel, o
     core = ov.Core()
     files = _cached_files(core, path)
     exact = settings | {"INFERENCE_PRECISION_HINT": "f32"}  # a compiled model forgets its type
-    with suppress(OSError, RuntimeError):  # none there, cut off, or of another build: made anew
-        vit = core.import_model(files[0].read_bytes(), _DEVICE, settings)
-        quantizer = core.import_model(files[1].read_bytes(), _DEVICE, exact)
-        _touch(files)
-        return vit, quantizer
+    halves = kept(files[0]), kept(files[1])
+    if halves[0] is not None and halves[1] is not None:
+        with suppress(RuntimeError):  # of another build: made anew
+            vit = core.import_model(halves[0], _DEVICE, settings)
+            return vit, core.import_model(halves[1], _DEVICE, exact)
     models = _halves(core, path)
     vit = core.compile_model(models[0], _DEVICE, settings)
     quantizer = core.compile_model(models[1], _DEVICE, exact)
@@ -174,10 +173,3 @@ def _cached_files(core: ov.Core, path: Path) -> tuple[Path, Path]:
     key = hashlib.sha256(known.encode()).hexdigest()[:32]
     folder = cache_root() / "openvino"
     return folder / f"{key}.vit.blob", folder / f"{key}.quantizer.blob"
-
-
-def _touch(files: tuple[Path, Path]) -> None:
-    """Say that they are in use: others are the first to go."""
-    with suppress(OSError):
-        for file in files:
-            os.utime(file)
