@@ -77,7 +77,7 @@ from vqedge.recipe import (
 )
 from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
-from vqedge.training.folder import LESSON, LOG, STATE
+from vqedge.training.folder import LESSON, LOG, STATE, RunFolder
 from vqedge.training.naming_lesson import NamingLesson
 from vqedge.training.processes import (
     accelerator_for,
@@ -967,6 +967,26 @@ def test_old_checkpoints_are_pruned_and_curves_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in output.glob("step-*")) == ["step-000004", "step-000006"]
     assert open_checkpoint(output / "step-000004").config == CONFIG
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbered_folders_that_are_not_this_runs_stay(tmp_path: Path) -> None:
+    """Nor do they count as those that are kept."""
+    foreign = ("step-000001-good", "step-000900", "step-1000000", "step-3", "step-notes")
+    for name in foreign:
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-3.png").touch()
+    (tmp_path / "step-000001").symlink_to(tmp_path / "step-notes")
+    run(config_for(tmp_path, steps=6, keep=2))
+    there = {path.name for path in tmp_path.glob("step-*")}
+    assert there == {*foreign, "step-3.png", "step-000001", "step-000004", "step-000006"}
+
+
+def test_numbered_folders_are_dropped_by_number(tmp_path: Path) -> None:
+    folder = RunFolder(config_for(tmp_path, keep=1))
+    for name in ("step-999950", "step-1000000"):
+        (tmp_path / name).mkdir()
+    folder._prune(1_000_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1000000"]
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

@@ -87,13 +87,13 @@ class RunFolder:
         tensors = _all_of(model, _trained(model), optimizer)
         self._checkpoint(self.path, record, model, position)
         if self.config.keep and step:
-            self._checkpoint(self.path / f"{_NUMBERED}{step:06d}", record, model, position)
+            self._checkpoint(_numbered(self.path, step), record, model, position)
         with replacing(self.path / STATE) as path:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
             save_file(tensors, path, {"step": str(step), **self._identity()})
         (self.path / LESSON).unlink(missing_ok=True)  # what it led to is saved
-        self._prune()
+        self._prune(step)
         draw_curves(self.path / LOG, self.path / CURVES)
 
     def restore(self, model: VideoLanguageModel, optimizer: torch.optim.Optimizer) -> int | None:
@@ -221,11 +221,27 @@ class RunFolder:
             told["init"] = self._init
         return told
 
-    def _prune(self) -> None:
-        """Drop all numbered checkpoints but the newest few."""
-        numbered = sorted(self.path.glob(f"{_NUMBERED}*"))
-        for old in numbered[: max(len(numbered) - self.config.keep, 0)]:
-            shutil.rmtree(old)
+    def _prune(self, step: int) -> None:
+        """Drop this run's numbered checkpoints but for the newest few.
+
+        Those of later steps are of a run before it.
+        """
+        numbers = [_number_of(path) for path in self.path.glob(f"{_NUMBERED}*")]
+        ours = sorted(number for number in numbers if number is not None and number <= step)
+        for number in ours[: max(len(ours) - self.config.keep, 0)]:
+            shutil.rmtree(_numbered(self.path, number))
+
+
+def _numbered(folder: Path, step: int) -> Path:
+    return folder / f"{_NUMBERED}{step:06d}"
+
+
+def _number_of(path: Path) -> int | None:
+    """The step of a numbered checkpoint; None of what somebody else gave a name like one."""
+    digits = path.name.removeprefix(_NUMBERED)
+    if not (digits.isdecimal() and path.is_dir() and not path.is_symlink()):
+        return None
+    return int(digits) if path == _numbered(path.parent, int(digits)) else None
 
 
 def _trained(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
