@@ -17,7 +17,7 @@ from vqedge.bundle import Manifest
 from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.bridge import Bridge
-from vqedge_runtime.budget import codes_from_budget
+from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.encoders import Encoder, Frames, Text
 from vqedge_runtime.stored import (
     origin_from_path,
@@ -178,7 +178,7 @@ class EncodingSession:
         Raises:
             ConfigError: it is out of range, or "auto" where the bundle has a fixed one.
         """
-        return codes_from_budget(budget, self.manifest.quantizer)
+        return checked_budget(self.manifest.quantizer, budget)
 
     def close(self) -> None:
         """Free the models when no thread is at them; twice is fine."""

@@ -270,13 +270,13 @@ def test_the_perturbed_and_the_whole_do_not_disturb_each_other(parts: Any) -> No
 
 @pytest.mark.parametrize("budget", [0, -1, 65])
 def test_a_budget_that_a_checkpoint_does_not_have(budget: int) -> None:
-    with pytest.raises(ConfigError, match=rf"--budget {budget}: .* 1 to 64 tokens"):
+    with pytest.raises(ConfigError, match=f"budget {budget}: this checkpoint takes 1 to 64 tok"):
         checked_budget(QuantizerConfig(), budget)
 
 
 @pytest.mark.parametrize("kind", ["grid", "random"])
 def test_what_cannot_adapt_is_not_asked_to(kind: Any) -> None:
-    with pytest.raises(ConfigError, match=r"--budget auto: .* needs a number"):
+    with pytest.raises(ConfigError, match="budget auto: this checkpoint has a fixed budget"):
         checked_budget(QuantizerConfig(kind=kind), "auto")
     assert checked_budget(QuantizerConfig(kind=kind), None) == 32
 

@@ -124,9 +124,9 @@ def test_a_folder_that_is_not_there_is_all_missing(
 def test_an_incomplete_checkpoint_or_one_without_the_budget_is_an_error(tmp_path: Path) -> None:
     ours = write_checkpoint(tmp_path / "ours")
     write_checkpoint(tmp_path / "runs" / "random", RANDOM)
-    with pytest.raises(ConfigError, match="--budget auto: the quantizer 'random'"):
+    with pytest.raises(ConfigError, match=r"budget auto: .*/runs/random has a fixed budget"):
         trained_baselines(ours, tmp_path / "runs", "auto")
-    with pytest.raises(ConfigError, match="--budget 65"):
+    with pytest.raises(ConfigError, match=r"budget 65: .*/runs/random takes 1 to 64 tokens"):
         trained_baselines(ours, tmp_path / "runs", 65)
     (tmp_path / "runs" / "random" / LORA).unlink()
     with pytest.raises(CheckpointError, match=f"random: no {LORA}"):

@@ -64,7 +64,7 @@ def test_it_has_one_budget(tmp_path: Path) -> None:
     quantizer = QuantizerConfig(kind=KIND)
     assert checked_budget(quantizer, None) == checked_budget(quantizer, 32) == 32
     for budget in ("auto", 16, 64):
-        with pytest.raises(ConfigError, match=f"--budget {budget}: .* has one, 32; leave it out"):
+        with pytest.raises(ConfigError, match=f"^budget {budget}: .* has one, 32; leave it out"):
             checked_budget(quantizer, budget)
 
 

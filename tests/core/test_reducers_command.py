@@ -75,25 +75,31 @@ def test_all_are_the_checkpoints_own_and_every_reducer() -> None:
 
 
 def test_budgets_are_numbers_within_the_codes() -> None:
-    assert budgets_from_text("8,16,64", 64, 32) == [8, 16, 64]
-    assert budgets_from_text(None, 64, 32) == [32]
-    with pytest.raises(UsageError, match="--budget 8,most: reducers want numbers"):
-        budgets_from_text("8,most", 64, 32)
-    with pytest.raises(ConfigError, match="--budget 65: this checkpoint takes 1 to 64"):
-        budgets_from_text("8,65", 64, 32)
-    with pytest.raises(UsageError, match="--budget 8,0: a clip takes 1 token at least"):
-        budgets_from_text("8,0", 64, 32)
+    quantizer = QuantizerConfig()
+    assert budgets_from_text("8,16,64", quantizer) == [8, 16, 64]
+    assert budgets_from_text("8,8", quantizer) == [8], "a row would be there twice"
+    assert budgets_from_text(None, quantizer) == [32]
+    for word in ("most", "0"):
+        with pytest.raises(UsageError, match=f"--budget {word}: give a number of tokens from 1"):
+            budgets_from_text(f"8,{word}", quantizer)
+    with pytest.raises(ConfigError, match="budget 65: this checkpoint takes 1 to 64"):
+        budgets_from_text("8,65", quantizer)
+
+
+def test_other_reducers_take_other_budgets_than_a_checkpoints_only_one() -> None:
+    asking = QuantizerConfig(kind="reducer:query-window")
+    assert budgets_from_text("8,16", asking) == [8, 16]
 
 
 def test_as_many_as_the_clip_needs_is_the_last_budget() -> None:
-    assert budgets_from_text("auto,8", 64, 32) == [8, ADAPTIVE]
-    assert budgets_from_text("auto", 64, 32) == [ADAPTIVE]
-    command.require_adaptive([OWN, "tome"], [8, ADAPTIVE], "kmeans")
-    command.require_adaptive(["tome"], [8], "grid")
+    assert budgets_from_text("auto,8", QuantizerConfig()) == [8, ADAPTIVE]
+    assert budgets_from_text("auto", QuantizerConfig()) == [ADAPTIVE]
+    command.require_adaptive([OWN, "tome"], [8, ADAPTIVE])
+    command.require_adaptive(["tome"], [8])
     with pytest.raises(UsageError, match="--budget auto: vqtoken only has it"):
-        command.require_adaptive(["tome"], [8, ADAPTIVE], "kmeans")
-    with pytest.raises(ConfigError, match="--budget auto: the quantizer 'grid' needs a number"):
-        command.require_adaptive([OWN], [ADAPTIVE], "grid")
+        command.require_adaptive(["tome"], [8, ADAPTIVE])
+    with pytest.raises(ConfigError, match="budget auto: this checkpoint has a fixed budget"):
+        budgets_from_text("auto", QuantizerConfig(kind="grid"))
 
 
 def test_it_wants_a_checkpoint(tmp_path: Path) -> None:

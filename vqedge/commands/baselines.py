@@ -95,7 +95,7 @@ def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> 
     found: dict[str, Subject] = {}
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
         config = model_config_of(path)
-        checked_budget(config.quantizer, budget)
+        checked_budget(config.quantizer, budget, str(path))
         name = difference(config, reference) or path.name
         name = f"{name} ({path.name})" if name in found else name
         steps = steps_of(path)

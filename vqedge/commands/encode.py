@@ -23,7 +23,7 @@ from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge.progress import bar_of
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
-from vqedge_runtime.budget import codes_from_budget
+from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.encoders import open_encoder
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import header_for
@@ -91,7 +91,7 @@ def run_encode(
     _check_flags(settings, videos, out, as_json)
     opened = open_bundle(bundle_or_default(bundle))
     header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
-    budget = codes_from_budget(settings.budget, opened.manifest.quantizer)
+    budget = checked_budget(opened.manifest.quantizer, settings.budget)
     with ExitStack() as stack:
         jobs = stack.enter_context(_jobs(videos, out))
         if len(jobs) > 1 and settings.span != (None, None):

@@ -9,14 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqedge.budget import ADAPTIVE
+from vqedge.budget import ADAPTIVE, budget_from_text, codes_from_budget
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import QuantizerConfig
 from vqedge.cores import processor_name, usable_cores
 from vqedge.data.suites import Item, suite_items, suite_version
-from vqedge.errors import ConfigError, UsageError
+from vqedge.errors import UsageError
 from vqedge.evaluate import EvalReport, evaluate
 from vqedge.reducers import (
     PREFIX,
@@ -72,49 +72,43 @@ def require_alone(given: Mapping[str, bool]) -> None:
         )
 
 
-def budgets_from_text(text: str | None, codes: int, default: int) -> list[int]:
-    """Numbers of tokens with commas between them; the checkpoint's default without any.
+def budgets_from_text(text: str | None, quantizer: QuantizerConfig) -> list[int]:
+    """Budgets with commas between them, `ADAPTIVE` last; the checkpoint's default without any.
 
     Args:
-        text: may name `auto` as well, which is `ADAPTIVE`.
-        codes: the checkpoint's.
-        default: the checkpoint's.
+        text: as users write it.
+        quantizer: the checkpoint's. Where it has one budget, others are for the other reducers.
 
     Raises:
-        UsageError: one is no number, or below 1.
-        ConfigError: one is more than the checkpoint's codes.
+        UsageError: one is no budget.
+        ConfigError: the checkpoint does not have one of them.
     """
-    parts = text.split(",") if text else [str(default)]
-    try:
-        numbers = [int(part) for part in parts if part != _AUTO]
-    except ValueError:
-        raise UsageError(f"--budget {text}: reducers want numbers, as 8,16,32,64,auto") from None
-    if min(numbers, default=1) < 1:
-        raise UsageError(f"--budget {text}: a clip takes 1 token at least")
-    for budget in numbers:
-        if budget > codes:
-            raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {codes} tokens")
-    return [*numbers, *([ADAPTIVE] if _AUTO in parts else [])]
+    asked = map(budget_from_text, text.split(",") if text else [None])
+    found = [
+        codes_from_budget(
+            budget,
+            quantizer.codes,
+            quantizer.default_budget,
+            adapts=reducer_of(quantizer.kind) is None,
+            whose="this checkpoint",
+        )
+        for budget in asked
+    ]
+    return sorted(dict.fromkeys(found), key=lambda budget: budget == ADAPTIVE)
 
 
-def require_adaptive(names: Sequence[str], budgets: Sequence[int], kind: str) -> None:
+def require_adaptive(names: Sequence[str], budgets: Sequence[int]) -> None:
     """See that `auto` was asked for with the one that can tell how many tokens a clip needs.
 
     Args:
         names: of the reducers.
         budgets: asked for.
-        kind: of the checkpoint's quantizer.
 
     Raises:
         UsageError: it was not.
-        ConfigError: the checkpoint was trained with one that cannot.
     """
-    if ADAPTIVE not in budgets:
-        return
-    if OWN not in names:
+    if ADAPTIVE in budgets and OWN not in names:
         raise UsageError(f"--budget auto: {OWN} only has it; add it to --reducers, or give numbers")
-    if reducer_of(kind) is not None:
-        raise ConfigError(f"--budget auto: the quantizer {kind!r} needs a number")
 
 
 def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
@@ -153,9 +147,8 @@ def run_reducers(
     chosen = names_from_text(names)
     config = model_config_of(checkpoint)
     chosen = with_room(chosen, config.encoder.patches, leave_out=names == "all")
-    codes, default = config.quantizer.codes, config.quantizer.default_budget
-    budgets = budgets_from_text(budget, codes, default)
-    require_adaptive(chosen, budgets, config.quantizer.kind)
+    budgets = budgets_from_text(budget, config.quantizer)
+    require_adaptive(chosen, budgets)
     items = suite_items(suite, limit, videos)
     bench = _Bench(checkpoint, items)
     rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]

@@ -16,7 +16,7 @@ from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, printable
 from vqedge.prompt import question_text
-from vqedge_runtime.budget import codes_from_budget
+from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, Span, clip_from_path
@@ -95,7 +95,7 @@ def _stored(video: Given, settings: VizOptions) -> Picture:
 def _encoded(video: Given, bundle: Path | None, settings: VizOptions) -> Picture:
     """Frames and their codes; no language model is loaded."""
     opened = open_bundle(bundle_or_default(bundle))
-    budget = codes_from_budget(settings.budget, opened.manifest.quantizer)
+    budget = checked_budget(opened.manifest.quantizer, settings.budget)
     clip, codes = encoded_clip(video.path, settings.span, opened, budget, settings.runs_on)
     return _picture(video, clip, codes)
 

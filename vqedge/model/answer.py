@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from vqedge.base.weights import llm_weights
-from vqedge.budget import ADAPTIVE, Budget
+from vqedge.budget import Budget, codes_from_budget
 from vqedge.config import QuantizerConfig
 from vqedge.data.jsonl import FrameReader
 from vqedge.data.suites import Item, frames_of
-from vqedge.errors import ConfigError
 from vqedge.evaluate import Answerer, Reply
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.continuations import Continuations
@@ -38,7 +37,7 @@ class CheckpointAnswerer:
         budget: most tokens to use, or "auto"; the checkpoint's default if not given.
 
     Raises:
-        ConfigError: the budget is out of range.
+        ConfigError: the checkpoint does not take this budget.
     """
 
     def __init__(
@@ -180,23 +179,19 @@ class CheckpointAnswerer:
         return embedded
 
 
-def checked_budget(quantizer: QuantizerConfig, budget: Budget | None) -> int:
-    """The budget as the encoder takes it: the default one, or the given one if it can work.
+def checked_budget(
+    quantizer: QuantizerConfig, budget: Budget | None, whose: str = "this checkpoint"
+) -> int:
+    """The most codes of a clip, see `codes_from_budget`.
 
     Raises:
-        ConfigError: it is out of range, "auto" where nothing adapts, or another than the only one.
+        ConfigError: the checkpoint does not take this budget.
     """
-    if budget is None:
-        return quantizer.default_budget
-    if follows_question(quantizer.kind) and budget != quantizer.default_budget:
-        raise ConfigError(
-            f"--budget {budget}: the quantizer {quantizer.kind!r} has one, "
-            f"{quantizer.default_budget}; leave it out"
-        )
-    if budget == "auto":
-        if reducer_of(quantizer.kind) is not None:  # it cannot tell how many codes a clip needs
-            raise ConfigError(f"--budget auto: the quantizer {quantizer.kind!r} needs a number")
-        return ADAPTIVE
-    if not 1 <= budget <= quantizer.codes:
-        raise ConfigError(f"--budget {budget}: this checkpoint takes 1 to {quantizer.codes} tokens")
-    return budget
+    return codes_from_budget(
+        budget,
+        quantizer.codes,
+        quantizer.default_budget,
+        adapts=reducer_of(quantizer.kind) is None,  # a reducer cannot tell how many a clip needs
+        only_default=follows_question(quantizer.kind),
+        whose=whose,
+    )
