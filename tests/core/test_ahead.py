@@ -16,8 +16,8 @@ from tiny_run import config_for
 from vqedge.data.cache import QuantizedClips
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.mixture import Pick
-from vqedge.data.packing import pack
 from vqedge.data.training import TrainingClips
+from vqedge.model.packing import pack
 from vqedge.training import batches as module
 from vqedge.training.ahead import Ahead
 from vqedge.training.batches import Batches

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from tiny_model import CODES, CONFIG, random_codes, random_maps, tiny_llm, tiny_tokenizer
 from torch import Tensor
 
-from vqedge.data.packing import IGNORED, VIDEO_ID, PackedBatch, attention_of, pack
 from vqedge.data.questions import QuestionAnswer
 from vqedge.data.training import ClipBatch
 from vqedge.model.encoder import Bridge
 from vqedge.model.llm import hidden_states, with_lora
+from vqedge.model.packing import IGNORED, VIDEO_ID, PackedBatch, attention_of, pack
 from vqedge.model.trained_reducer import quantized
 from vqedge.model.vlm import Scores, VideoLanguageModel, _whole_answers
 

@@ -11,10 +11,10 @@ import torch
 
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.mixture import Pick
-from vqedge.data.packing import IGNORED, PackedBatch, pack
 from vqedge.data.training import NO_WORD, Asked, ClipBatch, TrainingClips
 from vqedge.model.encoder import rows_per_code
 from vqedge.model.llm import PromptTokenizer
+from vqedge.model.packing import IGNORED, PackedBatch, pack
 from vqedge.recipe import TrainConfig
 from vqedge.reducers import follows_question
 

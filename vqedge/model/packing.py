@@ -3,8 +3,7 @@
     row:  [template, video rows] [question 1, answer 1] [question 2, answer 2] ...
 
 Every question attends to the shared prefix and to itself, with positions as if it followed the
-prefix
-directly: the same numbers as asking one at a time, for a third of the work.
+prefix directly: the same numbers as asking one at a time, for a third of the work.
 """
 
 from __future__ import annotations
