@@ -18,8 +18,7 @@ from vqedge.base.focus_onnx import vit_arrays_from_onnx
 from vqedge.config import DINOV2_S14, EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge.model.answer import CheckpointAnswerer
-from vqedge.model.reducers.prumerge import attention_from_features
-from vqedge.model.vit import ViT, vit_from_source
+from vqedge.model.vit import ViT, attention_from_features, vit_from_source
 
 Array = np.ndarray[Any, Any]
 SIZE, PATCHES, WIDTH = 224, 256, 384

@@ -8,12 +8,9 @@ import torch
 from small_clip import CODES, FRAMES, GRID, PATCHES, attention_of, clip_of, cosines, first, shares
 from torch import Tensor
 
-from vqedge.model.reducers.prumerge import (
-    PruMerge,
-    attention_from_features,
-    outliers,
-)
+from vqedge.model.reducers.prumerge import PruMerge, outliers
 from vqedge.model.reducers.pruning import spread_priority
+from vqedge.model.vit import attention_from_features
 
 NEIGHBOURS = 5
 

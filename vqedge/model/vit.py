@@ -20,7 +20,8 @@ from vqedge.base.backbones import BACKBONES
 from vqedge.base.tensors import Arrays
 from vqedge.config import DINOV2_S14, BackboneShape, EncoderConfig
 from vqedge.errors import CheckpointError, ConfigError
-from vqedge.model.reducers.prumerge import attention_from_features
+
+_NORM_EPS = 1e-6
 
 
 class Linear(nn.Module):
@@ -220,6 +221,16 @@ class ViT(nn.Module):
 
     def _projected(self, x: Tensor) -> Tensor:
         return x if self.projector is None else self.projector(x)
+
+
+def attention_from_features(features: Tensor) -> Tensor:
+    """A stand-in for CLS attention where there is none, `[T, N]` of `[T, N, D]`, a frame's sum 1.
+
+    Softmax, over a frame, of how unlike a patch is to its frame's mean: what stands out.
+    """
+    mean = features.mean(dim=1, keepdim=True)
+    looks, usual = (F.normalize(rows, dim=-1, eps=_NORM_EPS) for rows in (features, mean))
+    return (1.0 - (looks * usual).sum(dim=-1)).softmax(dim=1)
 
 
 def exact_float32() -> None:

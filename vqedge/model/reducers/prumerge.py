@@ -22,6 +22,7 @@ from vqedge.model.reducers.common import (
 )
 from vqedge.model.reducers.protocol import Reduced
 from vqedge.model.reducers.pruning import spread_priority
+from vqedge.model.vit import attention_from_features
 
 NEIGHBOURS = 32
 
@@ -123,16 +124,6 @@ def _with_leftover(
     alone = pruned & has_row & (near.sum(dim=1) == 0)
     row = torch.where(pruned, found.rows, row_of_patch)
     return torch.where(alone, cut.first + cut.quota - 1, row), pruned & has_row
-
-
-def attention_from_features(features: Tensor) -> Tensor:
-    """A stand-in for CLS attention where there is none, float32 `[T, n]`, each frame's sum 1.
-
-    Softmax, over a frame, of how unlike a patch is to its frame's mean: what stands out.
-    """
-    looks = unit(features)
-    unlike = 1.0 - (looks * unit(features.mean(dim=1, keepdim=True))).sum(dim=-1)
-    return unlike.softmax(dim=1)
 
 
 def outliers(attention: Tensor) -> Tensor:

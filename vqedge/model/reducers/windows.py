@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vqedge.model.reducers.common import counted, flat, means, one_hot, unit
 from vqedge.model.reducers.protocol import DROPPED, Reduced
-from vqedge.model.reducers.prumerge import attention_from_features
+from vqedge.model.vit import attention_from_features
 
 KEY_PERCENT = 8
 _LEAST, _MOST, _STEPS = -8.0, 14.0, 14  # logarithms that the bound is searched between
