@@ -62,6 +62,7 @@ def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(installation, "_wheel_folders", lambda: iter(()))
     monkeypatch.setattr(installation, "_SYSTEM_ROOTS", (str(tmp_path / "nowhere"),))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
 
 
 def make_nvcc(home: Path, release: str = "12.6", before: str = "") -> Path:
@@ -99,10 +100,17 @@ def make_library(root: Path, number: int) -> Path:
 
 
 @pytest.fixture
-def tensorrt(tmp_path: Path) -> Path:
-    make_headers(tmp_path / "trt", 10)
-    make_library(tmp_path / "trt", 100300)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where TensorRT is looked for, with nothing in it."""
+    monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "trt"))
     return tmp_path / "trt"
+
+
+@pytest.fixture
+def tensorrt(root: Path) -> Path:
+    make_headers(root, 10)
+    make_library(root, 100300)
+    return root
 
 
 # ---- the compiler
@@ -162,51 +170,53 @@ def test_ptx_is_of_the_newest_architecture_and_never_of_a_turing() -> None:
 
 
 @pytest.mark.parametrize("text", [_PLAIN, _INDIRECT], ids=["plain", "indirect"])
-def test_headers_tell_their_version(tmp_path: Path, text: str) -> None:
-    include = make_headers(tmp_path, 10, 13, text)
-    assert find_headers(tmp_path) == include
+def test_headers_tell_their_version(root: Path, text: str) -> None:
+    include = make_headers(root, 10, 13, text)
+    assert find_headers() == include
     assert header_version(include) == "10.13.0.26"
 
 
 def test_headers_and_library_of_one_major(tensorrt: Path) -> None:
-    found = find_tensorrt(tensorrt)
-    assert (found.version, found.library_version) == ("10.3.0.26", "10.3.0")
+    found = find_tensorrt()
+    assert found.version == "10.3.0.26" and found.include.is_relative_to(tensorrt)
 
 
-def test_the_root_may_come_from_the_environment(
-    tensorrt: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TENSORRT_ROOT", str(tensorrt))
-    assert find_tensorrt().include.is_relative_to(tensorrt)
+def test_without_a_root_the_system_is_searched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    include = make_headers(root, 10)
+    monkeypatch.setattr(installation, "_SYSTEM_ROOTS", (str(root),))
+    monkeypatch.setenv("TENSORRT_ROOT", "")
+    assert find_headers() == include
 
 
-def test_no_headers_say_where_they_come_from(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("root")
+def test_no_headers_say_where_they_come_from() -> None:
     with pytest.raises(BackendUnavailable, match=r"NvInfer\.h.*Fix: apt-get.*TENSORRT_ROOT"):
-        find_tensorrt(tmp_path)
+        find_tensorrt()
 
 
-def test_no_library_says_what_to_install(tmp_path: Path) -> None:
-    make_headers(tmp_path, 10)
+def test_no_library_says_what_to_install(root: Path) -> None:
+    make_headers(root, 10)
     with pytest.raises(BackendUnavailable, match=r"no libnvinfer\.so.*Fix: apt-get"):
-        find_tensorrt(tmp_path)
+        find_tensorrt()
 
 
 @pytest.mark.parametrize(("number", "said"), [(110100, "11.1.0"), (8602, "8.6.2")])
-def test_different_majors_are_refused(tmp_path: Path, number: int, said: str) -> None:
-    make_headers(tmp_path, 10)
-    make_library(tmp_path, number)
+def test_different_majors_are_refused(root: Path, number: int, said: str) -> None:
+    make_headers(root, 10)
+    make_library(root, number)
     with pytest.raises(BackendUnavailable, match=rf"10\.3\.0\.26.* is {said}\. Fix:"):
-        find_tensorrt(tmp_path)
+        find_tensorrt()
 
 
+@pytest.mark.usefixtures("tensorrt")
 def test_headers_are_compared_with_what_python_loads(
-    tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wheel of another major beside packages whose headers and library agree."""
     wheel = make_library(tmp_path / "wheel", 110100).parent
     monkeypatch.setattr(installation, "_wheel_folders", lambda: iter([wheel]))
     with pytest.raises(BackendUnavailable, match=rf"10\.3\.0\.26.*{wheel}.* is 11\.1\.0\. Fix:"):
-        find_tensorrt(tensorrt)
+        find_tensorrt()
 
 
 def test_tensorrt_8_is_too_old(tmp_path: Path) -> None:
@@ -220,12 +230,12 @@ def test_headers_without_a_version_are_refused(tmp_path: Path, text: str) -> Non
         header_version(make_headers(tmp_path, 10, text=text))
 
 
-def test_a_library_that_is_none_is_named(tmp_path: Path) -> None:
-    make_headers(tmp_path, 10)
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "libnvinfer.so.10").write_text("no library")
+def test_a_library_that_is_none_is_named(root: Path) -> None:
+    make_headers(root, 10)
+    (root / "lib").mkdir()
+    (root / "lib" / "libnvinfer.so.10").write_text("no library")
     with pytest.raises(BackendUnavailable, match=r"libnvinfer\.so\.10 cannot be loaded.*Fix:"):
-        find_tensorrt(tmp_path)
+        find_tensorrt()
 
 
 def test_wheels_are_found_without_being_imported(
@@ -247,11 +257,12 @@ def test_wheels_are_found_without_being_imported(
 # ---- building
 
 
-def test_the_plugin_is_built_once(calls: Path, tensorrt: Path, tmp_path: Path) -> None:
-    first = plugin_library([87], tensorrt, tmp_path / "cache")
+@pytest.mark.usefixtures("tensorrt")
+def test_the_plugin_is_built_once(calls: Path) -> None:
+    first = plugin_library([87])
     assert first.read_text() == "library\n"
     assert first.parent.name.startswith("10.3.0.26-sm87-")
-    assert plugin_library([87], tensorrt, tmp_path / "cache") == first
+    assert plugin_library([87]) == first
     (command,) = calls.read_text().splitlines()
     for part in ("sm_87", "nearest_codebook.cu", "nearest_codebook_plugin.cpp", "--shared"):
         assert part in command
@@ -259,53 +270,53 @@ def test_the_plugin_is_built_once(calls: Path, tensorrt: Path, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("calls")
-def test_the_kernel_alone_needs_no_tensorrt(tmp_path: Path) -> None:
-    assert kernel_library([80, 90], tmp_path).parent.name.startswith("kernel-sm80-90-")
+def test_the_kernel_alone_needs_no_tensorrt() -> None:
+    assert kernel_library([80, 90]).parent.name.startswith("kernel-sm80-90-")
 
 
+@pytest.mark.usefixtures("calls", "tensorrt")
 def test_another_version_of_anything_is_another_library(
-    calls: Path, tensorrt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache"
-    libraries = [plugin_library([87], tensorrt, cache), plugin_library([90], tensorrt, cache)]
+    libraries = [plugin_library([87]), plugin_library([90])]
     make_nvcc(tmp_path / "newer", "13.0")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "newer"))
-    libraries.append(plugin_library([87], tensorrt, cache))
+    libraries.append(plugin_library([87]))
     make_headers(tmp_path / "other", 10, 7)
     make_library(tmp_path / "other", 100700)
-    libraries.append(plugin_library([87], tmp_path / "other", cache))
+    monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "other"))
+    libraries.append(plugin_library([87]))
     monkeypatch.setattr(plugin_build, "_FLAGS", (*plugin_build._FLAGS, "-lineinfo"))
-    libraries.append(plugin_library([87], tensorrt, cache))
+    libraries.append(plugin_library([87]))
     assert len(set(libraries)) == 5
 
 
 @pytest.mark.parametrize("sms", [[120], [70], [87, 120]])
 @pytest.mark.usefixtures("calls")
-def test_an_architecture_that_nvcc_does_not_know_is_refused(tmp_path: Path, sms: list[int]) -> None:
+def test_an_architecture_that_nvcc_does_not_know_is_refused(sms: list[int]) -> None:
     with pytest.raises(BackendUnavailable, match=r"nvcc 12\.6\.85.*cannot.*sm_(120|70).*Fix:"):
-        kernel_library(sms, tmp_path)
+        kernel_library(sms)
 
 
 @pytest.mark.parametrize(("driver", "fits"), [((12, 2), True), ((13, 0), True), ((11, 8), False)])
 def test_a_driver_runs_what_a_compiler_of_its_major_or_an_earlier_one_makes(
-    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: Any, fits: bool
+    calls: Path, monkeypatch: pytest.MonkeyPatch, driver: Any, fits: bool
 ) -> None:
     """The compiler is of 12.6; what a later major makes fails in every run of the plugin."""
     monkeypatch.setattr(cuda_toolkit, "Cuda", lambda: SimpleNamespace(driver_version=driver))
     if fits:
-        assert kernel_library([87], tmp_path).is_file()
+        assert kernel_library([87]).is_file()
         return
     told = r"driver runs CUDA 11\.8, nvcc 12\.6\.85.*Fix: update.*CUDA_HOME to a toolkit of CUDA 11"
     with pytest.raises(BackendUnavailable, match=told):
-        kernel_library([87], tmp_path)
+        kernel_library([87])
     assert not calls.exists(), "refused before anything is compiled"
 
 
-@pytest.mark.usefixtures("calls")
+@pytest.mark.usefixtures("calls", "tensorrt")
 def test_an_old_driver_leaves_the_plugin_out(
-    tensorrt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("TENSORRT_ROOT", str(tensorrt))
     monkeypatch.setattr(cuda_toolkit, "Cuda", lambda: SimpleNamespace(driver_version=(11, 8)))
     assert plugin_from_text("auto", [87]) is None
     assert "the graph's own function instead of the plugin: the GPU's driver" in caplog.text
@@ -317,7 +328,7 @@ def test_a_failed_compilation_shows_its_end_and_leaves_nothing(
     make_nvcc(tmp_path / "cuda", before='echo "no host compiler"; exit 1')
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     with pytest.raises(ExportError, match=r"(?s)no host compiler.*Fix:"):
-        kernel_library([80], tmp_path / "cache")
+        kernel_library([80])
     left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert left == ["lock"]
 
@@ -326,7 +337,7 @@ def test_a_failed_compilation_shows_its_end_and_leaves_nothing(
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(VqedgeError, match=r"cache.*Fix: set VQEDGE_CACHE"):
-        kernel_library([80], tmp_path / "cache")
+        kernel_library([80])
 
 
 @pytest.mark.slow
@@ -347,7 +358,9 @@ def test_the_real_compiler_builds_the_plugin(
     (root / "include").symlink_to(include)
     major, minor, *_ = header_version(Path(include)).split(".")
     make_library(root, int(major) * 10_000 + int(minor) * 100)
-    library = plugin_library([sm], root, tmp_path / "cache")
+    monkeypatch.setenv("TENSORRT_ROOT", str(root))
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    library = plugin_library([sm])
     listing = subprocess.run(
         ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
     )

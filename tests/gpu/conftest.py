@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ _TABLE = pytest.StashKey[Table]()
 
 
 @pytest.fixture(scope="session")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
-    """Built anew each session, so that the sources in this tree are what is tested."""
+def kernel() -> Kernel:
+    """Built anew each session, whose cache is empty."""
     if torch.version.cuda is None:
         index = "VQEDGE_TORCH_INDEX=URL, the one that pytorch.org gives for this CUDA,"
         pytest.skip(
@@ -26,9 +25,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
         )
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no NVIDIA GPU")
-    cache: Path = tmp_path_factory.mktemp("kernel")
     try:
-        return Kernel(kernel_library(cache=cache))
+        return Kernel(kernel_library())
     except BackendUnavailable as error:
         pytest.skip(str(error))
 

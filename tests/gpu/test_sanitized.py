@@ -20,11 +20,11 @@ SCRIPT = Path(__file__).with_name("sanitized_kernel.py")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library() -> Path:
     """The kernel, compiled for the GPU here."""
     try:
         Cuda()
-        return kernel_library(cache=tmp_path_factory.mktemp("sanitized"))
+        return kernel_library()
     except BackendUnavailable as error:
         pytest.skip(str(error))
 

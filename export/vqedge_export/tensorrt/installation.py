@@ -24,44 +24,41 @@ _VERSION_PARTS = ("MAJOR", "MINOR", "PATCH", "BUILD")
 
 @dataclass(frozen=True)
 class TensorRT:
-    """Headers, and the library they were checked against."""
+    """Headers of a TensorRT whose library is here, too."""
 
     include: Path
-    version: str  # the headers': "10.3.0.26"
-    library: Path
-    library_version: str  # "10.3.0"
+    version: str  # "10.3.0.26"
 
 
-def find_tensorrt(root: Path | None = None) -> TensorRT:
+def find_tensorrt() -> TensorRT:
     """Headers and library of one major version.
 
-    Args:
-        root: an unpacked tarball or an install prefix; without it, `TENSORRT_ROOT`, else the places
-            where Debian packages and containers put it.
+    They are looked for in `TENSORRT_ROOT`, an unpacked tarball or an install prefix; if that is not
+    set, where Debian packages and containers put them.
 
     Raises:
         BackendUnavailable: headers or library are missing, too old, or of different majors.
     """
-    include = find_headers(root)
+    include = find_headers()
     version = header_version(include)
-    library = _find_library(include, root)
-    found = library_version(library)
+    library = _find_library(include)
+    found = _library_version(library)
     if found.split(".")[0] != version.split(".")[0]:
         raise BackendUnavailable(
             f"the headers in {include} are TensorRT {version}, the library {library} is {found}. "
             f"Fix: install the headers of {found} (apt-get install libnvinfer-headers-dev), or "
             f"unpack NVIDIA's tarball of it and set {ROOT_VARIABLE}"
         )
-    return TensorRT(include, version, library, found)
+    return TensorRT(include, version)
 
 
-def find_headers(root: Path | None = None) -> Path:
-    """The folder of `NvInfer.h`. For `root`, see `find_tensorrt`.
+def find_headers() -> Path:
+    """The folder of `NvInfer.h`, see `find_tensorrt`.
 
     Raises:
         BackendUnavailable: no such folder.
     """
-    searched = list(_include_folders(root))
+    searched = list(_include_folders())
     for folder in searched:
         if (folder / "NvInfer.h").is_file():
             return folder
@@ -96,12 +93,8 @@ def header_version(include: Path) -> str:
     return ".".join(parts)
 
 
-def library_version(library: Path) -> str:
-    """What libnvinfer itself says, three numbers.
-
-    Raises:
-        BackendUnavailable: it cannot be loaded.
-    """
+def _library_version(library: Path) -> str:
+    """What libnvinfer itself says, three numbers."""
     try:
         number = int(ctypes.CDLL(str(library)).getInferLibVersion())
     except (OSError, AttributeError) as error:
@@ -124,22 +117,21 @@ def _resolved(defined: dict[str, str], name: str) -> str:
     return ""
 
 
-def _roots(root: Path | None) -> tuple[Path, ...]:
-    if root is None and (configured := os.environ.get(ROOT_VARIABLE)):
-        root = Path(configured)
-    return (root,) if root else tuple(Path(name) for name in _SYSTEM_ROOTS)
+def _roots() -> list[Path]:
+    configured = os.environ.get(ROOT_VARIABLE)
+    return [Path(name) for name in ([configured] if configured else _SYSTEM_ROOTS)]
 
 
-def _include_folders(root: Path | None) -> Iterator[Path]:
-    for prefix in _roots(root):
+def _include_folders() -> Iterator[Path]:
+    for prefix in _roots():
         yield prefix / "include"
         for triple in _TRIPLES:
             yield prefix / "include" / triple
 
 
-def _find_library(include: Path, root: Path | None) -> Path:
+def _find_library(include: Path) -> Path:
     """The newest libnvinfer of the wheels, which `import tensorrt` prefers, else of the system."""
-    folders = list(dict.fromkeys([*_wheel_folders(), *_library_folders(root)]))
+    folders = list(dict.fromkeys([*_wheel_folders(), *_library_folders()]))
     for folder in folders:
         if found := sorted(folder.glob("libnvinfer.so.*"), key=_by_version):
             return found[-1]
@@ -149,8 +141,8 @@ def _find_library(include: Path, root: Path | None) -> Path:
     )
 
 
-def _library_folders(root: Path | None) -> Iterator[Path]:
-    for prefix in _roots(root):
+def _library_folders() -> Iterator[Path]:
+    for prefix in _roots():
         for triple in _TRIPLES:
             yield prefix / "lib" / triple
         yield prefix / "lib"

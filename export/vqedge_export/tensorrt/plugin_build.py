@@ -73,19 +73,13 @@ class _Job:
     tensorrt: str = ""
 
 
-def plugin_library(
-    sms: Sequence[int] | None = None,
-    tensorrt_root: Path | None = None,
-    cache: Path | None = None,
-) -> Path:
+def plugin_library(sms: Sequence[int] | None = None) -> Path:
     """The TensorRT plugin, compiled now if the cache has none for these versions.
 
     Load it with `IPluginRegistry.load_library` (Python: `get_plugin_registry().load_library(str)`).
 
     Args:
         sms: compute capabilities to compile for, 87 for 8.7; without them, this machine's GPU.
-        tensorrt_root: see `vqedge_export.tensorrt.installation.find_tensorrt`.
-        cache: folder to use instead of `vqedge.files.cache_root()`.
 
     Raises:
         BackendUnavailable: no compiler, no TensorRT headers or library, majors that differ, a
@@ -93,19 +87,17 @@ def plugin_library(
             compiler does not know.
         ExportError: the compiler fails, or the cache cannot be written.
     """
-    tensorrt, nvcc, wanted = plugin_tools(sms, tensorrt_root)
+    tensorrt, nvcc, wanted = plugin_tools(sms)
     job = _Job(PLUGIN_LIBRARY, PLUGIN_SOURCES, nvcc, wanted, tensorrt.include, tensorrt.version)
-    return _cached(job, cache or cache_root())
+    return _cached(job)
 
 
-def plugin_tools(
-    sms: Sequence[int] | None = None, tensorrt_root: Path | None = None
-) -> tuple[TensorRT, Nvcc, tuple[int, ...]]:
+def plugin_tools(sms: Sequence[int] | None = None) -> tuple[TensorRT, Nvcc, tuple[int, ...]]:
     """What the plugin is compiled with, and for which GPUs; nothing is compiled.
 
     For arguments and errors, see `plugin_library`.
     """
-    return (find_tensorrt(tensorrt_root), *_compiler_for(sms))
+    return (find_tensorrt(), *_compiler_for(sms))
 
 
 def plugin_from_text(
@@ -140,10 +132,10 @@ def _portable_sms() -> list[int]:
     return [sm for sm in find_nvcc().sms if sm >= _MIN_PTX_SM]
 
 
-def kernel_library(sms: Sequence[int] | None = None, cache: Path | None = None) -> Path:
+def kernel_library(sms: Sequence[int] | None = None) -> Path:
     """The kernel and its C entry, without TensorRT. Arguments and errors: `plugin_library`."""
     nvcc, wanted = _compiler_for(sms)
-    return _cached(_Job(KERNEL_LIBRARY, KERNEL_SOURCES, nvcc, wanted), cache or cache_root())
+    return _cached(_Job(KERNEL_LIBRARY, KERNEL_SOURCES, nvcc, wanted))
 
 
 def architecture_flags(sms: Sequence[int]) -> list[str]:
@@ -173,10 +165,10 @@ def _compiler_for(sms: Sequence[int] | None) -> tuple[Nvcc, tuple[int, ...]]:
     return nvcc, wanted
 
 
-def _cached(job: _Job, cache: Path) -> Path:
+def _cached(job: _Job) -> Path:
     with as_file(files(__package__) / "plugin") as sources:
         flags = _flags(job)
-        folder = cache / "plugins" / _key(job, sources, flags)
+        folder = cache_root() / "plugins" / _key(job, sources, flags)
         target = folder / job.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
