@@ -36,7 +36,7 @@ def model_config_of(folder: Path) -> ModelConfig:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; is this a folder from `vqedge train`?")
     try:
-        return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+        return ModelConfig.model_validate_json((folder / CONFIG).read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{folder / CONFIG}: {first_fault(error)}") from error
 
@@ -46,5 +46,5 @@ def steps_of(folder: Path) -> int | None:
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return int(metrics["step"]) + int(metrics.get("steps_before", 0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None

@@ -215,7 +215,7 @@ def report_from_file(path: Path) -> ParityReport | None:
     if not path.is_file():
         return None
     try:
-        return ParityReport.model_validate_json(path.read_text(encoding="utf-8"))
+        return ParityReport.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CheckpointError(
             f"{path}: not a parity report ({error.error_count()} faults)"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig, QuantizerConfig
@@ -289,3 +290,9 @@ def test_a_clip_that_cannot_be_read_is_one_line(
 
 def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     assert shard_rows(tmp_path / "none.safetensors") == 0
+
+
+@pytest.mark.parametrize("tensors", [{}, {"codes": torch.tensor(1)}])
+def test_a_file_without_rows_holds_nothing(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert shard_rows(tmp_path / "a.safetensors") == 0

@@ -12,7 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 from safetensors.numpy import save_file
+from tiny_bundle import write_bundle
 
+from vqedge.bundle import rewritten
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import BundleError, CheckpointError
 
@@ -87,3 +89,23 @@ def test_safetensors(tmp_path: Path) -> None:
     path.write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         facts_of(path)
+
+
+NOT_JSON = {"cut off": b"{", "not UTF-8": b'{"a": "\xff"}', "deep": b"[" * 100_000}
+
+
+@pytest.mark.parametrize("kind", NOT_JSON)
+def test_a_parity_report_that_is_not_json(tmp_path: Path, kind: str) -> None:
+    bundle = write_bundle(tmp_path / "tiny.vqedge")
+    rewritten(bundle, {"parity.json": NOT_JSON[kind]})
+    with pytest.raises(BundleError, match=f"^{bundle.root / 'parity.json'}: not JSON"):
+        facts_of(bundle.root)
+
+
+@pytest.mark.parametrize("kind", NOT_JSON)
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_file_of_a_checkpoint_that_is_not_json(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(NOT_JSON[kind])
+    with pytest.raises(CheckpointError, match=f"^{tmp_path / name}: not JSON"):
+        facts_of(tmp_path)

@@ -575,6 +575,16 @@ def test_a_save_that_a_crash_cut_off_is_named_with_what_is_left(
         run(config_for(whole), resume=True)
 
 
+@pytest.mark.parametrize("name", [STATE, LESSON])
+@pytest.mark.parametrize("told", [None, {"format": "pt"}, {"step": "", "lesson": "naming"}])
+def test_a_save_that_does_not_say_how_far_it_is(
+    whole: Path, name: str, told: dict[str, str] | None
+) -> None:
+    save_file({}, whole / name, told)
+    with pytest.raises(CheckpointError, match=f"{name}: damaged .*does not say how far"):
+        run(config_for(whole), resume=True)
+
+
 def test_gradients_accumulate_to_the_whole_step(tmp_path: Path) -> None:
     """Two parts of a clip each give the step of both, however long the answers of each are."""
     optim = OptimConfig(steps=1, clips_per_step=2, warmup_steps=1, naming_steps=0)
@@ -1019,6 +1029,18 @@ def test_a_configuration_of_another_version_is_refused(whole: Path) -> None:
         open_checkpoint(whole)
 
 
+def test_a_configuration_that_is_not_utf_8(whole: Path) -> None:
+    (whole / "config.json").write_bytes(b'{"\xff": 1}')
+    with pytest.raises(CheckpointError, match=r"config\.json: Invalid JSON"):
+        open_checkpoint(whole)
+
+
+def test_metrics_of_no_step_are_of_unknown_steps(whole: Path) -> None:
+    for text in ("{", "[]", "{}", '{"step": null}', '{"step": 1e999}', '{"step": NaN}'):
+        (whole / METRICS).write_text(text)
+        assert steps_of(whole) is None, text
+
+
 # ---- the configuration
 
 
@@ -1072,6 +1094,7 @@ FAULTS = {
     "optim.learning_rate: Input should be a finite number": ["optim.learning_rate=.inf"],
     "weight: Input should be a finite number": ["data.sources=[{kind: world, weight: .inf}]"],
     "an override reads key.sub=value": ["optim.steps"],
+    "day ": ["output=2026-02-30"],
     "precision: Input should be 'fp32' or 'bf16'": ["precision=int4"],
     "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
     "'2' is not one of 1, counted from 0": [
@@ -1132,7 +1155,9 @@ def test_budgets_that_no_step_draws_are_no_fault(recipe: Path) -> None:
     assert config.budgets == (config.model.quantizer.default_budget,)
 
 
-@pytest.mark.parametrize("text", ["optim: {steps: [", "- just\n- a list\n", "just words", "\xff"])
+@pytest.mark.parametrize(
+    "text", ["optim: {steps: [", "- just\n- a list\n", "just words", "\xff", "output: 2026-02-30"]
+)
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(text.encode("latin-1"))

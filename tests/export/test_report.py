@@ -182,10 +182,10 @@ def test_clips_are_too_few_where_a_loss_on_all_of_them_would_pass(clips: int, fe
     assert answers.too_few == few == (lost >= LEAST_CHANCE_OF_LOSS)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"encoder_sha256": 1}', "[]"])
-def test_a_file_that_is_no_report(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"encoder_sha256": 1}', b"[]", b'{"\xff": 1}'])
+def test_a_file_that_is_no_report(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "parity.json"
-    path.write_text(text)
+    path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a parity report"):
         report_from_file(path)
 

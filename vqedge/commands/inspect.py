@@ -12,7 +12,7 @@ from typing import Any
 from vqedge.bundle import EngineRecord, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
-from vqedge.errors import BundleError, CheckpointError, first_line
+from vqedge.errors import BundleError, CheckpointError, VqedgeError, first_line
 from vqedge_runtime.vqt import Segment, is_vqt, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
@@ -53,21 +53,25 @@ def _bundle_facts(path: Path) -> dict[str, Any]:
     bundle = open_bundle(path)
     facts: dict[str, Any] = bundle.manifest.model_dump(mode="json")
     parity = path / "parity.json"
-    return facts | {"parity": json.loads(parity.read_text()) if parity.is_file() else None}
+    return facts | {"parity": _json_of(parity, BundleError) if parity.is_file() else None}
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
     names = ("config.json", "metrics.json")
-    try:
-        facts = {
-            name.removesuffix(".json"): json.loads((path / name).read_text())
-            for name in names
-            if (path / name).is_file()
-        }
-    except ValueError as error:
-        raise CheckpointError(f"{path}: a file is not JSON ({error})") from error
+    facts = {
+        name.removesuffix(".json"): _json_of(path / name, CheckpointError)
+        for name in names
+        if (path / name).is_file()
+    }
     sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
     return facts | {"files": sizes}
+
+
+def _json_of(path: Path, fault: type[VqedgeError]) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise fault(f"{path}: not JSON ({error}); make it again or copy it again") from error
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:

@@ -161,8 +161,9 @@ def shard_rows(path: Path) -> int:
         return 0
     try:
         with safe_open(path, framework="pt") as file:
-            name = next(iter(file.keys()))
-            return int(file.get_slice(name).get_shape()[0])
+            name = next(iter(file.keys()), None)
+            shape = file.get_slice(name).get_shape() if name else []
+            return int(shape[0]) if shape else 0
     except SafetensorError:
         return 0
 

@@ -155,9 +155,12 @@ class RunFolder:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                info: dict[str, str] = file.metadata()
+                info: dict[str, str] = file.metadata() or {}
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged ({error}); {self._instead_of(name)}") from error
+        if not info.get("step", "").isdecimal() or (name == LESSON and "lesson" not in info):
+            told = "it does not say how far the run is"
+            raise CheckpointError(f"{path}: damaged ({told}); {self._instead_of(name)}")
         # what an earlier version did not write down cannot differ
         if any(info.get(key, value) != value for key, value in self._identity().items()):
             raise CheckpointError(
