@@ -2,8 +2,9 @@
 
 An engine of the bundle that may run here is a candidate as any other. The file `backends.json` in
 the cache remembers, by what each backend would run, processor, cores, library and driver versions,
-how long each took for a clip. Remove it to measure again; where the fastest no longer runs,
-that is done by itself.
+how long each took for a clip. Remove it to measure again; that is done by itself where one failed,
+as it does on a GPU that is taken, until it has failed three times. Where the fastest does not open,
+the next one is taken, for this time.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
@@ -35,21 +37,36 @@ _ROUNDS = 5
 _MOST_S = 2.0  # of a backend's clips
 _GPU_FILES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu")  # the latter of a Jetson
 _KEPT = 64  # machines and bundles that the file remembers
+_MOST_FAILURES = 3  # of a backend, in a row
+
+_Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+_Count = Annotated[int, Field(ge=1, strict=True)]
 
 logger = logging.getLogger(__name__)
 
 
 class Measured(BaseModel):
-    """Milliseconds a clip by backend; those that could not run are missing."""
+    """Milliseconds a clip by backend, and how many times in a row the others have failed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    clip_ms: dict[str, float]
+    clip_ms: dict[str, _Milliseconds]
+    failed: dict[str, _Count] = {}
 
     @property
     def fastest(self) -> str:
         """The backend to take."""
-        return min(self.clip_ms, key=lambda name: self.clip_ms[name])
+        return self.by_speed[0]
+
+    @property
+    def by_speed(self) -> list[str]:
+        """Backends that ran, the fastest first."""
+        return sorted(self.clip_ms, key=lambda name: self.clip_ms[name])
+
+    @property
+    def settled(self) -> bool:
+        """Whether no backend that failed is to be tried again."""
+        return all(times >= _MOST_FAILURES for times in self.failed.values())
 
 
 class _Memory(BaseModel):
@@ -59,17 +76,15 @@ class _Memory(BaseModel):
 
 
 class ChosenEncoder:
-    """A backend that says it was chosen, and against how many."""
+    """A backend that says why it was chosen."""
 
-    def __init__(self, encoder: Encoder, candidates: int) -> None:
-        self._encoder, self._candidates = encoder, candidates
+    def __init__(self, encoder: Encoder, why: str) -> None:
+        self._encoder, self._why = encoder, why
 
     @property
     def name(self) -> str:
         """What runs where, and why."""
-        if self._candidates == 1:
-            return f"{self._encoder.name} (auto: the only one here)"
-        return f"{self._encoder.name} (auto: fastest of {self._candidates} here)"
+        return f"{self._encoder.name} (auto: {self._why})"
 
     def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         """As the backend does."""
@@ -88,19 +103,28 @@ def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
     """
     files = candidates(bundle)
     if len(files) == 1:
-        return ChosenEncoder(ENCODERS[next(iter(files))].open(bundle, threads), 1)
-    measured = _remembered(bundle, threads, files)
-    if measured is not None:
+        encoder = ENCODERS[next(iter(files))].open(bundle, threads)
+        return ChosenEncoder(encoder, "the only one here")
+    known = _remembered(bundle, threads, files)
+    opened = _opened(known, bundle, threads) if known is not None and known.settled else None
+    if opened is None:
+        opened = _opened(_measured_now(bundle, threads, files, known), bundle, threads)
+    if opened is None:
+        raise BackendUnavailable(f"no encoder backend opens here: {', '.join(files)}")
+    return opened
+
+
+def _opened(measured: Measured, bundle: Bundle, threads: int | None) -> Encoder | None:
+    """The fastest that opens: a library may be gone since, or a GPU taken for now."""
+    why = [f"fastest of {len(measured.clip_ms) + len(measured.failed)} here"]
+    why += [f"{name} failed when measured" for name in measured.failed]
+    for name in measured.by_speed:
         try:
-            return _opened(measured, bundle, threads)
-        except Exception as error:  # a driver or a library went away since
-            logger.warning("%s does not run any more: %s", measured.fastest, error)
-    return _opened(_measured_now(bundle, threads, files), bundle, threads)
-
-
-def _opened(measured: Measured, bundle: Bundle, threads: int | None) -> Encoder:
-    encoder = ENCODERS[measured.fastest].open(bundle, threads)
-    return ChosenEncoder(encoder, len(measured.clip_ms))
+            return ChosenEncoder(ENCODERS[name].open(bundle, threads), "; ".join(why))
+        except Exception as error:  # whatever a library raises
+            logger.warning("%s does not open: %s", name, error)
+            why.append(f"{name} does not open")
+    return None
 
 
 def candidates(bundle: Bundle) -> dict[str, str]:
@@ -139,22 +163,26 @@ def remembered(bundle: Bundle, threads: int | None = None) -> Measured | None:
 
 def _remembered(bundle: Bundle, threads: int | None, files: dict[str, str]) -> Measured | None:
     found = _memory().machines.get(_key(bundle, threads, files))
-    usable = found and found.clip_ms and found.clip_ms.keys() <= files.keys()
+    usable = found and found.clip_ms and found.clip_ms.keys() | found.failed.keys() == files.keys()
     return found if usable else None
 
 
-def _measured_now(bundle: Bundle, threads: int | None, files: dict[str, str]) -> Measured:
-    logger.warning("measuring %s on this machine, once", ", ".join(files))
-    clip_ms, why = {}, ""
+def _measured_now(
+    bundle: Bundle, threads: int | None, files: dict[str, str], known: Measured | None
+) -> Measured:
+    before, times = (known.failed, "again") if known else ({}, "once")
+    logger.warning("measuring %s on this machine, %s", ", ".join(files), times)
+    clip_ms, failed, why = {}, {}, ""
     for name in files:
         try:
             clip_ms[name] = clip_ms_of(name, bundle, threads)
         except Exception as error:  # whatever a library raises costs its own place only
             logger.warning("%s does not run: %s", name, error)
+            failed[name] = before.get(name, 0) + 1
             why = f"{name}: {error}"
     if not clip_ms:
         raise BackendUnavailable(f"no encoder backend runs here; {why}")
-    measured = Measured(clip_ms=clip_ms)
+    measured = Measured(clip_ms=clip_ms, failed=failed)
     _remember(_key(bundle, threads, files), measured)
     return measured
 
