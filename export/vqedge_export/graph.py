@@ -19,6 +19,7 @@ from vqedge.base.backbones import BACKBONES
 from vqedge.base.tensors import Array, Arrays, TensorFile
 from vqedge.config import BackboneSource, ModelConfig
 from vqedge.errors import CheckpointError, ExportError
+from vqedge.files import replacing
 from vqedge.reducers import reducer_of
 from vqedge.sampling import DEFAULT_RULE, FrameRule
 
@@ -196,7 +197,7 @@ class BaseArrays(Mapping[str, Array]):
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model with deterministic bytes.
+    """Write a model with deterministic bytes, whole or not at all.
 
     Raises:
         ExportError: it is larger than such a file may be.
@@ -206,7 +207,8 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
             f"{path.name}: more than the 2 GiB that one ONNX file can hold; import a smaller "
             "backbone, or an earlier --block of it"
         )
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _refer(tensor: TensorProto, location: str) -> None:

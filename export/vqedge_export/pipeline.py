@@ -13,7 +13,7 @@ from vqedge.bundle import Bundle, EngineRecord, bundle_writer
 from vqedge.checkpoint import GRAPH, PARITY
 from vqedge.config import ModelConfig
 from vqedge.errors import UsageError
-from vqedge.files import file_sha256
+from vqedge.files import file_sha256, replacing
 from vqedge.model.checkpoint import Checkpoint, open_checkpoint
 from vqedge.model.llm import tokenizer_from_gguf
 from vqedge_export.assemble import (
@@ -214,4 +214,5 @@ def _variants(folder: Path, config: ModelConfig) -> dict[str, MeasuredVariant]:
 
 def _record(checkpoint: Path, graph: onnx.ModelProto, report: ParityReport) -> None:
     save_model(graph, checkpoint / GRAPH)
-    (checkpoint / PARITY).write_text(report.to_json(), encoding="utf-8")
+    with replacing(checkpoint / PARITY) as temporary:
+        temporary.write_text(report.to_json(), encoding="utf-8")

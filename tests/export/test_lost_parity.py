@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from tiny_bundle import tiny_facts, write_bundle
@@ -16,6 +18,7 @@ from tiny_export import config_of
 from tiny_model import tiny_llm, tiny_tokenizer
 from tiny_report import parity_report
 
+from vqedge.checkpoint import GRAPH, PARITY
 from vqedge.errors import BundleError, ConfigError, ExportError, ParityError, UsageError
 from vqedge_export import pipeline
 from vqedge_export.parity import llm_parity
@@ -142,6 +145,28 @@ def test_a_bundle_that_was_there_stays(made: list[str], tmp_path: Path) -> None:
     with pytest.raises(ParityError):
         export_bundle(tmp_path, there, None, overwrite=True)  # type: ignore[arg-type]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("full_after", [0, 1])
+def test_what_was_recorded_before_is_not_cut_off_by_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_after: int
+) -> None:
+    before = {tmp_path / name: f"good {name}".encode() for name in (GRAPH, PARITY)}
+    for path, content in before.items():
+        path.write_bytes(content)
+    flushed: list[Path] = []
+
+    def full(path: Path) -> None:
+        if len(flushed) == full_after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flushed.append(path)
+
+    monkeypatch.setattr("vqedge.files.flush", full)
+    with pytest.raises(OSError, match="No space"):
+        pipeline._record(tmp_path, onnx.ModelProto(), lost())
+    kept = list(before)[full_after:]
+    assert {path: path.read_bytes() for path in kept} == {path: before[path] for path in kept}
+    assert {path.name for path in tmp_path.iterdir()} == {GRAPH, PARITY}
 
 
 def test_parity_that_was_not_measured_is_not_recorded(tmp_path: Path) -> None:
