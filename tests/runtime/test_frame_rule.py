@@ -44,7 +44,6 @@ def test_frames_by_their_numbers(tmp_path: Path, name: str, frames: int) -> None
     path = write_video(tmp_path / name, times, codec, options=options, rate=RATES[name])
     clip = clip_from_path(path, frames, SIZE, rule=ENDS)
     assert numbers_in(clip.frames_thwc) == by_number(FRAMES, frames)
-    assert clip.distinct_frames == min(frames, FRAMES)
 
 
 def test_spans_have_ends_of_their_own(tmp_path: Path) -> None:

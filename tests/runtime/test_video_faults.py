@@ -157,7 +157,7 @@ def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "file:a.mp4", "a\nb.mp4", "\x1b[31mred.mp4", "x.m3u8", "*.jpg", "\udcff.mp4", "‮4pm.a",
     ):  # fmt: skip
         Path(name).write_bytes(film)
-        assert clip_from_path(Path(name), 8, 16).distinct_frames == 8
+        assert len(set(clip_from_path(Path(name), 8, 16).times_s)) == 8
         Path(name).write_bytes(b"broken")
         assert "is not a video" in fault(Path(name))
     assert fault(Path("a\nb.mp4")).startswith(r"a\nb.mp4: "), "the line break is not lost"
@@ -196,7 +196,7 @@ def test_truncated_files(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 8 // 10])
         clip = clip_from_path(path, 8, 32)
         numbers = numbers_in(clip.frames_thwc)
-        assert clip.distinct_frames == 8, name
+        assert len(set(numbers)) == 8, name
         assert numbers[-1] < 48
         assert clip.times_s == pytest.approx([n / 10 for n in numbers], abs=0.01)
     path = write_video(tmp_path / "b.mp4", times)
@@ -222,7 +222,7 @@ def test_damage_in_the_middle(tmp_path: Path) -> None:
         data[at] ^= 0xFF
     path.write_bytes(data)
     clip = clip_from_path(path, 8, 32)
-    assert clip.distinct_frames > 2
+    assert len(set(clip.times_s)) > 2
 
 
 @pytest.mark.parametrize("error", [IndexError(), av.error.InvalidDataError(1, "x")])

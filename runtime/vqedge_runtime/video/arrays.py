@@ -58,7 +58,6 @@ def clip_from_frames(
         start_s=float(times[0]) if known else 0.0,
         width=canvas.width,
         height=canvas.height,
-        distinct_frames=canvas.distinct,
         decode_ms=0.0,
         preprocess_ms=1000 * canvas.busy_s,
     )

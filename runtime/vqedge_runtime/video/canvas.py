@@ -45,7 +45,6 @@ class Canvas:
         frames_thwc: uint8 [T, size, size, 3] RGB.
         times_s: presentation time of each frame drawn so far.
         width, height: of the source as displayed, in pixels; 0 before the first frame.
-        distinct: how many different source frames were drawn.
         busy_s: wall time spent here, in seconds.
     """
 
@@ -54,7 +53,6 @@ class Canvas:
         self.frames_thwc: npt.NDArray[np.uint8] = np.zeros((frames, size, size, 3), np.uint8)
         self.times_s: list[float] = []
         self.width = self.height = 0
-        self.distinct = 0
         self.busy_s = 0.0
         self._size, self._filter = size, _FILTERS[resize]
         self._last: Shot | None = None
@@ -69,7 +67,6 @@ class Canvas:
             self.frames_thwc[at] = self.frames_thwc[at - 1]
         else:
             self.frames_thwc[at] = self._upright(shot.frame)
-            self.distinct += 1
         self._last = shot
         self.times_s.append(shot.time_s)
         self.busy_s += time.perf_counter() - began

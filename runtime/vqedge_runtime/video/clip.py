@@ -44,7 +44,6 @@ class Clip:
         start_s: start of that span.
         width: of the source as displayed, after rotation, in pixels.
         height: of the source as displayed, after rotation, in pixels.
-        distinct_frames: how many different source frames are among the T.
         decode_ms: wall time of reading and decoding, in milliseconds.
         preprocess_ms: wall time of resizing, rotation and colour conversion, in milliseconds.
     """
@@ -55,7 +54,6 @@ class Clip:
     start_s: float
     width: int
     height: int
-    distinct_frames: int
     decode_ms: float
     preprocess_ms: float
 
@@ -241,7 +239,6 @@ def _clip_from_shots(
         start_s=span[0],
         width=canvas.width,
         height=canvas.height,
-        distinct_frames=canvas.distinct,
         decode_ms=0.0,
         preprocess_ms=1000 * canvas.busy_s,
     )
