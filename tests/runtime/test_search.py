@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 from vqedge.errors import SearchError, VqtError
 from vqedge_runtime.search import Query, ask_folder, duplicates, novel, similar, space_of
 from vqedge_runtime.search import index as index_module
-from vqedge_runtime.search.bounds import basis_from_values, most_alike, split
+from vqedge_runtime.search.bounds import basis_from_blob, basis_from_values, most_alike, split
 from vqedge_runtime.search.index import codes_from_blobs
 from vqedge_runtime.search.measure import (
     Features,
@@ -134,6 +134,12 @@ def test_a_basis_is_orthonormal_whatever_it_is_made_from(shape: tuple[int, int])
         basis = basis_from_values(values).astype(np.float64)
         assert basis.shape == (shape[1], min(32, shape[1]))
         assert np.abs(basis.T @ basis - np.eye(basis.shape[1])).max() < 1e-6
+
+
+@pytest.mark.parametrize("directions", [4, 1 << 20])  # of the latter the products are terabytes
+def test_a_basis_of_another_number_of_directions_is_refused(directions: int) -> None:
+    with pytest.raises(ValueError, match=f"{directions} directions of 8 numbers"):
+        basis_from_blob(np.eye(8, directions, dtype="<f4").tobytes(), 8)
 
 
 # ---- answers

@@ -37,9 +37,12 @@ def basis_from_blob(blob: bytes, width: int) -> Floats:
     """A basis as it was stored, `[width, d]`.
 
     Raises:
-        ValueError: cut short, or not orthonormal: nothing would be a bound then.
+        ValueError: cut short, another number of directions than `basis_from_values` gives, or not
+            orthonormal: nothing would be a bound then.
     """
     basis: Floats = np.frombuffer(blob, "<f4").reshape(width, -1)
+    if basis.shape[1] != min(_DIRECTIONS, width):
+        raise ValueError(f"{basis.shape[1]} directions of {width} numbers")
     if not (np.abs(basis) <= 1 + _ORTHONORMAL).all():
         raise ValueError("directions longer than 1")
     if not np.allclose(basis.T @ basis, np.eye(basis.shape[1]), rtol=0, atol=_ORTHONORMAL):
