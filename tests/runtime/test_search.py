@@ -325,6 +325,10 @@ def without_a_table(path: Path) -> None:
     execute(path, "DROP TABLE codes")
 
 
+def with_a_trigger(path: Path) -> None:
+    execute(path, "CREATE TRIGGER more AFTER INSERT ON clips BEGIN DELETE FROM codes; END")
+
+
 def with_a_short_blob(path: Path) -> None:
     execute(path, "UPDATE codes SET numbers = x'00'")
 
@@ -355,7 +359,7 @@ def rewrite(path: Path, table: str, column: str, change: Callable[[bytes], bytes
     "damage",
     [
         *(overwritten, cut, flipped, of_the_future, of_the_past, without_a_table),
-        *(with_a_short_blob, with_weights_above_1, with_a_clip_of_no_file),
+        *(with_a_trigger, with_a_short_blob, with_weights_above_1, with_a_clip_of_no_file),
     ],
 )
 def test_a_damaged_index_is_made_again(

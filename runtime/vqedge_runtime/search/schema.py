@@ -42,7 +42,7 @@ CREATE TABLE postings (
 ) WITHOUT ROWID;
 CREATE INDEX postings_by_clip ON postings (clip);
 """
-_NAMES = {"files", "spaces", "clips", "codes", "postings"}
+_STATEMENTS = [statement.strip() for statement in _TABLES.split(";") if statement.strip()]
 
 
 class Damaged(Exception):
@@ -111,11 +111,11 @@ def _log_ahead(connection: sqlite3.Connection) -> None:
 def _make_tables(connection: sqlite3.Connection) -> None:
     with writing(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-        tables = {name for (name,) in names}
-        if version == 0 and not tables:
-            for statement in filter(str.strip, _TABLES.split(";")):
+        query = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"
+        there = {statement for (statement,) in connection.execute(query)}
+        if version == 0 and not there:
+            for statement in _STATEMENTS:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
-        elif version != VERSION or tables != _NAMES:
-            raise Damaged(f"version {version}, {len(tables)} tables")
+        elif version != VERSION or there != set(_STATEMENTS):  # a trigger could do anything
+            raise Damaged(f"version {version}, {len(there)} tables, indexes and triggers")
