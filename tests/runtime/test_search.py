@@ -244,6 +244,13 @@ def test_only_what_is_new_or_changed_is_read(folder: Path, made: bench.Made) -> 
     assert hits == ask_folder(folder, lambda index: similar(index, query, 1))[1]
 
 
+def test_a_file_of_a_far_year_is_read_as_others_are(folder: Path) -> None:
+    os.utime(folder / "000003.vqt", (0, 10_413_792_000))  # in 2300: more nanoseconds than 63 bits
+    assert [ask_folder(folder, lambda _: None)[0].read for _ in range(2)] == [CLIPS, 0]
+    os.utime(folder / "000003.vqt", (0, 10_413_792_001))
+    assert ask_folder(folder, lambda _: None)[0].read == 1
+
+
 def test_bases_are_made_anew_as_a_folder_grows(tmp_path: Path, made: bench.Made) -> None:
     for number, codes in enumerate(made.codes[:20]):
         write(tmp_path / f"{number:06d}.vqt", made.header, codes)

@@ -29,6 +29,7 @@ _BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
 _MOST_BYTES = 512 << 20  # that one file may add
 _SAMPLE = 512  # clips that a basis is made from
 _GROWTH = 4  # so many times more clips ask for a new one
+_MOST_NUMBER = (1 << 63) - 1  # that SQLite holds; a time of the year 2300 is more
 
 Stamp = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 
@@ -178,7 +179,8 @@ def _stamps(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
                     status = os.stat(path)
                 except OSError:
                     continue  # gone since
-                yield os.path.relpath(path, root), (status.st_size, status.st_mtime_ns)
+                changed_ns = status.st_mtime_ns & _MOST_NUMBER  # as different as before
+                yield os.path.relpath(path, root), (status.st_size, changed_ns)
 
 
 def _batches(items: Iterator[Read]) -> Iterator[list[Read]]:
