@@ -36,9 +36,9 @@ CLIPS = 8
 def lowered(full: onnx.ModelProto, precision: str, spec: EncoderRecord) -> onnx.ModelProto:
     """The encoder with its ViT in another precision."""
     if precision == "fp16":
-        return prepare(copied(full), "fp16", plugin=False)
+        return prepare(copied(full), "fp16")
     clips = generated_clips(spec, CALIBRATION_SEED, CALIBRATION_CLIPS)
-    return prepare(copied(full), "int8", plugin=False, channels=measured_channels(full, clips))
+    return prepare(copied(full), "int8", channels=measured_channels(full, clips))
 
 
 def clips_of(folder: str | None, spec: EncoderRecord) -> list[Frames]:

@@ -44,7 +44,7 @@ def whole(imported: Checkpoint) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def half(whole: onnx.ModelProto) -> onnx.ModelProto:
-    return prepare(copied(whole), "fp16", plugin=False)
+    return prepare(copied(whole), "fp16")
 
 
 def run(model: onnx.ModelProto, budget: int) -> dict[str, Any]:

@@ -97,9 +97,7 @@ def test_the_exported_graph_gives_the_same_ids(
     np.testing.assert_allclose(found["tokens"], wanted.tokens.numpy(), atol=1e-2)
     assert [n.op_type for n in int8_encoder(model).graph.node].count("MatMulInteger") == 6 * BLOCK
     require_half_range(model, [frames])
-    engine = prepare(
-        copied(model), "int8", plugin=False, channels=measured_channels(model, [frames])
-    )
+    engine = prepare(copied(model), "int8", channels=measured_channels(model, [frames]))
     told = [n.name for n in engine.graph.node if n.op_type == "DequantizeLinear"]
     assert len(told) == (4 + 6) * BLOCK, "inputs and weights of the layers of each block"
 

@@ -23,7 +23,7 @@ from vqedge_export.tensorrt import build
 from vqedge_export.tensorrt.build import Source
 from vqedge_export.tensorrt.calibration import require_half_range
 from vqedge_export.tensorrt.options import BuildOptions
-from vqedge_export.tensorrt.prepare import prepare
+from vqedge_export.tensorrt.prepare import prepare, settle_op
 from vqedge_export.tensorrt.region import vit_region
 
 Outputs = dict[str, np.ndarray]
@@ -55,12 +55,12 @@ def whole(model: bytes) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def full(whole: onnx.ModelProto) -> onnx.ModelProto:
-    return prepare(copied(whole), "fp32", plugin=False)
+    return prepare(copied(whole), "fp32")
 
 
 @pytest.fixture(scope="module")
 def half(whole: onnx.ModelProto) -> onnx.ModelProto:
-    return prepare(copied(whole), "fp16", plugin=False)
+    return prepare(copied(whole), "fp16")
 
 
 def test_the_prepared_graph_gives_the_same_bits(
@@ -75,7 +75,7 @@ def test_the_prepared_graph_gives_the_same_bits(
 
 
 def test_the_original_is_left_alone(whole: onnx.ModelProto, model: bytes) -> None:
-    prepare(copied(whole), "fp16", plugin=True)
+    prepare(copied(whole), "fp16")
     assert whole.SerializeToString(deterministic=True) == model
 
 
@@ -94,21 +94,16 @@ def test_searches_see_two_dimensions(full: onnx.ModelProto) -> None:
 def test_a_plugin_gets_plain_nodes_and_the_rest_a_body(
     whole: onnx.ModelProto, session: ort.InferenceSession
 ) -> None:
-    plain = prepare(copied(whole), "fp32", plugin=True)
+    plain = prepare(copied(whole), "fp32")
+    settle_op(plain, plugin=True)
     assert not plain.functions
     count = [node.op_type for node in whole.graph.node].count(OP_NAME)
     assert [node.op_type for node in plain.graph.node].count(OP_NAME) == count > 1
-    again = prepare(plain_export(whole), "fp32", plugin=False)
+    again = copied(plain)
+    settle_op(again, plugin=False)
     assert [item.name for item in again.functions] == [OP_NAME]
     name = session.get_outputs()[-1].name  # codes, or ids of a codebook
     assert np.array_equal(run(opened(again), 0, 16)[name], run(session, 0, 16)[name])
-
-
-def plain_export(model: onnx.ModelProto) -> onnx.ModelProto:
-    """As `export --plugin-node` writes it."""
-    copy = copied(model)
-    del copy.functions[:]
-    return copy
 
 
 def test_float16_turns_few_ids(session: ort.InferenceSession, half: onnx.ModelProto) -> None:
@@ -154,7 +149,7 @@ def test_every_matrix_product_of_the_vit_is_float16(half: onnx.ModelProto) -> No
 def test_weak_typing_leaves_the_types_to_tensorrt(
     whole: onnx.ModelProto, full: onnx.ModelProto
 ) -> None:
-    weak = prepare(copied(whole), "fp16", plugin=False, weak=True)
+    weak = prepare(copied(whole), "fp16", weak=True)
     assert weak.SerializeToString(deterministic=True) == full.SerializeToString(deterministic=True)
 
 
@@ -177,7 +172,7 @@ def with_bias(model: onnx.ModelProto, name: str, value: float) -> onnx.ModelProt
 
 def test_a_weight_too_large_for_float16_is_named(whole: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match=r"patch\.bias: a value is too large for float16"):
-        prepare(with_bias(whole, "patch.bias", 1e5), "fp16", plugin=False)
+        prepare(with_bias(whole, "patch.bias", 1e5), "fp16")
 
 
 def test_values_too_large_for_float16_are_refused_where_they_first_are(
@@ -185,7 +180,7 @@ def test_values_too_large_for_float16_are_refused_where_they_first_are(
 ) -> None:
     """No weight is; the GELU doubles what the layer before it gives."""
     wrong = with_bias(whole, "blocks.0.mlp.fc1.bias", 40_000)
-    prepare(copied(wrong), "fp16", plugin=False)
+    prepare(copied(wrong), "fp16")
     onnx.save(wrong, str(tmp_path / "encoder.onnx"))
     encoder = tiny_encoder(frames=2, size=frames_of(0).shape[1])
     source = Source(tmp_path / "encoder.onnx", encoder, tiny_quantizer())

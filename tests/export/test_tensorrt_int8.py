@@ -50,7 +50,7 @@ def channels(whole: onnx.ModelProto) -> dict[str, Channels]:
 
 @pytest.fixture(scope="module")
 def lowered(whole: onnx.ModelProto, channels: dict[str, Channels]) -> onnx.ModelProto:
-    return prepare(copied(whole), "int8", plugin=False, channels=channels)
+    return prepare(copied(whole), "int8", channels=channels)
 
 
 def stored(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ def test_one_scale_without_evening_turns_more_ids(
 ) -> None:
     monkeypatch.setattr(qdq, "channel_factors", lambda width, _: np.ones_like(width))
     monkeypatch.setattr(qdq, "_LEAST_SIGNAL_DB", 0.0)
-    uneven = prepare(copied(whole), "int8", plugin=False, channels=channels)
+    uneven = prepare(copied(whole), "int8", channels=channels)
     unseen = clips(11, 3)
     wanted = [OnnxReader(whole)(clip, 16) for clip in unseen]
     worse, better = (
@@ -136,7 +136,7 @@ def test_one_scale_without_evening_turns_more_ids(
 
 def test_ids_that_turn_are_refused(whole: onnx.ModelProto, channels: dict[str, Channels]) -> None:
     wrong = {name: Channels(item.largest / 9, item.power / 81) for name, item in channels.items()}
-    clipped = prepare(copied(whole), "int8", plugin=False, channels=wrong)
+    clipped = prepare(copied(whole), "int8", channels=wrong)
     with pytest.raises(ParityError, match=r"int8 turns .*% of the safe ids.*--calibrate FOLDER"):
         require_ids_kept(whole, clipped, clips(11, 3), 16)
 

@@ -225,7 +225,7 @@ def _write_graph(
     if clips:
         ready = _calibrated(full, source, clips)
     else:
-        ready = prepare(full, options.precision, plugin=False, weak=options.typing == "weak")
+        ready = prepare(full, options.precision, weak=options.typing == "weak")
     settle_op(ready, plugin)
     save_apart(ready, path)
 
@@ -236,7 +236,7 @@ def _calibrated(full: onnx.ModelProto, source: Source, clips: Sequence[Frames]) 
     told = f"and {own} videos" if own else "only; --calibrate FOLDER adds videos of yours"
     logger.info("calibrating int8 on %d generated clips %s", len(clips) - own, told)
     channels = measured_channels(full, clips)
-    lowered = prepare(copied(full), "int8", plugin=False, channels=channels)
+    lowered = prepare(copied(full), "int8", channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
     figures = require_ids_kept(full, lowered, unseen, source.quantizer.default_budget)
     logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)

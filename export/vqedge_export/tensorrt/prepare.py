@@ -35,16 +35,14 @@ def prepare(
     model: onnx.ModelProto,
     precision: EnginePrecision,
     *,
-    plugin: bool,
     weak: bool = False,
     channels: Mapping[str, Channels] | None = None,
 ) -> onnx.ModelProto:
-    """The encoder for TensorRT, changed in place.
+    """The encoder for TensorRT, changed in place; NearestCodebook is left as it is.
 
     Args:
         model: the bundle's encoder, float32.
         precision: of the ViT; int8 multiplies in int8 and does the rest in float16.
-        plugin: leave NearestCodebook to a plugin.
         weak: TensorRT lowers the precision itself; leave the graph's types alone.
         channels: what int8 was calibrated to, see `calibration.measured_channels`.
 
@@ -57,7 +55,6 @@ def prepare(
             del outputs[place]
     _cast_pixels_first(model)
     _give_rows(model)
-    settle_op(model, plugin)
     if precision == "int8":
         assert channels is not None, "int8 is calibrated"
         quantised(model, channels)
