@@ -30,7 +30,7 @@ from vqedge.data.training import TrainingClips
 from vqedge.errors import VideoError
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import make_reducer
+from vqedge.model.reducers.registry import Sizes, make_reducer
 
 ENCODER = EncoderConfig(frames=2, size=28)
 QUANTIZER = QuantizerConfig(codes=4, default_budget=4, iterations=2)
@@ -202,7 +202,7 @@ def test_a_reducer_has_clips_of_its_own_and_shares_features(tmp_path: Path, quan
     filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
     seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:tome")
     assert made.folder(2).name.split("-")[1:3] == ["reducer", "tome"]
-    reducer = ReducerQuantizer(make_reducer("tome", 4, 2, 2, 3), 4, 2)
+    reducer = ReducerQuantizer(make_reducer("tome", Sizes(4, 2, 2, 3, 3, 4)), 4, 2)
     filled(made, SimpleNamespace(vit=quantizer.vit, quantizer=reducer))
     assert quantizer.vit.seen == seen, "the features were there"
     features = load_features(features_folder(tmp_path, ENCODER, GeneratedClips(1, 3)), 0)
@@ -217,7 +217,7 @@ def test_a_reducer_has_clips_of_its_own_and_shares_features(tmp_path: Path, quan
 def test_features_with_attention_are_kept_apart(tmp_path: Path, quantizer: Any) -> None:
     filled(cache(tmp_path, clips=3, keep_features=True), quantizer)
     seen, made = quantizer.vit.seen, reducing_cache(tmp_path, "reducer:prumerge")
-    reducer = ReducerQuantizer(make_reducer("prumerge", 4, 2, 2, 3), 4, 2)
+    reducer = ReducerQuantizer(make_reducer("prumerge", Sizes(4, 2, 2, 3, 3, 4)), 4, 2)
     attended = SimpleNamespace(vit=quantizer.vit, quantizer=reducer)
     attended.patches = lambda frames: torch.cat(
         [quantizer.patches(frames), torch.ones(8, 1) / 4], dim=1

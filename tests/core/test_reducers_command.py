@@ -29,7 +29,7 @@ from vqedge.model.checkpoint import open_checkpoint
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
 from vqedge.model.reducers.measure import median_ms, peak_mb, quantisation_error
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import make_reducer, reducer_quantizer
+from vqedge.model.reducers.registry import Sizes, make_reducer, reducer_quantizer
 from vqedge.reducers import MOST_IN_PAIRS, TRAINABLE, TRAINING_FREE
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ class _OnGpu(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        reducer = make_reducer("uniform-pool", 4, 2, 2, 3)
+        reducer = make_reducer("uniform-pool", Sizes(4, 2, 2, 3, 3, 4))
         self.inner = ReducerQuantizer(reducer, 4, 2)
 
     def to(self, device: Any) -> _OnGpu:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vqedge.model.reducers.protocol import Reduced
-from vqedge.model.reducers.registry import make_reducer
+from vqedge.model.reducers.registry import Sizes, make_reducer
 
 Array = np.ndarray[Any, Any]
 FRAMES, GRID, WIDTH, CODES = 4, 6, 16, 12
+SIZES = Sizes(CODES, FRAMES, GRID, WIDTH, text_width=10, budget=CODES)
 PATCHES = GRID * GRID
 
 
@@ -39,7 +40,8 @@ def attention_of(seed: int) -> Tensor:
 def reduced(name: str, clip: Tensor, budget: int, attention: Tensor | None = None) -> Reduced:
     """A clip through a reducer of the registry."""
     side = int(clip.shape[1] ** 0.5)
-    reducer = make_reducer(name, CODES, len(clip), side, clip.shape[2])
+    sizes = SIZES._replace(frames=len(clip), grid=side, width=clip.shape[2])
+    reducer = make_reducer(name, sizes)
     found: Reduced = reducer.reduce(clip, torch.tensor(budget), attention)
     return found
 

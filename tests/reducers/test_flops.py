@@ -22,7 +22,7 @@ from vqedge.flops import (
 )
 from vqedge.model.reducers.measure import decoder_of, matrix_flops
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import make_reducer
+from vqedge.model.reducers.registry import Sizes, make_reducer
 
 TINY = Transformer(layers=4, width=8, ffn=16, kv_width=4, vocabulary=10)
 # one layer on 3 tokens: q, o 8x8 and k, v 8x4: 2*3*(64+64+32+32) = 1152;
@@ -99,7 +99,7 @@ def test_pytorch_counts_the_same_for_a_real_decoder() -> None:
 
 
 def test_a_reducers_nearest_codebook_is_counted() -> None:
-    quantizer = ReducerQuantizer(make_reducer("random-prune", 4, 2, 4, 8), 4, 2)
+    quantizer = ReducerQuantizer(make_reducer("random-prune", Sizes(4, 2, 4, 8, 8, 4)), 4, 2)
     rows = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
     found = matrix_flops(lambda: quantizer(rows, torch.tensor(4)))
     gathered, compared = 2 * 32 * 4 * 8, nearest_codebook(32, 4, 8)

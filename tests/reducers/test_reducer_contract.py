@@ -9,7 +9,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from small_clip import CODES, FRAMES, GRID, PATCHES, attention_of, clip_of, reduced, still_clip
+from small_clip import (
+    CODES,
+    FRAMES,
+    GRID,
+    PATCHES,
+    SIZES,
+    attention_of,
+    clip_of,
+    reduced,
+    still_clip,
+)
 from torch import Tensor
 
 from vqedge.config import EncoderConfig, ModelConfig, QuantizerConfig
@@ -19,7 +29,7 @@ from vqedge.model.quantizer import Quantized
 from vqedge.model.reducers.measure import quantisation_error
 from vqedge.model.reducers.protocol import DROPPED, unfold
 from vqedge.model.reducers.quantizer import ReducerQuantizer
-from vqedge.model.reducers.registry import REDUCERS, make_reducer
+from vqedge.model.reducers.registry import REDUCERS, Sizes, make_reducer
 from vqedge.reducers import (
     KINDS,
     MOST_IN_PAIRS,
@@ -38,7 +48,7 @@ CLIPS = {"random": clip_of(1), "still": still_clip(2), "one value": torch.ones(F
 
 
 def quantizer_of(name: str) -> ReducerQuantizer:
-    return ReducerQuantizer(make_reducer(name, CODES, FRAMES, GRID, 16), CODES, FRAMES)
+    return ReducerQuantizer(make_reducer(name, SIZES), CODES, FRAMES)
 
 
 def patches_of(name: str, clip: Tensor) -> Tensor:
@@ -91,7 +101,7 @@ def test_it_comes_at_several_budgets(name: str) -> None:
 def test_features_of_length_one_are_what_it_reads_if_its_means_are_to_be_of_those(
     name: str,
 ) -> None:
-    reducer = make_reducer(name, CODES, FRAMES, GRID, 16)
+    reducer = make_reducer(name, SIZES)
     quantizer = ReducerQuantizer(reducer, CODES, FRAMES, unit_means=True)
     long = patches_of(name, CLIPS["random"])
     short = torch.cat([torch.nn.functional.normalize(long[:, :16], dim=1), long[:, 16:]], dim=1)
@@ -225,7 +235,7 @@ def test_dropped_patches_go_to_the_token_most_like_them() -> None:
 
 def test_names_are_the_same_with_and_without_torch() -> None:
     assert (*TRAINING_FREE, *TRAINABLE) == tuple(KINDS)
-    assert tuple(REDUCERS) == tuple(name for name in KINDS if not KINDS[name].per_question)
+    assert tuple(REDUCERS) == tuple(KINDS)
     for name in KINDS:
         kind = checked_kind(f"reducer:{name}")
         assert reducer_of(kind) == name and has_weights(kind) == (name in TRAINABLE)
@@ -237,18 +247,22 @@ def test_names_are_the_same_with_and_without_torch() -> None:
         assert any(True for _ in quantizer.parameters()) == (name in TRAINABLE)
         assert quantizer.reducer.reads_attention == reads_attention(kind), name
     with pytest.raises(ConfigError, match="no reducer 'none'; choose one of uniform-pool"):
-        make_reducer("none", 4, 2, 4, 8)
-    with pytest.raises(ConfigError, match=r"quantizer.codes 33: a clip has 32 patches"):
-        make_reducer("tome", 33, 2, 4, 8)
+        make_reducer("none", SIZES)
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_fewer_patches_than_codes_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"quantizer.codes 145: a clip has 144 patches"):
+        make_reducer(name, SIZES._replace(codes=PATCHES * FRAMES + 1))
 
 
 @pytest.mark.parametrize("name", REDUCERS)
 def test_too_many_patches_to_compare_all_pairs_of_are_refused(name: str) -> None:
-    frames, grid = 8, 32  # 8,192 patches
-    assert frames * grid**2 == MOST_IN_PAIRS
-    make_reducer(name, 8, frames, grid, 12)
+    sizes = Sizes(codes=8, frames=8, grid=32, width=24, text_width=10, budget=8)
+    assert sizes.frames * sizes.grid**2 == MOST_IN_PAIRS
+    make_reducer(name, sizes)
     if not KINDS[name].all_pairs:
         return
     words = rf"reducer:{re.escape(name)}: compares all pairs of a clip's 9,216 .* 0\.3 GB .*:vtm"
     with pytest.raises(ConfigError, match=words):
-        make_reducer(name, 8, 9, grid, 12)
+        make_reducer(name, sizes._replace(frames=9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vqedge.config import ModelConfig
 from vqedge.errors import ConfigError
@@ -21,15 +21,27 @@ from vqedge.model.reducers.scissor import Scissor
 from vqedge.model.reducers.tome import BipartiteMerging
 from vqedge.model.reducers.vtm import CentreMerging, MotionMerging, VideoTokenMerging
 from vqedge.model.reducers.windows import WindowMerging
-from vqedge.reducers import KINDS, reducer_of, require_room
+from vqedge.reducers import reducer_of, require_room
 
-Make = Callable[[int, int, int, int], Any]
-"""From codes, frames, patches per side and the features' width to a module that is a `Reducer`."""
+
+class Sizes(NamedTuple):
+    """What a reducer is made for."""
+
+    codes: int  # rows K of its result
+    frames: int  # T of a clip
+    grid: int  # patches per side of a frame
+    width: int  # D of the features
+    text_width: int  # of a question's embedding
+    budget: int  # the model's default
+
+
+Make = Callable[[Sizes], Any]
+"""Gives a module that is a `Reducer`."""
 
 
 def _plain(make: Callable[..., Any], **options: Any) -> Make:
-    """One that does not ask for the width."""
-    return lambda codes, frames, grid, _width: make(codes, frames, grid, **options)
+    """One that asks for codes, frames and patches per side."""
+    return lambda sizes: make(sizes.codes, sizes.frames, sizes.grid, **options)
 
 
 REDUCERS: dict[str, Make] = {
@@ -50,13 +62,21 @@ REDUCERS: dict[str, Make] = {
     "dpc-spatial": _plain(SpatialDensityPeaks),
     "scissor": _plain(Scissor),
     "window-merge": _plain(WindowMerging),
-    "group-queries": lambda codes, _frames, _grid, width: GroupQueries(codes, width),
-    "resampler": lambda codes, frames, grid, width: Resampler(
-        codes, frames, grid, width, _heads_of(width, "resampler", 6)
+    "group-queries": lambda s: GroupQueries(s.codes, s.width),
+    "resampler": lambda s: Resampler(
+        s.codes, s.frames, s.grid, s.width, _heads_of(s.width, "resampler", 6)
     ),
-    "vtm-saliency": SalientMerging,
+    "vtm-saliency": lambda s: SalientMerging(s.codes, s.frames, s.grid, s.width),
+    "query-window": lambda s: QueryWindows(
+        s.frames,
+        s.grid,
+        stride_within(s.budget, s.frames, s.grid),
+        s.width,
+        s.text_width,
+        _heads_of(s.width, "query-window", 8),
+        s.codes,
+    ),
 }
-"""Those of a clip alone."""
 
 
 def _heads_of(width: int, name: str, usual: int) -> int:
@@ -67,44 +87,24 @@ def _heads_of(width: int, name: str, usual: int) -> int:
     raise ConfigError(f"reducer:{name}: neither {usual} nor heads of 64 divide the width {width}")
 
 
-def query_windows(config: ModelConfig) -> QueryWindows:
-    """Windows of the smallest stride whose tokens fit the model's default budget.
-
-    Raises:
-        ConfigError: it is below the frames, or no heads divide the width.
-    """
-    quantizer, encoder = config.quantizer, config.encoder
-    return QueryWindows(
-        encoder.frames,
-        encoder.grid,
-        stride_within(quantizer.default_budget, encoder.frames, encoder.grid),
-        encoder.width,
-        config.llm.width,
-        _heads_of(encoder.width, "query-window", 8),
-        quantizer.codes,
-    )
-
-
-def make_reducer(name: str, codes: int, frames: int, grid: int, width: int) -> Any:
-    """A reducer of a clip alone with its paper's defaults; one with weights has random ones.
+def make_reducer(name: str, sizes: Sizes) -> Any:
+    """A reducer with its paper's defaults; one with weights has random ones.
 
     Args:
         name: see `vqedge.reducers`.
-        codes: rows K of its result.
-        frames: T of a clip.
-        grid: patches per side of a frame.
-        width: D of the features.
+        sizes: what it is for.
 
     Raises:
-        ConfigError: no reducer has this name, or there are fewer patches than codes or more than it
-            can compare.
+        ConfigError: no reducer has this name, there are fewer patches than codes or more than it
+            can compare, its heads do not divide the width, or its windows exceed the budget.
     """
-    if codes > frames * grid**2:
-        raise ConfigError(f"quantizer.codes {codes}: a clip has {frames * grid**2} patches")
+    patches = sizes.frames * sizes.grid**2
+    if sizes.codes > patches:
+        raise ConfigError(f"quantizer.codes {sizes.codes}: a clip has {patches} patches")
     if name not in REDUCERS:
         raise ConfigError(f"no reducer {name!r}; choose one of {', '.join(REDUCERS)}")
-    require_room(name, frames * grid**2)
-    return REDUCERS[name](codes, frames, grid, width)
+    require_room(name, patches)
+    return REDUCERS[name](sizes)
 
 
 def reducer_quantizer(config: ModelConfig) -> ReducerQuantizer:
@@ -121,9 +121,13 @@ def named_quantizer(name: str, config: ModelConfig) -> ReducerQuantizer:
         ConfigError: as `make_reducer`.
     """
     quantizer, encoder = config.quantizer, config.encoder
-    reducer = (
-        query_windows(config)
-        if KINDS[name].per_question
-        else make_reducer(name, quantizer.codes, encoder.frames, encoder.grid, encoder.width)
+    sizes = Sizes(
+        codes=quantizer.codes,
+        frames=encoder.frames,
+        grid=encoder.grid,
+        width=encoder.width,
+        text_width=config.llm.width,
+        budget=quantizer.default_budget,
     )
+    reducer = make_reducer(name, sizes)
     return ReducerQuantizer(reducer, quantizer.codes, encoder.frames, quantizer.unit_means)
