@@ -158,7 +158,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["chat", "a.mp4", "--budget", "-3"], "--budget -3"),
         (["chat", "a.mp4", "--start", "inf"], "--start inf is not a time"),
         (["chat", "a.mp4", "--start", "3", "--end", "2"], "--start 3 is not before --end 2"),
-        (["encode", "a.mp4"], "say where to: -o FILE.vqt"),
+        (["encode", "a.mp4"], "say where to: -o FILE.vqt or -o FOLDER/; or --as text"),
         (["encode", "a.mp4", "-o", "b", "--budget", "many"], "--budget many"),
         (["encode", "a.mp4", "-o", "b", "--segment", "inf"], "--segment inf: give seconds"),
         (["encode", "a.mp4", "-o", "b", "--end", "0"], "--start 0 is not before --end 0"),

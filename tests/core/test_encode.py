@@ -337,11 +337,15 @@ def test_as_json(run: Any, clip: Path) -> None:
         (["clips/a.mp4", "clips/sub/a.mp4", "-o", "out"], "two videos are called a.mp4"),
         (["clips", "-o", "x.vqt"], "3 videos go to a folder"),
         (["empty", "-o", "out"], "the folder holds no images"),
+        (["tokens", "-o", "out"], "tokens: holds .vqt files, which are encoded already; name one"),
+        (["tokens/sub/a.vqt", "-o", "out/"], "a.vqt: a .vqt is encoded already; give a video"),
     ],
 )
 def test_what_cannot_be_asked(run: Any, clip: Path, arguments: list[str], words: str) -> None:
     folder_of(clip, "a.mp4", "sub/a.mp4", "sub/b.mp4")
     Path("empty").mkdir()
+    Path("tokens/sub").mkdir(parents=True)
+    Path("tokens/sub/a.vqt").write_bytes(b"VQT1")
     assert words in complaint(run("encode", *arguments))
     assert not Path("out").exists() and not Path("x.vqt").exists()
 

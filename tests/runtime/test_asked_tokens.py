@@ -283,7 +283,7 @@ def test_commands_that_want_tokens_without_a_question_refuse_before_any_work(
 
 def test_a_kept_prefix_is_for_a_file_which_there_is_none_of(clip: Path, tmp_path: Path) -> None:
     write_asking(tmp_path / "asking.vqedge")
-    with pytest.raises(VqedgeError, match=r"--keep-kv is for one \.vqt file"):
+    with pytest.raises(VqedgeError, match=r"vqedge encode VIDEO -o FILE\.vqt"):
         run_ask(clip, QUESTIONS[0], tmp_path / "asking.vqedge", options=AskOptions(keep_kv=True))
 
 

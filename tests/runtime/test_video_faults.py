@@ -81,6 +81,8 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     assert "is empty" in fault(tmp_path / "empty.mp4")
     assert "is not a video or image" in fault(tmp_path / "text.mp4")
     assert "holds no images" in fault(tmp_path / "folder")
+    (tmp_path / "folder" / "manifest.json").touch()
+    assert "folder: is a bundle; name it with -m" in fault(tmp_path / "folder")
     assert "is not a regular file" in fault(tmp_path / "pipe")
     assert "no video stream (only audio)" in fault(tmp_path / "sound.wav")
     assert "cannot be read" in fault(tmp_path / "loop")

@@ -74,7 +74,9 @@ def _check_clips(given: Given, wanted: AskOptions, many: bool) -> None:
             "--start, --end and --budget are for one video, and these are several with their tokens"
         )
     if wanted.keep_kv and not is_vqt(given.path):
-        raise ConfigError("--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO")
+        raise ConfigError(
+            "--keep-kv is for one .vqt file; make one with: vqedge encode VIDEO -o FILE.vqt"
+        )
 
 
 def _ask_one(qa: VideoQA, given: Given, question: str, wanted: AskOptions, as_json: bool) -> None:

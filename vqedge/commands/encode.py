@@ -86,7 +86,7 @@ def run_encode(
         ConfigError: a flag holds what does not go with these videos or this bundle.
     """
     if out is None:
-        raise UsageError("say where to: -o FILE.vqt or -o FOLDER; or --as text to print words")
+        raise UsageError("say where to: -o FILE.vqt or -o FOLDER/; or --as text to print words")
     settings = options or EncodeOptions()
     _check_flags(settings, videos, out, as_json)
     opened = open_bundle(bundle_or_default(bundle))

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.errors import VideoError
 from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
@@ -271,10 +272,18 @@ def images_in(folder: Path) -> list[Path]:
         if entry.suffix.lower() in _IMAGE_SUFFIXES and entry.name[0] != "." and entry.is_file()
     ]
     if not images:
-        what = "the folder holds no images"
-        fix = "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, "
-        raise video_fault(folder, what, f"{fix}with: vqedge encode FOLDER -o TOKENS")
+        raise video_fault(folder, *_fault_of_folder(folder))
     return sorted(images, key=_natural_key)
+
+
+def _fault_of_folder(folder: Path) -> tuple[str, str]:
+    """What a folder without images holds instead, and the next step."""
+    if (folder / MANIFEST_NAME).is_file():
+        return "is a bundle", "name it with -m, and give a video"
+    if any(folder.rglob("*.vqt")):
+        return "holds .vqt files, which are encoded already", "name one of them"
+    fix = "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, "
+    return "the folder holds no images", f"{fix}with: vqedge encode FOLDER -o TOKENS"
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:
