@@ -87,7 +87,7 @@ class Video:
         """
         if self.frames_thwc is not None and not self.tokens.count:
             raise ConfigError(PER_QUESTION)
-        return VideoRows(self.tokens.rows, self.tokens.key(), self.tokens.token_ids)
+        return VideoRows(self.tokens.rows, self.tokens.token_ids)
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,17 @@ class VideoRows:
 
     Attributes:
         rows: float32 `[K, width]`, K >= 1, one embedding a token; other float types are converted.
-        key: names the content: equal keys mean equal rows. Left empty, it is their `rows_key`.
         ids: int32 `[K]`, if the rows are of the model's own vocabulary: it reads these instead, as
             any other runtime would.
+        key: names the content: equal keys mean equal rows. Their `rows_key`.
     """
 
     rows: Rows
-    key: str = ""
     ids: npt.NDArray[np.int32] | None = None
+    key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the rows and fill in the key.
+        """Check the rows and name them.
 
         Raises:
             BundleError: not `[K >= 1, width]`, or a value is NaN or infinite.
@@ -44,8 +44,7 @@ class VideoRows:
         if not np.isfinite(rows).all():
             raise BundleError("the encoder gave NaN or infinity; run: vqedge check BUNDLE")
         object.__setattr__(self, "rows", rows)
-        if not self.key:
-            object.__setattr__(self, "key", rows_key(rows))
+        object.__setattr__(self, "key", rows_key(rows))
 
     @property
     def inputs(self) -> Rows | npt.NDArray[np.int32]:
