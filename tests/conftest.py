@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from vqedge.base.fetch import cached
 from vqedge.cores import usable_cores
@@ -39,8 +41,12 @@ _own_cores()
 _THREADS = min(2, usable_cores())  # libraries read it when they load; CI has two cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = str(min(int(os.environ.get(_name, _THREADS)), _THREADS))
-settings.register_profile("vqedge", deadline=None, print_blob=True)  # no test is timed
+settings.register_profile(  # no test is timed; inputs of CI are the same at every run
+    "vqedge", deadline=None, print_blob=True, derandomize="CI" in os.environ
+)
 settings.load_profile("vqedge")
+# else inputs depend on which modules a process has loaded, which differs between runs
+pytest.MonkeyPatch().setattr(providers, "_get_local_constants", Constants)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it warns after a fork, and tests start processes
 
 
