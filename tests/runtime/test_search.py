@@ -38,6 +38,7 @@ from vqedge_runtime.search.measure import (
 from vqedge_runtime.search.schema import NAME, connect
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.vqt import Header, Segment, vqt_bytes
+from vqedge_runtime.vqt.file import VqtFile
 
 CLIPS = 40  # 19 is 18, a little changed
 
@@ -279,6 +280,18 @@ def test_a_bad_file_stops_nothing(folder: Path, made: bench.Made) -> None:
     assert (len(hits), state.clips) == (1, CLIPS)
     (folder / "cut.vqt").write_bytes(whole)
     assert ask_folder(folder, lambda _: None)[0].clips == CLIPS + 1
+
+
+def test_codes_too_large_to_search_are_not_even_read(
+    folder: Path, made: bench.Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if made.header.kind == "codebook":
+        pytest.skip("ids are small")
+    monkeypatch.setattr(index_module, "_MOST_SEGMENT_BYTES", 0)
+    monkeypatch.setattr(VqtFile, "segment", lambda *_: pytest.fail("read"))
+    state, _ = ask_folder(folder, lambda _: None)
+    assert (state.clips, len(state.bad)) == (0, CLIPS)
+    assert "a segment may hold more than 0 MiB of codes; encode it with fewer" in state.bad[0][1]
 
 
 def test_a_damaged_file_is_read_once_and_told_every_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from vqedge_runtime.vqt import (
     vqt_from_bytes,
 )
 from vqedge_runtime.vqt import file as files
+from vqedge_runtime.vqt import segment as segments
 from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS, levels
 from vqedge_runtime.vqt.header import HEADER_BYTES
 
@@ -155,6 +157,22 @@ def test_eight_bits_are_half_the_codes_and_two_an_eighth() -> None:
     statistics_bytes = 2 * 2 * 512
     assert sizes[0] - sizes[8] == 40 * 512 - statistics_bytes
     assert sizes[0] - sizes[2] == 40 * 512 * 2 * 7 // 8 - statistics_bytes
+
+
+def test_levels_are_read_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty bytes a number, were it done at once; the codes are the same."""
+    codes = np.random.default_rng(0).normal(size=(2045, 1021)).astype(np.float16)
+    head = header(width=1021, codes=2045, bits=3)
+    head = replace(head, frames=1, grid_height=1, grid_width=2045)
+    index_map = np.arange(2045, dtype=np.int32).reshape(1, 1, 2045)
+    data = vqt_bytes(head, [Segment(0, 1, (0,), Codes(index_map, codes))])
+    tracemalloc.start()
+    _, (found,) = read_whole(data)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < found.codes.values.nbytes + (12 << 20)
+    monkeypatch.setattr(segments, "_AT_ONCE", 1 << 40)
+    assert_equal(found, read_whole(data)[1][0])
 
 
 def test_a_file_on_disk(tmp_path: Path) -> None:
@@ -353,14 +371,10 @@ def test_no_unpacking_of_more_than_the_map(monkeypatch: pytest.MonkeyPatch) -> N
     """A small stream that would unpack to gigabytes is stopped at the size of the map."""
     import lzma
 
-    from vqedge_runtime.vqt import segment as segments
-
     bomb = lzma.compress(bytes(50 << 20), format=lzma.FORMAT_RAW, filters=segments._FILTERS)
     monkeypatch.setattr(segments, "_packed_map", lambda *_: bomb)
     data = tiny_file()
     assert len(data) < 40_000
-    import tracemalloc
-
     tracemalloc.start()
     with pytest.raises(VqtError, match="unpacks to another size"):
         read_whole(data)

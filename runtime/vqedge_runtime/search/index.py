@@ -27,6 +27,7 @@ from vqedge_runtime.vqt.header import MAX_PATCHES
 
 _BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
 _MOST_BYTES = 512 << 20  # that one file may add
+_MOST_SEGMENT_BYTES = 64 << 20  # of the codes of one segment
 _SAMPLE = 512  # clips that a basis is made from
 _GROWTH = 4  # so many times more clips ask for a new one
 _MOST_NUMBER = (1 << 63) - 1  # that SQLite holds; a time of the year 2300 is more
@@ -211,6 +212,10 @@ def _read(folder: Path, path: bytes, stamp: Stamp) -> Read:
 
 
 def _rows(file: VqtFile) -> Iterator[Row]:
+    header = file.header
+    if header.kind == "kmeans" and 2 * header.codes * header.width > _MOST_SEGMENT_BYTES:
+        most = f"{_MOST_SEGMENT_BYTES >> 20} MiB of codes"
+        raise VqtError(f"a segment may hold more than {most}; encode it with fewer")
     size_bytes = 0
     for number in range(len(file.spans_us)):
         row = _row(number, file.segment(number))

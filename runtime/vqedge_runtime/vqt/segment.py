@@ -23,6 +23,7 @@ _SPAN = struct.Struct("<QQ")
 _COUNTS = struct.Struct("<HI")
 _LARGEST = float(np.finfo(np.float16).max)
 _DAMAGED = "encode the video again"
+_AT_ONCE = 1 << 18  # numbers whose levels are looked up together: 20 bytes each on the way
 # Raw LZMA2: no container around it, and so small a dictionary that no stream can ask for memory.
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 17, "lc": 0, "lp": 0, "pb": 0}]
 
@@ -202,13 +203,21 @@ def _packed_levels(codes: npt.NDArray[np.float32], bits: int) -> bytes:
 
 
 def _unpacked_levels(data: memoryview, count: int, header: Header) -> Values:
-    shape, statistics = (count, header.width), np.dtype("<f2").itemsize * 2 * header.width
-    mean, spread = np.frombuffer(data[:statistics], "<f2").astype(np.float32).reshape(2, -1)
+    statistics_bytes = np.dtype("<f2").itemsize * 2 * header.width
+    statistics, levels = data[:statistics_bytes], data[statistics_bytes:]
+    mean, spread = np.frombuffer(statistics, "<f2").astype(np.float32).reshape(2, -1)
     if not (np.isfinite(mean).all() and np.isfinite(spread).all() and (spread > 0).all()):
         raise VqtError(f"mean or spread of a dimension cannot be; {_DAMAGED}")
+    codec = GaussianCodec(header.bits, mean, spread)
+    rows = 8 * max(1, _AT_ONCE // (8 * header.width))  # eight end with a byte
+    block_bytes = rows // 8 * header.width * header.bits
+    codes = np.empty((count, header.width), np.float16)
     try:
-        levels = unpacked(data[statistics:], shape, header.bits)
+        for first in range(0, count, rows):
+            block, levels = levels[:block_bytes], levels[block_bytes:]
+            wanted = min(rows, count - first), header.width
+            found = codec.decode(unpacked(block, wanted, header.bits))
+            codes[first : first + rows] = np.clip(found, -_LARGEST, _LARGEST)
     except ValueError as error:
         raise VqtError(f"{error}; {_DAMAGED}") from error
-    codes = GaussianCodec(header.bits, mean, spread).decode(levels)
-    return np.clip(codes, -_LARGEST, _LARGEST).astype(np.float16)
+    return codes
