@@ -24,7 +24,7 @@ from vqedge.files import cache_root, replacing
 SUFFIX = ".kv"
 _KIND = b"VQEDGEKV"
 _MAGIC = _KIND + b"\x01"
-_MAC_BYTES = 32
+_HEAD_BYTES = len(_MAGIC) + 32
 _SECRET_BYTES = 32
 _MOST_BYTES = 1 << 30
 
@@ -41,17 +41,19 @@ def read_kv(path: Path, identity: bytes) -> bytes | None:
         path: the file.
         identity: of all that the state depends on.
     """
-    head = len(_MAGIC) + _MAC_BYTES
     try:
-        if not head < path.stat().st_size <= _MOST_BYTES:
+        if not _HEAD_BYTES < path.stat().st_size <= _MOST_BYTES:
             return None
-        data = path.read_bytes()
+        with path.open("rb", buffering=0) as file:  # a buffer would copy all of it
+            head = file.read(_HEAD_BYTES)
+            if not head.startswith(_MAGIC):  # of another program, perhaps a gigabyte
+                return None
+            state = file.read()
     except OSError:
         return None
-    mac, state = data[len(_MAGIC) : head], data[head:]
     wanted = _mac(identity, state)
-    whole = wanted is not None and hmac.compare_digest(mac, wanted)
-    return state if whole and data.startswith(_MAGIC) else None
+    whole = wanted is not None and hmac.compare_digest(head[len(_MAGIC) :], wanted)
+    return state if whole else None
 
 
 def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
@@ -59,8 +61,9 @@ def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
     mac = _mac(identity, state)
     with suppress(OSError):
         if mac is not None and not _is_of_others(path):
-            with replacing(path) as temporary:
-                temporary.write_bytes(_MAGIC + mac + state)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                file.write(_MAGIC + mac)
+                file.write(state)
             return True
     return False
 
@@ -79,8 +82,9 @@ def _mac(identity: bytes, state: bytes) -> bytes | None:
     secret = _secret()
     if secret is None:
         return None
-    message = hashlib.sha256(identity).digest() + state
-    return hmac.digest(secret, message, "sha256")
+    mac = hmac.new(secret, hashlib.sha256(identity).digest(), "sha256")
+    mac.update(state)
+    return mac.digest()
 
 
 def _secret() -> bytes | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,26 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_kv(path, b"who") == STATE
     assert (tmp_path / "cache" / "kv.secret").stat().st_mode & 0o077 == 0
     assert {item.name for item in tmp_path.iterdir()} == {"clip.kv", "cache"}
+
+
+def test_what_lies_on_the_disk(tmp_path: Path) -> None:
+    write_kv(tmp_path / "clip.kv", b"who", STATE)
+    secret = (tmp_path / "cache" / "kv.secret").read_bytes()
+    mac = hmac.digest(secret, hashlib.sha256(b"who").digest() + STATE, "sha256")
+    assert (tmp_path / "clip.kv").read_bytes() == b"VQEDGEKV\x01" + mac + STATE
+
+
+def test_a_state_is_held_once_and_another_programs_file_not_at_all(tmp_path: Path) -> None:
+    path, other, state = tmp_path / "clip.kv", tmp_path / "other.kv", bytes(8 << 20)
+    other.write_bytes(state)
+    tracemalloc.start()
+    assert read_kv(other, b"who") is None
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    assert write_kv(path, b"who", state)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    assert read_kv(path, b"who") == state
+    assert tracemalloc.get_traced_memory()[1] < 9 << 20
+    tracemalloc.stop()
 
 
 def test_another_identity_or_another_users_file_is_stale(
