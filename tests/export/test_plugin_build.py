@@ -269,6 +269,22 @@ def test_the_plugin_is_built_once(calls: Path) -> None:
     assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, "lock"])
 
 
+def test_a_library_is_on_the_disk_before_it_has_its_name(
+    calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, int]] = []
+
+    def flush(path: Path) -> None:
+        assert path.read_text() == "library\n"
+        flushed.append((path.name, len(list(path.parents[1].glob("*.so")))))
+
+    monkeypatch.setattr(plugin_build, "flush", flush)
+    library = kernel_library([80])
+    assert flushed == [(library.name, 0)]
+    library.write_bytes(b"")  # of a build without `flush`
+    assert kernel_library([80]).read_text() == "library\n"
+
+
 @pytest.mark.usefixtures("calls")
 def test_the_kernel_alone_needs_no_tensorrt() -> None:
     assert kernel_library([80, 90]).parent.name.startswith("kernel-sm80-90-")

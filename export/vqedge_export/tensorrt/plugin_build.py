@@ -20,7 +20,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from vqedge.errors import BackendUnavailable, ExportError
-from vqedge.files import cache_root, locked
+from vqedge.files import cache_root, flush, locked
 from vqedge_export.tensorrt.cuda_toolkit import (
     Nvcc,
     device_sm,
@@ -173,7 +173,7 @@ def _cached(job: _Job) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / "lock"):
-                if not target.is_file():
+                if not (target.is_file() and target.stat().st_size):  # empty after a power cut
                     _build(job, sources, flags, target)
         except OSError as error:
             raise ExportError(
@@ -202,13 +202,14 @@ def _key(job: _Job, sources: Path, flags: list[str]) -> str:
 
 
 def _build(job: _Job, sources: Path, flags: list[str], target: Path) -> None:
-    """Compile beside the target and rename: a killed build leaves no library."""
+    """Compile beside the target and rename: a killed build or a power cut leaves no library."""
     logger.info("compiling %s with nvcc %s for sm %s", job.name, job.nvcc.version, job.sms)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
         built = Path(folder) / job.name
         inputs = [str(sources / name) for name in job.sources]
         _run([str(job.nvcc.path), *flags, *inputs, f"--output-file={built}"], Path(folder))
-        os.replace(built, target)
+        flush(built)
+        built.replace(target)
 
 
 def _run(command: list[str], folder: Path) -> None:
