@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from vqedge.budget import Budget
 from vqedge.bundle import Bundle
 from vqedge.errors import PromptError, VqedgeError
 from vqedge_runtime.answers import Video
+from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.encoders import ENCODERS, Frames, made_question
 from vqedge_runtime.encoders.auto import available
 from vqedge_runtime.llm import DecodingOptions, Generation, Prompt, VideoRows
@@ -37,7 +39,7 @@ _REASKS = ("How many objects are there?", "What color is it?", "What happens fir
 _Cold = tuple[Video, Generation]  # of an ask from nothing: decoded, encoded, prefix read
 
 
-def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
+def run(qa: VideoQA, path: Path, runs: int, budget: Budget | None = None) -> dict[str, Any]:
     """Measure a session on one clip.
 
     Args:
@@ -45,12 +47,16 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
         path: the clip.
         runs: repetitions of each measurement; medians and 90th percentiles are reported. Of the
             unreduced prompt, which takes seconds, there are at most three.
+        budget: most tokens of the clip, as `VideoQA.encode` takes it.
 
     Returns:
         the JSON document of `vqedge bench`: times in milliseconds, memory in MB.
+
+    Raises:
+        ConfigError: the bundle does not take this budget.
     """
-    _cold(qa, path)  # warm-up: lazy allocations of both libraries
-    colds = [_cold(qa, path) for _ in range(runs)]
+    _cold(qa, path, budget)  # warm-up: lazy allocations of both libraries
+    colds = [_cold(qa, path, budget) for _ in range(runs)]
     video = colds[-1][0]
     again = [_again(qa, video, _REASKS[i % len(_REASKS)]) for i in range(max(runs, 3))]
     returned = _asked_after_another(qa, video, max(runs, 3))
@@ -65,7 +71,11 @@ def run(qa: VideoQA, path: Path, runs: int) -> dict[str, Any]:
 
 
 def side_by_side(
-    bundle: Bundle, frames_thwc: Frames, runs: int, threads: int | None = None
+    bundle: Bundle,
+    frames_thwc: Frames,
+    runs: int,
+    threads: int | None = None,
+    budget: Budget | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time every encoder backend that is installed and has a file in the bundle, in turns.
 
@@ -76,13 +86,17 @@ def side_by_side(
         frames_thwc: uint8 RGB `[T, size, size, 3]`.
         runs: turns; medians are reported.
         threads: CPU threads.
+        budget: most codes of a clip, as `run` takes it.
 
     Returns:
         by backend: `name`; `encode_ms`; `cpu_ms`, time on the CPU, which with one thread does not
         depend on what else the machine does; `over_fp32`, the time as a share of ONNX Runtime's in
         float32 on the CPU, if that runs. Or `error`, why it does not run.
+
+    Raises:
+        ConfigError: the bundle does not take this budget.
     """
-    budget, text = bundle.manifest.quantizer.default_budget, made_question(bundle.manifest)
+    codes, text = checked_budget(bundle.manifest.quantizer, budget), made_question(bundle.manifest)
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
@@ -90,7 +104,7 @@ def side_by_side(
         for backend in available(bundle, ENCODERS):
             try:
                 encoder = stack.enter_context(closing(ENCODERS[backend].open(bundle, threads)))
-                encoder.encode(frames_thwc, budget, text)  # warm-up
+                encoder.encode(frames_thwc, codes, text)  # warm-up
             except VqedgeError as error:
                 rows[backend] = {"error": str(error)}
                 continue
@@ -98,7 +112,7 @@ def side_by_side(
         for _ in range(runs):
             for backend, encoder in encoders.items():
                 began = time.perf_counter(), time.process_time()
-                encoder.encode(frames_thwc, budget, text)
+                encoder.encode(frames_thwc, codes, text)
                 ended = time.perf_counter(), time.process_time()
                 times.setdefault(backend, []).append((ended[0] - began[0], ended[1] - began[1]))
         for backend, encoder in encoders.items():
@@ -115,9 +129,9 @@ def side_by_side(
     return rows
 
 
-def _cold(qa: VideoQA, path: Path) -> _Cold:
+def _cold(qa: VideoQA, path: Path, budget: Budget | None) -> _Cold:
     qa.llm.forget()
-    video = qa.asked(qa.encode(path), QUESTION)
+    video = qa.asked(qa.encode(path, budget), QUESTION)
     return video, _asked(qa, video.rows, QUESTION)
 
 

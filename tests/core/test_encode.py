@@ -19,16 +19,19 @@ import av
 import numpy as np
 import pytest
 from command_line import Outcome, vqedge_here
+from timed_llm import Timed
 from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.commands.encode as command
 import vqedge.commands.words as words_command
 import vqedge_runtime.video.clip as clip_module
+from vqedge.budget import ADAPTIVE
 from vqedge.bundle import Bundle
 from vqedge.errors import ConfigError, VideoError, VqtError
-from vqedge_runtime import VideoQA
+from vqedge_runtime import VideoQA, bench
 from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders import EncoderBackend, auto
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.video.source import Source
@@ -593,6 +596,31 @@ def test_a_budget_of_what_has_its_tokens(run: Any, clip: Path, qa: VideoQA) -> N
     run("encode", clip, "-o", "a.vqt")
     found = run("ask", "a.vqt", "What?", "--budget", "8")
     assert "a.vqt has its tokens already; leave the budget out" in complaint(found)
+
+
+def test_bench_with_a_budget(
+    run: Any, clip: Path, qa: VideoQA, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qa.llm = Timed()
+    backend = EncoderBackend(lambda *_: encoder, lambda: None)
+    for place in (bench, auto):
+        monkeypatch.setattr(place, "ENCODERS", {"fake": backend})
+    budgets, encode = list[int](), encoder.encode
+
+    def noted(frames: Any, budget: int, *text: Any) -> Any:
+        budgets.append(budget)
+        return encode(frames, budget, *text)
+
+    monkeypatch.setattr(encoder, "encode", noted)
+    for flags, budget, count in (((), 32, 32), (("8",), 8, 8), (("auto",), ADAPTIVE, 16)):
+        found = run("bench", clip, "--runs", "1", "--json", *(["--budget"] * len(flags)), *flags)
+        assert found.code == 0, found.err
+        assert json.loads(found.lines[0])["tokens"] == count
+        assert budgets == [budget] * 4, "cold and side by side, warm-ups too"
+        budgets.clear()
+    found = run("bench", clip, "--budget", "33")
+    assert "budget 33: this bundle takes 1 to 32" in complaint(found)
+    assert not budgets
 
 
 def test_saving_what_was_encoded(clip: Path, qa: VideoQA, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from vqedge.budget import budget_from_text
 from vqedge.cli.app import USER_ERROR, app
 from vqedge.cli.options import (
     BackendOption,
+    BudgetOption,
     BundleOption,
     GpuLayersOption,
     JsonOption,
@@ -130,6 +131,7 @@ def bench(
     ] = None,
     bundle: BundleOption = None,
     runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
+    budget: BudgetOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -143,7 +145,12 @@ def bench(
     from vqedge.commands.session import RunsOn
 
     run_bench(
-        video, bundle, runs=runs, runs_on=RunsOn(backend, threads, gpu_layers), as_json=as_json
+        video,
+        bundle,
+        runs=runs,
+        budget=budget_from_text(budget),
+        runs_on=RunsOn(backend, threads, gpu_layers),
+        as_json=as_json,
     )
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.frames import reader_of
 from vqedge.commands.output import bundle_or_default, json_result, result
@@ -31,6 +32,7 @@ def run_bench(
     bundle: Path | None = None,
     *,
     runs: int = 5,
+    budget: Budget | None = None,
     runs_on: RunsOn = BEST_HERE,
     as_json: bool = False,
 ) -> None:
@@ -38,7 +40,8 @@ def run_bench(
 
     Raises:
         VideoError: there is no such clip.
-        ConfigError: a `.vqt`: what would be timed first is done already.
+        ConfigError: a `.vqt`: what would be timed first is done already; or a budget that the
+            bundle does not take.
     """
     if video is not None:
         require_there(video)
@@ -49,13 +52,13 @@ def run_bench(
         if video is None:
             write_demo(clip)
         began = time.perf_counter()
-        with open_session(bundle, runs_on) as qa:
+        with open_session(bundle, runs_on, budget=budget) as qa:
             open_ms = (time.perf_counter() - began) * 1e3
-            document = run(qa, clip, runs) | {"open_ms": open_ms}
+            document = run(qa, clip, runs, budget) | {"open_ms": open_ms}
             spec = qa.manifest.encoder
         opened = open_bundle(bundle_or_default(bundle), verify=False)
         frames = reader_of(spec)(clip, spec.frames, spec.size, None, None)
-        document["encoders"] = side_by_side(opened, frames, runs, runs_on.threads)
+        document["encoders"] = side_by_side(opened, frames, runs, runs_on.threads, budget)
     document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
     if as_json:
         json_result(document)
