@@ -97,14 +97,6 @@ def encoders_compared(
     return {name: item.figures() for name, item in seen.items()}
 
 
-def compared(wanted: Iterable[Reading], found: Iterable[Reading]) -> VariantParity:
-    """Compare two encoders by what they made of the same clips."""
-    seen = _Seen()
-    for pair in zip(wanted, found, strict=True):
-        seen.add(*pair)
-    return seen.figures()
-
-
 @dataclass
 class _Seen:
     patches: int = 0

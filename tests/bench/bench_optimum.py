@@ -24,7 +24,7 @@ from optimum.onnxruntime.configuration import AutoQuantizationConfig, Optimizati
 from transformers import AutoConfig, Dinov2Config
 
 from vqedge.config import EncoderConfig, ModelConfig
-from vqedge_export.flips import OnnxReader, compared
+from vqedge_export.flips import OnnxReader, encoders_compared
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.layers import VIT
 from vqedge_export.parity import generated_clip
@@ -89,17 +89,16 @@ def main() -> None:
     config = ModelConfig(encoder=EncoderConfig())
     clips = [generated_clip(index, config) for index in range(options.clips)]
     reference = OnnxReader(options.bundle / ENCODER)
-    wanted = [reference(clip, 32) for clip in clips]
     document: dict[str, Any] = {"fp32": {"clip_ms": clip_ms(options.bundle / ENCODER, clips[0])}}
     with tempfile.TemporaryDirectory() as work:
-        for name, found in candidates(options.bundle, Path(work)):
-            if isinstance(found, str):
-                document[name] = found
-                continue
-            reader = OnnxReader(found)
-            figures = compared(wanted, (reader(clip, 32) for clip in clips)).model_dump()
-            size = {"mb": round(found.stat().st_size / 1e6, 1), "clip_ms": clip_ms(found, clips[0])}
-            document[name] = size | figures
+        made = dict(candidates(options.bundle, Path(work)))
+        document |= {name: error for name, error in made.items() if isinstance(error, str)}
+        files = {name: file for name, file in made.items() if isinstance(file, Path)}
+        readers = {name: OnnxReader(file) for name, file in files.items()}
+        figures = encoders_compared(reference, readers, clips, 32)
+        for name, file in files.items():
+            size = {"mb": round(file.stat().st_size / 1e6, 1), "clip_ms": clip_ms(file, clips[0])}
+            document[name] = size | figures[name].model_dump()
     print(json.dumps(document, indent=2))
 
 

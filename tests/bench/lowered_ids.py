@@ -13,6 +13,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import onnx
 import onnxruntime
@@ -20,7 +21,7 @@ import onnxruntime
 from vqedge.bundle import EncoderRecord, open_bundle
 from vqedge.commands.frames import Frames, frames_in_folder
 from vqedge.data.seeds import PARITY_SEED
-from vqedge_export.flips import OnnxReader, compared
+from vqedge_export.flips import OnnxReader, encoders_compared
 from vqedge_export.graph import copied
 from vqedge_export.tensorrt.calibration import (
     CALIBRATION_CLIPS,
@@ -31,6 +32,7 @@ from vqedge_export.tensorrt.calibration import (
 from vqedge_export.tensorrt.prepare import prepare
 
 CLIPS = 8
+FIGURES = ("ids_differ", "safe_ids_differ", "maps_differ", "feature_cosine")
 
 
 def lowered(full: onnx.ModelProto, precision: str, spec: EncoderRecord) -> onnx.ModelProto:
@@ -53,16 +55,15 @@ def main() -> None:
     bundle, precision = open_bundle(Path(sys.argv[1]), verify=False), sys.argv[2]
     spec, budget = bundle.manifest.encoder, bundle.manifest.quantizer.default_budget
     full = onnx.load(str(bundle.path_of("encoder")))
-    reference, other = OnnxReader(full), OnnxReader(lowered(full, precision, spec))
-    wanted, found = [], []
+    reference, others = OnnxReader(full), {"lowered": OnnxReader(lowered(full, precision, spec))}
+    each = []
     for clip in clips_of(sys.argv[3] if len(sys.argv) > 3 else None, spec):
-        wanted.append(reference(clip, budget))
-        found.append(other(clip, budget))
-        one = compared(wanted[-1:], found[-1:])
+        one = encoders_compared(reference, others, [clip], budget)["lowered"]
         print(f"{one.ids_differ:.2%} of ids, {one.maps_differ:.2%} of the map", flush=True)
-    figures = compared(wanted, found).model_dump()
+        each.append(one)
+    means = {name: fmean(getattr(one, name) for one in each) for name in FIGURES}
     machine = {"machine": platform.machine(), "onnxruntime": onnxruntime.__version__}
-    print(json.dumps({"precision": precision} | figures | machine))
+    print(json.dumps({"precision": precision, "clips": len(each)} | means | machine))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError, UsageError
 from vqedge_export.assemble import check_precision
-from vqedge_export.flips import OnnxReader, Reading, compared
+from vqedge_export.flips import OnnxReader, Reading, encoders_compared
 from vqedge_export.graph import copied, filled
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.layers import column_scales, linear_layers, quantised_columns
+from vqedge_export.report import VariantParity
 from vqedge_runtime.encoders.ort import OrtEncoder
 
 LAYERS = 6  # of the one block: query, key, value, output, fc1, fc2
@@ -83,10 +84,8 @@ def test_a_reader_gives_a_question_to_an_encoder_that_reads_one() -> None:
 
 def test_it_computes_almost_the_same(both: Path) -> None:
     clips = [frames_from_scene(scene_from_seed(11, index), 2) for index in range(4)]
-    wanted, found = (
-        [OnnxReader(both / name)(clip, 32) for clip in clips] for name in ("fp32.onnx", "int8.onnx")
-    )
-    figures = compared(wanted, found)
+    others = {"int8": OnnxReader(both / "int8.onnx")}
+    figures = encoders_compared(OnnxReader(both / "fp32.onnx"), others, clips, 32)["int8"]
     assert figures.safe_ids_differ <= 0.01
     assert 0.99 < figures.feature_cosine < 0.999999  # that it is another encoder at all
     codes = OrtEncoder(both / "int8.onnx", 1).encode(clips[0], 32)
@@ -147,10 +146,16 @@ def reading(features: np.ndarray, ids: list[int]) -> Reading:
     return Reading(features.astype(np.float32), np.array(ids, np.int32))
 
 
+def figures_of(wanted: Reading, found: Reading) -> VariantParity:
+    """Of two encoders that make this of a clip."""
+    clip = np.zeros((1, 2, 2, 3), np.uint8)
+    return encoders_compared(lambda *_: wanted, {"other": lambda *_: found}, [clip], 4)["other"]
+
+
 def test_the_same_encoder_differs_in_nothing() -> None:
     rows = np.random.default_rng(0).normal(size=(60, 8))
     one = reading(rows, [i % 5 for i in range(60)])
-    figures = compared([one], [one])
+    figures = figures_of(one, one)
     assert (figures.ids_differ, figures.maps_differ) == (0.0, 0.0)
     assert figures.feature_cosine == pytest.approx(1.0)
 
@@ -160,9 +165,9 @@ def test_moved_features_are_counted_and_renamed_ids_are_not() -> None:
     ids = [i % 4 for i in range(40)]
     wanted = reading(corners[ids], ids)
     renamed = reading(corners[ids], [3 - i for i in ids])
-    assert compared([wanted], [renamed]).maps_differ == 0.0
+    assert figures_of(wanted, renamed).maps_differ == 0.0
     moved = corners[ids].copy()
     moved[:10] = np.roll(moved[:10], 1, axis=1)
-    figures = compared([wanted], [reading(moved, ids)])
+    figures = figures_of(wanted, reading(moved, ids))
     assert figures.ids_differ == figures.worst_clip_ids_differ == 0.25
     assert figures.patches == 40

@@ -15,7 +15,7 @@ from vqedge.budget import ADAPTIVE
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import BackendUnavailable, BundleError
-from vqedge_export.flips import OnnxReader, Reading, compared
+from vqedge_export.flips import OnnxReader, Reading, encoders_compared
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'vqedge[openvino]'")
 
@@ -49,13 +49,14 @@ def test_ids_are_those_of_the_features_it_found(path: Path) -> None:
 
 
 def test_features_are_near_to_those_of_float32(path: Path) -> None:
-    encoder, reference = OpenVinoEncoder(path, 1), OnnxReader(path)
-    wanted = [reference(clip(index), 32) for index in range(3)]
-    found = [
-        Reading(encoder.features(clip(i)).copy(), encoder.encode(clip(i), 32).index_map.reshape(-1))
-        for i in range(3)
-    ]
-    assert compared(wanted, found).safe_ids_differ <= 0.01
+    encoder = OpenVinoEncoder(path, 1)
+
+    def read(frames: np.ndarray[Any, np.dtype[np.uint8]], budget: int) -> Reading:
+        ids = encoder.encode(frames, budget).index_map.reshape(-1)
+        return Reading(encoder.features(frames).copy(), ids)
+
+    found = encoders_compared(OnnxReader(path), {"openvino": read}, map(clip, range(3)), 32)
+    assert found["openvino"].safe_ids_differ <= 0.01
 
 
 def test_the_second_start_reads_what_the_first_compiled(

@@ -18,7 +18,7 @@ from tiny_engine import ENGINE_OUTPUTS, tiny_encoder, write_tiny_onnx
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import ExportError, ParityError
-from vqedge_export.flips import OnnxReader, compared, feeds_for
+from vqedge_export.flips import OnnxReader, encoders_compared, feeds_for
 from vqedge_export.graph import copied
 from vqedge_export.layers import LEVELS, VIT
 from vqedge_export.light import light_copy
@@ -125,13 +125,9 @@ def test_one_scale_without_evening_turns_more_ids(
     monkeypatch.setattr(qdq, "channel_factors", lambda width, _: np.ones_like(width))
     monkeypatch.setattr(qdq, "_LEAST_SIGNAL_DB", 0.0)
     uneven = prepare(copied(whole), "int8", channels=channels)
-    unseen = clips(11, 3)
-    wanted = [OnnxReader(whole)(clip, 16) for clip in unseen]
-    worse, better = (
-        compared(wanted, [OnnxReader(model)(clip, 16) for clip in unseen])
-        for model in (uneven, lowered)
-    )
-    assert worse.feature_cosine < better.feature_cosine
+    others = {"uneven": OnnxReader(uneven), "even": OnnxReader(lowered)}
+    figures = encoders_compared(OnnxReader(whole), others, clips(11, 3), 16)
+    assert figures["uneven"].feature_cosine < figures["even"].feature_cosine
 
 
 def test_ids_that_turn_are_refused(whole: onnx.ModelProto, channels: dict[str, Channels]) -> None:

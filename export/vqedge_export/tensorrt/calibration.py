@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, shape_inference
 from vqedge.bundle import EncoderRecord
 from vqedge.data.generated import generated_frames
 from vqedge.errors import ExportError, ParityError
-from vqedge_export.flips import OnnxReader, compared, feeds_for
+from vqedge_export.flips import OnnxReader, encoders_compared, feeds_for
 from vqedge_export.graph import nodes_to
 from vqedge_export.layers import replace_nodes
 from vqedge_export.light import LightCopy, light_copy
@@ -138,10 +138,8 @@ def require_ids_kept(
     Raises:
         ParityError: too many safe ids turned.
     """
-    reference, other = OnnxReader(full), OnnxReader(lowered)
-    figures = compared(
-        (reference(clip, budget) for clip in clips), (other(clip, budget) for clip in clips)
-    )
+    others = {"int8": OnnxReader(lowered)}
+    figures = encoders_compared(OnnxReader(full), others, clips, budget)["int8"]
     if not figures.safe_ids_differ <= MOST_SAFE_IDS:
         raise ParityError(
             f"int8 turns {figures.safe_ids_differ:.2%} of the safe ids, at most "
