@@ -40,7 +40,8 @@ def _own_cores() -> None:
 _own_cores()
 _THREADS = min(2, usable_cores())  # libraries read it when they load; CI has two cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = str(min(int(os.environ.get(_name, _THREADS)), _THREADS))
+    _told = os.environ.get(_name, "")  # OpenMP takes a list, too: one for each nested level
+    os.environ[_name] = str(min(int(_told), _THREADS) if _told.isdecimal() else _THREADS)
 settings.register_profile(  # no test is timed; inputs of CI are the same at every run
     "vqedge", deadline=None, print_blob=True, derandomize="CI" in os.environ
 )

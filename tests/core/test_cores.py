@@ -1,7 +1,10 @@
-"""How many cores a container may use."""
+"""How many cores a container may use, and the tests."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,13 @@ def test_the_smallest_quota_of_a_service_and_of_what_it_is_in(
     (tmp_path / "system.slice/ask.service/cpu.max").write_text("200000 100000\n")
     (tmp_path / "own").write_text(own)
     assert quota_cores(tmp_path, tmp_path / "own") == cores
+
+
+@pytest.mark.parametrize("told", ["4,2", ""])
+def test_tests_start_whatever_openmp_was_told(told: str) -> None:
+    code = "import conftest, os; print(os.environ['OMP_NUM_THREADS'])"
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": told}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() in ("1", "2"), done.stderr
