@@ -118,7 +118,6 @@ def test_one_video_is_read_for_the_first_of_its_questions(wild: Any) -> None:
     cold, held = wild.ask_many(prompts, SHORT), wild.ask_many(prompts, SHORT)
     assert [answer.reused_prefix for answer in cold] == [False, True, True]
     assert [answer.reused_prefix for answer in held] == [True] * 3
-    assert cold[0].prefix_ms > held[0].prefix_ms
 
 
 def test_the_video_held_before_is_held_afterwards(wild: Any) -> None:
