@@ -255,7 +255,7 @@ def test_whoever_gives_up_waits_for_no_video(
 
     def slowly(source: Source, packet: Any) -> Any:
         decoded.append(source.path.name)
-        time.sleep(0.002)
+        time.sleep(0.05 if source.path.name == "long.mpg" else 0)
         return decode(source, packet)
 
     monkeypatch.setattr(Source, "_decoded", slowly)
@@ -265,7 +265,7 @@ def test_whoever_gives_up_waits_for_no_video(
     running = BatchEncoder(FakeEncoder(32, 576), bundle.manifest, 32).run(jobs)
     assert not next(running).error
     running.close()
-    assert decoded.count("long.mpg") < 1500
+    assert decoded.count("long.mpg") < 3000
 
 
 def test_the_same_encoder_runs_again(bundle: Bundle, clip: Path, tmp_path: Path) -> None:
