@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import venv
 from pathlib import Path
@@ -12,14 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ABSENT = ("torch", "transformers", "onnx", "gguf", "safetensors")
+OFFLINE = "after connection broken by|Max retries|ReadTimeout|(429|5[0-9]{2}) (Client|Server) Error"
+"""What `pip -vv` says where an index cannot be reached, or answers that it is too busy."""
 
 
 def install_runtime(python: Path, wheel: str, folder: Path) -> None:
     """`pip install vqedge`, with the llama.cpp that is built; skips the test offline."""
-    install = [python, "-m", "pip", "--disable-pip-version-check", "install"]
+    install = [python, "-m", "pip", "--disable-pip-version-check", "-vv", "install"]
+    patient = ["--retries", "5", "--timeout", "60"]
     pinned = ["-c", ROOT / "constraints.txt", wheel, ROOT]
-    done = subprocess.run([*install, *pinned], capture_output=True, text=True, cwd=folder)
-    if done.returncode and "after connection broken by" in done.stderr:
+    command = [*install, *patient, *pinned]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode and re.search(OFFLINE, done.stdout + done.stderr):
         pytest.skip("no package index can be reached, and pip has not all that vqedge needs")
     assert done.returncode == 0, done.stderr
 
