@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import deque
@@ -21,23 +22,31 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+STOP_SIGNALS = tuple(  # of docker and spot machines; of Slurm, where it is asked
+    signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
 _LINES_APART_S = 30.0
 _RATE_OVER = 20  # steps, the latest
 
 
 class Clock:
-    """Tells when a command's time is up; without a limit, never, unless it is stopped."""
+    """Tells when a command's time is up; without a limit, never, unless it is stopped.
+
+    Attributes:
+        stopped: time was up at once; a kill may follow in seconds.
+    """
 
     def __init__(self, minutes: float | None = None) -> None:
+        self.stopped = False
         self._end = None if minutes is None else time.monotonic() + 60.0 * minutes
 
     def stop(self) -> None:
         """Time is up now."""
-        self._end = time.monotonic()
+        self.stopped = True
 
     def is_up(self) -> bool:
         """Is it time to save and stop?"""
-        return self._end is not None and time.monotonic() >= self._end
+        return self.stopped or (self._end is not None and time.monotonic() >= self._end)
 
 
 def tell(line: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,7 @@ from vqedge.errors import VideoError
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import Sizes, make_reducer
+from vqedge.progress import Clock
 
 ENCODER = EncoderConfig(frames=2, size=28)
 QUANTIZER = QuantizerConfig(codes=4, default_budget=4, iterations=2)
@@ -268,6 +271,42 @@ def test_processes_that_draw_ahead_change_nothing(tmp_path: Path, quantizer: Any
     alone = filled(cache(tmp_path / "alone", clips=4), quantizer).load()
     helped = filled(cache(tmp_path / "helped", clips=4), quantizer, workers=2).load()
     assert torch.equal(alone[4].codes, helped[4].codes)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_to_the_whole_group_ends_no_process_that_draws_ahead(
+    tmp_path: Path, quantizer: Any, name: str
+) -> None:
+    """`timeout`, systemd and Slurm send it to all; the command itself says what becomes of it."""
+    made = cache(tmp_path)
+    shards = made.fill(made.missing(), quantizer, workers=1)
+    next(shards)
+    (worker,) = active_children()
+    os.kill(worker.pid or 0, signal.Signals[name])
+    assert list(shards) == [1] and made.missing() == []
+    assert not active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clock_that_is_stopped_waits_for_no_shard(
+    tmp_path: Path, quantizer: Any, workers: int
+) -> None:
+    """`docker stop` kills ten seconds later; a time limit alone has the shard end."""
+    made, clock = cache(tmp_path), Clock(0.0)
+    read = quantizer.patches
+
+    def stopping(frames: Tensor) -> Tensor:
+        if quantizer.vit.seen == SHARD_CLIPS + 1:
+            clock.stop()
+        return read(frames)
+
+    quantizer.patches = stopping
+    assert list(made.fill(made.missing(), quantizer, workers, clock)) == [0]
+    assert quantizer.vit.seen == SHARD_CLIPS + 2 and made.missing() == [1]
+    quantizer.patches = read
+    whole = filled(cache(tmp_path / "whole"), quantizer).load()
+    assert torch.equal(filled(made, quantizer).load()[4].codes, whole[4].codes)
 
 
 class Unreadable(SceneClip):

@@ -16,13 +16,11 @@ from vqedge.commands.frames import reader_of
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import Config
 from vqedge.errors import ConfigError
-from vqedge.progress import Clock
+from vqedge.progress import STOP_SIGNALS, Clock
 from vqedge.recipe import TrainConfig, read_recipe
 
 if TYPE_CHECKING:
     from vqedge.model.checkpoint import Checkpoint
-
-_SAVE_AND_STOP = ("SIGTERM", "SIGUSR1")  # of docker and spot machines; of Slurm, where it is asked
 
 
 def run_train(
@@ -105,8 +103,7 @@ def _stopped_by_signals(clock: Clock) -> Iterator[None]:
     def stop(*_: Any) -> None:
         clock.stop()
 
-    numbers = [getattr(signal, name) for name in _SAVE_AND_STOP if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -28,6 +28,7 @@ from vqedge.data.features import (
     shard_path,
 )
 from vqedge.files import replacing
+from vqedge.progress import Clock
 from vqedge.reducers import reads_attention
 
 if TYPE_CHECKING:
@@ -107,7 +108,11 @@ class ClipCache:
         return sorted({shard for path in folders for shard in missing_shards(path, self.source)})
 
     def fill(
-        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
+        self,
+        shards: Sequence[int],
+        quantizer: ClipQuantizer,
+        workers: int = 0,
+        clock: Clock | None = None,
     ) -> Iterator[int]:
         """Quantise the clips of shards and write a file each; yields a shard's number when done.
 
@@ -115,10 +120,11 @@ class ClipCache:
             shards: their numbers.
             quantizer: on its device.
             workers: processes that draw clips ahead.
+            clock: once it is stopped, no more clips are encoded.
         """
         rows: Rows = "attended" if reads_attention(self.quantizer.kind) else "patches"
         features = FeatureCache(self.root, self.encoder, self.source, rows, self.keep_features)
-        for shard, found in features.fill(shards, quantizer, workers):
+        for shard, found in features.fill(shards, quantizer, workers, clock):
             self._write(shard, found, quantizer)
             yield shard
 

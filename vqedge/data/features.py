@@ -6,6 +6,7 @@ killed run resumes at the next shard and several processes may fill the same fol
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
 from vqedge.errors import VqedgeError
 from vqedge.files import replacing
+from vqedge.progress import STOP_SIGNALS, Clock
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
@@ -87,7 +89,11 @@ class FeatureCache:
         return missing_shards(self.folder, self.source)
 
     def fill(
-        self, shards: Sequence[int], quantizer: ClipQuantizer, workers: int = 0
+        self,
+        shards: Sequence[int],
+        quantizer: ClipQuantizer,
+        workers: int = 0,
+        clock: Clock | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Number and features of every shard, those on disk first; float16 `[clips, N, D]`.
 
@@ -97,6 +103,7 @@ class FeatureCache:
             shards: their numbers.
             quantizer: whose rows are wanted, on its device.
             workers: processes that draw clips ahead.
+            clock: once it is stopped, no more clips are encoded.
         """
         missing = self.missing()
         for shard in (shard for shard in shards if shard not in missing):
@@ -104,7 +111,7 @@ class FeatureCache:
             yield shard, load_features(self.folder, shard)[:count]
         rest = [shard for shard in shards if shard in missing]
         for shard, rows in encoded_shards(
-            rest, self.source, quantizer, self.encoder, workers, self.rows
+            rest, self.source, quantizer, self.encoder, workers, self.rows, clock
         ):
             if self.keep:
                 save_features(self.folder, shard, rows)
@@ -138,6 +145,12 @@ class _Frames(Dataset[npt.NDArray[np.uint8] | VqedgeError]):
 
 def _unchanged(found: Any) -> Any:
     return found
+
+
+def _deaf_worker(_: int) -> None:
+    """What tells a command to stop reaches its whole group; a worker ends when it has no more."""
+    for number in (signal.SIGINT, *STOP_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def features_folder(root: Path, encoder: EncoderConfig, source: ClipSource) -> Path:
@@ -190,6 +203,7 @@ def encoded_shards(
     encoder: EncoderConfig,
     workers: int = 0,
     kind: Rows = "patches",
+    clock: Clock | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Draw and encode the clips of shards one after another.
 
@@ -200,6 +214,7 @@ def encoded_shards(
         encoder: frames and size.
         workers: processes that draw clips ahead; 0 draws them here.
         kind: which of its rows.
+        clock: once it is stopped, it ends before the next clip, and without a shard's first ones.
 
     Yields:
         a shard's number and its features, float16 `[clips, N, D]` on the quantizer's device.
@@ -213,12 +228,20 @@ def encoded_shards(
     read = quantizer.trunk if kind == "tokens" else quantizer.patches
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
     frames_of = _Frames(source, numbers, encoder)
-    loader = DataLoader(frames_of, None, num_workers=workers, collate_fn=_unchanged)
-    clips = iter(loader)
+    loader = DataLoader(
+        frames_of,
+        None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_deaf_worker,
+    )
+    clips, clock = iter(loader), clock or Clock()
     try:
         for shard in shards:
             rows = []
             for _ in shard_numbers(source, shard):
+                if clock.stopped:
+                    return
                 frames = next(clips)
                 if isinstance(frames, VqedgeError):
                     raise frames

@@ -41,7 +41,7 @@ def training_clips(
         workers = workers_of(data.workers, isinstance(cache.source, JsonlClips))
         what, unit = f"encoding {cache.source.fingerprint}", ("clips", SHARD_CLIPS)
         with progress(what, len(mine), shown=speaks, unit=unit) as advance:
-            for _shard in cache.fill(mine, quantizer, workers):
+            for _shard in cache.fill(mine, quantizer, workers, clock):
                 advance("")
                 if clock.is_up():
                     break
