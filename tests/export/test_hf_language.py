@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -282,3 +283,24 @@ def test_an_output_table_that_differs_from_the_one_it_is_tied_to(tmp_path: Path)
         CheckpointError, match=r"lm_head\.weight differs .*; set tie_word_embeddings"
     ):
         checkpoint_from_folder(folder, tmp_path / "other")
+
+
+def test_a_file_that_cannot_be_finished_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_llava(tmp_path / "source")
+    state = llava_state(tiny_tokenizer(folder) + 5)
+    state["model.norm.weight"][0] = torch.nan
+    write_shards(folder, state)
+    writers: list[gguf.GGUFWriter] = []
+    opened = gguf.GGUFWriter.open_output_file
+
+    def noted(writer: gguf.GGUFWriter, path: Path | None = None) -> None:
+        writers.append(writer)
+        opened(writer, path)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "open_output_file", noted)
+    source = HfFolder(folder)
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN"):
+        write_gguf(tmp_path / "llm.gguf", source, language_of(source, source.config))
+    assert writers and not any(writer.fout for writer in writers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,25 +140,25 @@ def write_gguf(path: Path, folder: HfFolder, language: Language) -> None:
     """Write the model, every matrix in the type it has, vectors in float32; one tensor at a time.
 
     Raises:
-        CheckpointError: the tokenizer does not fit, or matrices are of several types.
+        CheckpointError: the tokenizer does not fit, matrices are of several types, or a number is
+            not finite.
     """
     config, parts = language.config, language.parts
     kind = _kind_of(folder, parts)
-    writer = gguf.GGUFWriter(path, ARCH)
-    writer.add_file_type(kind.file_type)
-    _add_shapes(writer, config)
-    vocabulary_of(folder, config.vocab_size).write(writer)
-    for part in parts:
-        matrix = len(part.shape) > 1
-        dtype, stored = (kind.dtype, kind.stored) if matrix else (np.dtype(np.float32), None)
-        size = math.prod(part.shape) * dtype.itemsize
-        writer.add_tensor_info(part.name, part.shape, dtype, size, stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for array in arrays_of(folder, parts):
-        writer.write_tensor_data(_stored(array))
-    writer.close()
+    with closing(gguf.GGUFWriter(path, ARCH)) as writer:
+        writer.add_file_type(kind.file_type)
+        _add_shapes(writer, config)
+        vocabulary_of(folder, config.vocab_size).write(writer)
+        for part in parts:
+            matrix = len(part.shape) > 1
+            dtype, stored = (kind.dtype, kind.stored) if matrix else (np.dtype(np.float32), None)
+            size = math.prod(part.shape) * dtype.itemsize
+            writer.add_tensor_info(part.name, part.shape, dtype, size, stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array in arrays_of(folder, parts):
+            writer.write_tensor_data(_stored(array))
 
 
 def _kind_of(folder: HfFolder, parts: Sequence[Part]) -> _Kind:
