@@ -16,6 +16,7 @@ from pathlib import Path
 
 _POLL_S = 0.1
 _BLOCK_BYTES = 1 << 20
+_TEMPORARY = ".vqedge-{}.tmp"
 _REFUSALS = {  # of a disk or its owner, not of a program
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -84,13 +85,23 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written or renamed.
     """
-    temporary = path.with_name(f".vqedge-{secrets.token_hex(8)}.tmp")  # fits where any name does
+    temporary = path.with_name(_TEMPORARY.format(secrets.token_hex(8)))  # fits where any name does
     try:
         yield temporary
         flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written by `replacing` when a kill came; nobody may be writing now.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in folder.glob(_TEMPORARY.format("*")):
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -12,7 +12,10 @@ far as its kernels repeat their sums.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+from accelerate import Accelerator
 
 from vqedge.data.sources import FrameReader
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer
@@ -40,8 +43,8 @@ def train(
         The checkpoint, or None if time ran out.
 
     Raises:
-        CheckpointError: the output folder cannot be written to, holds another run or a finished
-            checkpoint, or `config.init` does not fit.
+        CheckpointError: the output folder cannot be written to, another run writes there, it holds
+            another run or a finished checkpoint, or `config.init` does not fit.
         ConfigError: a launcher's processes cannot share a step, it asks for more than is done, or
             `optim.compile` for what is not installed.
         DatasetError: a source is missing or malformed.
@@ -51,9 +54,22 @@ def train(
     folder = RunFolder(config)
     folder.refuse_unwritable()
     folder.refuse_checkpoint()
+    accelerator = accelerator_for(config)
+    with folder.alone() if accelerator.is_main_process else nullcontext():
+        return _trained(config, folder, read, resume, clock, accelerator)
+
+
+def _trained(
+    config: TrainConfig,
+    folder: RunFolder,
+    read: FrameReader,
+    resume: bool,
+    clock: Clock,
+    accelerator: Accelerator,
+) -> Checkpoint | None:
+    """As `train`, in a folder that no other run writes to."""
     if not resume:
         folder.refuse_old_run()
-    accelerator = accelerator_for(config)
     entries = (config.data.sources, config.validation)
     shown, kept_back = (sources_of(part, read) for part in entries)
     refuse_faults(config, (*shown, *kept_back), begins=not (resume and folder.begun()))

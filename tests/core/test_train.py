@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -484,6 +486,39 @@ def test_a_lesson_is_not_overwritten(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     run(config_for(tmp_path / "run"), minutes=0.0)
     with pytest.raises(CheckpointError, match="holds a run already"):
         run(config_for(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path, resume: bool) -> None:
+    output = tmp_path / "busy"
+    with RunFolder(config_for(output)).alone():
+        before = list(output.iterdir())
+        with pytest.raises(CheckpointError, match=r"busy: another vqedge train .* another -o"):
+            run(config_for(output), resume)
+        assert list(output.iterdir()) == before
+    run(config_for(output, steps=1), resume)  # no run is there, the lock file is
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EIO])
+def test_a_filesystem_without_locks_is_told_and_written_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("vqedge.files.fcntl.flock", refuse)
+    broken = pytest.raises(OSError, match="refused") if number == errno.EIO else nullcontext()
+    with broken, RunFolder(config_for(tmp_path)).alone():
+        assert f"{tmp_path}: no locks here" in caplog.text
+
+
+def test_what_a_killed_save_left_half_written_goes(whole: Path) -> None:
+    left = [whole / ".vqedge-0123.tmp", whole / "step-000004/.vqedge-4567.tmp"]
+    others = [whole / "notes.tmp", whole / "step-notes"]
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    run(config_for(whole), resume=True)
+    assert [path.exists() for path in (*left, *others)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("resume", [False, True])

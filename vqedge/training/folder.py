@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,18 @@ from torch import Tensor
 from vqedge.base.weights import carry_weights
 from vqedge.checkpoint import CONFIG, MODEL, steps_of
 from vqedge.errors import CheckpointError
-from vqedge.files import file_sha256, replacing
+from vqedge.files import file_sha256, remove_unfinished, replacing, try_lock
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.recipe import TrainConfig, file_identity, source_identity
 from vqedge.training.curves import CURVES, draw_curves
 from vqedge.training.state import restore_state, state_of
 
+logger = logging.getLogger(__name__)
+
 STATE, LESSON, LOG = "training.safetensors", "naming.safetensors", "metrics.jsonl"
+_LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a filesystem, as some of clusters
 _USAGE = "codebook.usage"  # how often entries were picked lately
 _NUMBERED = "step-"
 _LESSON_STEP = -1.0  # lessons come before step 0
@@ -48,6 +55,40 @@ class RunFolder:
         there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise CheckpointError(f"{there}: cannot be written to; give another -o folder")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs out, and remove what a killed one left half-written.
+
+        Raises:
+            CheckpointError: another run writes here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self._lock()
+        try:
+            if lock is not None:
+                for folder in (self.path, *self.path.glob(f"{_NUMBERED}*")):
+                    remove_unfinished(folder)
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _lock(self) -> int | None:
+        """What to close at the end; None where files cannot be locked."""
+        try:
+            lock = try_lock(self.path / _LOCK)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: no locks here; let no other run write to it", self.path)
+            return None
+        if lock is None:
+            raise CheckpointError(
+                f"{self.path}: another vqedge train is writing here; wait for it or give another "
+                "-o folder"
+            )
+        return lock
 
     def refuse_old_run(self) -> None:
         """Before any work: a folder that holds a run is not overwritten.
