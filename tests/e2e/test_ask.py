@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import run_vqedge
+from own_memory import anonymous_mb
 
 from vqedge.errors import BackendUnavailable, ConfigError, PromptError
 from vqedge_runtime import DecodingOptions, VideoQA
@@ -153,14 +153,6 @@ def _ask_a_hundred_times(qa: VideoQA, demo_clip: Path) -> None:
             qa.ask(videos[number % 2], f"How many? ({number})", options=options)
 
     ask(20)
-    before_mb = _resident_mb()
+    before_mb = anonymous_mb()
     ask(100)
-    assert _resident_mb() - before_mb < 2.5
-
-
-def _resident_mb() -> float:
-    """Now, not at most: other tests of this process have taken more before."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        pytest.skip("no /proc/self/statm here")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    assert anonymous_mb() - before_mb < 2.5

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_memory import anonymous_mb
 from tiny_gguf import (
     CONTEXT,
     END,
@@ -377,13 +378,6 @@ def test_native_talk_goes_to_the_log_only(
 
 
 def test_hundreds_of_questions_do_not_grow_the_process(wild_path: Path) -> None:
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        pytest.skip("no /proc/self/statm here")
-
-    def resident_mb() -> float:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
     def put(number: int) -> None:
         llm.ask(clips[number % 2], f"Question {number}?", options)
         llm.stream(clips[0], "Left", options)
@@ -396,10 +390,10 @@ def test_hundreds_of_questions_do_not_grow_the_process(wild_path: Path) -> None:
     with open_llama_cpp(wild_path, threads=1, context=256) as llm:
         for number in range(50):
             put(number)
-        before = resident_mb()
+        before = anonymous_mb()
         for number in range(200):
             put(number)
-        grown = resident_mb() - before
+        grown = anonymous_mb() - before
     print(f"grown by {grown:.2f} MB")
     assert grown < 4
 
