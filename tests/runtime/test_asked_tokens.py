@@ -276,6 +276,7 @@ def test_commands_that_want_tokens_without_a_question_refuse_before_any_work(
     name: str, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_asking(tmp_path / "asking.vqedge")
+    (clip.parent / "other.vqt").touch()  # to search
     monkeypatch.setattr(encoded, "clip_from_path", None)
     with pytest.raises(ConfigError, match=REFUSED):
         COMMANDS[name](clip, tmp_path / "asking.vqedge")

@@ -217,15 +217,15 @@ def test_what_another_adds_meanwhile_is_not_gone(
 ) -> None:
     """Between looking at the folder and at the index."""
     ask_folder(folder, lambda _: None)
-    real = index_module._stamps
+    real = index_module.stamps_below
 
     def stamps(root: Path) -> Iterator[tuple[bytes, tuple[int, int]]]:
         yield from real(root)
-        monkeypatch.setattr(index_module, "_stamps", real)
+        monkeypatch.setattr(index_module, "stamps_below", real)
         write(root / "new.vqt", made.header, made.codes[0])
         assert ask_folder(root, lambda _: None)[0].read == 1
 
-    monkeypatch.setattr(index_module, "_stamps", stamps)
+    monkeypatch.setattr(index_module, "stamps_below", stamps)
     state = ask_folder(folder, lambda _: None)[0]
     assert (state.gone, state.clips) == (0, CLIPS + 1)
 
@@ -449,7 +449,15 @@ def test_a_full_disk_and_one_that_is_read_only(folder: Path) -> None:
 def test_no_folder_and_an_empty_one(tmp_path: Path, made: bench.Made) -> None:
     with pytest.raises(SearchError, match="no such folder"):
         ask_folder(tmp_path / "none", lambda _: None)
-    assert names(tmp_path, Query(made.codes[0], space_of(made.header))) == []
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(SearchError, match=r"no \.vqt files in it; make them with: vqedge encode"):
+        ask_folder(tmp_path, lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    file, query = tmp_path / "sub" / "A.VQT", Query(made.codes[0], space_of(made.header))
+    write(file, made.header, made.codes[0])
+    assert names(tmp_path, query) == ["sub/A.VQT"]
+    file.unlink()
+    assert names(tmp_path, query) == [], "its index is brought up to date"
 
 
 def test_somebody_else_is_writing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

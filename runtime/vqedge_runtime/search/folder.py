@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from vqedge.errors import SearchError, printable
 from vqedge.files import locked
-from vqedge_runtime.search.index import Refresh, refresh
+from vqedge_runtime.search.index import Refresh, refresh, stamps_below
 from vqedge_runtime.search.schema import BUSY, NAME, Damaged, connect, reading
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def ask_folder(
         on_note: told in a line what the user should know.
 
     Raises:
-        SearchError: no such folder, or its index cannot be used.
+        SearchError: no such folder, one without a `.vqt`, or its index cannot be used.
     """
     require_folder(folder)
     path = folder / NAME
@@ -68,13 +68,18 @@ def ask_folder(
 
 
 def require_folder(folder: Path) -> None:
-    """See that there is something to ask.
+    """See that there is something to ask, so that no other folder gets an index.
 
     Raises:
-        SearchError: no such folder.
+        SearchError: no such folder, or one without a `.vqt` that never had any.
     """
+    name = printable(str(folder))
     if not folder.is_dir():
-        raise SearchError(f"{printable(str(folder))}: no such folder; give one of .vqt files")
+        raise SearchError(f"{name}: no such folder; give one of .vqt files")
+    if not (folder / NAME).exists() and not any(stamps_below(folder)):
+        raise SearchError(
+            f"{name}: no .vqt files in it; make them with: vqedge encode FOLDER -o TOKENS/"
+        )
 
 
 def _asked(

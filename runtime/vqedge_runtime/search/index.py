@@ -104,7 +104,7 @@ def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
         path: (size, mtime_ns)
         for path, size, mtime_ns in connection.execute("SELECT path, size, mtime_ns FROM files")
     }
-    there = dict(_stamps(folder))  # later: what others add meanwhile is not known, so not gone
+    there = dict(stamps_below(folder))  # later: what others add meanwhile is not known, so not gone
     query = "SELECT path FROM files WHERE error != '' AND judge != ?"
     failed = {path for (path,) in connection.execute(query, (__version__,))}
     gone = [path for path in known if path not in there]
@@ -168,7 +168,7 @@ def weights_from_blob(weights: bytes) -> npt.NDArray[np.float32]:
     return array
 
 
-def _stamps(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
+def stamps_below(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
     """Every `.vqt` below a folder, by its name from there."""
     root = os.fsencode(folder)
     for place, folders, names in os.walk(root):
