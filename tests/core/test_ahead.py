@@ -29,7 +29,7 @@ def test_the_next_step_is_made_while_this_one_runs() -> None:
     begun = {step: threading.Event() for step in range(3)}
     with Ahead(lambda step: begun[step].set(), 3) as ready:
         ready(0)
-        assert begun[1].wait(timeout=10), "while step 0 has what it needs"
+        assert begun[1].wait(timeout=120), "while step 0 has what it needs"
         assert not begun[2].is_set()
 
 

@@ -28,7 +28,7 @@ def test_another_thread_may_close_a_stream_that_is_being_read() -> None:
         try:
             for piece in "abc":
                 under_way.set()
-                assert go_on.wait(10)
+                assert go_on.wait(120)
                 yield piece
         finally:
             ended.set()
@@ -36,7 +36,7 @@ def test_another_thread_may_close_a_stream_that_is_being_read() -> None:
     stream = TextStream(pieces(), lambda: Generation(""))
     with ThreadPoolExecutor(1) as pool:
         read = pool.submit(next, stream)
-        assert under_way.wait(10)
+        assert under_way.wait(120)
         try:
             stream.close()
             assert not ended.is_set()

@@ -314,7 +314,7 @@ def test_an_encoder_that_is_open_tells_its_name_while_it_encodes(tmp_path: Path)
     teller = threading.Thread(target=lambda: told.append(qa.backend.encoder))
     with qa._lock:  # as another thread does while it encodes
         teller.start()
-        teller.join(timeout=10.0)
+        teller.join(timeout=120)
         assert told
     qa.close()
 
@@ -325,7 +325,7 @@ def test_closing_waits_for_a_thread_that_encodes(tmp_path: Path) -> None:
     qa = VideoQA(encoder, FakeBridge(576), FakeLanguageModel(), manifest)
     thread = threading.Thread(target=qa.encode_frames, args=(FRAMES,))
     thread.start()
-    assert encoder.began.wait(10)
+    assert encoder.began.wait(120)
     qa.close()
     thread.join()
     assert encoder.closed and not encoder.disturbed
