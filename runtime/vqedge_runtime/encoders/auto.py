@@ -156,9 +156,9 @@ def available(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def remembered(bundle: Bundle, threads: int | None = None) -> Measured | None:
-    """What was measured before, on this machine as it is now."""
-    return _remembered(bundle, threads, candidates(bundle))
+def remembered(bundle: Bundle) -> Measured | None:
+    """What was measured before, on this machine as it is now, with all its cores."""
+    return _remembered(bundle, None, candidates(bundle))
 
 
 def _remembered(bundle: Bundle, threads: int | None, files: dict[str, str]) -> Measured | None:
@@ -187,7 +187,7 @@ def _measured_now(
     return measured
 
 
-def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _ROUNDS) -> float:
+def clip_ms_of(name: str, bundle: Bundle, threads: int | None) -> float:
     """Shortest time of a backend for one clip, after a first one that does not count.
 
     Of a large model on a CPU, whose first clip takes seconds, that one counts, and there are no
@@ -200,7 +200,7 @@ def clip_ms_of(name: str, bundle: Bundle, threads: int | None, rounds: int = _RO
     times: list[float] = []
     unmeasured = int(ENCODERS[name].slow_start)
     with closing(ENCODERS[name].open(bundle, threads)) as encoder:
-        while len(times) <= rounds and sum(times[unmeasured:]) < _MOST_S:
+        while len(times) <= _ROUNDS and sum(times[unmeasured:]) < _MOST_S:
             began = time.perf_counter()
             encoder.encode(frames, budget, text)
             times.append(time.perf_counter() - began)
