@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from vqedge.base.tensors import TensorFile
 from vqedge.base.weights import encoder_weights, origin_of
 from vqedge.checkpoint import ORIGIN
+from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ConfigError, UsageError, VqedgeError
 from vqedge.model.checkpoint import open_checkpoint
 from vqedge.pickles import conversion_line
+from vqedge_export.hf import importing
 from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.importing import checkpoint_from_folder
 from vqedge_export.hf.llava import plan_from_llava
@@ -291,6 +293,33 @@ def test_no_folder_and_one_that_is_in_the_way(source: Path, tmp_path: Path) -> N
     (tmp_path / "taken").mkdir()
     with pytest.raises(CheckpointError, match="taken: exists already"):
         checkpoint_from_folder(source, tmp_path / "taken")
+
+
+def test_an_import_leaves_another_of_the_same_name_alone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have one process id, as in containers."""
+    write, out = importing._write_base, tmp_path / "out"
+
+    def overtaken(work: Path, *others: Any) -> ModelConfig:
+        monkeypatch.setattr(importing, "_write_base", write)
+        checkpoint_from_folder(source, out)
+        return write(work, *others)
+
+    monkeypatch.setattr(importing, "_write_base", overtaken)
+    with pytest.raises(CheckpointError, match=f"{out}: exists already"):
+        checkpoint_from_folder(source, out)
+    assert open_checkpoint(out).config.llm.weights_sha256
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_import_left_goes_with_the_next(source: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.01234567.partial"
+    (left / "new").mkdir(parents=True)
+    for name in ("lock", "new/llm.gguf"):
+        (left / name).write_bytes(b"")
+    checkpoint_from_folder(source, tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_mode_that_the_source_does_not_have(tmp_path: Path) -> None:

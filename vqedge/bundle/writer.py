@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import glob
 import json
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +22,8 @@ from vqedge.bundle.manifest import (
 )
 from vqedge.bundle.reader import Bundle, open_bundle
 from vqedge.errors import BundleError
-from vqedge.files import flush, try_lock
+from vqedge.files import flush
+from vqedge.workspace import OLD, workspace_beside
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -89,21 +87,21 @@ def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft
         RuntimeError: the block ended without an error and without `finish`.
     """
     out = Path(os.path.abspath(out))
-    with bundle_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _tidy_after_killed_writers(out)
-        _check_target(out, overwrite)
-        workspace, lock = _new_workspace(out)
-    try:
-        draft = BundleDraft(workspace / "bundle", out, overwrite)
-        yield draft
+    with ExitStack() as stack:
+        with bundle_errors(out):
+            workspace = stack.enter_context(workspace_beside(out))
+            _check_target(out, overwrite)
+            (workspace / "bundle").mkdir()
+        try:
+            draft = BundleDraft(workspace / "bundle", out, overwrite)
+            yield draft
+        except OSError as error:
+            where, why = error.filename or out, error.strerror or str(error)
+            raise BundleError(
+                f"{where}: {why}; free some space, or choose another folder"
+            ) from error
         if not draft.finished:
             raise RuntimeError(f"{out}: the bundle was not finished; call finish() in the block")
-    except OSError as error:
-        where, why = error.filename or out, error.strerror or str(error)
-        raise BundleError(f"{where}: {why}; free some space, or choose another folder") from error
-    finally:
-        _discard(workspace, out, lock)
 
 
 def _record(facts: BundleFacts, path: str, size_bytes: int, sha256: str) -> FileRecord:
@@ -135,48 +133,16 @@ def _listed(out: Path) -> set[str]:
     raise BundleError(_NOT_A_BUNDLE)
 
 
-def _new_workspace(out: Path) -> tuple[Path, int]:
-    """A locked folder beside `out`. Tidying by others may take it before we hold its lock."""
-    while True:
-        workspace = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-        workspace.mkdir()
-        with suppress(FileNotFoundError):
-            lock = try_lock(workspace / "lock")
-            if lock is not None and (workspace / "lock").exists():
-                (workspace / "bundle").mkdir()
-                return workspace, lock
-            if lock is not None:
-                os.close(lock)
-
-
-def _tidy_after_killed_writers(out: Path) -> None:
-    for workspace in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        with suppress(OSError):
-            if not (workspace / "lock").exists():
-                workspace.rmdir()  # killed before it made the lock, so it is empty
-            elif (lock := try_lock(workspace / "lock", create=False)) is not None:
-                _discard(workspace, out, lock)
-
-
-def _discard(workspace: Path, out: Path, lock: int) -> None:
-    """Remove a workspace whose lock we hold, after moving back a bundle that was set aside."""
-    try:
-        if (workspace / "old").exists() and not os.path.lexists(out):
-            os.rename(workspace / "old", out)
-        shutil.rmtree(workspace, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
 def _move_into_place(folder: Path, out: Path) -> None:
     if not os.path.lexists(out):
         os.rename(folder, out)
     elif _exchange(folder, out):
         _keep_texts(folder, out)
     else:
-        os.rename(out, folder.parent / "old")
+        old = folder.parent / OLD
+        os.rename(out, old)
         os.rename(folder, out)
-        _keep_texts(folder.parent / "old", out)
+        _keep_texts(old, out)
     flush(out.parent)
 
 

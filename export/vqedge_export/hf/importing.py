@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from vqedge.model.encoder import Bridge
 from vqedge.model.reducers.registry import reducer_quantizer
 from vqedge.model.vit import position_table
 from vqedge.reducers import training_free_kind
+from vqedge.workspace import workspace_beside
 from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.language import write_gguf
 from vqedge_export.hf.llava import MODEL_TYPES, Plan, plan_from_llava
@@ -212,15 +212,15 @@ def _licence(folder: HfFolder) -> str:
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes it at the end; a failure leaves nothing."""
     require_absent(out)
-    work = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        work.mkdir(parents=True)
-        yield work
-        work.rename(out)
+        with workspace_beside(out) as workspace:
+            work = workspace / "new"
+            work.mkdir()
+            yield work
+            require_absent(out)  # another import may have been faster
+            work.rename(out)
     except OSError as error:
         raise CheckpointError(f"{error.filename or out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_json(path: Path, value: object) -> None:
