@@ -211,6 +211,48 @@ def test_where_every_question_is_an_encoding_answers_come_before_all_are_done(
     assert encoded == [15, 17] and len(capsys.readouterr().out.splitlines()) == 17
 
 
+def test_a_folder_is_sorted_by_given_answers(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "q.txt").write_text("Does it move?\nIs it red?\n")
+    options = AskOptions(questions=tmp_path / "q.txt", choices=("yes", "no"))
+    wanted = ["yes", "no", "no", "yes"]
+    for as_json in (False, True):
+        for answer in wanted:
+            llm.enqueue_scores(*((-1.0, -9.0) if answer == "yes" else (-9.0, -1.0)))
+        command.run_ask(folder, None, options=options, as_json=as_json)
+    *lines, document = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[2] for line in lines] == wanted
+    rows = json.loads(document)["answers"]
+    assert [row["answer"] for row in rows] == wanted
+    for row in rows:
+        assert list(row["choices"]) == ["yes", "no"]
+        assert max(row["choices"], key=row["choices"].get) == row["answer"]
+        assert sum(row["choices"].values()) == pytest.approx(1)
+
+
+def test_choices_that_are_too_long_for_one_question_stop_no_other(
+    folder: Path,
+    llm: FakeLanguageModel,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    score, calls = llm.score_choices, list[str]()
+
+    def refusing(*given: Any) -> Any:
+        calls.append(given[1])
+        if len(calls) == 1:
+            raise PromptError("needs a context of 9000")
+        return score(*given)
+
+    monkeypatch.setattr(llm, "score_choices", refusing)
+    with pytest.raises(VqtError, match="1 clips or questions could not be answered"):
+        command.run_ask(folder, QUESTIONS[0], options=AskOptions(choices=("yes", "no")))
+    out, err = capsys.readouterr()
+    assert out == f"{folder / 'below/b.vqt'}\t{QUESTIONS[0]}\tyes\n" and len(calls) == 2
+    assert f"failed: {folder / 'a.vqt'}, '{QUESTIONS[0]}': needs a context of 9000" in err
+
+
 def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one video"):
         command.run_ask(folder, QUESTIONS[0], options=AskOptions(span=(1.0, None)))
@@ -218,8 +260,6 @@ def test_what_does_not_go_together_is_said(folder: Path, tmp_path: Path) -> None
         command.run_ask(folder, QUESTIONS[0], options=AskOptions(budget=8))
     with pytest.raises(ConfigError, match="one video"):
         command.run_ask(folder, QUESTIONS[0], options=AskOptions(evidence=True))
-    with pytest.raises(ConfigError, match="one video"):
-        command.run_ask(folder, QUESTIONS[0], options=AskOptions(choices=("a", "b")))
     with pytest.raises(ConfigError, match="not both"):
         command.run_ask(folder, QUESTIONS[0], options=AskOptions(questions=tmp_path / "q.txt"))
     with pytest.raises(PromptError, match=r"q\.txt: No such file or directory; give a text file"):

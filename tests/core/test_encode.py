@@ -526,7 +526,7 @@ def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
         "a.vqt 1-2 s\tWhat?\tBlue.",
         "a.vqt 2-3 s\tWhat?\tGray.",
     ]
-    for flags in (["--choices", "a|b"], ["--evidence"], ["--keep-kv"]):
+    for flags in (["--evidence"], ["--keep-kv"]):
         found = run("ask", "a.vqt", "What?", *flags)
         assert "about one video; name a .vqt, and of several segments one" in complaint(found)
     qa.llm.enqueue("Red.")

@@ -131,6 +131,7 @@ def asked_many(rig: Rig) -> Iterator[Document]:
     rig.encode("-o", "tokens/a.vqt", "--segment", "2")
     Path("tokens/bad.vqt").touch()
     yield rig("ask", "tokens", "What?", code=1)
+    yield rig("ask", "tokens", "What?", "--choices", "red|blue", code=1)
 
 
 def encoded_files(rig: Rig) -> Iterator[Document]:

@@ -66,8 +66,8 @@ def _check_clips(given: Given, wanted: AskOptions, many: bool) -> None:
     """See that what is asked for can be of this video, or of these `many` clips."""
     if many and wanted.for_one:
         raise ConfigError(
-            "--evidence, --keep-kv and --choices are for one question about one video; name a "
-            ".vqt, and of several segments one with --start"
+            "--evidence and --keep-kv are for one question about one video; name a .vqt, and of "
+            "several segments one with --start"
         )
     if many and (*wanted.span, wanted.budget) != (None, None, None):
         raise ConfigError(

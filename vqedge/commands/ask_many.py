@@ -14,7 +14,7 @@ from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge.prompt import first_words
-from vqedge_runtime import Answer, DecodingOptions, Video, VideoQA
+from vqedge_runtime import Answer, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt, open_vqt
@@ -78,7 +78,8 @@ def ask_many(
         qa: the session.
         given: the video, or `many` clips.
         questions: one at least.
-        options: which part of the video, how many tokens, how to pick those of answers.
+        options: which part of the video, how many tokens, how to pick those of answers, or which
+            answers to choose from.
         many: as `is_many` says.
         as_json: print one document instead.
 
@@ -91,7 +92,7 @@ def ask_many(
     videos = _stored(qa, given, failed) if many else _one(qa, given, options, failed)
     asked = (_Asked(path, clip, question) for path, clip in videos for question in questions)
     answered = wordless = 0
-    for item, answer in _answered(qa, asked, options.decoding, failed):
+    for item, answer in _answered(qa, asked, options, failed):
         answered += 1
         wordless += not answer.text.strip()
         if as_json:
@@ -115,28 +116,37 @@ def ask_many(
 
 
 def _answered(
-    qa: VideoQA, asked: Iterator[_Asked], decoding: DecodingOptions, failed: list[str]
+    qa: VideoQA, asked: Iterator[_Asked], options: AskOptions, failed: list[str]
 ) -> Iterator[tuple[_Asked, Answer]]:
-    """Every question with its answer; the model reads a group of them at a time."""
-    for group in _groups(asked, BRANCHES):
-        yield from _answers(qa, group, decoding, failed)
+    """Every question with its answer; the model reads a group of them at a time.
+
+    Choices are scored for one question after another.
+    """
+    for group in _groups(asked, 1 if options.choices else BRANCHES):
+        yield from _answers(qa, group, options, failed)
 
 
 def _answers(
-    qa: VideoQA, group: Sequence[_Asked], decoding: DecodingOptions, failed: list[str]
+    qa: VideoQA, group: Sequence[_Asked], options: AskOptions, failed: list[str]
 ) -> Iterator[tuple[_Asked, Answer]]:
     """Those of a group; one by one where it cannot be read, since one question may be too long."""
-    pairs = [(item.video, item.question) for item in group]
     try:
-        found = qa.ask_many(pairs, options=decoding)
+        found = _together(qa, group, options)
     except PromptError as error:
         if len(group) == 1:
             failed.append(f"{_name(group[0])}, {first_words(group[0].question)}: {error}")
             return
         for item in group:
-            yield from _answers(qa, [item], decoding, failed)
+            yield from _answers(qa, [item], options, failed)
     else:
         yield from zip(group, found, strict=True)
+
+
+def _together(qa: VideoQA, group: Sequence[_Asked], options: AskOptions) -> list[Answer]:
+    if options.choices:
+        return [qa.ask(item.video, item.question, choices=options.choices) for item in group]
+    pairs = [(item.video, item.question) for item in group]
+    return qa.ask_many(pairs, options=options.decoding)
 
 
 def _field(text: str) -> str:
@@ -145,7 +155,7 @@ def _field(text: str) -> str:
 
 
 def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
-    return {
+    row: dict[str, Any] = {
         "video": str(item.path),
         "start_s": round(item.video.start_s, 6),
         "end_s": round(item.video.end_s, 6),
@@ -154,6 +164,7 @@ def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
         "tokens": answer.tokens,
         "stopped": answer.stopped,
     }
+    return row | {"choices": answer.choice_scores} if answer.choice_scores else row
 
 
 def _report(failed: Sequence[str], answered: int) -> None:

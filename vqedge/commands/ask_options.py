@@ -34,13 +34,13 @@ class AskOptions:
     @property
     def for_one(self) -> bool:
         """Whether something is asked for that only one question about one video has."""
-        return bool(self.evidence or self.keep_kv or self.choices)
+        return self.evidence or self.keep_kv
 
     def __post_init__(self) -> None:
         """Refuse what no video makes right, before any file is opened."""
         check_span(self.span)
         if self.questions is not None and self.for_one:
-            raise UsageError("--evidence, --keep-kv and --choices are for one question")
+            raise UsageError("--evidence and --keep-kv are for one question")
 
 
 def choices_from_text(text: str | None) -> tuple[str, ...]:
