@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -55,13 +57,17 @@ LLAVA = {
 _WORDS = "What color is the circle? The square moves left, then right. It's 1234 o'clock.\n\nYes. "
 
 
+def noise(rng: np.random.Generator, shape: Sequence[int], std: float) -> Tensor:
+    """Evenly distributed, and of the same bits on every kind of CPU."""
+    return torch.from_numpy(rng.integers(-999, 1000, shape) * (std / 577)).float()
+
+
 def random_like(module: nn.Module, seed: int, std: float = 0.15) -> nn.Module:
     """Every parameter drawn anew, norms around one; the caller's random state stays."""
-    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator) * std
         centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        parameter.data.copy_(centre + noise)
+        parameter.data.copy_(centre + noise(rng, parameter.shape, std))
     return module.requires_grad_(False).eval()
 
 
@@ -152,8 +158,7 @@ def llava_state(vocabulary: int, tied: bool = True) -> dict[str, Tensor]:
     state = {n: v for n, v in state.items() if last not in n and ".head." not in n}
     if tied:
         del state["lm_head.weight"]
-    generator = torch.Generator().manual_seed(7)
-    return state | {"model.image_newline": torch.randn(WIDTH, generator=generator)}
+    return state | {"model.image_newline": noise(np.random.default_rng(7), [WIDTH], std=1.0)}
 
 
 def write_llava(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 from vqedge_runtime.kv import read_kv, write_kv
 
 MAX_BYTES = 4096
 WHO, STATE = b"who", bytes(range(256))
+one_secret = patch("vqedge_runtime.kv._secret", lambda: bytes(32))
+"""A user's own differs, and with it every file."""
 
 
+@one_secret
 def one_input(data: bytes) -> None:
     """Read it, write over it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -25,6 +29,7 @@ def one_input(data: bytes) -> None:
             assert path.read_bytes() == data
 
 
+@one_secret
 def seeds() -> list[bytes]:
     """A whole one."""
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,16 @@ def test_changed_inputs_are_read_or_refused(name: str) -> None:
             raise AssertionError(f"{name}.one_input({data!r:.4000})") from error
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_are_the_same_for_every_user(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = import_module(name)
+    seeds = target.seeds()
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "another"))
+    assert target.seeds() == seeds
+
+
 def test_a_sealed_manifest_is_read_however_it_was_changed() -> None:
     (whole,) = seeds()
     changed = whole.replace(b'"default_budget": 32', b'"default_budget": 16')
