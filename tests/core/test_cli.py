@@ -147,6 +147,9 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["ask", "a.mp4", "What?", "--end", "nan"], "--end nan is not a time"),
         (["ask", "a.mp4", "What?", "--choices", "red"], "--choices 'red': give two or more"),
         (["ask", "a.mp4", "What?", "--questions", "q.txt"], "or --questions, not both"),
+        (["ask", "a.mp4", "What", "is", "it?"], "'is' is one argument too many; put the question"),
+        (["ask", "What is it?", "fake.vqedge"], "first: vqedge ask fake.vqedge 'What is it?'"),
+        (["fetch", "smollm3"], "fetch smollm3: choose one of dinov2-s14-focus"),
         (["ask", "a.mp4", "--questions", "q.txt", "--evidence"], "are for one question"),
         (["ask", "a.mp4", "What?", "--backend", "none", "-m", "BUNDLE"], "no encoder backend"),
         (["ask", "a.mp4", "What?", "--backend", "none", "-m", "gone"], "no encoder backend"),
@@ -176,6 +179,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["encode", "a.mp4", "--question", "What?"], "--question: give --as ids too"),
         (["viz", "a.mp4", "-o", "a.gif"], "-o a.gif: give a name that ends in .png, .html, .mp4"),
         (["viz", "a.mp4", "-o", "a.png", "--budget", "many"], "--budget many"),
+        (["viz", "a.mp4", "-o", "a.png", "--question", " "], "the question is empty"),
         (["viz", "a.mp4", "-o", "a.png", "--start", "1", "--end", "1"], "1 is not before --end 1"),
         (["viz", "a.mp4", "-o", "a.png", "--backend", "none"], "no encoder backend"),
         (["search", "a.vqt", ".", "--backend", "none"], "no encoder backend"),
@@ -267,7 +271,8 @@ def test_a_video_that_is_not_there_is_told_before_a_bundle_is_opened(
 
 @pytest.mark.parametrize("question", ["", " \t "])
 def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: str) -> None:
-    assert_one_line(run("ask", clip, question, "-m", bundle.path), "the question is empty")
+    for words in (("ask", clip, question), ("encode", clip, "--as", "ids", "--question", question)):
+        assert_one_line(run(*words, "-m", bundle.path), "the question is empty", code=2)
     assert_one_line(
         run("ask", clip, "-m", bundle.path, stdin=question.encode()), "the question is empty"
     )
@@ -323,7 +328,6 @@ def test_eval_with_a_budget_out_of_range(
         ["export", "none", "-o", "x.vqedge"],
         ["assemble", "none", "-o", "x.vqedge"],
         ["eval", "--checkpoint", "none", "--limit", "1"],
-        ["fetch", "nothing-of-this-name"],
     ],
 )
 def test_what_is_not_there_is_named(run: Any, arguments: list[str]) -> None:

@@ -157,18 +157,21 @@ def test_without_the_flag_there_is_no_evidence(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["viz", "CLIP", "-o", "a.png", "--question", " "], "the question is empty"),
         (["viz", "none.mp4", "-o", "a.png"], "none.mp4"),
         (["viz", "none.vqt", "-o", "a.png"], "none.vqt: no such file"),
         (["viz", "CLIP", "-o", "/dev/null/a.png"], "give a place to write to"),
         (["viz", "CLIP", "-o", "a.png", "--budget", "99"], "budget 99"),
         (["search", "CLIP", "none"], "none: no such folder"),
-        (["search", "none.vqt", "."], "none.vqt: no such file"),
+        (["search", "CLIP", "clips"], "clips: no .vqt files in it; make them with: vqedge encode"),
+        (["search", "none.vqt", "tokens"], "none.vqt: no such file"),
     ],
 )
 def test_one_line_for_what_a_user_can_fix(
     run: Any, clip: Path, arguments: list[str], words: str
 ) -> None:
+    Path("clips").mkdir()
+    Path("tokens").mkdir()
+    Path("tokens/a.vqt").touch()
     found = run(*(clip if word == "CLIP" else word for word in arguments))
     assert (found.code, found.lines) == (1, [])
     last = found.err.splitlines()[-1]
@@ -238,6 +241,7 @@ def test_search_as_json(run: Any, clip: Path) -> None:
     document = json.loads(run("search", clip, "tokens", "--novel", "--json").lines[-1])
     assert (document["codes"], document["novel"]) == (4, [])
     Path("empty").mkdir()
+    Path("empty/bad.vqt").touch()
     document = json.loads(run("search", clip, "empty", "--novel", "--json").lines[-1])
     assert [item["nearest"] for item in document["novel"]] == [None] * 4
 

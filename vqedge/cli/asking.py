@@ -22,10 +22,12 @@ from vqedge.cli.options import (
     TopKOption,
     TopPOption,
 )
+from vqedge.errors import UsageError
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def ask(
+    context: typer.Context,
     video: Annotated[
         Path,
         typer.Argument(
@@ -77,6 +79,11 @@ def ask(
 
     Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
+    if context.args:
+        raise UsageError(
+            f"{context.args[0]!r} is one argument too many; put the question in quotes, as: "
+            "vqedge ask clip.mp4 'What moves?'"
+        )
     from vqedge.commands.ask import run_ask
     from vqedge.commands.ask_options import AskOptions, choices_from_text
     from vqedge.commands.session import RunsOn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from vqedge.commands.ask_options import AskOptions
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import STDIN, Given, given_video
+from vqedge.commands.question import check_question
 from vqedge.commands.session import open_session
 from vqedge.errors import ConfigError, UsageError
 from vqedge.prompt import question_text
@@ -31,12 +34,12 @@ def run_ask(
     """Answer on stdout, the backends on stderr.
 
     Raises:
-        UsageError: no question, or two ways to ask.
+        UsageError: no question or an empty one, two ways to ask, or the video is named last.
         ConfigError: options that do not go with this video or bundle.
     """
     wanted = options or AskOptions()
-    if wanted.questions is not None and question is not None:
-        raise UsageError("give a question or --questions, not both")
+    if question is not None:
+        _check_words(video, question, wanted)
     if video == STDIN:
         _check_pipe(question, wanted)
     with given_video(video) as given:
@@ -50,6 +53,16 @@ def run_ask(
                 ask_many(qa, given, asked, wanted, many, as_json)
             else:
                 _ask_one(qa, given, asked[0], wanted, as_json)
+
+
+def _check_words(video: Path, question: str, wanted: AskOptions) -> None:
+    """See that the words of the command line are a video and a question, in this order."""
+    if wanted.questions is not None:
+        raise UsageError("give a question or --questions, not both")
+    check_question(question)
+    if video != STDIN and os.path.exists(question) and not os.path.exists(video):
+        words = shlex.join([question, str(video)])
+        raise UsageError(f"{video}: no such file; the video comes first: vqedge ask {words}")
 
 
 def _check_pipe(question: str | None, wanted: AskOptions) -> None:

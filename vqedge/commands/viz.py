@@ -12,10 +12,10 @@ from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import Given, given_video
+from vqedge.commands.question import check_question
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, printable
-from vqedge.prompt import question_text
 from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
@@ -53,8 +53,8 @@ def run_viz(
     """Write the picture; its path goes to stdout. A video `-` is standard input.
 
     Raises:
-        UsageError: `out` ends in no kind of picture.
-        PromptError: the question is empty.
+        UsageError: `out` ends in no kind of picture, or the question is empty.
+        PromptError: the question is too long.
         ConfigError: a flag holds what cannot work, or the picture cannot be written.
         VideoError: the video cannot be decoded.
         VqtError: the `.vqt` cannot be read.
@@ -64,7 +64,7 @@ def run_viz(
     if out.exists() and video.exists() and out.samefile(video):
         raise ConfigError(f"-o {out}: that is the video itself; give another name")
     if settings.question is not None:
-        question_text(settings.question)
+        check_question(settings.question)
     with given_video(video) as given:
         picture = _seen(given, bundle, settings)
     write_picture(picture, out)

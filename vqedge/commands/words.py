@@ -12,6 +12,7 @@ from vqedge.choices import chosen
 from vqedge.commands.encode import EncodeOptions
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import given_video
+from vqedge.commands.question import check_question
 from vqedge.errors import UsageError
 from vqedge_runtime import Video
 from vqedge_runtime.bridge import open_bridge
@@ -45,7 +46,8 @@ def run_words(
         as_json: print both forms in one document.
 
     Raises:
-        UsageError: flags that do not go together, or a text that is none of those they take.
+        UsageError: flags that do not go together, a text that is none of those they take, or an
+            empty question.
         ConfigError: the bundle's videos are no words.
     """
     settings = options or EncodeOptions()
@@ -75,6 +77,8 @@ def _check_flags(
         raise UsageError(
             f"--question: in text it could spell words of a video or end its turn; use --as {IDS}"
         )
+    if question is not None:
+        check_question(question)
     given = {
         f"{len(videos)} videos": len(videos) > 1,
         "-o": out is not None,
