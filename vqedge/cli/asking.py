@@ -79,11 +79,7 @@ def ask(
 
     Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
-    if context.args:
-        raise UsageError(
-            f"{context.args[0]!r} is one argument too many; put the question in quotes, as: "
-            "vqedge ask clip.mp4 'What moves?'"
-        )
+    _refuse_more(context.args)
     from vqedge.commands.ask import run_ask
     from vqedge.commands.ask_options import AskOptions, choices_from_text
     from vqedge.commands.session import RunsOn
@@ -101,6 +97,14 @@ def ask(
         keep_kv=keep_kv,
     )
     run_ask(video, question, bundle, options=options, as_json=as_json)
+
+
+def _refuse_more(words: list[str]) -> None:
+    if words:
+        raise UsageError(
+            f"{words[0]!r} is one argument too many; put the question in quotes, as: "
+            "vqedge ask clip.mp4 'What moves?'"
+        )
 
 
 @app.command()
