@@ -17,6 +17,7 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 
+from vqedge.data.clips import ClipSource
 from vqedge.data.sources import FrameReader
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer
 from vqedge.progress import Clock, tell
@@ -54,25 +55,27 @@ def train(
     folder = RunFolder(config)
     folder.refuse_unwritable()
     folder.refuse_checkpoint()
+    if not resume:
+        folder.refuse_old_run()
     accelerator = accelerator_for(config)
+    shown, kept_back = (sources_of(part, read) for part in (config.data.sources, config.validation))
+    refuse_faults(config, (*shown, *kept_back), begins=not (resume and folder.begun()))
     with folder.alone() if accelerator.is_main_process else nullcontext():
-        return _trained(config, folder, read, resume, clock, accelerator)
+        return _trained(config, folder, (shown, kept_back), resume, clock, accelerator)
 
 
 def _trained(
     config: TrainConfig,
     folder: RunFolder,
-    read: FrameReader,
+    inputs: tuple[tuple[ClipSource, ...], tuple[ClipSource, ...]],
     resume: bool,
     clock: Clock,
     accelerator: Accelerator,
 ) -> Checkpoint | None:
     """As `train`, in a folder that no other run writes to."""
     if not resume:
-        folder.refuse_old_run()
-    entries = (config.data.sources, config.validation)
-    shown, kept_back = (sources_of(part, read) for part in entries)
-    refuse_faults(config, (*shown, *kept_back), begins=not (resume and folder.begun()))
+        folder.refuse_old_run()  # one that has ended since
+    shown, kept_back = inputs
     compiled = compiles(config, accelerator.device)
     if accelerator.is_main_process:
         tell(told_of(config, accelerator, compiled))
