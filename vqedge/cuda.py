@@ -19,11 +19,13 @@ from ctypes import (
     c_void_p,
     create_string_buffer,
 )
+from pathlib import Path
 from typing import Any
 
 from vqedge.errors import BackendUnavailable
 
 _LIBRARY = "libcuda.so.1"
+_DEVICE_FILES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu")  # the latter of a Jetson
 _CC_MAJOR, _CC_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NAME_BYTES = 256
 _NON_BLOCKING_STREAM = 1
@@ -206,6 +208,16 @@ def installed_driver(library: Any = None) -> tuple[int, int] | None:
         return None
     value = c_int()
     return None if driver.cuDriverGetVersion(byref(value)) else _version(value.value)
+
+
+def nvidia_device_files() -> list[str]:
+    """What NVIDIA's driver puts into `/dev`, as ["/dev/nvidia0"]; nothing in WSL."""
+    return sorted(str(path) for path in Path("/dev").glob("nv*") if path.name in _DEVICE_FILES)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether there is a GPU of NVIDIA's, as far as can be told without waking it."""
+    return bool(nvidia_device_files()) or installed_driver() is not None
 
 
 def _version(number: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vqedge.cuda import _SIGNATURES, Cuda, installed_driver
+from vqedge.cuda import _SIGNATURES, Cuda, has_nvidia_gpu, installed_driver
 from vqedge.errors import BackendUnavailable
 
 HANDLE = 0x7F00_1234_5678  # over 32 bits: a cut handle would show
@@ -59,6 +59,15 @@ def test_the_driver_tells_its_version_before_it_is_woken() -> None:
     assert installed_driver(driver) == (12, 6)
     assert [name for name, _ in driver.calls] == ["cuDriverGetVersion"]
     assert installed_driver(FakeDriver(cuDriverGetVersion=34)) is None, "a stub of the library"
+
+
+@pytest.mark.parametrize(("files", "driver"), [([], None), (["/dev/nvidia0"], None), ([], (13, 0))])
+def test_a_gpu_is_told_by_its_files_or_in_wsl_by_its_driver(
+    monkeypatch: pytest.MonkeyPatch, files: list[str], driver: tuple[int, int] | None
+) -> None:
+    monkeypatch.setattr("vqedge.cuda.nvidia_device_files", lambda: files)
+    monkeypatch.setattr("vqedge.cuda.installed_driver", lambda: driver)
+    assert has_nvidia_gpu() == bool(files or driver)
 
 
 def test_kernels_are_made_for_a_model_of_gpu_and_a_driver() -> None:

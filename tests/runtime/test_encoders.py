@@ -49,8 +49,20 @@ def test_an_unknown_name_lists_the_known_ones(bundle: Bundle) -> None:
         open_encoder("cuda", bundle)
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The machine that has a GPU of NVIDIA's, to be filled; empty, there is no GPU."""
+    machines: list[str] = []
+    monkeypatch.setattr(providers, "has_nvidia_gpu", lambda: bool(machines))
+    monkeypatch.setattr(providers.platform, "machine", lambda: (machines or ["x86_64"])[-1])
+    return machines
+
+
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_backend_can_run_or_says_what_is_missing_and_the_fix(name: str) -> None:
+def test_every_backend_can_run_or_says_what_is_missing_and_the_fix(
+    name: str, gpu: list[str]
+) -> None:
+    gpu += ["x86_64"]
     lacking = ENCODERS[name].missing()
     assert lacking is None or ("pip install" in lacking.fix and lacking.why)
     if name.startswith("onnxruntime") and "-" not in name:
@@ -78,15 +90,39 @@ def test_an_onnx_runtime_that_is_removed_by_half_is_missing(
         open_bridge(bundle.path_of("bridge"))
 
 
-def test_a_provider_of_another_build_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_of_another_build_is_missing(
+    monkeypatch: pytest.MonkeyPatch, gpu: list[str]
+) -> None:
     monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert missing_provider("CUDA") == Missing("no NVIDIA GPU here", "")
+    gpu += ["aarch64"]
+    lacking = missing_provider("CUDA")
+    assert lacking and "there is no wheel for aarch64" in lacking.why and not lacking.fix
+    gpu += ["x86_64"]
     lacking = missing_provider("CUDA")
     assert lacking and "built without CUDAExecutionProvider" in lacking.why
+    assert lacking.fix == "pip install --force-reinstall --no-deps onnxruntime-gpu"
     monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     assert missing_provider("CUDA") is None
 
 
-def test_a_plugin_that_does_not_load_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_package_is_recommended_to_who_has_no_gpu(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, gpu: list[str]
+) -> None:
+    monkeypatch.setattr(providers, "find_spec", lambda _: None)
+    refused = "encoder backend tensorrt: no NVIDIA GPU here; use --backend auto"
+    with pytest.raises(BackendUnavailable, match=refused):
+        open_encoder("tensorrt", bundle)
+    gpu += ["aarch64"]
+    with pytest.raises(BackendUnavailable, match=r"tensorrt is not installed; pip install"):
+        open_encoder("tensorrt", bundle)
+
+
+def test_a_plugin_that_does_not_load_is_missing(
+    monkeypatch: pytest.MonkeyPatch, gpu: list[str]
+) -> None:
+    gpu += ["x86_64"]
+
     class Fail(Exception):
         """As ONNX Runtime's own, of which nothing else is known."""
 

@@ -24,7 +24,7 @@ from vqedge.base.fetch import cached
 from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result
-from vqedge.cuda import Cuda
+from vqedge.cuda import Cuda, has_nvidia_gpu
 from vqedge.engines import FLAVOURS, MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.files import cache_root
@@ -37,7 +37,7 @@ _MIN_FREE_GB = 1.0
 _LIBRARIES = {  # packages that bring each, either of them
     "numpy": ("numpy",),
     "av": ("av",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),  # if both, the first put its files there
     "llama-cpp-python": ("llama-cpp-python",),
 }
 _MODULES = ("numpy", "av", "onnxruntime")  # of them those to load; llama.cpp has a check of its own
@@ -105,7 +105,8 @@ def _libraries(_: Path | None) -> Iterator[Finding]:
         yield Finding(name, told, "installed", fits, reinstall_line(name))
     for name, (use, extra) in _OPTIONAL.items():
         found = _version(name)
-        fix = f"pip install 'vqedge[{extra}]'"
+        helps = name != "tensorrt" or has_nvidia_gpu()
+        fix = f"pip install 'vqedge[{extra}]'" if helps else ""
         yield Finding(
             name, found or "missing", f"only to {use}", found is not None, fix, required=False
         )

@@ -42,7 +42,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a backend cannot run here, and what would change that."""
+    """Why a backend cannot run here, and what would change that; "" where nothing does."""
 
     why: str
     fix: str
@@ -115,9 +115,10 @@ def _engine(flavour: Flavour) -> EncoderBackend:
         return open_engine(flavour, bundle)
 
     def missing() -> Missing | None:
-        from vqedge_runtime.encoders.providers import missing_package
+        from vqedge_runtime.encoders.providers import missing_package, unless_no_gpu
 
-        return missing_package(MODULES[flavour], f"pip install 'vqedge[{flavour}]'")
+        fix = f"pip install 'vqedge[{flavour}]'"
+        return unless_no_gpu(missing_package(MODULES[flavour], fix))
 
     def file(bundle: Bundle) -> str:
         from vqedge_runtime.encoders.tensorrt import engine_here
@@ -191,7 +192,8 @@ def require_backend(name: str) -> None:
     if name == AUTO:
         return
     if lacking := ENCODERS[name].missing():
-        raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {lacking.fix}")
+        fix = lacking.fix or "use --backend auto"
+        raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {fix}")
 
 
 def refusal(path: Path, reader: str, reason: str) -> BundleError | BackendUnavailable:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
-from vqedge.cuda import installed_driver
+from vqedge.cuda import installed_driver, nvidia_device_files
 from vqedge.errors import BackendUnavailable
 from vqedge.files import cache_root, replacing
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
@@ -35,7 +35,6 @@ from vqedge_runtime.tokens import Codes
 CANDIDATES = tuple(name for name, backend in ENCODERS.items() if backend.auto)
 _ROUNDS = 5
 _MOST_S = 2.0  # of a backend's clips
-_GPU_FILES = ("nvidia0", "nvidiactl", "nvhost-gpu", "nvgpu")  # the latter of a Jetson
 _KEPT = 64  # machines and bundles that the file remembers
 _MOST_FAILURES = 3  # of a backend, in a row
 
@@ -217,8 +216,11 @@ def _key(bundle: Bundle, threads: int | None, files: dict[str, str]) -> str:
 
 def _gpus() -> list[str]:
     """What there is of NVIDIA's, so that one that comes, goes or gets a new driver is measured."""
-    devices = sorted(str(path) for path in Path("/dev").glob("nv*") if path.name in _GPU_FILES)
-    return [*devices, os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(installed_driver())]
+    return [
+        *nvidia_device_files(),
+        os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        str(installed_driver()),
+    ]
 
 
 def _file() -> Path:

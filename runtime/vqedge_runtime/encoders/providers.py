@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
+from vqedge.cuda import has_nvidia_gpu
 from vqedge.errors import first_line
 from vqedge.tensorrt import TF32_VARIABLE
 from vqedge_runtime.encoders import Missing
@@ -63,10 +65,10 @@ def _kernels_in(folder: str) -> dict[str, str]:
     return {"nv_runtime_cache_path": folder}
 
 
-# both packages own the same files
-_GPU_PACKAGE = (
-    "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
-)
+_WITH_WHEELS = ("x86_64", "AMD64")  # what the packages of GPU providers are made for
+# Its files take the place of onnxruntime's, which stays installed: a line that fails, without a
+# wheel or a network, changes nothing, and what requires onnxruntime later does not bring it back.
+_GPU_PACKAGE = "pip install --force-reinstall --no-deps onnxruntime-gpu"
 PROVIDERS = {
     row.label: row
     for row in (
@@ -120,27 +122,43 @@ def missing_package(module: str, fix: str) -> Missing | None:
 
 
 def missing_provider(label: str) -> Missing | None:
-    """Whether ONNX Runtime is here with this provider; a GPU is not looked for."""
+    """Whether ONNX Runtime is here with this provider; a GPU is looked for only where it is not."""
     provider = PROVIDERS[label]
+    why = _why_missing(provider)
+    if why is None:
+        return None
+    lacking = Missing(why, provider.fix)
+    if label == "CPU":
+        return lacking
+    if platform.machine() not in _WITH_WHEELS:
+        lacking = Missing(f"{why}, and there is no wheel for {platform.machine()}", "")
+    return unless_no_gpu(lacking)
+
+
+def unless_no_gpu(lacking: Missing | None) -> Missing | None:
+    """What a backend of NVIDIA's lacks; without a GPU no package would help."""
+    return lacking if lacking is None or has_nvidia_gpu() else Missing("no NVIDIA GPU here", "")
+
+
+def _why_missing(provider: Provider) -> str | None:
     try:
         ort = import_module("onnxruntime")
         offered = ort.get_available_providers()
     except ModuleNotFoundError:
-        return Missing("onnxruntime is not installed", provider.fix)
+        return "onnxruntime is not installed"
     except (ImportError, OSError, AttributeError) as error:  # the last: an empty folder
-        return Missing(f"onnxruntime does not load ({error})", provider.fix)
-    if provider.plugin and (lacking := missing_package(provider.plugin, provider.fix)):
-        return lacking
-    if provider.plugin:
-        try:
-            found = bool(plugin_devices(provider))
-        except Exception as error:  # whatever its library or ONNX Runtime raises
-            return Missing(f"{provider.plugin} does not load ({first_line(error)})", provider.fix)
-        why = f"{provider.plugin} finds no device that it supports"
-    else:
+        return f"onnxruntime does not load ({error})"
+    if not provider.plugin:
         found = provider.name in offered
         why = f"this onnxruntime {ort.__version__} was built without {provider.name}"
-    return None if found else Missing(why, provider.fix)
+        return None if found else why
+    if not find_spec(provider.plugin):
+        return f"{provider.plugin} is not installed"
+    try:
+        found = bool(plugin_devices(provider))
+    except Exception as error:  # whatever its library or ONNX Runtime raises
+        return f"{provider.plugin} does not load ({first_line(error)})"
+    return None if found else f"{provider.plugin} finds no device that it supports"
 
 
 def plugin_devices(provider: Provider) -> list[Any]:
