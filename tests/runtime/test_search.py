@@ -35,7 +35,7 @@ from vqedge_runtime.search.measure import (
     matches,
     similarity,
 )
-from vqedge_runtime.search.schema import NAME, connect
+from vqedge_runtime.search.schema import BUSY_S, NAME, connect
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.vqt import Header, Segment, vqt_bytes
 from vqedge_runtime.vqt.file import VqtFile
@@ -473,7 +473,7 @@ def test_somebody_else_is_writing(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_first_to_open_an_index_wait_for_each_other(tmp_path: Path) -> None:
     """SQLite does not wait for the lock of the first use."""
-    barrier = threading.Barrier(4, timeout=10)
+    barrier = threading.Barrier(4, timeout=2 * BUSY_S)
 
     def open_all() -> None:
         for number in range(20):
@@ -482,7 +482,7 @@ def test_the_first_to_open_an_index_wait_for_each_other(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(open_all) for _ in range(4)]:
-            done.result(timeout=60)
+            done.result()
 
 
 def test_two_writers_at_once(folder: Path, made: bench.Made) -> None:
