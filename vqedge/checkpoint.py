@@ -30,8 +30,12 @@ def model_config_of(folder: Path) -> ModelConfig:
     """Read a checkpoint's configuration and see that its files are there.
 
     Raises:
-        CheckpointError: a file is missing or the configuration does not fit this version.
+        CheckpointError: folder or file is missing, or the configuration does not fit this version.
     """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder; give one from `vqedge train` or `vqedge import`"
+        )
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; is this a folder from `vqedge train`?")

@@ -336,6 +336,21 @@ def test_what_is_not_there_is_named(run: Any, arguments: list[str]) -> None:
     assert not list(Path().iterdir()), "something was left behind"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "heavy", "words"),
+    [
+        (["train", "none.yaml"], "vqedge_export.onnx_export", "none.yaml: no such file"),
+        (["export", "none", "-o", "x"], "vqedge_export.pipeline", "none: no such folder; give one"),
+        (["eval", "--checkpoint", "none"], "vqedge.model.answer", "none: no such folder; give one"),
+    ],
+)
+def test_what_is_not_there_is_told_before_torch_is_loaded(
+    run: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], heavy: str, words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, heavy, None)
+    assert_one_line(run(*arguments), words)
+
+
 @pytest.fixture
 def ask_failing_with(run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`ask` where opening the bundle raises an error."""

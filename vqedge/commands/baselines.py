@@ -115,11 +115,11 @@ def opened_checkpoint(path: Path, budget: Budget | None = None) -> CheckpointAns
         CheckpointError: it is incomplete.
         ConfigError: it does not have this budget.
     """
+    config = model_config_of(path)
     from vqedge.model.answer import CheckpointAnswerer
     from vqedge.model.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(path)
-    return CheckpointAnswerer(checkpoint, reader_of(checkpoint.config.encoder), budget)
+    return CheckpointAnswerer(open_checkpoint(path), reader_of(config.encoder), budget)
 
 
 def difference(config: ModelConfig, reference: ModelConfig) -> str:

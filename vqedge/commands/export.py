@@ -100,13 +100,13 @@ def run_export(
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
     """
+    config = model_config_of(checkpoint)
     from vqedge_export.assemble import DEFAULT_QUANT
     from vqedge_export.pipeline import export_bundle
     from vqedge_export.targets import require_possible
     from vqedge_runtime.llm import open_llama_cpp
 
     wanted = options or ExportOptions()
-    config = model_config_of(checkpoint)
     require_possible(wanted.targets, config, wanted.engine)
     library = plugin_library_for([row.name for row in wanted.targets], wanted.engine, wanted.plugin)
     clips = calibration_clips(wanted.calibrate, config.encoder) if wanted.calibrate else ()
