@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 _BASE = {  # what vqedge always needs, by the module's name
     "av": "av",
@@ -28,12 +30,22 @@ _EXTRAS = {
 }
 
 
+_TEGRA = Path("/etc/nv_tegra_release")
+
+
 def install_line(module: str) -> str:
-    """The command that brings a module, as "onnx.helper", or mends it."""
+    """The command that brings a module, as "onnx.helper", or mends it; what to do on a Jetson."""
     name = module.partition(".")[0]
+    if name == "tensorrt" and _is_jetson():
+        return "take JetPack's: make the environment with --system-site-packages (docs/jetson.md)"
     if name in _BASE:
         return reinstall_line(_BASE[name])
     return f"pip install 'vqedge[{_EXTRAS.get(name, 'export')}]'"
+
+
+def _is_jetson() -> bool:
+    """In a container, too, which sees the kernel only."""
+    return _TEGRA.exists() or "tegra" in platform.release()
 
 
 def reinstall_line(package: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable
+from vqedge.packages import install_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ def tensorrt_module(flavour: Flavour) -> Any:
     except (ImportError, OSError) as error:
         reason = one_line([str(error)])
         raise BackendUnavailable(
-            f"{flavour} cannot be loaded ({reason}); Jetson brings it with JetPack, elsewhere: "
-            f"pip install 'vqedge[{flavour}]'"
+            f"{flavour} cannot be loaded ({reason}); {install_line(MODULES[flavour])}"
         ) from error
 
 

@@ -20,6 +20,7 @@ from vqedge.choices import chosen
 from vqedge.config import ModelConfig
 from vqedge.engines import FLAVOURS, Flavour
 from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.packages import install_line
 from vqedge.video_words import vocabulary_of
 from vqedge_export.gguf import gguf_from_lora
 from vqedge_export.gguf_merge import AddedTokens
@@ -189,8 +190,8 @@ def require_installed(targets: Sequence[Target]) -> None:
     for row in targets:
         if row.missing:
             raise BackendUnavailable(
-                f"--target {row.name}: {', '.join(row.missing)} is not installed; Jetson brings it "
-                f"with JetPack, elsewhere: pip install 'vqedge[{row.name}]'"
+                f"--target {row.name}: {', '.join(row.missing)} is not installed; "
+                f"{install_line(row.missing[0])}"
             )
 
 

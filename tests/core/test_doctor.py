@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,9 @@ from tiny_bundle import write_bundle
 from vqedge.commands import doctor
 from vqedge.commands.doctor import Finding
 from vqedge.errors import BackendUnavailable
+from vqedge.tensorrt import tensorrt_module
+from vqedge_export.targets import TARGETS, require_installed
+from vqedge_runtime.encoders import require_backend
 
 TOOLS = "vqedge_export.tensorrt.plugin_build.plugin_tools"
 ENGINE = "vqedge_runtime.encoders.tensorrt.engine_here"
@@ -22,6 +26,50 @@ def raising(text: str) -> Any:
         raise BackendUnavailable(text)
 
     return call
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_tensorrt_is_recommended_to_who_has_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: gpu)
+    fixes = {line.check: line.fix for line in doctor._libraries(None)}
+    assert fixes["tensorrt"] == ("pip install 'vqedge[tensorrt]'" if gpu else "")
+    assert fixes["onnx"] == "pip install 'vqedge[assemble]'"
+
+
+def jetson_by_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("vqedge.packages._TEGRA", tmp_path)
+
+
+def jetson_by_kernel(monkeypatch: pytest.MonkeyPatch, _: Path) -> None:
+    monkeypatch.setattr("platform.release", lambda: "5.15.148-tegra")
+
+
+@pytest.mark.parametrize("jetson", [jetson_by_file, jetson_by_kernel])
+def test_a_jetson_takes_its_own_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jetson: Any
+) -> None:
+    """Another in front of it could not use its GPU (docs/jetson.md)."""
+    jetson(monkeypatch, tmp_path)
+    monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("vqedge_runtime.encoders.providers.has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("vqedge_runtime.encoders.providers.find_spec", lambda _: None)
+    monkeypatch.setattr("vqedge_export.targets.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    told = [line.fix for line in doctor._libraries(None) if line.check == "tensorrt"]
+    for call in (
+        lambda: require_backend("tensorrt"),
+        lambda: tensorrt_module("tensorrt"),
+        lambda: require_installed([TARGETS["tensorrt"]]),
+    ):
+        with pytest.raises(BackendUnavailable) as caught:
+            call()
+        told.append(str(caught.value))
+    assert len(told) == 4
+    assert all("--system-site-packages" in line and "pip" not in line for line in told), told
 
 
 @pytest.fixture

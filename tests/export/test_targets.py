@@ -45,13 +45,13 @@ def test_all_is_what_is_installed_and_says_what_is_not(
     assert "leaves out tensorrt: it is not installed" in caplog.text
 
 
-def test_what_is_missing_is_said_before_any_work() -> None:
+def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda _: None)
     require_installed(BASE)
-    absent = replace(TARGETS["tensorrt"], needs=("no_such_module",))
-    with pytest.raises(
-        BackendUnavailable, match=r"no_such_module is not installed.*vqedge\[tensorrt\]"
-    ):
-        require_installed((*BASE, absent))
+    for name, module in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")):
+        told = rf"--target {name}: {module} is not installed; pip install 'vqedge\[{name}\]'"
+        with pytest.raises(BackendUnavailable, match=told):
+            require_installed((*BASE, TARGETS[name]))
 
 
 def test_an_engine_is_calibrated_on_what_export_was_given(

@@ -28,7 +28,7 @@ from vqedge.cuda import Cuda, has_nvidia_gpu
 from vqedge.engines import FLAVOURS, MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.files import cache_root
-from vqedge.packages import reinstall_line
+from vqedge.packages import install_line, reinstall_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ _LIBRARIES = {  # packages that bring each, either of them
 _MODULES = ("numpy", "av", "onnxruntime")  # of them those to load; llama.cpp has a check of its own
 _BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # of x86: instructions that OpenVINO is fast by
 _OPTIONAL = {
-    "onnx": ("assemble bundles", "assemble"),
-    "torch": ("train and export", "export"),
-    "tensorrt": ("TensorRT engines", "tensorrt"),
+    "onnx": "only to assemble bundles",
+    "torch": "only to train and export",
+    "tensorrt": "only to build and run TensorRT engines",
 }
 
 
@@ -103,13 +103,10 @@ def _libraries(_: Path | None) -> Iterator[Finding]:
         told = ", ".join(filter(None, (found or "missing", fault)))
         fits = found is not None and fault is None
         yield Finding(name, told, "installed", fits, reinstall_line(name))
-    for name, (use, extra) in _OPTIONAL.items():
+    for name, use in _OPTIONAL.items():
         found = _version(name)
-        helps = name != "tensorrt" or has_nvidia_gpu()
-        fix = f"pip install 'vqedge[{extra}]'" if helps else ""
-        yield Finding(
-            name, found or "missing", f"only to {use}", found is not None, fix, required=False
-        )
+        fix = install_line(name) if name != "tensorrt" or has_nvidia_gpu() else ""
+        yield Finding(name, found or "missing", use, found is not None, fix, required=False)
 
 
 def _openvino(_: Path | None) -> Iterator[Finding]:

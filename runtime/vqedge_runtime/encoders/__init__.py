@@ -14,6 +14,7 @@ from vqedge.bundle import Bundle, Manifest
 from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, UsageError
 from vqedge.nearest_codebook import OP_NAME
+from vqedge.packages import install_line
 from vqedge_runtime.tokens import Codes
 
 AUTO = "auto"  # not a backend: the fastest one, see `vqedge_runtime.encoders.auto`
@@ -117,8 +118,8 @@ def _engine(flavour: Flavour) -> EncoderBackend:
     def missing() -> Missing | None:
         from vqedge_runtime.encoders.providers import missing_package, unless_no_gpu
 
-        fix = f"pip install 'vqedge[{flavour}]'"
-        return unless_no_gpu(missing_package(MODULES[flavour], fix))
+        module = MODULES[flavour]
+        return unless_no_gpu(missing_package(module, install_line(module)))
 
     def file(bundle: Bundle) -> str:
         from vqedge_runtime.encoders.tensorrt import engine_here
