@@ -269,6 +269,30 @@ def test_a_video_that_is_not_there_is_told_before_a_bundle_is_opened(
     assert_one_line(found, f"{video}: no such file", "; check the path")
 
 
+NO_VIDEOS = {
+    "clip.mp4": "videos: the folder holds no images; give a video",
+    "a.vqt": "videos: holds .vqt files, which are encoded already; name one of them",
+    "manifest.json": "videos: is a bundle; name it with -m",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "holds"),
+    [
+        *((command, holds) for command in ("chat", "bench") for holds in NO_VIDEOS),
+        *(("ask", holds) for holds in ("clip.mp4", "manifest.json")),  # it takes many .vqt
+    ],
+)
+def test_a_folder_that_is_no_video_is_told_before_a_bundle_is_opened(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: str, holds: str
+) -> None:
+    monkeypatch.setattr(VideoQA, "open", lambda *_, **__: pytest.fail("a bundle was opened"))
+    Path("videos").mkdir()
+    Path("videos", holds).touch()
+    question = ["What?"] if command == "ask" else []
+    assert_one_line(run(command, "videos", *question, "-m", "gone"), NO_VIDEOS[holds])
+
+
 @pytest.mark.parametrize("question", ["", " \t "])
 def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: str) -> None:
     for words in (("ask", clip, question), ("encode", clip, "--as", "ids", "--question", question)):

@@ -42,7 +42,7 @@ def run_ask(
         _check_words(video, question, wanted)
     if video == STDIN:
         _check_pipe(question, wanted)
-    with given_video(video) as given:
+    with given_video(video, or_many=True) as given:
         many = is_many(given.path, wanted.span)
         _check_clips(given, wanted, many)
         file = wanted.questions

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge.errors import VideoError, VqedgeError
+from vqedge_runtime.video import images_in
 from vqedge_runtime.video.faults import video_faults
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
@@ -31,15 +32,19 @@ class Given:
 
 
 @contextmanager
-def given_video(video: Path) -> Iterator[Given]:
+def given_video(video: Path, or_many: bool = False) -> Iterator[Given]:
     """The video; what comes through a pipe lies in a temporary file meanwhile, since FFmpeg seeks.
+
+    Args:
+        video: a path, or `STDIN`.
+        or_many: a folder of `.vqt` files is welcome too.
 
     Raises:
         VideoError: there is no such file, or too much comes through the pipe.
         VqtError: there is no such `.vqt`.
     """
     if video != STDIN:
-        require_there(video)
+        require_there(video, or_many)
         yield Given(video, video)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -52,16 +57,22 @@ def given_video(video: Path) -> Iterator[Given]:
             raise
 
 
-def require_there(video: Path) -> None:
+def require_there(video: Path, or_many: bool = False) -> None:
     """See that there is a video, before a bundle is opened for it.
 
+    Args:
+        video: a path.
+        or_many: as `given_video` takes it.
+
     Raises:
-        VideoError: there is none, or it may not be looked at.
+        VideoError: there is none, it may not be looked at, or is a folder without images.
         VqtError: the same of a `.vqt`.
     """
     faults = vqt_errors if video.suffix.lower() == SUFFIX else video_faults
     with faults(video):
         video.stat()
+        if video.is_dir() and not (or_many and any(video.rglob(f"*{SUFFIX}"))):
+            images_in(video)
 
 
 def _copy_stdin(path: Path) -> None:
