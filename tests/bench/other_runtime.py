@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,14 +48,24 @@ class Server:
 
 @contextmanager
 def served(gguf: Path, slots: Path) -> Iterator[Server]:
-    """The GGUF in a process of its own: two builds of llama.cpp do not share one."""
+    """The GGUF in a process of its own: two builds of llama.cpp do not share one.
+
+    Raises:
+        RuntimeError: it ended before it served, with what it said last.
+    """
     command = [sys.executable, __file__, "--serve", str(gguf), str(slots)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as process,
+    ):
         assert process.stdin and process.stdout
         try:
-            address = next(line for line in process.stdout if line.startswith("http"))
+            address = next((line for line in process.stdout if line.startswith("http")), None)
+            if address is None:
+                said.seek(0)
+                raise RuntimeError(f"no server: {said.read()[-2000:]}")
             yield Server(address.strip())
         finally:
             process.stdin.close()
@@ -114,8 +125,6 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--questions", type=int, default=200)
     arguments = parser.parse_args()
-    import tempfile
-
     with tempfile.TemporaryDirectory() as slots:
         print(json.dumps(measure(arguments.bundle, arguments.questions, Path(slots))))
 

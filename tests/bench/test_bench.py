@@ -13,6 +13,7 @@ import torch
 from bench_memory import FPS, KEY_EVERY, peak_mb, write_clip
 from bench_recipe import Seconds, minutes_of
 from float64_reference import agreement, float64_choice
+from other_runtime import served
 
 from vqedge.nearest_codebook import Metric, nearest_codebook
 from vqedge.recipe import OptimConfig, TrainConfig
@@ -75,3 +76,11 @@ def test_the_benchmark_refuses_in_one_line_without_a_gpu() -> None:
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr == "bench: PyTorch sees no NVIDIA GPU; run this where there is one\n"
+
+
+def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)no server: .*(none\.gguf|xllamacpp)"),
+        served(tmp_path / "none.gguf", tmp_path),
+    ):
+        raise AssertionError("there is no model to serve")
