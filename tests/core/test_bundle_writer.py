@@ -111,7 +111,7 @@ def test_external_tensors_of_the_encoder_have_a_role(tmp_path: Path) -> None:
 
 
 def test_an_existing_bundle_is_replaced_only_if_asked(root: Path) -> None:
-    with pytest.raises(BundleError, match="exists already"):
+    with pytest.raises(BundleError, match=r"exists already; .* or give --overwrite"):
         write_bundle(root)
     (root / "llm.gguf").write_bytes(b"damaged")  # a broken bundle may be replaced too
     quantizer = tiny_quantizer(codes=8, default_budget=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,37 @@ def test_the_bundles_engine_is_told_or_what_it_lacks(
     (line,) = lines(doctor._engine, bundle)
     assert line.ok and line.found == "engines/a.engine"
     assert not lines(doctor._engine, tmp_path / "none.vqedge")
+
+
+def test_the_fix_of_a_damaged_bundle_replaces_that_bundle(tmp_path: Path) -> None:
+    for name, checkpoint in (("tiny.vqedge", "models/tiny"), ("my own.vqedge", "CHECKPOINT")):
+        root = tmp_path / name
+        (line,) = doctor._bundle(root)
+        assert line.fix == shlex.join(["vqedge", "assemble", "models/tiny", "-o", str(root)])
+        write_bundle(root)
+        (line,) = doctor._bundle(root)
+        assert line.ok
+        (root / "encoder.onnx").write_bytes(b"damaged")
+        (line,) = doctor._bundle(root)
+        told = ["vqedge", "assemble", checkpoint, "-o", str(root), "--overwrite"]
+        assert line.fix == shlex.join(told)
+    (tmp_path / "clip.mp4").touch()
+    for other in (tmp_path, tmp_path / "clip.mp4"):  # --overwrite would be refused
+        (line,) = doctor._bundle(other)
+        assert line.fix.endswith("models/tiny -o NAME.vqedge")
+
+
+def test_a_bundles_language_model_is_tried_whatever_is_wrong_with_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "cached", lambda _: None)
+    root = write_bundle(tmp_path / "tiny.vqedge").root
+    (root / "encoder.onnx").unlink()
+    assert doctor._some_gguf(root) == root / "llm.gguf"
+    (root / "llm.gguf").write_bytes(b"GGUF")
+    assert doctor._some_gguf(root) is None
+    (root / "llm.gguf").unlink()
+    assert doctor._some_gguf(root) is None
 
 
 @pytest.mark.parametrize(("free", "told"), [(0.9e9, "0.9 GB free"), (12e9, "12.0 GB free")])

@@ -65,7 +65,8 @@ def test_what_to_do_can_be_copied_from_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", "40")
     assert not run_doctor(bundle_copy)
     lines = capsys.readouterr().out.splitlines()
-    assert "fix bundle: vqedge assemble models/tiny -o tiny.vqedge" in lines
+    fix = f"fix bundle: vqedge assemble CHECKPOINT -o {bundle_copy} --overwrite"
+    assert fix in lines
 
 
 def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft
             raise RuntimeError(f"{out}: the bundle was not finished; call finish() in the block")
 
 
+def replaceable(out: Path) -> bool:
+    """Whether `bundle_writer` would overwrite it: it is a bundle, however damaged."""
+    try:
+        _check_target(out, overwrite=True)
+    except (BundleError, OSError):
+        return False
+    return out.is_dir()
+
+
 def _record(facts: BundleFacts, path: str, size_bytes: int, sha256: str) -> FileRecord:
     role = facts.role_of(path)
     if role is None:
@@ -115,7 +124,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise BundleError("exists already; choose another name or allow overwriting")
+        raise BundleError("exists already; choose another name, or give --overwrite")
     if out.is_symlink() or not out.is_dir():
         raise BundleError(_NOT_A_BUNDLE)
     strangers = sorted(path for path in scan(out).keys() - _listed(out) if not is_ignored(path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,6 +25,8 @@ from vqedge import __version__
 from vqedge.base.fetch import cached
 from vqedge.base.sources import SOURCES, PackageSource
 from vqedge.bundle import Bundle, open_bundle
+from vqedge.bundle.manifest import MANIFEST_NAME, manifest_from_bytes
+from vqedge.bundle.writer import replaceable
 from vqedge.commands.output import bundle_or_default, json_result
 from vqedge.cuda import Cuda, has_nvidia_gpu
 from vqedge.engines import FLAVOURS, MODULES, Flavour
@@ -34,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _MIN_PYTHON = (3, 10)
 _MIN_FREE_GB = 1.0
+_TINY = "tiny.vqedge"
 _LIBRARIES = {  # packages that bring each, either of them
     "numpy": ("numpy",),
     "av": ("av",),
@@ -227,13 +232,24 @@ def _video(_: Path | None) -> Iterator[Finding]:
 
 
 def _bundle(bundle: Path | None) -> Iterator[Finding]:
-    fix = "vqedge assemble models/tiny -o tiny.vqedge"
+    root = Path(_TINY)
     try:
-        opened = open_bundle(bundle_or_default(bundle))
+        root = bundle_or_default(bundle)
+        opened = open_bundle(root)
     except BundleError as error:
-        yield Finding("bundle", str(error), "an intact bundle", False, fix)
+        yield Finding("bundle", str(error), "an intact bundle", False, _bundle_fix(root))
         return
     yield Finding("bundle", str(opened.root), "an intact bundle", True)
+
+
+def _bundle_fix(root: Path) -> str:
+    """What makes it; in the place of a damaged one, what made that."""
+    if not os.path.lexists(root):
+        return f"vqedge assemble models/tiny -o {shlex.quote(str(root))}"
+    if not replaceable(root):
+        return "give a bundle, or make one: vqedge assemble models/tiny -o NAME.vqedge"
+    checkpoint = "models/tiny" if root.name == _TINY else "CHECKPOINT"
+    return f"vqedge assemble {checkpoint} -o {shlex.quote(str(root))} --overwrite"
 
 
 def _llama_cpp(bundle: Path | None) -> Iterator[Finding]:
@@ -257,8 +273,14 @@ def _llama_cpp(bundle: Path | None) -> Iterator[Finding]:
 
 
 def _some_gguf(bundle: Path | None) -> Path | None:
-    with suppress(VqedgeError):
-        return open_bundle(bundle_or_default(bundle), verify=False).path_of("llm")
+    """The bundle's, whatever is wrong with its other files, or the one in the cache."""
+    with suppress(VqedgeError, OSError):
+        root = bundle_or_default(bundle)
+        manifest = manifest_from_bytes((root / MANIFEST_NAME).read_bytes())
+        path = root / manifest.llm.file
+        sizes = {file.path: file.size_bytes for file in manifest.files}
+        if path.stat().st_size == sizes[manifest.llm.file]:
+            return path
     weights = cached("smollm2-135m-instruct")
     return weights.path if weights else None
 
