@@ -132,7 +132,7 @@ def test_a_bundle_without_words_says_so(bundle: Path, demo_clip: Path) -> None:
 
 
 def test_a_file_to_write_is_needed_where_no_words_are_printed(demo_clip: Path) -> None:
-    with pytest.raises(ConfigError, match="-o FOLDER; or --as text"):
+    with pytest.raises(ConfigError, match="-o FOLDER/; or --as text"):
         run_encode([demo_clip], None)
 
 
