@@ -97,7 +97,7 @@ class BatchEncoder:
     """Encodes jobs with one encoder.
 
     Attributes:
-        encoder: frames to codes.
+        encoder: frames to codes, or what opens it when it is first needed.
         manifest: of its bundle.
         budget: as the encoder takes it.
         window_s: length of a segment; None for the whole video.
@@ -105,9 +105,10 @@ class BatchEncoder:
         workers: threads that decode ahead, with a span each in memory.
         bits: of each number of a code in the files, 0 for float16.
         on_progress: told a job and which share of it is done.
+        opened: the encoder once it was needed.
     """
 
-    encoder: Encoder
+    encoder: Encoder | Callable[[], Encoder]
     manifest: Manifest
     budget: int
     window_s: float | None = None
@@ -115,6 +116,7 @@ class BatchEncoder:
     bits: int = 0
     span: Span = (None, None)
     on_progress: Callable[[Job, float], None] = lambda *_: None
+    opened: Encoder | None = field(default=None, init=False)
     _given_up: set[Job] = field(default_factory=set, init=False)
     _stopped: Event = field(default_factory=Event, init=False)
 
@@ -126,6 +128,10 @@ class BatchEncoder:
 
         Yields:
             an outcome a job, in order.
+
+        Raises:
+            BackendUnavailable: there is work, and the encoder cannot run here or on this bundle.
+            BundleError: there is work, and the encoder's file cannot be run.
         """
         self._stopped, self._given_up = Event(), set()
         pool = ThreadPoolExecutor(self.workers)
@@ -144,7 +150,10 @@ class BatchEncoder:
         """All windows of all jobs in order, `workers` of them under way."""
         waiting: deque[_Ahead] = deque()
         for window in self._windows(jobs):
-            clip = window.walk.decode_next(pool) if window.walk else None
+            clip = None
+            if window.walk:
+                self._open()  # ahead of any decoding, beside which no backend is timed
+                clip = window.walk.decode_next(pool)
             waiting.append((window, clip))
             if len(waiting) > self.workers:
                 yield waiting.popleft()
@@ -209,6 +218,11 @@ class BatchEncoder:
             return Outcome(job, error=str(error))
         return Outcome(job, writer.size_bytes, writer.segments, note=note)
 
+    def _open(self) -> Encoder:
+        if self.opened is None:
+            self.opened = self.encoder() if callable(self.encoder) else self.encoder
+        return self.opened
+
     def _write(self, writer: VqtWriter, clips: Iterator[_Ahead]) -> str:
         """Encode and write windows up to the last one that decodes; a note if the rest does not."""
         note = ""
@@ -222,7 +236,7 @@ class BatchEncoder:
                     raise
                 note = f"ends at {window.start_s:g} s: {error}"
                 break
-            codes = self.encoder.encode(clip.frames_thwc, self.budget)
+            codes = self._open().encode(clip.frames_thwc, self.budget)
             times = (clip.start_s, clip.duration_s, clip.times_s)
             writer.add(segment_from_codes(codes, *times))
             self.on_progress(window.job, window.share_done)

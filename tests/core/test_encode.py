@@ -27,11 +27,11 @@ import vqedge.commands.words as words_command
 import vqedge_runtime.video.clip as clip_module
 from vqedge.budget import ADAPTIVE
 from vqedge.bundle import Bundle
-from vqedge.errors import ConfigError, VideoError, VqtError
+from vqedge.errors import BackendUnavailable, ConfigError, VideoError, VqtError
 from vqedge_runtime import VideoQA, bench
 from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import EncoderBackend, auto
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, auto
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.video.source import Source
@@ -309,6 +309,33 @@ def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEnc
     run("encode", videos, "-o", "out", "--budget", "8")
     run("encode", videos, "-o", "out", "--budget", "8", "--segment", "1")
     assert encoder.calls == 6 + 3 + 9
+
+
+def test_no_encoder_is_opened_where_nothing_is_to_be_encoded(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("encode", clip, "-o", "a.vqt")
+    monkeypatch.setattr(command, "open_encoder", lambda *_: pytest.fail("it was opened"))
+    found = run("encode", clip, "-o", "a.vqt", "--json")
+    assert found.code == 0 and "encoder:" not in found.err
+    assert json.loads(found.lines[0])["backend"] == {"encoder": "none (nothing to encode)"}
+    assert "none.mp4: no such file" in complaint(run("encode", "none.mp4", "-o", "b.vqt"))
+
+
+def test_an_encoder_that_cannot_run_is_no_fault_of_a_video(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> FakeEncoder:
+        raise BackendUnavailable("exported with --plugin-node")
+
+    monkeypatch.setattr(command, "open_encoder", refuses)
+    found = run("encode", folder_of(clip, "a.mp4", "b.mp4"), "-o", "out")
+    assert complaint(found) == "vqedge: exported with --plugin-node"
+    assert found.err.count("plugin-node") == 1 and not Path("out").exists()
+    gone = EncoderBackend(refuses, lambda: Missing("not installed", "install it"))
+    monkeypatch.setitem(ENCODERS, "openvino", gone)
+    found = run("encode", "none.mp4", "-o", "a.vqt", "--backend", "openvino")
+    assert "encoder backend openvino: not installed; install it" in complaint(found)
 
 
 def test_fewer_bits_make_a_smaller_file_that_is_another(

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import TaskProgressColumn
 
 from vqedge.budget import Budget
-from vqedge.bundle import open_bundle
+from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import STDIN, given_video
 from vqedge.commands.session import BEST_HERE, RunsOn
@@ -24,12 +25,13 @@ from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
 from vqedge.progress import bar_of
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import checked_budget
-from vqedge_runtime.encoders import open_encoder
+from vqedge_runtime.encoders import Encoder, open_encoder, require_backend
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
 _STDOUT = "-"
+_NO_ENCODER = "none (nothing to encode)"
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv"),
     *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
@@ -84,11 +86,13 @@ def run_encode(
         VqtError: some videos could not be encoded. All others were.
         UsageError: there is no `out`, or flags that do not go together.
         ConfigError: a flag holds what does not go with these videos or this bundle.
+        BackendUnavailable: the encoder cannot run here or on this bundle.
     """
     if out is None:
         raise UsageError("say where to: -o FILE.vqt or -o FOLDER/; or --as text to print words")
     settings = options or EncodeOptions()
     _check_flags(settings, videos, out, as_json)
+    require_backend(settings.runs_on.backend)
     opened = open_bundle(bundle_or_default(bundle))
     header_for(opened.manifest, 0, bits=settings.bits)  # that it can be, before any work
     budget = checked_budget(opened.manifest.quantizer, settings.budget)
@@ -96,11 +100,8 @@ def run_encode(
         jobs = stack.enter_context(_jobs(videos, out))
         if len(jobs) > 1 and settings.span != (None, None):
             raise ConfigError(f"{videos[0]}: a folder, and a part is of one video; give one of it")
-        encoder = open_encoder(settings.runs_on.backend, opened, settings.runs_on.threads)
-        stack.callback(encoder.close)
-        say(f"encoder: {encoder.name}")
         batch = BatchEncoder(
-            encoder,
+            partial(_opened_encoder, stack, opened, settings.runs_on),
             opened.manifest,
             budget,
             settings.segment_s,
@@ -114,8 +115,17 @@ def run_encode(
     outcomes = [_as_given(outcome, videos, out) for outcome in outcomes]
     if as_json:
         files = [_document(outcome) for outcome in outcomes]
-        json_result({"files": files, "backend": {"encoder": encoder.name}})
+        encoder = batch.opened.name if batch.opened else _NO_ENCODER
+        json_result({"files": files, "backend": {"encoder": encoder}})
     _report(outcomes)
+
+
+def _opened_encoder(stack: ExitStack, bundle: Bundle, runs_on: RunsOn) -> Encoder:
+    """The encoder, told on stderr, until the stack is left."""
+    encoder = open_encoder(runs_on.backend, bundle, runs_on.threads)
+    stack.callback(encoder.close)
+    say(f"encoder: {encoder.name}")
+    return encoder
 
 
 def _check_flags(settings: EncodeOptions, videos: Sequence[Path], out: str, as_json: bool) -> None:
