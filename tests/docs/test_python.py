@@ -28,6 +28,7 @@ def said(code: str) -> list[str]:
     return re.findall(r"^(?: *print\(.*\)  )?# (.+)", code, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_every_block_runs_and_prints_what_its_comments_say(
     bundle: Path,
     demo_clip: Path,

@@ -50,6 +50,7 @@ def test_figures_are_those_of_docs_measured() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_the_python_example_prints_what_its_comments_say(
     bundle: Path, demo_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

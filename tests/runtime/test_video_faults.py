@@ -90,14 +90,6 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     assert "out of range" in fault(Path("nul\0l"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_permission(tmp_path: Path) -> None:
-    """A file of another user."""
-    path = write_video(tmp_path / "a.mp4", [0, 100])
-    path.chmod(0)
-    assert "may not be read" in fault(path)
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [
