@@ -316,13 +316,20 @@ class Unreadable(SceneClip):
         raise VideoError("seven.mp4: no such codec")
 
 
+class UnreadableClips(GeneratedClips):
+    """Clips of which none can be read; a process that is started afresh gets them as a pickle."""
+
+    def __getitem__(self, number: int) -> SceneClip:
+        return Unreadable(super().__getitem__(number).scene)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_clip_that_cannot_be_read_is_one_line(
-    tmp_path: Path, quantizer: Any, monkeypatch: pytest.MonkeyPatch, workers: int
+    tmp_path: Path, quantizer: Any, workers: int
 ) -> None:
-    monkeypatch.setattr("vqedge.data.generated.SceneClip", Unreadable)
+    unreadable = ClipCache(tmp_path, ENCODER, QUANTIZER, UnreadableClips(1, 2), BUDGETS)
     with pytest.raises(VideoError) as caught:
-        filled(cache(tmp_path, clips=2), quantizer, workers)
+        filled(unreadable, quantizer, workers)
     assert str(caught.value) == "seven.mp4: no such codec"
     assert not active_children(), "what the error's frames hold would be waited for, 5 seconds"
 
