@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -224,7 +224,7 @@ class VideoQA(EncodingSession):
 
     def ask_many(
         self,
-        pairs: Sequence[tuple[Video | PathLike, str]],
+        pairs: Iterable[tuple[Video | PathLike, str]],
         *,
         options: DecodingOptions | None = None,
     ) -> list[Answer]:
@@ -242,6 +242,7 @@ class VideoQA(EncodingSession):
             VqedgeError: as `ask` does.
         """
         self._check_open()
+        pairs = list(pairs)
         given = dict.fromkeys(video for video, _ in pairs)
         encoded = {v: v if isinstance(v, Video) else self.encode(v) for v in given}
         videos = [self.asked(encoded[video], question) for video, question in pairs]

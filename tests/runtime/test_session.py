@@ -112,6 +112,14 @@ def test_many_questions_about_paths_encode_each_once(qa: VideoQA, clip: Path) ->
     assert first.timings.decode == 0 < first.including_encoding().timings.decode
 
 
+def test_many_questions_may_come_from_an_iterator(qa: VideoQA) -> None:
+    videos = [qa.encode_frames(FRAMES) for _ in range(2)]
+    for _ in videos:
+        llm_of(qa).enqueue("Red.")
+    found = qa.ask_many(zip(videos, ("What?", "Which?"), strict=True))
+    assert [answer.video for answer in found] == videos
+
+
 def test_a_stream_that_is_left_stops(qa: VideoQA) -> None:
     llm_of(qa).enqueue("A red ball moves.")
     with qa.stream(qa.encode_frames(FRAMES), "What?") as stream:
