@@ -191,7 +191,7 @@ class VideoQA(EncodingSession):
         video: Video | PathLike,
         question: str,
         *,
-        choices: Sequence[str] = (),
+        choices: Iterable[str] | None = None,
         options: DecodingOptions | None = None,
     ) -> Answer:
         """Answer a question.
@@ -203,20 +203,21 @@ class VideoQA(EncodingSession):
             options: how to pick the tokens of a generated answer; greedy by default.
 
         Raises:
-            PromptError: the question is empty or too long for the context, or the choices are one
-                text, one is empty or there twice.
+            PromptError: the question is empty or too long for the context, or the choices are none
+                or one text, one is empty or there twice.
             ConfigError: choices and options are given.
             VideoError, VqtError, BundleError: see `encode`; the last also where the rows are not as
                 wide as the language model's.
             BackendUnavailable: a model cannot run here or failed, or this is closed.
         """
         self._check_open()
-        if choices:
+        if choices is not None:
+            choices = choices if isinstance(choices, str) else list(choices)
             check_choices(choices)
             if options is not None:
                 raise ConfigError("options are for an answer that is generated; choices need none")
         encoded, spent = self._encoded_and_spent(video, question)
-        if choices:
+        if choices is not None:
             scores = self.llm.score_choices(encoded.rows, question, choices)
             return chosen_answer(encoded, scores, spent, self._backend_of(encoded))
         generation = self.llm.ask(encoded.rows, question, options or DecodingOptions())

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ def test_frames_that_are_none(qa: VideoQA, frames: Any, times_s: Any, words: str
         ("red|blue", r"choices 'red\|blue': give a list, as \['red', 'blue'\]"),
         (["red", "blue", " red"], "'red' is there twice"),
         (["red", " "], "every choice needs a word"),
+        ([], "every choice needs a word"),
     ],
 )
 def test_choices_of_which_the_likeliest_cannot_be_told(
@@ -188,6 +190,12 @@ def test_choices_of_which_the_likeliest_cannot_be_told(
     assert qa.encoder.calls == 1, "the clip was read first"
 
 
+@pytest.mark.parametrize("kind", [tuple, iter, np.array, dict.fromkeys])
+def test_choices_of_any_iterable(qa: VideoQA, kind: Callable[[Any], Any]) -> None:
+    answer = qa.ask(qa.encode_frames(FRAMES), "Which?", choices=kind(["red", "blue"]))
+    assert (answer.text, list(answer.choice_scores)) == ("red", ["red", "blue"])
+
+
 def test_a_suite_may_give_a_choice_twice(qa: VideoQA) -> None:
     class Gray:
         def frames(self, count: int, size: int) -> Any:
@@ -195,6 +203,9 @@ def test_a_suite_may_give_a_choice_twice(qa: VideoQA) -> None:
 
     item = Item(Gray(), "all", "Which?", "red", ("red", "red", "blue"))
     assert [reply.text for reply in BundleAnswerer(qa).replies([item])] == ["red"]
+    llm_of(qa).enqueue("Two.")
+    free = replace(item, choices=())
+    assert [reply.text for reply in BundleAnswerer(qa).replies([free])] == ["Two."]
 
 
 def test_choices_take_no_options(qa: VideoQA) -> None:

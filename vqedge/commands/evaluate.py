@@ -65,7 +65,7 @@ class BundleAnswerer:
         video = self._encoded(items[0])
         for item in items:
             choices = tuple(dict.fromkeys(map(str.strip, item.choices)))  # one may be there twice
-            answer = self.qa.ask(video, item.question, choices=choices)
+            answer = self.qa.ask(video, item.question, choices=choices or None)
             yield Reply(answer.text, answer.tokens)
 
     def _encoded(self, item: Item) -> Video:
