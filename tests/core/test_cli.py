@@ -199,6 +199,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["check", "x", "-m", "y"], "the bundle is named twice, x and -m y; name it once"),
         (["check", "x", "--backend", "none"], "no encoder backend 'none'"),
         (["build", "x", "-m", "y"], "the bundle is named twice, x and -m y; name it once"),
+        (["doctor", "x", "-m", "y"], "the bundle is named twice, x and -m y; name it once"),
         (["build", "x", "--typing", "strict"], "--typing strict: choose one of strong, weak"),
         (["build", "x", "--device", "npu"], "--device npu: choose one of gpu, dla"),
         (["build", "x", "--sm", "new"], "--sm 'new': want compute capabilities"),

@@ -12,7 +12,7 @@ import pytest
 from tiny_bundle import write_bundle
 
 from vqedge.commands import doctor
-from vqedge.commands.doctor import Finding
+from vqedge.commands.doctor import Finding, run_doctor
 from vqedge.errors import BackendUnavailable
 from vqedge.tensorrt import tensorrt_module
 from vqedge_export.targets import TARGETS, require_installed
@@ -27,6 +27,25 @@ def raising(text: str) -> Any:
         raise BackendUnavailable(text)
 
     return call
+
+
+def test_the_report_ends_with_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wish = Finding("torch", "missing", "only to train", False, "pip install it", required=False)
+    no_gpu = Finding("tensorrt", "missing", "only to build", False, required=False)
+    fault = Finding("bundle", "none", "an intact bundle", False, "vqedge assemble it")
+    found = [wish, no_gpu, Finding("python", "3.11", ">= 3.10", True)]
+    monkeypatch.setattr(doctor, "CHECKS", (lambda _: iter(found),))
+    wishes = ["only if you want them:", "-- torch: pip install it"]
+    assert run_doctor()
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert last == [*wishes, "this machine can answer questions"]
+    found.append(fault)
+    assert not run_doctor()
+    *rest, verdict = capsys.readouterr().out.splitlines()[-4:]
+    assert rest == ["fix bundle: vqedge assemble it", *wishes]
+    assert verdict.startswith("this machine cannot answer questions yet: do what the lines marked ")
 
 
 @pytest.mark.parametrize("gpu", [True, False])

@@ -12,6 +12,7 @@ from vqedge.cli.app import USER_ERROR, app
 from vqedge.cli.options import (
     BackendOption,
     BudgetOption,
+    BundleArgument,
     BundleOption,
     GpuLayersOption,
     JsonOption,
@@ -172,18 +173,20 @@ def inspect(
 
 @app.command()
 def doctor(
-    bundle: BundleOption = None,
+    bundle: BundleArgument = None,
+    model: BundleOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that this machine can answer questions; every line that fails says its fix.
+    """Tell whether this machine can answer questions, and what to do if not.
 
     Exits with 1 if it cannot.
 
-    Example: vqedge doctor -m tiny.vqedge
+    Example: vqedge doctor tiny.vqedge
     """
     from vqedge.commands.doctor import run_doctor
+    from vqedge.commands.output import named_once
 
-    if not run_doctor(bundle, as_json=as_json):
+    if not run_doctor(named_once(bundle, model), as_json=as_json):
         raise typer.Exit(USER_ERROR)
 
 

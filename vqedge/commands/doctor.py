@@ -1,4 +1,4 @@
-"""`vqedge doctor`: can this machine answer a question? Every failing line says its fix."""
+"""`vqedge doctor`: can this machine answer a question? Every line that can be mended says how."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 _MIN_PYTHON = (3, 10)
 _MIN_FREE_GB = 1.0
 _TINY = "tiny.vqedge"
+_ABLE = "this machine can answer questions"
+_UNABLE = "this machine cannot answer questions yet: do what the lines marked fix say"
 _LIBRARIES = {  # packages that bring each, either of them
     "numpy": ("numpy",),
     "av": ("av",),
@@ -73,7 +75,7 @@ def run_doctor(bundle: Path | None = None, *, as_json: bool = False) -> bool:
     if as_json:
         json_result({"ok": healthy, "checks": [asdict(finding) for finding in findings]})
     else:
-        _print_table(findings)
+        _print_report(findings, healthy)
     return healthy
 
 
@@ -330,18 +332,24 @@ def _load_fault(module: str) -> str | None:
     return None
 
 
-def _print_table(findings: list[Finding]) -> None:
-    """What was found; then what to do, a line each that can be copied whole."""
+def _print_report(findings: list[Finding], healthy: bool) -> None:
+    """What was found; what to do, a line each that can be copied whole; whether that is needed."""
     table = Table("check", "found", "needed")
     for finding in findings:
         cells = (escape(text) for text in (finding.found, finding.needed))
         table.add_row(f"{_mark(finding)} {escape(finding.check)}", *cells)
     console = Console()
     console.print(table)
-    for finding in findings:
-        if not finding.ok and finding.fix:
-            line = f"{_mark(finding)} {escape(finding.check)}: {escape(finding.fix)}"
-            console.print(line, soft_wrap=True, highlight=False)
+    told = [finding for finding in findings if not finding.ok and finding.fix]
+    lines = [_fix_line(finding) for finding in told if finding.required]
+    if wishes := [_fix_line(finding) for finding in told if not finding.required]:
+        lines += ["only if you want them:", *wishes]
+    for line in (*lines, _ABLE if healthy else _UNABLE):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _fix_line(finding: Finding) -> str:
+    return f"{_mark(finding)} {escape(finding.check)}: {escape(finding.fix)}"
 
 
 def _mark(finding: Finding) -> str:
