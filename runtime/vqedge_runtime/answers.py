@@ -16,6 +16,8 @@ from vqedge_runtime.llm import ChoiceScores, Generation, TextStream, VideoRows
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.vqt import PER_QUESTION, Origin
 
+NO_ENCODER = "none (codes from a file)"
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -59,6 +61,8 @@ class Video:
             when it was encoded.
         frames_thwc: of a bundle whose tokens follow the question, what they are made of, anew for
             each; before there is one, `tokens` holds none.
+        encoder: what encoded it, as `Backend` says it; empty where there are no tokens yet, and in
+            pickles of older versions.
     """
 
     tokens: TokenSet
@@ -72,6 +76,7 @@ class Video:
     part: bool = False
     stamp: tuple[int, int] | None = None
     frames_thwc: Frames | None = field(default=None, repr=False)
+    encoder: str = ""
 
     @property
     def end_s(self) -> float:

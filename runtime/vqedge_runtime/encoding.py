@@ -221,7 +221,7 @@ class EncodingSession:
     def _encoded(self, clip: Clip, budget: int) -> Video:
         tokens, encode_ms = self._tokens(clip.frames_thwc, budget)
         timings = Timings(clip.decode_ms, clip.preprocess_ms, encode_ms)
-        frames = len(clip.frames_thwc)
+        frames, to_ask = len(clip.frames_thwc), self._to_ask(clip.frames_thwc)
         return Video(
             tokens,
             clip.duration_s,
@@ -230,7 +230,8 @@ class EncodingSession:
             timings,
             clip.start_s,
             budget,
-            frames_thwc=self._to_ask(clip.frames_thwc),
+            frames_thwc=to_ask,
+            encoder="" if to_ask is not None else self.encoder.name,
         )
 
     def _to_ask(self, frames: Frames) -> Frames | None:

@@ -21,6 +21,7 @@ from typing_extensions import Self
 from vqedge.bundle import Manifest, open_bundle
 from vqedge.errors import ConfigError, printable
 from vqedge_runtime.answers import (
+    NO_ENCODER,
     Answer,
     AnswerStream,
     Backend,
@@ -45,9 +46,7 @@ from vqedge_runtime.llm import (
     open_llama_cpp,
 )
 from vqedge_runtime.llm.prefixes import MOST_BYTES
-from vqedge_runtime.vqt import PER_QUESTION, Origin
-
-NO_ENCODER = "none (codes from a file)"
+from vqedge_runtime.vqt import PER_QUESTION
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class VideoQA(EncodingSession):
     def backend_for(self, stored: bool) -> Backend:
         """What runs where for a video, or for one that is stored in a `.vqt`; see `backend`."""
         self._check_open()
-        return self._backend(stored)
+        return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
 
     def prefill(self, video: Video, kv: PathLike | None = None) -> Prefix:
         """Read a video ahead of its first question.
@@ -184,7 +183,8 @@ class VideoQA(EncodingSession):
             return video
         text = self.llm.question_embedding(question)
         tokens, encode_ms = self._tokens(video.frames_thwc, video.budget, text)
-        return replace(video, tokens=tokens, timings=replace(video.timings, encode=encode_ms))
+        timings = replace(video.timings, encode=encode_ms)
+        return replace(video, tokens=tokens, timings=timings, encoder=self.encoder.name)
 
     def ask(
         self,
@@ -325,8 +325,5 @@ class VideoQA(EncodingSession):
         return generated_answer(video, result, spent, self._backend_of(video))
 
     def _backend_of(self, video: Video) -> Backend:
-        """What answered; it may be closed by now."""
-        return self._backend(isinstance(video.source, Origin))
-
-    def _backend(self, stored: bool) -> Backend:
-        return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
+        """What encoded it, here or in another session, and what answers here."""
+        return Backend(video.encoder, self.llm.name)

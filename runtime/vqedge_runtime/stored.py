@@ -9,7 +9,7 @@ from pathlib import Path
 from vqedge.bundle import Manifest
 from vqedge.errors import VqtError
 from vqedge.files import file_sha256, replacing
-from vqedge_runtime.answers import Timings, Video
+from vqedge_runtime.answers import NO_ENCODER, Timings, Video
 from vqedge_runtime.tokens import Codes, TokenSet
 from vqedge_runtime.video import images_in
 from vqedge_runtime.video.clip import fault_of_span
@@ -140,6 +140,7 @@ def video_from_segment(
         header.budget,
         header.origin,
         part=header.window_us > 0,
+        encoder=NO_ENCODER,
     )
 
 

@@ -98,6 +98,7 @@ def test_a_clip_is_decoded_once_and_encoded_for_every_question(qa: VideoQA, clip
     answers = [qa.ask(video, question) for question in (*QUESTIONS, QUESTIONS[0])]
     first, second, again = (answer.video.tokens for answer in answers)
     assert encoder.calls == 3 and [answer.tokens for answer in answers] == [32, 32, 32]
+    assert video.encoder == "" and answers[0].backend.encoder == encoder.name
     assert first.key() == again.key() != second.key()
     assert [key for key, _ in llm.calls] == [first.key(), second.key(), first.key()]
     text = llm.question_embedding(QUESTIONS[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -119,6 +120,27 @@ def test_many_questions_may_come_from_an_iterator(qa: VideoQA) -> None:
         llm_of(qa).enqueue("Red.")
     found = qa.ask_many(zip(videos, ("What?", "Which?"), strict=True))
     assert [answer.video for answer in found] == videos
+
+
+def test_a_video_of_another_session_says_what_encoded_it_and_opens_no_encoder(
+    qa: VideoQA, tmp_path: Path
+) -> None:
+    video = pickle.loads(pickle.dumps(qa.encode_frames(FRAMES)))
+    other = VideoQA(
+        lambda: pytest.fail("opened"), FakeBridge(576), FakeLanguageModel(), qa.manifest
+    )
+    llm_of(other).enqueue("Red.")
+    assert str(other.ask(video, "Which?").backend) == "encoder: fake encoder; llm: fake"
+    qa.save(video, tmp_path / "a.vqt")
+    stored = other.ask(tmp_path / "a.vqt", "Which?", choices=["red", "blue"])
+    assert stored.backend == other.backend_for(stored=True)
+
+
+def test_a_video_that_was_pickled_before_it_had_an_encoder_can_be_asked(qa: VideoQA) -> None:
+    video = qa.encode_frames(FRAMES)
+    del video.__dict__["encoder"]
+    llm_of(qa).enqueue("Red.")
+    assert qa.ask(pickle.loads(pickle.dumps(video)), "Which?").backend.encoder == ""
 
 
 def test_a_stream_that_is_left_stops(qa: VideoQA) -> None:
