@@ -136,6 +136,29 @@ def test_the_pip_line_asks_for_what_the_package_needs() -> None:
     assert build_flags.REQUIREMENT in build_flags.pip_line()
 
 
+@pytest.mark.parametrize(
+    ("nvcc", "gpu", "chosen", "added"),
+    [
+        (True, True, None, " -DGGML_CUDA=on"),
+        (False, True, None, ""),
+        (True, False, None, ""),
+        (False, False, "-DGGML_CUDA=on -DX=1", " -DGGML_CUDA=on -DX=1"),
+        (True, True, "-DGGML_CUDA=off", " -DGGML_CUDA=off"),
+    ],
+)
+def test_the_pip_line_builds_for_the_gpu_too(
+    nvcc: bool, gpu: bool, chosen: str | None, added: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VQEDGE_CMAKE_ARGS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("VQEDGE_CMAKE_ARGS", chosen)
+    monkeypatch.setattr("shutil.which", lambda name: "/cuda/bin/nvcc" if nvcc else None)
+    monkeypatch.setattr("vqedge.cuda.has_nvidia_gpu", lambda: gpu)
+    monkeypatch.setattr(build_flags, "cmake_args", lambda: "-DGGML_NATIVE=OFF -DGGML_AVX=ON")
+    options = f"CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX=ON{added}' pip install"
+    assert options in build_flags.pip_line()
+
+
 def test_the_scripts_build_with_the_options_of_the_cpu_and_the_users_last(tmp_path: Path) -> None:
     def build_options(**environment: str) -> str:
         command = ["sh", "-c", ". scripts/_env.sh; cmake_args", "scripts/some"]

@@ -1,4 +1,4 @@
-"""How to build llama-cpp-python for this CPU. Standard library only; also runs as a script.
+"""How to build llama-cpp-python for this machine. As a script it needs the standard library only.
 
 llama.cpp's own choice (`GGML_NATIVE=ON`) turns AMX on where the CPU has it, and its AMX code dies
 from SIGSEGV on quantised weights (ggml-org/llama.cpp#20824). So on x86 every instruction set is
@@ -10,7 +10,10 @@ CPU lacks them.
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,11 +73,20 @@ def cmake_args() -> str:
 
 
 def pip_line() -> str:
-    """The shell command that builds llama-cpp-python for this machine and puts it in place."""
+    """The shell command that builds llama-cpp-python for this CPU and GPU and puts it in place."""
+    options = " ".join(filter(None, (cmake_args(), _gpu_args())))
     return (
-        f'pip uninstall -y llama-cpp-python && CMAKE_ARGS="{cmake_args()}" '
+        f"pip uninstall -y llama-cpp-python && CMAKE_ARGS={shlex.quote(options)} "
         f"pip install --no-cache-dir --no-binary llama-cpp-python '{REQUIREMENT}'"
     )
+
+
+def _gpu_args() -> str:
+    """What the user chose, as the scripts take it, or CUDA where it can be compiled and run."""
+    from vqedge.cuda import has_nvidia_gpu  # is not there where this file runs as a script
+
+    cuda = "-DGGML_CUDA=on" if shutil.which("nvcc") and has_nvidia_gpu() else ""
+    return os.environ.get("VQEDGE_CMAKE_ARGS", cuda)
 
 
 if __name__ == "__main__":
