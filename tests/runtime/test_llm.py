@@ -409,16 +409,26 @@ def test_a_model_left_open_ends_with_the_process_in_silence(parrot_path: Path) -
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_importing_needs_no_llama_cpp_and_its_absence_is_explained() -> None:
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ("None", "llama.cpp cannot be loaded ("),
+        ("SimpleNamespace(__version__='0.3.2', llama_cpp=object())", "0.3.2 is too old for vqedge"),
+    ],
+)
+def test_importing_needs_no_llama_cpp_and_a_missing_or_old_one_is_explained(
+    found: str, told: str
+) -> None:
     script = (
         "import sys; import vqedge_runtime.llm as llm; assert 'llama_cpp' not in sys.modules\n"
-        "sys.modules['llama_cpp'] = None\n"
+        "from types import SimpleNamespace\n"
+        f"sys.modules['llama_cpp'] = {found}\n"
         "from vqedge.errors import BackendUnavailable\n"
         "try: llm.open_llama_cpp('x.gguf')\n"
         "except BackendUnavailable as error: print(error)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert pip_line() in run.stdout
+    assert told in run.stdout and pip_line() in run.stdout
 
 
 def test_threads_that_wait_sleep_soon_unless_the_user_chose() -> None:

@@ -54,6 +54,9 @@ try:
         from llama_cpp import llama_cpp as _binding
 except (ImportError, OSError, RuntimeError) as error:  # not there, or its library does not load
     raise BackendUnavailable(f"llama.cpp cannot be loaded ({error}); run: {pip_line()}") from error
+if not hasattr(_binding, "llama_vocab_get_suppress_tokens"):  # the youngest function of those used
+    _found = f"llama-cpp-python {llama_cpp.__version__}"
+    raise BackendUnavailable(f"{_found} is too old for vqedge; run: {pip_line()}")
 
 lib: Any = _binding
 ggml: Any = getattr(_binding, "_lib", None)  # the library itself, and those it brings along
