@@ -69,6 +69,13 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the test's cache will be, with nothing in it."""
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(autouse=True)
 def _no_bundle_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQEDGE_BUNDLE", raising=False)

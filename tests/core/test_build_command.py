@@ -201,9 +201,8 @@ def test_an_engine_in_a_bundle_is_inspected_by_its_record(tmp_path: Path) -> Non
 
 
 def test_an_engine_in_the_cache_too_and_a_lone_one_says_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_cache: Path
 ) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
     lone = tmp_path / "lone.engine"
     lone.write_bytes(b"plan")
     with pytest.raises(BundleError, match="an engine tells nothing without its record"):

@@ -51,12 +51,6 @@ def record(**changes: Any) -> EngineRecord:
     return EngineRecord.model_validate(values | changes)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -190,7 +184,7 @@ def test_an_engine_in_a_bundle_has_its_role(tmp_path: Path) -> None:
     assert [file.role for file in manifest.files if file.path == "engines/k.engine"] == ["engine"]
 
 
-def test_the_cache_gives_back_what_was_put_in(cache: Path, tmp_path: Path) -> None:
+def test_the_cache_gives_back_what_was_put_in(own_cache: Path, tmp_path: Path) -> None:
     built = tmp_path / "built.engine"
     built.write_bytes(b"plan")
     assert cached_engine("k") is None
@@ -200,7 +194,7 @@ def test_the_cache_gives_back_what_was_put_in(cache: Path, tmp_path: Path) -> No
 
 
 def test_the_cache_keeps_the_engines_that_were_used_last(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_KEPT_ENGINES", 2)
     built = tmp_path / "built.engine"
@@ -209,12 +203,12 @@ def test_the_cache_keeps_the_engines_that_were_used_last(
         os.utime(cache_engine(built, record(key=key)), (0, time.time() - age))
     assert cached_engine("a") is not None, "used now"
     cache_engine(built, record(key="c"))
-    kept = sorted(path.name for path in (cache / "engines").iterdir())
+    kept = sorted(path.name for path in (own_cache / "engines").iterdir())
     assert kept == ["a.engine", "a.json", "c.engine", "c.json"]
 
 
 def test_an_engine_made_after_the_clock_was_set_back_is_kept(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_KEPT_ENGINES", 2)
     built = tmp_path / "built.engine"
@@ -222,11 +216,11 @@ def test_an_engine_made_after_the_clock_was_set_back_is_kept(
     for key in ("a", "b"):
         os.utime(cache_engine(built, record(key=key)), (0, time.time() + 1e6))
     assert cache_engine(built, record(key="c")).is_file()
-    assert len(list((cache / "engines").iterdir())) == 4
+    assert len(list((own_cache / "engines").iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", ["engine", "note", "other key"])
-def test_a_damaged_cache_gives_nothing(cache: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_gives_nothing(own_cache: Path, tmp_path: Path, damage: str) -> None:
     built = tmp_path / "built.engine"
     built.write_bytes(b"plan")
     path = cache_engine(built, record())
@@ -240,7 +234,7 @@ def test_a_damaged_cache_gives_nothing(cache: Path, tmp_path: Path, damage: str)
     assert cached_engine("k") is None
 
 
-def test_a_plugin_library_is_found_by_its_hash_only(cache: Path, tmp_path: Path) -> None:
+def test_a_plugin_library_is_found_by_its_hash_only(own_cache: Path, tmp_path: Path) -> None:
     library = tmp_path / "plugin.so"
     library.write_bytes(b"elf")
     sha256 = file_sha256(library)

@@ -166,9 +166,8 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_source_is_a_folder_or_a_repository(
-    hub: _FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: _FakeHub, own_cache: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
     assert import_._folder_of(str(tmp_path), "main") == (tmp_path, None, None)
     folder, name, commit = import_._folder_of("owner/model", "main")
     assert (folder.name, name, commit) == ("owner--model", "owner/model", "commit-of-main")

@@ -19,6 +19,7 @@ from vqedge_export.tensorrt.options import BuildOptions
 from vqedge_export.tensorrt.prepare import engine_outputs
 
 pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
     pytest.mark.tensorrt,
     pytest.mark.skipif(
         importlib.util.find_spec("tensorrt_rtx") is None,
@@ -26,11 +27,6 @@ pytestmark = [
     ),
 ]
 CAPABILITIES = "8.0,8.6,8.9,12.0"
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
 
 
 def require_whole(plan: bytes) -> None:

@@ -90,9 +90,8 @@ def test_the_row_that_comes_and_goes_changes_no_bit(half: onnx.ModelProto) -> No
     reason="tensorrt-rtx-cu13 is not installed (Linux x86-64 has it in the dev extra)",
 )
 def test_tensorrt_rtx_builds_it_in_float16(
-    imported: Checkpoint, whole: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    imported: Checkpoint, whole: onnx.ModelProto, tmp_path: Path, own_cache: Path
 ) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "encoder.onnx"
     onnx.save(whole, path)
     encoder = encoder_record(whole, imported.config, path.name)

@@ -24,8 +24,7 @@ from vqedge_runtime.encoders.openvino import OpenVinoEncoder
 
 
 @pytest.fixture
-def path(model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+def path(model: bytes, tmp_path: Path, own_cache: Path) -> Path:
     (tmp_path / "encoder.onnx").write_bytes(model)
     return tmp_path / "encoder.onnx"
 

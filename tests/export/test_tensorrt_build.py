@@ -31,13 +31,9 @@ from vqedge_export.tensorrt.library import Library
 from vqedge_export.tensorrt.options import BuildOptions
 from vqedge_export.tensorrt.worker import outcome_of
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 SITE = Path(__file__).parents[1] / "fakes"
 RTX = BuildOptions(precision="fp32", capabilities=("8.6",))
-
-
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

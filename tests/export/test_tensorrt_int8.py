@@ -236,9 +236,8 @@ def test_a_graph_of_plain_nodes_is_calibrated_too(
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Sequence[np.ndarray]]:
+def built(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> list[Sequence[np.ndarray]]:
     """Which clips a graph was calibrated on, once for every engine that is built."""
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
     asked: list[Sequence[np.ndarray]] = []
     offer = Offer("tensorrt-rtx", "1.7.1.116", None, ("8.6",), weak_typing=False)
 

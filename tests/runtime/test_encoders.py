@@ -39,8 +39,7 @@ from vqedge_runtime.tokens import TokenSet
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+def bundle(tmp_path: Path, own_cache: Path) -> Bundle:
     return write_bundle(tmp_path / "a.vqedge")
 
 
@@ -222,9 +221,10 @@ class Compiling(Shared):
 
 
 @pytest.fixture
-def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], int]:
+def compiling(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[bytes], int]:
     """Opens an encoder of some bytes by ONNX Runtime's TensorRT; how often it has compiled."""
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Compiling, "compiled", 0)
     monkeypatch.setattr(Compiling, "opened", [])
     monkeypatch.setattr(ort.ort, "get_available_providers", lambda: ["TensorrtExecutionProvider"])

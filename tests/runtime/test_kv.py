@@ -18,12 +18,8 @@ from tiny_gguf import opened_wild, video
 from vqedge_runtime.kv import kv_path, read_kv, write_kv
 from vqedge_runtime.llm import DecodingOptions
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 STATE, SHORT = bytes(range(200)), DecodingOptions(max_tokens=6)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -279,10 +279,7 @@ def test_a_stale_or_foreign_engine_never_runs(
     assert rig.trt.runtime is None and rig.gpu.alive == 0
 
 
-def test_a_plugin_is_loaded_before_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+def test_a_plugin_is_loaded_before_the_engine(tmp_path: Path, own_cache: Path) -> None:
     library = tmp_path / "plugin.so"
     library.write_bytes(b"elf")
     sha256 = file_sha256(library)
@@ -328,8 +325,7 @@ def test_both_flavours_are_in_the_table_and_say_what_is_missing(tmp_path: Path) 
 
 
 @pytest.fixture
-def rtx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+def rtx(tmp_path: Path, own_cache: Path) -> Rig:
     return Rig(tmp_path, "tensorrt-rtx")
 
 
@@ -420,10 +416,9 @@ def test_only_the_newest_kernels_are_kept(
     assert run_once(rtx) == 4, "the last one is there"
 
 
-def test_tensorrt_itself_keeps_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
+def test_tensorrt_itself_keeps_no_kernels(tmp_path: Path, own_cache: Path) -> None:
     run_once(Rig(tmp_path))
-    assert not (tmp_path / "cache" / "kernels").exists()
+    assert not (own_cache / "kernels").exists()
 
 
 # ---- among the other backends
