@@ -185,6 +185,8 @@ def test_a_camera_of_any_number_and_size_of_frames(qa: VideoQA, tmp_path: Path) 
         (FRAMES, [0.0, 2.0, 1.0, *range(3, 8)], "seconds from 0 up that do not fall"),
         (FRAMES, [-1.0, *range(7)], "seconds from 0 up"),
         (FRAMES, [*range(7), float("nan")], "seconds from 0 up"),
+        (FRAMES, [0.0] * 8, "times of frames are all 0; give none, or seconds that differ"),
+        (FRAMES, np.float32(1.7e9 + np.arange(8) / 10), r"all 1\.7e\+09; .* as float64"),
     ],
 )
 def test_frames_that_are_none(qa: VideoQA, frames: Any, times_s: Any, words: str) -> None:

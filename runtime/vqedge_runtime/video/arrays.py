@@ -104,4 +104,9 @@ def _checked(times_s: Sequence[float], pixels: Sized) -> npt.NDArray[np.float64]
         raise ConfigError(f"{times.size} times for {len(pixels)} frames; give one for each")
     if not (times[0] >= 0 and math.isfinite(times[-1]) and (np.diff(times) >= 0).all()):
         raise ConfigError("times of frames: give seconds from 0 up that do not fall")
+    if len(times) > 1 and times[0] == times[-1]:
+        raise ConfigError(
+            f"times of frames are all {times[0]:g}; give none, or seconds that differ, as float64: "
+            "float32 cannot tell those of a clock apart"
+        )
     return times
