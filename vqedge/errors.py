@@ -42,6 +42,10 @@ class VideoError(VqedgeError):
     """The given file holds no frame that can be decoded."""
 
 
+class Stopped(VqedgeError):
+    """Whoever asked for a video to be decoded does not want it any more."""
+
+
 class BundleError(VqedgeError):
     """A bundle is missing, incomplete, altered, or of an unknown schema version."""
 

@@ -30,6 +30,7 @@ from vqedge_runtime.stored import (
 )
 from vqedge_runtime.tokens import TokenSet, no_tokens
 from vqedge_runtime.video import Clip, clip_from_frames, clip_from_path
+from vqedge_runtime.video.source import never
 from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
 from vqedge_runtime.vqt.header import PART_US
 
@@ -80,6 +81,8 @@ class EncodingSession:
         budget: Budget | None = None,
         start_s: float | None = None,
         end_s: float | None = None,
+        *,
+        stopped: Callable[[], bool] = never,
     ) -> Video:
         """Decode, sample and encode a video, an image, or a folder of frames; or read a `.vqt`.
 
@@ -92,8 +95,11 @@ class EncodingSession:
                 default if not given.
             start_s: start of the span to look at, seconds.
             end_s: end of the span, seconds.
+            stopped: whether to give up, as an event's `is_set`; asked now and then while the video
+                is decoded.
 
         Raises:
+            Stopped: `stopped` says so.
             VideoError: nothing in the file can be decoded, or the span is empty.
             VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
             ConfigError: the budget is no whole number or out of range, "auto" where the bundle has
@@ -111,7 +117,7 @@ class EncodingSession:
         codes = self.checked_budget(budget)
         spec = self.manifest.encoder
         stamp = stamp_from_path(path)
-        clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s, spec.rule)
+        clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s, spec.rule, stopped)
         part = (start_s, end_s) != (None, None)
         return replace(self._encoded(clip, codes), source=path, part=part, stamp=stamp)
 

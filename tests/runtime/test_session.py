@@ -18,7 +18,14 @@ from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
 from vqedge.bundle import BundleFacts
 from vqedge.commands.evaluate import BundleAnswerer
 from vqedge.data.suites import Item
-from vqedge.errors import BackendUnavailable, ConfigError, PromptError, VideoError, VqtError
+from vqedge.errors import (
+    BackendUnavailable,
+    ConfigError,
+    PromptError,
+    Stopped,
+    VideoError,
+    VqtError,
+)
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import Frames, Text
@@ -265,6 +272,19 @@ def test_no_error_of_the_api_names_a_flag_or_a_command(
         with pytest.raises(kind) as caught:
             act()
         assert "--" not in str(caught.value) and "vqedge " not in str(caught.value)
+
+
+def test_encoding_stops_at_the_next_packet(qa: VideoQA, clip: Path) -> None:
+    asked: list[bool] = []
+
+    def stopped() -> bool:
+        asked.append(len(asked) == 3)
+        return asked[-1]
+
+    with pytest.raises(Stopped, match=r"demo\.mp4: no longer wanted"):
+        qa.encode(clip, stopped=stopped)
+    assert isinstance(qa.encoder, FakeEncoder)
+    assert asked == [False] * 3 + [True] and qa.encoder.calls == 0
 
 
 def test_after_closing_all_say_so(qa: VideoQA, clip: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from av import VideoFrame
 from PIL import Image
 from video_maker import write_video
 
-from vqedge.errors import VideoError
+from vqedge.errors import Stopped, VideoError
 from vqedge_runtime.video import (
     Clip,
     Span,
@@ -144,7 +144,7 @@ def test_whoever_stops_waits_for_one_image_of_a_folder(
     for number in range(6):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     clips = clips_from_path(tmp_path, 6, SIZE, [(None, None)], stopped=lambda: bool(decoded))
-    with pytest.raises(source.Stopped):
+    with pytest.raises(Stopped):
         next(clips)
     assert len(decoded) == 1
 

@@ -20,7 +20,7 @@ from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
-from vqedge_runtime.video.source import Source, Stopped, never, opened
+from vqedge_runtime.video.source import Source, check_wanted, never, opened
 
 Span: TypeAlias = tuple[float | None, float | None]
 """Start and end in seconds; None for those of the video."""
@@ -85,6 +85,7 @@ def clip_from_path(
     start_s: float | None = None,
     end_s: float | None = None,
     rule: FrameRule = DEFAULT_RULE,
+    stopped: Callable[[], bool] = never,
 ) -> Clip:
     """Samples a video, an animation, an image or a folder of images.
 
@@ -99,12 +100,14 @@ def clip_from_path(
         start_s: start of the span in seconds; None means the start of the video.
         end_s: end of the span in seconds; None means the end of the video.
         rule: which frames, and how they are shrunk.
+        stopped: asked at every packet and frame.
 
     Raises:
+        Stopped: `stopped` says so.
         VideoError: one line that says what is wrong with the file or the span, and the next step.
         ValueError: `frames` or `size` is below 1.
     """
-    [clip] = clips_from_path(path, frames, size, [(start_s, end_s)], rule)
+    [clip] = clips_from_path(path, frames, size, [(start_s, end_s)], rule, stopped)
     return clip
 
 
@@ -230,8 +233,7 @@ def _clip_from_shots(
     """
     canvas = Canvas(request.frames, request.size, request.rule.resize)
     for instant_s in instants_s:
-        if request.stopped():
-            raise Stopped
+        check_wanted(request.path, request.stopped)
         canvas.add(shot_at(instant_s))
     return Clip(
         frames_thwc=canvas.frames_thwc,

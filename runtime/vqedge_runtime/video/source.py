@@ -19,6 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vqedge.cores import usable_cores
+from vqedge.errors import Stopped, printable
 from vqedge_runtime.video.faults import video_fault
 from vqedge_runtime.video.skim import VideoPacket, skimmed
 
@@ -45,13 +46,19 @@ _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS: raw streams, for which FFmpeg guess
 _DEFAULT_STEP_S = 1 / 25
 
 
-class Stopped(Exception):
-    """Whoever asked for frames does not want them any more."""
-
-
 def never() -> bool:
     """Nobody stops."""
     return False
+
+
+def check_wanted(path: Path, stopped: Callable[[], bool]) -> None:
+    """See that nobody has stopped.
+
+    Raises:
+        Stopped: `stopped` says so.
+    """
+    if stopped():
+        raise Stopped(f"{printable(str(path))}: no longer wanted")
 
 
 class Source:
@@ -209,8 +216,7 @@ class Source:
             return []  # a damaged packet: the caller counts packets that give no frame
 
     def _check(self, packet: VideoPacket) -> None:
-        if self._stopped():
-            raise Stopped
+        check_wanted(self.path, self._stopped)
         if packet.has_sidedata("encryption_info"):
             raise video_fault(self.path, "is encrypted (DRM)", "give a copy without protection")
         if time.monotonic() > self._deadline:
