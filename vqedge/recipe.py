@@ -5,6 +5,9 @@ Unknown keys are refused, so a typo never passes silently.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +21,9 @@ from vqedge.data.seeds import HELD_OUT_SEEDS, TEST_SPLIT
 from vqedge.data.world import WORLD_VERSION
 from vqedge.errors import ConfigError, UsageError
 from vqedge.reducers import follows_question
-from vqedge.validation import first_fault
+from vqedge.validation import Fault, fault_from_error
+
+_NOT_YAML = (yaml.YAMLError, ValueError)  # 2026-02-30 is a ValueError
 
 
 class WorldConfig(Config):
@@ -200,7 +205,7 @@ def read_recipe(
     A file without a `model` has that of `init`, which overrides then change.
 
     Raises:
-        UsageError: an override has no `=`.
+        UsageError: an override is none, or says what no recipe may.
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
         CheckpointError: `init` is none, where its model is wanted.
     """
@@ -216,7 +221,13 @@ def read_recipe(
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see recipes/world.yaml for an example") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:  # 2026-02-30 is a ValueError of YAML
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or path}: {error.strerror}; give a file as recipes/world.yaml"
+        ) from error
+    except ValidationError as error:
+        raise _refused(path, overrides or [], fault_from_error(error)) from error
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
 
 
@@ -247,7 +258,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict | list):
             raise ConfigError(f"{override!r}: {parent!r} is a value, it holds no keys")
     where = last if isinstance(place, dict) else _number(last, place, override)
-    place[where] = yaml.safe_load(text)
+    try:
+        place[where] = yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise UsageError(f"{override!r}: {_one_line(error)}") from error
 
 
 def _number(key: str, items: list[Any], override: str) -> int:
@@ -257,7 +271,48 @@ def _number(key: str, items: list[Any], override: str) -> int:
     return int(key)
 
 
+def _refused(path: Path, overrides: Sequence[str], found: Fault) -> ConfigError:
+    """What pydantic found, as the fault of the override that says so, or of the file."""
+    fault = replace(found, place=_without_tags(found.place))
+    if fault.kind == "extra_forbidden":
+        fault = replace(fault, reason=_no_such_key(fault.place))
+    for override in reversed(overrides):
+        key = tuple(override.partition("=")[0].split("."))
+        if _speaks_of(key, fault):
+            own = replace(fault, place=()) if tuple(map(str, fault.place)) == key else fault
+            return UsageError(f"{override!r}: {own}")
+    return ConfigError(f"{path}: {fault}")
+
+
+def _without_tags(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """A place as the file has it: after a number pydantic names which of the sources it took."""
+    before = (None, *place)
+    return tuple(
+        part
+        for last, part in zip(before, place, strict=False)
+        if isinstance(part, int) or not isinstance(last, int)
+    )
+
+
+def _speaks_of(key: tuple[str, ...], fault: Fault) -> bool:
+    """Whether an override's key is a fault's place, or one of both lies in the other.
+
+    What holds several values together, a `value_error`, is the fault of none of them.
+    """
+    place = tuple(map(str, fault.place))
+    shared = min(len(place), len(key))
+    inside = len(place) >= len(key) or fault.kind != "value_error"
+    return bool(shared) and inside and place[:shared] == key[:shared]
+
+
+def _no_such_key(place: Sequence[str | int]) -> str:
+    part: Any = TrainConfig()
+    for key in place[:-1]:
+        part = getattr(part, str(key), None)
+    known = type(part).model_fields if isinstance(part, Config) else ()
+    near = get_close_matches(str(place[-1]), known, n=1)
+    return "no such key; " + (f"did you mean {near[0]}?" if near else "--print-config shows all")
+
+
 def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return first_fault(error)
     return " ".join(str(error).split())

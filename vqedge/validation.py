@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import ValidationError
 
 from vqedge.errors import printable
@@ -9,15 +11,37 @@ from vqedge.errors import printable
 _MOST_LETTERS = 200
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first problem of a validation in one line, with its place.
+@dataclass(frozen=True)
+class Fault:
+    """A problem that a validation found; `str` is one line, with its place.
 
     The place may be a key out of a stranger's file, however long: it is cut.
+
+    Attributes:
+        place: the keys and numbers that lead there.
+        kind: pydantic's name for such problems.
+        reason: what is wrong.
     """
-    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    reason = " ".join(fault["msg"].removeprefix("Value error, ").split())
-    return f"{_cut(place)}: {_cut(reason)}" if place else _cut(reason)
+
+    place: tuple[str | int, ...]
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = ".".join(map(str, self.place))
+        return f"{_cut(place)}: {_cut(self.reason)}" if place else _cut(self.reason)
+
+
+def fault_from_error(error: ValidationError) -> Fault:
+    """The first problem of a validation."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    reason = " ".join(found["msg"].removeprefix("Value error, ").split())
+    return Fault(found["loc"], found["type"], reason)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first problem of a validation in one line, with its place."""
+    return str(fault_from_error(error))
 
 
 def _cut(text: str) -> str:

@@ -186,6 +186,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["search", "a.vqt", ".", "--end", "0"], "--start 0 is not before --end 0"),
         (["search", "a.vqt", ".", "--novel", "--duplicates"], "are two questions"),
         (["train", str(RECIPE), "optim.steps"], "an override reads key.sub=value"),
+        (["train", str(RECIPE), "optim.step=3"], "'optim.step=3': no such key; did you mean steps"),
         (["export", "x", "-o", "y", "--target", "onxx"], "--target onxx: choose one of onnx"),
         (["export", "x", "-o", "y", "--precision", "fp8"], "--precision fp8: choose one of fp32"),
         (["export", "x", "-o", "y", "--llm-quant", "Q9"], "--llm-quant Q9: choose one of"),

@@ -49,7 +49,7 @@ from vqedge.checkpoint import steps_of
 from vqedge.cli import app
 from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.data.sources import source_from_config
-from vqedge.errors import CheckpointError, ConfigError, FetchError, VqedgeError
+from vqedge.errors import CheckpointError, ConfigError, FetchError, UsageError, VqedgeError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import (
     BRIDGE_PREFIX,
@@ -1115,22 +1115,31 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
 
 
 FAULTS = {
-    "optim.stepz: Extra inputs": ["optim.stepz=3"],
-    "extra: Extra inputs": ["extra=1"],
-    "optim.steps: Input should be greater than 0": ["optim.steps=0"],
+    "'optim.stepz=3': no such key; did you mean steps?": ["optim.stepz=3"],
+    "'optm.steps=3': optm: no such key; did you mean optim?": ["seed=1", "optm.steps=3"],
+    "'extra=1': no such key; --print-config shows all": ["extra=1"],
+    "'optim.steps=0': Input should be greater than 0": ["optim.steps=9", "optim.steps=0"],
+    "'data.sources.0.clips=0': Input should be greater than 0": [
+        "data.sources=[{kind: world}]",
+        "data.sources.0.clips=0",
+    ],
     "world 2 is held out": ["data.sources=[{kind: world, seed: 2}]"],
     "world 70001 is held out": ["data.sources=[{kind: world, seed: 70001}]"],
     "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
     "photos test is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: test}]"],
-    "validation: Tuple should have at least 1 item": ["validation=[]"],
+    "'validation=[]': Tuple should have at least 1 item": ["validation=[]"],
     "heads 5 do not divide width 384": ["model.attention.heads=5"],
-    "seed: Input should be greater than or equal to 0": ["seed=-1"],
-    "optim.steps: Input should be a valid integer": ["optim.steps=many"],
-    "optim.learning_rate: Input should be a finite number": ["optim.learning_rate=.inf"],
-    "weight: Input should be a finite number": ["data.sources=[{kind: world, weight: .inf}]"],
+    "'seed=-1': Input should be greater than or equal to 0": ["seed=-1"],
+    "'optim.steps=many': Input should be a valid integer": ["optim.steps=many"],
+    "'optim.steps.more=1': optim.steps: Input should be": ["optim={}", "optim.steps.more=1"],
+    "'optim.learning_rate=.inf': Input should be a finite": ["optim.learning_rate=.inf"],
+    "'data.sources=[{kind: world, weight: .inf}]': data.sources.0.weight: Input should be a": [
+        "data.sources=[{kind: world, weight: .inf}]"
+    ],
     "an override reads key.sub=value": ["optim.steps"],
-    "day ": ["output=2026-02-30"],
-    "precision: Input should be 'fp32' or 'bf16'": ["precision=int4"],
+    "'output=2026-02-30': day ": ["output=2026-02-30"],
+    "'seed=[': while parsing": ["seed=["],
+    "'precision=int4': Input should be 'fp32' or 'bf16'": ["precision=int4"],
     "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
     "'2' is not one of 1, counted from 0": [
         "data.sources=[{kind: world}]",
@@ -1158,8 +1167,9 @@ def test_a_bad_override_is_named(recipe: Path, problem: str) -> None:
 
 @pytest.mark.parametrize("override", ["init=5", "init.x=1", 'init=["a"]'])
 def test_an_init_that_is_no_path(recipe: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match="init: Input is not a valid path"):
+    with pytest.raises(UsageError, match="Input is not a valid path") as caught:
         read_recipe(recipe, [override])
+    assert str(caught.value).startswith(f"{override!r}: ")
 
 
 START = ModelConfig(quantizer=QuantizerConfig(kind="grid", codes=128))
@@ -1204,11 +1214,29 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file; see recipes/world\.yaml"):
         read_recipe(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="directory"):
+    with pytest.raises(ConfigError) as caught:
         read_recipe(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: Is a directory; give a file as recipes/")
 
 
 def test_the_command_says_what_is_wrong(recipe: Path) -> None:
     outcome = CliRunner().invoke(app, ["train", str(recipe), "optim.stepz=3"])
-    assert isinstance(outcome.exception, ConfigError)
-    assert str(outcome.exception).startswith(f"{recipe}: optim.stepz")
+    assert isinstance(outcome.exception, UsageError)
+    assert str(outcome.exception) == "'optim.stepz=3': no such key; did you mean steps?"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optim: {stepz: 3}", "optim.stepz: no such key; did you mean steps?"),
+        ("optim: {steps: 0}", "optim.steps: Input should be greater than 0"),
+        ("model: {attention: {heads: 5}}", "model.attention: heads 5 do not divide width 384"),
+    ],
+)
+def test_a_fault_of_the_file_is_that_of_no_override(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path, ["seed=1", "optim.accumulate=1", "model.attention.hash=none"])
+    assert not isinstance(caught.value, UsageError)
+    assert str(caught.value) == f"{path}: {words}"
