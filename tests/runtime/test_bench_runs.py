@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_gguf import CONTEXT, WIDTH, opened_wild, video
+from tiny_gguf import CONTEXT, WIDTH, video
 
 import vqedge.commands.bench as command
 from vqedge_runtime import TokenSet, bench
@@ -19,9 +17,8 @@ ROWS = 8
 
 
 @pytest.fixture
-def qa(tmp_path: Path) -> Iterator[Any]:
-    with opened_wild(tmp_path) as llm:
-        yield SimpleNamespace(llm=llm, asked=lambda video, _question: video)
+def qa(wild: Any) -> Any:
+    return SimpleNamespace(llm=wild, asked=lambda video, _question: video)
 
 
 @pytest.fixture

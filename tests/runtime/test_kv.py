@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_gguf import opened_wild, video
+from tiny_gguf import video
 
 from vqedge_runtime.kv import kv_path, read_kv, write_kv
 from vqedge_runtime.llm import DecodingOptions
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 STATE, SHORT = bytes(range(200)), DecodingOptions(max_tokens=6)
-
-
-@pytest.fixture
-def wild(tmp_path: Path) -> Iterator[Any]:
-    with opened_wild(tmp_path) as llm:
-        yield llm
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_gguf import CONTEXT, SPEECH, WIDTH, parrot_tensors, video, wild_tensors, write_gguf
+from tiny_gguf import CONTEXT, SPEECH, WIDTH, parrot_tensors, video, write_gguf
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
 from vqedge_runtime.llm import DecodingOptions, Prompt, VideoRows, open_llama_cpp
@@ -17,13 +16,6 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 ROUNDING = 0.02  # of ten log-likelihoods about -7, keys and values being float16
 SHORT = DecodingOptions(max_tokens=4)
-
-
-@pytest.fixture
-def wild(tmp_path: Path) -> Iterator[Any]:
-    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
-    with open_llama_cpp(path, threads=1, context=256) as llm:
-        yield llm
 
 
 def clips(count: int) -> list[VideoRows]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_bundle import asking_facts, tiny_facts, write_bundle
-from tiny_gguf import base_gguf, opened_wild, video, wild_tensors, write_gguf
+from tiny_gguf import base_gguf, video, wild_tensors, write_gguf
 
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
@@ -23,12 +23,6 @@ from vqedge_runtime.llm import (
 from vqedge_runtime.llm.prefixes import MOST_BYTES, Prefixes
 
 SHORT = DecodingOptions(max_tokens=6)
-
-
-@pytest.fixture
-def wild(tmp_path: Path) -> Iterator[Any]:
-    with opened_wild(tmp_path) as llm:
-        yield llm
 
 
 @pytest.fixture

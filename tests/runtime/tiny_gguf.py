@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from vqedge.files import cache_root
-from vqedge_runtime.llm import VideoRows, open_llama_cpp
+from vqedge_runtime.llm import VideoRows
 
 gguf = pytest.importorskip("gguf", reason="gguf, from vqedge[export], is not installed")
 
@@ -100,15 +98,6 @@ def write_gguf(path: Path, tensors: dict[str, Array], suppressed: tuple[int, ...
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-@contextmanager
-def opened_wild(folder: Path) -> Iterator[Any]:
-    """The wild model, on one thread; skips where there is no llama.cpp."""
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    path = write_gguf(folder / "wild.gguf", wild_tensors())
-    with open_llama_cpp(path, threads=1, context=256) as llm:
-        yield llm
 
 
 def base_gguf() -> Path:
