@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import sys
-import types
 from pathlib import Path, PurePath
 
 import pytest
+from fake_hub import FakeHub
 
 from vqedge.base.fetch import fetch_model
 from vqedge.base.hub import download_model
@@ -39,33 +39,9 @@ LEFT = {
 TAKEN = tuple(name for name in LISTED if name not in LEFT)
 
 
-class _FakeHub:
-    """Stands in for the huggingface_hub module."""
-
-    def __init__(self, listed: tuple[str, ...]) -> None:
-        self.listed = listed
-        self.calls: list[tuple[str, str, str]] = []
-
-    def HfApi(self) -> _FakeHub:
-        return self
-
-    def model_info(self, repo_id: str, revision: str) -> types.SimpleNamespace:
-        if repo_id == "owner/gone":
-            raise ConnectionError("404\nmore")
-        files = [types.SimpleNamespace(rfilename=name) for name in self.listed]
-        commit = revision if "commit" in revision else f"commit-of-{revision}"
-        return types.SimpleNamespace(sha=commit, siblings=files)
-
-    def hf_hub_download(self, repo_id: str, name: str, revision: str, local_dir: Path) -> str:
-        self.calls.append((repo_id, name, revision))
-        local_dir.mkdir(parents=True, exist_ok=True)
-        (local_dir / name).write_text(name)
-        return str(local_dir / name)
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> _FakeHub:
-    fake = _FakeHub(LISTED)
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub(LISTED)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     return fake
 
@@ -74,7 +50,7 @@ def _ignore(what: str, done_bytes: int, total_bytes: int) -> None:
     """No progress wanted."""
 
 
-def test_what_an_import_reads_is_downloaded_and_no_pickle(hub: _FakeHub, tmp_path: Path) -> None:
+def test_what_an_import_reads_is_downloaded_and_no_pickle(hub: FakeHub, tmp_path: Path) -> None:
     commit = download_model("owner/model", "v1", tmp_path / "model", _ignore)
     assert commit == "commit-of-v1"
     found = {path.name for path in (tmp_path / "model").iterdir()}
@@ -84,7 +60,7 @@ def test_what_an_import_reads_is_downloaded_and_no_pickle(hub: _FakeHub, tmp_pat
     }
 
 
-def test_a_commit_is_downloaded_once(hub: _FakeHub, tmp_path: Path) -> None:
+def test_a_commit_is_downloaded_once(hub: FakeHub, tmp_path: Path) -> None:
     for _ in range(2):
         assert download_model("owner/model", "v1", tmp_path / "model", _ignore) == "commit-of-v1"
     assert len(hub.calls) == len(TAKEN)
@@ -92,16 +68,16 @@ def test_a_commit_is_downloaded_once(hub: _FakeHub, tmp_path: Path) -> None:
     assert len(hub.calls) == 2 * len(TAKEN)
 
 
-def test_a_commit_that_lies_there_needs_no_network(hub: _FakeHub, tmp_path: Path) -> None:
+def test_a_commit_that_lies_there_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
     commit = download_model("owner/model", "v1", tmp_path / "model", _ignore)
-    hub.model_info = lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline"))  # type: ignore[method-assign]
+    hub.fault = ConnectionError("offline")
     assert download_model("owner/model", commit, tmp_path / "model", _ignore) == commit
     with pytest.raises(FetchError, match=f"offline; .* --revision {commit}"):
         download_model("owner/model", "main", tmp_path / "model", _ignore)
 
 
 def test_a_full_disk_is_told_in_one_line(
-    hub: _FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -112,7 +88,7 @@ def test_a_full_disk_is_told_in_one_line(
         fetch_model("owner/model", "main", _ignore)
 
 
-def test_files_of_another_commit_do_not_stay(hub: _FakeHub, tmp_path: Path) -> None:
+def test_files_of_another_commit_do_not_stay(hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model-00003-of-00003.safetensors").write_text("old")
@@ -121,7 +97,7 @@ def test_files_of_another_commit_do_not_stay(hub: _FakeHub, tmp_path: Path) -> N
 
 
 def test_a_kill_while_another_commit_is_removed_leaves_nothing_that_counts(
-    hub: _FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
     old = download_model("owner/model", "v1", folder, _ignore)
@@ -137,7 +113,7 @@ def test_a_kill_while_another_commit_is_removed_leaves_nothing_that_counts(
     assert {path.name for path in folder.iterdir()} == {*TAKEN, "commit.txt"}
 
 
-def test_a_repository_of_pickles(hub: _FakeHub, tmp_path: Path) -> None:
+def test_a_repository_of_pickles(hub: FakeHub, tmp_path: Path) -> None:
     hub.listed = ("config.json", "pytorch_model.bin")
     with pytest.raises(FetchError, match="owner/model: has no safetensors") as caught:
         download_model("owner/model", "main", tmp_path / "model", _ignore)
@@ -154,7 +130,8 @@ def test_a_repository_of_pickles(hub: _FakeHub, tmp_path: Path) -> None:
         download_model("owner/model", "main", tmp_path / "model", _ignore)
 
 
-def test_a_repository_that_is_not_there(hub: _FakeHub, tmp_path: Path) -> None:
+def test_a_repository_that_is_not_there(hub: FakeHub, tmp_path: Path) -> None:
+    hub.fault = ConnectionError("404\nmore")
     with pytest.raises(FetchError, match=r"owner/gone: cannot download .*: 404; check"):
         download_model("owner/gone", "main", tmp_path / "model", _ignore)
 
@@ -166,7 +143,7 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_source_is_a_folder_or_a_repository(
-    hub: _FakeHub, own_cache: Path, tmp_path: Path
+    hub: FakeHub, own_cache: Path, tmp_path: Path
 ) -> None:
     assert import_._folder_of(str(tmp_path), "main") == (tmp_path, None, None)
     folder, name, commit = import_._folder_of("owner/model", "main")
