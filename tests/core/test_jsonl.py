@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fake_clips import read_nothing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,10 +25,6 @@ GOOD: dict[str, Any] = {"video": "a.mp4", "question": "Was läuft?", "answer": "
 SPAN = {**GOOD, "start": 1.5, "end": 4, "kind": "span"}
 CHOICE = {**GOOD, "answer": "red", "kind": "color", "choices": ["red", "blue"]}
 OTHER = {**GOOD, "video": "sub/b.mp4", "question": "And here?"}
-
-
-def read_nothing(*_: object) -> npt.NDArray[np.uint8]:
-    raise AssertionError("no video needs to be read for this")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from fake_clips import read_nothing
 
 from vqedge.data.generated import SceneClip
 from vqedge.data.jsonl import VideoFile
@@ -27,10 +28,6 @@ from vqedge.data.world import WORLD_VERSION, scene_from_seed
 from vqedge.errors import DatasetError, UsageError
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/images/index.jsonl"
-
-
-def read_nothing(*_: object) -> npt.NDArray[np.uint8]:
-    raise AssertionError("no video needs to be read for this")
 
 
 def clips_in_order(items: list[Item]) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clips import Gray
 from timed_llm import Timed
 from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
 from tiny_gguf import base_gguf, embedding_rows, wild_tensors, write_gguf
@@ -181,10 +182,6 @@ def test_bench_times_an_encoding_with_every_question(
 
 def test_a_suite_is_asked_question_by_question(qa: VideoQA) -> None:
     encoder, llm = parts_of(qa)
-
-    class Gray:
-        def frames(self, count: int, size: int) -> Any:
-            return np.full((count, size, size, 3), 90, np.uint8)
 
     items = [Item(Gray(), "all", question, "yes", ()) for question in QUESTIONS]
     for _ in QUESTIONS:

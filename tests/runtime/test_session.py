@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clips import Gray
 from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
 
 from vqedge.bundle import BundleFacts
@@ -228,10 +229,6 @@ def test_choices_of_any_iterable(qa: VideoQA, kind: Callable[[Any], Any]) -> Non
 
 
 def test_a_suite_may_give_a_choice_twice(qa: VideoQA) -> None:
-    class Gray:
-        def frames(self, count: int, size: int) -> Any:
-            return np.full((count, size, size, 3), 90, np.uint8)
-
     item = Item(Gray(), "all", "Which?", "red", ("red", "red", "blue"))
     assert [reply.text for reply in BundleAnswerer(qa).replies([item])] == ["red"]
     llm_of(qa).enqueue("Two.")
