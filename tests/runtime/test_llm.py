@@ -29,7 +29,7 @@ from tiny_gguf import (
     write_gguf,
 )
 
-from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptError
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptError, UsageError
 from vqedge.prompt import SYSTEM
 from vqedge_runtime.llm import (
     DecodingOptions,
@@ -225,6 +225,24 @@ def test_rows_of_another_width_or_broken_rows_are_refused(wild: Any) -> None:
 def test_options_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DecodingOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_tokens": 8.5}, {"max_tokens": "5"}, {"max_tokens": True}, {"top_k": 2.5}, {"seed": 1.0},
+     {"temperature": "1"}, {"top_p": None}],
+)  # fmt: skip
+def test_options_of_another_type_are_named(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(UsageError, match=re.escape(f"{name} {value!r}: give a")):
+        DecodingOptions(**wrong)
+
+
+def test_numbers_of_numpy_are_taken_as_plain_ones() -> None:
+    options = DecodingOptions(np.int64(5), np.float32(0.5), 1, np.int32(3), np.uint32(7))  # type: ignore[arg-type]
+    assert options == DecodingOptions(5, 0.5, 1.0, 3, 7)
+    types = {type(value) for value in vars(options).values()}
+    assert types == {int, float}
 
 
 def test_what_cannot_be_opened_says_so(tmp_path: Path, wild_path: Path) -> None:

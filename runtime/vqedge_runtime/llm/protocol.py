@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from vqedge.errors import BundleError, PromptError, UsageError
 from vqedge_runtime.tokens import rows_key
 
 Rows = npt.NDArray[np.float32]
+
+_WHOLE, _NUMBERS = ("max_tokens", "top_k", "seed"), ("temperature", "top_p")
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,15 @@ class DecodingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse what cannot work; make NumPy's numbers plain ones.
 
         Raises:
-            UsageError: a value is out of its range; the message names both.
+            UsageError: a value is no number, or out of its range; the message names both.
         """
+        for name in _WHOLE:
+            self._convert(name, Integral, int, "a whole number")
+        for name in _NUMBERS:
+            self._convert(name, Real, float, "a number")
         ranges = {
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
             "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
@@ -103,6 +110,12 @@ class DecodingOptions:
         for name, (fits, wanted) in ranges.items():
             if not fits:
                 raise UsageError(f"{name} {getattr(self, name)}: give {wanted}")
+
+    def _convert(self, name: str, taken: type, plain: type, wanted: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, taken):
+            raise UsageError(f"{name} {value!r}: give {wanted}")
+        object.__setattr__(self, name, plain(value))
 
 
 @dataclass(frozen=True)
