@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -453,6 +455,33 @@ def test_the_fastest_is_measured_once_chosen_and_announced(
     caplog.clear()
     assert open_encoder("auto", bundle).name == encoder.name
     assert opened == ["quick"] and not caplog.text
+
+
+def test_of_those_that_start_together_one_measures(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "CANDIDATES", ("onnxruntime", "openvino"))
+    start = threading.Barrier(3)
+
+    def begin() -> str:
+        start.wait()
+        return open_encoder("auto", bundle).name
+
+    with ThreadPoolExecutor(3) as pool:
+        names = [found.result() for found in [pool.submit(begin) for _ in range(3)]]
+    assert names == ["quick (auto: fastest of 2 here)"] * 3
+    assert sorted(opened) == [*["quick"] * 4, "slow"]
+
+
+def test_a_failure_that_another_has_just_met_is_not_tried_at_the_same_start(
+    bundle: Bundle, opened: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    files = auto.candidates(bundle)
+    before = auto._remembered(bundle, None, files)
+    open_encoder("auto", bundle)
+    caplog.clear()
+    assert auto._measured_alone(bundle, None, files, before).failed == {"onnxruntime-cuda": 1}
+    assert not caplog.text
 
 
 def test_a_backend_that_fails_is_tried_at_two_more_starts(

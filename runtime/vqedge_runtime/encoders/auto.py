@@ -4,7 +4,8 @@ An engine of the bundle that may run here is a candidate as any other. The file 
 the cache remembers, by what each backend would run, processor, cores, library and driver versions,
 how long each took for a clip. Remove it to measure again; that is done by itself where one failed,
 as it does on a GPU that is taken, until it has failed three times. Where the fastest does not open,
-the next one is taken, for this time.
+the next one is taken, for this time. Of processes that start together one measures, and the others
+wait for it: side by side they would measure each other.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver, nvidia_device_files
 from vqedge.errors import BackendUnavailable
-from vqedge.files import cache_root, replacing
+from vqedge.files import cache_root, locked, replacing
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
 from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.tokens import Codes
@@ -107,7 +108,7 @@ def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
     known = _remembered(bundle, threads, files)
     opened = _opened(known, bundle, threads) if known is not None and known.settled else None
     if opened is None:
-        opened = _opened(_measured_now(bundle, threads, files, known), bundle, threads)
+        opened = _opened(_measured_alone(bundle, threads, files, known), bundle, threads)
     if opened is None:
         raise BackendUnavailable(f"no encoder backend opens here: {', '.join(files)}")
     return opened
@@ -164,6 +165,31 @@ def _remembered(bundle: Bundle, threads: int | None, files: dict[str, str]) -> M
     found = _memory().machines.get(_key(bundle, threads, files))
     usable = found and found.clip_ms and found.clip_ms.keys() | found.failed.keys() == files.keys()
     return found if usable else None
+
+
+def _measured_alone(
+    bundle: Bundle, threads: int | None, files: dict[str, str], known: Measured | None
+) -> Measured:
+    """What another process measured while this one waited for it, or what this one measures."""
+    with _one_at_a_time():
+        now = _remembered(bundle, threads, files)
+        if now is not None and now != known:
+            return now
+        return _measured_now(bundle, threads, files, known)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait for whoever measures; where the cache cannot be written or locked, for nobody."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            cache_root().mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(cache_root() / "backends.lock", _tell_of_waiting))
+        yield
+
+
+def _tell_of_waiting() -> None:
+    logger.warning("waiting for another process that measures encoder backends")
 
 
 def _measured_now(
