@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -373,6 +374,51 @@ def test_closing_twice_is_fine_and_use_afterwards_is_named(parrot_path: Path) ->
     ):
         with pytest.raises(BackendUnavailable, match="closed"):
             use()
+
+
+@pytest.fixture
+def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by the kind of every model and context whose memory is freed."""
+    from vqedge_runtime.llm.handles import Context, Model
+
+    kinds: list[str] = []
+
+    def watch(kind: type[Context] | type[Model]) -> None:
+        free = kind._free
+
+        def told(self: Any, pointer: Any) -> None:
+            kinds.append(kind.__name__)
+            free(self, pointer)
+
+        monkeypatch.setattr(kind, "_free", told)
+
+    watch(Context)
+    watch(Model)
+    return kinds
+
+
+def test_a_model_in_a_cycle_is_freed_after_its_context(parrot_path: Path, freed: list[str]) -> None:
+    llm = open_llama_cpp(parrot_path, threads=1, context=256)
+    llm.__dict__["itself"] = llm
+    del llm
+    gc.collect()
+    assert freed == ["Context", "Model"]
+
+
+def test_a_model_that_fails_at_its_template_is_freed_after_its_context(
+    parrot_path: Path, freed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqedge_runtime.llm.handles import Context
+
+    def fail(*_: object) -> None:
+        raise BackendUnavailable("made to fail")
+
+    monkeypatch.setattr(Context, "read", fail)
+    with pytest.raises(BackendUnavailable, match="made to fail") as caught:
+        open_llama_cpp(parrot_path, threads=1, context=256)
+    del caught
+    gc.collect()
+    assert freed == ["Context", "Model"]
 
 
 @pytest.mark.parametrize(

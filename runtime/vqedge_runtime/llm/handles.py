@@ -30,6 +30,8 @@ class Model(Owned):
     """Weights and vocabulary of a GGUF file."""
 
     _what = "model"
+    _contexts = 0  # open ones, which read the weights
+    _unwanted = False
 
     def __init__(self, path: Path, gpu_layers: int | None = None) -> None:
         """Map the file into memory.
@@ -72,6 +74,25 @@ class Model(Owned):
         self.vocab_size = int(lib.llama_vocab_n_tokens(self.vocab))
         self.trained_context = int(lib.llama_model_n_ctx_train(self._pointer))
         self.quantisation = lib.llama_ftype_name(lib.llama_model_ftype(self._pointer)).decode()
+
+    def close(self) -> None:
+        """Free the weights, or let the last open context do so; twice is fine.
+
+        The garbage collector closes a model and its contexts in any order.
+        """
+        self._unwanted = True
+        if not self._contexts:
+            super().close()
+
+    def add_context(self) -> None:
+        """Count a context, which reads the weights until `drop_context`."""
+        self._contexts += 1
+
+    def drop_context(self) -> None:
+        """Count one less; free the weights if they wait for that."""
+        self._contexts -= 1
+        if self._unwanted:
+            self.close()
 
     def _free(self, pointer: Any) -> None:
         lib.llama_model_free(pointer)
@@ -172,7 +193,7 @@ class Context(Owned):
         """Allocate it.
 
         Args:
-            model: must stay open as long as this.
+            model: its weights stay as long as this is open.
             size: positions in all sequences together, >= 1; llama.cpp rounds up to 256.
             threads: for reading and for generating.
 
@@ -195,10 +216,12 @@ class Context(Owned):
                 f"no memory for a context of {size} tokens ({backend().reason()}); "
                 "ask for a smaller one"
             )
+        model.add_context()
         self.size = int(lib.llama_n_ctx(self._pointer))
 
     def _free(self, pointer: Any) -> None:
         lib.llama_free(pointer)
+        self._model.drop_context()
 
     def clear(self) -> None:
         """Forget everything."""
