@@ -34,6 +34,36 @@ def test_two_pins_for_one_python_are_told() -> None:
     ]
 
 
+def test_an_extra_stands_for_what_it_names() -> None:
+    extras = {"export": ["vqedge[train]", "onnx"], "train": ["torch"]}
+    named = [str(line) for line in _pins._named(["av", "vqedge[export]"], extras)]
+    assert named == ["av", "torch", "onnx"]
+
+
+def test_what_comes_along_has_a_pin_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {
+        "av": ["dates[zones]; python_version > '3'", "never; python_version < '3'"],
+        "dates": ["Time_Zones>=2; extra == 'zones'", "never; extra == 'other'", "setuptools"],
+        "time-zones": ["av"],
+    }
+    needs = {name: [Requirement(line) for line in lines] for name, lines in installed.items()}
+    monkeypatch.setattr(_pins, "_requirements", lambda name: needs.get(name, []))
+
+    def brought(*pins: str) -> list[str]:
+        return _pins._brought([Requirement("av>=17")], [Requirement(line) for line in pins])
+
+    assert brought() == ["dates", "time-zones"]
+    assert brought("dates==1.0", "time-zones==2.0; python_version < '3'") == ["time-zones"]
+    assert brought("dates==1.0", "time-zones==2.0; python_version > '3'") == []
+
+
+def test_pages_name_the_pinned_versions() -> None:
+    pins = [Requirement("torch==2.13.0"), Requirement('av==17.1; python_version < "3.11"')]
+    text = 'pip install torch==2.13.0 "av==17.1"; `torch==2.12.0`, llama-cpp-python==0.3.36.'
+    told = ["torch==2.12.0", "llama-cpp-python==0.3.36"]
+    assert _pins._told_otherwise(text, pins) == told
+
+
 @pytest.mark.parametrize(
     ("path", "line"),
     [
