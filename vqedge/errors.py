@@ -76,7 +76,11 @@ class ParityError(ExportError):
 
 
 class BackendUnavailable(VqedgeError):
-    """A needed library is not installed, or cannot run on this machine."""
+    """A needed library is not installed, or cannot run on this machine; or a model is closed."""
+
+
+class StreamEnded(BackendUnavailable):
+    """An answer was not read to its end before its language model was called again."""
 
 
 class PromptError(VqedgeError):

@@ -56,7 +56,8 @@ class VideoQA(EncodingSession):
 
     Owns an encoder, a bridge and a language model; close it, or use `with`.
 
-    Threads may share it and take turns. A newer question, from any of them, ends a stream.
+    Threads may share it and take turns. The next use of the language model, by any of them, ends a
+    stream.
 
     Args:
         encoder: frames to codes, or what opens it when it is first needed.
@@ -135,7 +136,7 @@ class VideoQA(EncodingSession):
         return Backend(NO_ENCODER if stored else self.encoder.name, self.llm.name)
 
     def prefill(self, video: Video, kv: PathLike | None = None) -> Prefix:
-        """Read a video ahead of its first question.
+        """Read a video ahead of its first question. Ends a stream.
 
         Args:
             video: an encoded video.
@@ -231,6 +232,8 @@ class VideoQA(EncodingSession):
     ) -> list[Answer]:
         """Answer many questions together: about one video, about many, in any order.
 
+        Ends a stream, as every question does.
+
         Args:
             pairs: encoded videos, or paths, each of which is encoded once, and the user's words.
             options: how to pick tokens; greedy by default.
@@ -272,7 +275,7 @@ class VideoQA(EncodingSession):
                 that was trained on more than one.
 
         Returns:
-            the stream; once another question is asked, it raises BackendUnavailable.
+            the stream; once the language model is used for something else, it raises StreamEnded.
 
         Raises:
             VqedgeError: as `ask` does, now; PromptError also where the chat template has no second
@@ -285,6 +288,8 @@ class VideoQA(EncodingSession):
 
     def evidence(self, video: Video | PathLike, question: str, answer: str) -> Evidence:
         """Which codes an answer hangs on, and when they are to be seen; up to 48 more prompts.
+
+        Ends a stream.
 
         Args:
             video: see `ask`.

@@ -30,11 +30,19 @@ from tiny_gguf import (
     write_gguf,
 )
 
-from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptError, UsageError
+from vqedge.errors import (
+    BackendUnavailable,
+    BundleError,
+    ConfigError,
+    PromptError,
+    StreamEnded,
+    UsageError,
+)
 from vqedge.prompt import SYSTEM
 from vqedge_runtime.llm import (
     DecodingOptions,
     Exchange,
+    Prompt,
     VideoRows,
     open_llama_cpp,
 )
@@ -300,17 +308,32 @@ def test_suppressed_tokens_are_never_said(tmp_path: Path) -> None:
         assert not llm.ask(video(), "Speak", DecodingOptions(max_tokens=4)).text.startswith("é")
 
 
-def test_a_stream_may_be_left_and_is_ended_by_a_newer_question(parrot: Any) -> None:
+def test_a_stream_may_be_left(parrot: Any) -> None:
     left = parrot.stream(video(), "Speak")
     assert next(left) == "é"
     left.close()
     left.close()
     assert list(left) == []
     assert left.result.text == "é"
-    older = parrot.stream(video(), "Speak")
+
+
+def test_a_stream_is_ended_by_whatever_is_called_next(parrot: Any) -> None:
+    for call in (
+        lambda: parrot.stream(video(), "Speak"),
+        lambda: parrot.ask(video(), "Speak"),
+        lambda: parrot.ask_many([Prompt(video(), "Speak")]),
+        lambda: parrot.score_choices(video(), "Speak", ["a"]),
+        lambda: parrot.score_many([Prompt(video(), "Speak")], "a"),
+        lambda: parrot.prefill_video(video()),
+        lambda: parrot.logits([1]),
+        lambda: parrot.forget(),
+    ):
+        older = parrot.stream(video(), "Speak")
+        assert next(older) == "é"
+        call()
+        with pytest.raises(StreamEnded, match="another call"):
+            next(older)
     assert parrot.ask(video(), "Speak").text == SPEECH
-    with pytest.raises(BackendUnavailable, match="newer question"):
-        next(older)
 
 
 def test_threads_take_turns(parrot: Any) -> None:

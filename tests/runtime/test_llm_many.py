@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_gguf import CONTEXT, SPEECH, WIDTH, parrot_tensors, video, write_gguf
 
-from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge.errors import BackendUnavailable, BundleError, PromptError, StreamEnded
 from vqedge_runtime.llm import DecodingOptions, Prompt, VideoRows, open_llama_cpp
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -154,5 +154,5 @@ def test_a_stream_is_ended_by_newer_prompts(wild: Any) -> None:
     stream = wild.stream(clip, "Say more.", SHORT)
     next(stream)
     wild.ask_many([Prompt(clip, "Which?")], SHORT)
-    with pytest.raises(BackendUnavailable, match="newer question"):
+    with pytest.raises(StreamEnded, match="another call"):
         list(stream)

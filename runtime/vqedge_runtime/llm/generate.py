@@ -16,7 +16,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from vqedge.cores import usable_cores
-from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.errors import ConfigError, StreamEnded
 from vqedge.prompt import SYSTEM, question_text
 from vqedge_runtime.llm import many
 from vqedge_runtime.llm.cells import BRANCHES, Cells, Ids
@@ -363,7 +363,7 @@ class LlamaCpp:
         with self._lock:
             context = self._reader.context
             if self._turn is not turn:
-                raise BackendUnavailable("a newer question ended this stream; ask this one again")
+                raise StreamEnded("another call to the model ended this stream; ask again")
             if turn.unread is not None:
                 context.read(Cells.at(turn.end, [turn.unread], logits="last"))
             return turn.next_token(self._model, context, sampler)

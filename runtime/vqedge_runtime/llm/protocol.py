@@ -231,7 +231,8 @@ class TextStream(Iterator[str]):
         """The next piece, never empty.
 
         Raises:
-            BackendUnavailable: the model was closed or asked something else meanwhile.
+            StreamEnded: the model was used for something else meanwhile.
+            BackendUnavailable: it was closed, or failed.
         """
         if self._closed:
             raise StopIteration
