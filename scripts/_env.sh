@@ -5,6 +5,7 @@
 #
 #   PYTHON             makes .venv                            (default: python3.11, else python3)
 #                      To run the tests with another: in another clone, PYTHON=python3.10 scripts/test
+#   VQEDGE_PINS        the file of versions, /dev/null for the newest   (default: constraints.txt)
 #   VQEDGE_WHEELS      keeps the compiled llama.cpp           (default: in the user's cache folder)
 #   VQEDGE_TORCH_INDEX where PyTorch comes from: the URL that pytorch.org gives for your CUDA
 #                                                         (default: pip's own indexes)
@@ -18,6 +19,7 @@ export VQEDGE_WHEELS
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
 cd "$root" || exit
 python=$root/.venv/bin/python
+pins=${VQEDGE_PINS:-constraints.txt}
 
 # need_environment SET: bring .venv up to date; SET is "assemble" (no PyTorch in it) or "full".
 need_environment() {
@@ -38,7 +40,7 @@ stale_environment() {
     usable_venv || return 0
     llama=$(llama_build_name)
     python_version=$("$python" -VV)
-    stamp=$({ cat pyproject.toml constraints.txt
+    stamp=$({ cat pyproject.toml "$pins"
         echo "$python_version $root $llama${VQEDGE_TORCH_INDEX:+ $VQEDGE_TORCH_INDEX}"
     } | digest)
     ! grep -qsxF "$stamp" ".venv/vqedge-$1.stamp"
@@ -51,12 +53,12 @@ install_environment() {
     if [ "$1" = full ]; then
         say "installing PyTorch, then the rest"
         # alone and first: in one go with the rest, pip may pick a build with gigabytes of CUDA
-        run_pip install --constraint constraints.txt \
+        run_pip install --constraint "$pins" \
             ${VQEDGE_TORCH_INDEX:+--upgrade --index-url "$VQEDGE_TORCH_INDEX"} torch
-        run_pip install --constraint constraints.txt --editable '.[export,dev]'
+        run_pip install --constraint "$pins" --editable '.[export,dev]'
         echo "$stamp" >.venv/vqedge-full.stamp
     else
-        run_pip install --constraint constraints.txt --editable '.[assemble]'
+        run_pip install --constraint "$pins" --editable '.[assemble]'
     fi
     echo "$stamp" >.venv/vqedge-assemble.stamp
 }
@@ -100,7 +102,7 @@ install_llama() {
         build_llama "$VQEDGE_WHEELS/$llama"
         rm -f .venv/vqedge-llama.stamp
         run_pip install --force-reinstall --no-deps "$VQEDGE_WHEELS/$llama"/*.whl
-        run_pip install --constraint constraints.txt "$VQEDGE_WHEELS/$llama"/*.whl # what it needs
+        run_pip install --constraint "$pins" "$VQEDGE_WHEELS/$llama"/*.whl # what it needs
         echo "$llama" >.venv/vqedge-llama.stamp
     fi
 }

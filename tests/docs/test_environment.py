@@ -1,0 +1,50 @@
+"""The environment that the scripts make: which versions, and of which Python."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"PYTHON", "VQEDGE_PINS", "VQEDGE_TORCH_INDEX"}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone whose `.venv` is of the Python that runs this."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    for name in ("constraints.txt", "pyproject.toml", "runtime", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def made(clone: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Make the environment; pip only says what it would do."""
+    pip = 'install_llama() { :; }; run_pip() { echo "$*"; }'
+    command = f". scripts/_env.sh; {pip}; need_environment full"
+    inherited = {name: text for name, text in os.environ.items() if name not in SETTINGS}
+    return subprocess.run(
+        ["sh", "-euc", command, clone / "scripts" / "some"],
+        cwd=clone,
+        env=inherited | {"VQEDGE_WHEELS": str(clone / "wheels")} | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("pins", ["constraints.txt", "/dev/null"])
+def test_versions_come_from_one_file(clone: Path, pins: str) -> None:
+    made(clone, VQEDGE_PINS="pyproject.toml")  # other pins, other environment
+    assert made(clone, VQEDGE_PINS=pins).stdout.splitlines() == [
+        f"install --constraint {pins} torch",
+        f"install --constraint {pins} --editable .[export,dev]",
+    ]
+    assert made(clone, VQEDGE_PINS=pins).stdout == ""
