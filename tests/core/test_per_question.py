@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,16 @@ import torch
 from safetensors.torch import load_file
 from test_answer import QUESTIONS, TOKENIZER, item_of, replies_of
 from tiny_model import CODES, CONFIG, random_backbone, tiny_llm, tiny_tokenizer
-from tiny_run import CLIPS, config_for, fill_cache, fill_features, kill_at, run, tiny_training
+from tiny_run import (
+    CLIPS,
+    config_for,
+    fill_cache,
+    fill_features,
+    kill_at,
+    log_of,
+    run,
+    tiny_training,
+)
 
 import vqedge.model.answer as answer
 from vqedge.config import QuantizerConfig
@@ -31,7 +39,7 @@ from vqedge.model.vlm import VideoLanguageModel
 from vqedge.recipe import TrainConfig
 from vqedge.reducers import TRAINABLE, TRAINING_FREE, follows_question
 from vqedge.training.batches import Batch, Batches
-from vqedge.training.folder import LOG, STATE
+from vqedge.training.folder import STATE
 
 KIND = "reducer:query-window"
 ASKING = CONFIG.model_copy(
@@ -131,10 +139,6 @@ def test_other_kinds_share_a_row_as_before(cache: Path, tmp_path: Path) -> None:
     )
     batch = batch_of(cache, config_for(tmp_path, model=grouped))
     assert batch.clips.asked is None and len(batch.packed.ids) == 2
-
-
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / LOG).read_text().splitlines()]
 
 
 def test_it_is_trained_kept_and_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

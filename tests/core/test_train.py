@@ -37,6 +37,7 @@ from tiny_run import (
     fill_cache,
     fill_features,
     kill_at,
+    log_of,
     no_files,
     run,
     tiny_training,
@@ -111,10 +112,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 compiling = pytest.mark.filterwarnings("ignore")
 """Of a test that compiles: PyTorch imports and touches what is deprecated, whatever ran before."""
-
-
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / LOG).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

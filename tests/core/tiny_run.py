@@ -5,6 +5,7 @@ As a script it is one of several processes of a launcher: `torchrun tiny_run.py 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from vqedge.data.generated import GeneratedClips
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
+from vqedge.training.folder import LOG
 from vqedge.training.processes import leave_process_group
 from vqedge.training.run import Run
 
@@ -116,6 +118,11 @@ def no_files(*_: object) -> Any:
 
 def run(config: TrainConfig, resume: bool = False, minutes: float | None = None) -> Any:
     return train(config, no_files, resume, Clock(minutes))
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    """What a run wrote down of its steps."""
+    return [json.loads(line) for line in (output / LOG).read_text().splitlines()]
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
