@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from vqedge.budget import Budget
     from vqedge.errors import VqedgeError
     from vqedge_runtime.answers import Answer, AnswerStream, Backend, Timings, Video
-    from vqedge_runtime.evidence import Evidence
+    from vqedge_runtime.evidence import CodeEvidence, Evidence
     from vqedge_runtime.llm import DecodingOptions, Exchange, Prefix
     from vqedge_runtime.session import VideoQA
     from vqedge_runtime.tokens import TokenSet
@@ -18,6 +18,7 @@ __all__ = [
     "AnswerStream",
     "Backend",
     "Budget",
+    "CodeEvidence",
     "DecodingOptions",
     "Evidence",
     "Exchange",
@@ -33,8 +34,8 @@ _ANSWERS = ("Answer", "AnswerStream", "Backend", "Timings", "Video")
 _HOMES = {
     **dict.fromkeys(_ANSWERS, "vqedge_runtime.answers"),
     **dict.fromkeys(("DecodingOptions", "Exchange", "Prefix"), "vqedge_runtime.llm"),
+    **dict.fromkeys(("CodeEvidence", "Evidence"), "vqedge_runtime.evidence"),
     "Budget": "vqedge.budget",
-    "Evidence": "vqedge_runtime.evidence",
     "TokenSet": "vqedge_runtime.tokens",
     "VideoQA": "vqedge_runtime.session",
     "VqedgeError": "vqedge.errors",

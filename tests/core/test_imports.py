@@ -76,6 +76,7 @@ def test_the_public_names() -> None:
         "AnswerStream",
         "Backend",
         "Budget",
+        "CodeEvidence",
         "DecodingOptions",
         "Evidence",
         "Exchange",
