@@ -17,4 +17,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("vqedge_runtime"), name)
+    value = globals()[name] = getattr(import_module("vqedge_runtime"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names too, so that they can be completed before their first use."""
+    return sorted({*globals(), *__all__})

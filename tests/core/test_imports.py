@@ -107,9 +107,15 @@ def test_the_public_names() -> None:
 @pytest.mark.parametrize("package", [vqedge, vqedge_runtime])
 def test_public_names_are_there_and_no_others(package: object) -> None:
     for name in package.__all__:  # type: ignore[attr-defined]
-        assert getattr(package, name) is not None
+        assert getattr(package, name) is vars(package)[name] is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         package.nothing  # type: ignore[attr-defined] # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["vqedge", "vqedge_runtime"])
+def test_public_names_can_be_completed_before_any_is_loaded(package: str) -> None:
+    told = f"import {package} as package; assert {{*package.__all__}} <= {{*dir(package)}}"
+    assert libraries_after(told) == set()
 
 
 def test_the_short_way_leads_to_the_same_class() -> None:
