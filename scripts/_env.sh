@@ -23,6 +23,7 @@ pins=${VQEDGE_PINS:-constraints.txt}
 
 # need_environment SET: bring .venv up to date; SET is "assemble" (no PyTorch in it) or "full".
 need_environment() {
+    refuse_other_python
     if stale_environment "$1"; then
         mkdir -p build
         exec 9>build/environment.lock
@@ -65,6 +66,15 @@ install_environment() {
 
 usable_venv() {
     "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+}
+
+refuse_other_python() {
+    if [ -n "${PYTHON:-}" ] && usable_venv; then
+        wanted=$("$PYTHON" -V) || fail "PYTHON=$PYTHON cannot be run"
+        there=$("$python" -V)
+        [ "$there" = "$wanted" ] || fail \
+            ".venv is of $there, PYTHON=$PYTHON is $wanted: use another clone, or remove .venv"
+    fi
 }
 
 make_venv() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,15 @@ def test_versions_come_from_one_file(clone: Path, pins: str) -> None:
         f"install --constraint {pins} --editable .[export,dev]",
     ]
     assert made(clone, VQEDGE_PINS=pins).stdout == ""
+
+
+def test_an_environment_of_another_python_is_refused(clone: Path) -> None:
+    assert made(clone, PYTHON=sys.executable).returncode == 0
+    other = clone / "python"
+    other.write_text("#!/bin/sh\necho Python 3.99.0\n")
+    other.chmod(0o755)
+    refused = made(clone, PYTHON=str(other))
+    assert refused.returncode == 1 and refused.stderr == (
+        f"vqedge: .venv is of Python {platform.python_version()}, PYTHON={other} is Python 3.99.0: "
+        "use another clone, or remove .venv\n"
+    )
