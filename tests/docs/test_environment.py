@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,11 @@ def test_an_environment_of_another_python_is_refused(clone: Path) -> None:
         f"vqedge: .venv is of Python {platform.python_version()}, PYTHON={other} is Python 3.99.0: "
         "use another clone, or remove .venv\n"
     )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/jetson.md"])
+def test_pages_build_llama_cpp_over_another_and_leave_the_scripts_environment(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "--no-binary llama-cpp-python" in line]
+    assert lines and all("--force-reinstall --no-deps " in line for line in lines)
+    assert re.findall(r"python3 -m venv (?:--\S+ )?([^ `]+)", text) == ["~/vqedge-env"]
