@@ -7,8 +7,8 @@
 #                      To run the tests with another: in another clone, PYTHON=python3.10 scripts/test
 #   VQEDGE_PINS        the file of versions, /dev/null for the newest   (default: constraints.txt)
 #   VQEDGE_WHEELS      keeps the compiled llama.cpp           (default: in the user's cache folder)
-#   VQEDGE_TORCH_INDEX where PyTorch comes from: the URL that pytorch.org gives for your CUDA
-#                                                         (default: pip's own indexes)
+#   VQEDGE_TORCH_INDEX where PyTorch comes from: the URL that pytorch.org gives for your CUDA, or for
+#                      the CPU, which spares gigabytes        (default: pip's own indexes)
 #   VQEDGE_CMAKE_ARGS  its build options, as -DGGML_CUDA=on   (after those chosen for this CPU)
 
 VQEDGE_WHEELS=${VQEDGE_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/vqedge/wheels}
