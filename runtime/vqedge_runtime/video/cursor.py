@@ -13,7 +13,7 @@ from vqedge_runtime.video.faults import video_fault
 from vqedge_runtime.video.source import Source
 
 # A seek must skip this much video to pay: where an index names the key frame, and where none does.
-INDEXED_GAIN_S = 0.5
+INDEXED_GAIN_S = 0.25
 BLIND_GAP_S = 2.0
 _DISORDER_S = 1.0  # a time stamp further back than this starts a new recording
 _FLAT_S = 1e-4  # what disorder is flattened to
