@@ -496,6 +496,45 @@ def test_a_model_left_open_ends_with_the_process_in_silence(parrot_path: Path) -
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_is_told_what_it_cannot_do_and_does_the_rest(parrot_path: Path) -> None:
+    if "OPENMP = 1" not in llama_cpp.llama_print_system_info().decode():
+        pytest.skip("this build of llama.cpp has no OpenMP")
+    script = f"""
+import os, signal, sys, threading
+import numpy as np
+from vqedge.errors import BackendUnavailable
+from vqedge_runtime.llm import VideoRows, open_llama_cpp
+
+def ask(llm=None, threads=2):
+    try:
+        llm = llm or open_llama_cpp(sys.argv[1], threads=threads, context=256)
+        print(llm.ask(VideoRows(np.ones((2, {WIDTH}), "f")), "Speak").text, flush=True)
+    except BackendUnavailable as error:
+        print(error, flush=True)
+
+shared = open_llama_cpp(sys.argv[1], threads=2, context=256)
+if os.fork() == 0:
+    signal.alarm(20)
+    ask(shared)
+    ask()
+    ask(threads=1)
+    other = threading.Thread(target=ask, args=[shared])
+    other.start()
+    other.join()
+    os._exit(0)
+os.wait()
+ask(shared)
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(parrot_path)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    said = run.stdout.splitlines()
+    assert [line == SPEECH for line in said] == [False, False, True, True, True], run
+    assert all("'spawn'" in line and "threads=1" in line for line in said[:2])
+
+
 @pytest.mark.parametrize(
     ("found", "told"),
     [

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
 from vqedge_runtime.llm.cells import BRANCHES, Cells
-from vqedge_runtime.llm.native import Owned, backend, lib, native_batch
+from vqedge_runtime.llm.native import Owned, backend, check_team, lib, native_batch
 from vqedge_runtime.llm.protocol import DecodingOptions
 
 _BATCH = 512  # cells in one native call
@@ -210,6 +210,7 @@ class Context(Owned):
         params.offload_kqv = params.op_offload = model.gpu_layers != 0
         backend().errors.clear()
         self._model = model
+        self._threads = threads
         self._pointer = lib.llama_init_from_model(model.pointer, params)
         if self._pointer is None:
             raise BackendUnavailable(
@@ -278,7 +279,7 @@ class Context(Owned):
 
         Raises:
             PromptError: they do not fit, or an id is not in the vocabulary.
-            BackendUnavailable: llama.cpp failed.
+            BackendUnavailable: llama.cpp failed, or its threads are those of a parent process.
         """
         for part in cells.parts(_BATCH, _OUTPUTS):
             self._decode(part)
@@ -326,6 +327,8 @@ class Context(Owned):
 
     def _decode(self, cells: Cells) -> None:
         backend().errors.clear()
+        if self._threads > 1:
+            check_team()
         with native_batch(cells) as batch:
             code = lib.llama_decode(self.pointer, batch)
         if code in (1, -1):

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,32 @@ def backend() -> NativeLog:
 def system_info() -> str:
     """Version of the binding and what its library was built for."""
     return f"{llama_cpp.__version__} {lib.llama_print_system_info().decode()}"
+
+
+class _Leader(threading.local):
+    """What a thread knows of the threads that OpenMP keeps for it."""
+
+    process = 0  # in which they are; 0 while there are none
+
+
+_leader = _Leader()
+_FORKED = (
+    "llama.cpp's threads stayed behind when this process was forked; start processes with "
+    "multiprocessing's 'spawn', or open with threads=1"
+)
+
+
+def check_team() -> None:
+    """To call before llama.cpp computes with several threads: GNU's OpenMP keeps them from then on.
+
+    Raises:
+        BackendUnavailable: it keeps them for this thread already, in the process that this one was
+            forked from; the computation would wait for them for ever.
+    """
+    process = os.getpid()
+    if _leader.process not in (0, process) and "OPENMP = 1" in system_info():
+        raise BackendUnavailable(_FORKED)
+    _leader.process = process
 
 
 class Owned:
