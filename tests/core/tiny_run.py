@@ -55,6 +55,10 @@ IN_WORDS = CONFIG.model_copy(
         "attention": CONFIG.attention.model_copy(update={"hash": "tokens", "depth": 0}),
     }
 )
+OTHER = CONFIG.model_copy(
+    update={"quantizer": CONFIG.quantizer.model_copy(update={"iterations": 3})}
+)
+LESSONS = OptimConfig(steps=1, clips_per_step=2, warmup_steps=2, naming_steps=3)
 MODELS = {"codes": CONFIG, "words": IN_WORDS}
 
 
