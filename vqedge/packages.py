@@ -11,6 +11,7 @@ _BASE = {  # what vqedge always needs, by the module's name
     "av": "av",
     "numpy": "numpy",
     "onnxruntime": "onnxruntime",
+    "packaging": "packaging",
     "pydantic": "pydantic",
     "pydantic_core": "pydantic",
     "rich": "rich",
@@ -50,9 +51,14 @@ def _is_jetson() -> bool:
 
 def reinstall_line(package: str) -> str:
     """The command that installs a package over itself, in a version that vqedge takes."""
+    return f"pip install --force-reinstall '{requirement_of(package)}'"
+
+
+def requirement_of(package: str) -> str:
+    """A package with the versions that vqedge takes, as "numpy>=2.0"."""
     try:
-        wanted = requires("vqedge") or []
+        lines = requires("vqedge") or []
     except PackageNotFoundError:  # run from its sources
-        wanted = []
-    named = [line for line in wanted if re.match(rf"{package}(?![\w-])", line)]
-    return f"pip install --force-reinstall '{(named or [package])[0]}'"
+        lines = []
+    named = (line.partition(";")[0] for line in lines if re.match(rf"{package}(?![\w-])", line))
+    return next(named, package)

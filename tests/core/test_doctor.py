@@ -17,6 +17,7 @@ from vqedge.errors import BackendUnavailable
 from vqedge.tensorrt import tensorrt_module
 from vqedge_export.targets import TARGETS, require_installed
 from vqedge_runtime.encoders import require_backend
+from vqedge_runtime.llm.build_flags import pip_line
 
 TOOLS = "vqedge_export.tensorrt.plugin_build.plugin_tools"
 ENGINE = "vqedge_runtime.encoders.tensorrt.engine_here"
@@ -46,6 +47,36 @@ def test_the_report_ends_with_a_verdict(
     *rest, verdict = capsys.readouterr().out.splitlines()[-4:]
     assert rest == ["fix bundle: vqedge assemble it", *wishes]
     assert verdict.startswith("this machine cannot answer questions yet: do what the lines marked ")
+
+
+def test_a_library_of_a_version_that_is_not_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["onnxruntime>=1.20", "onnxruntime-gpu>=1.21; extra == 'gpu'", "av<19,>=17.1"]
+    monkeypatch.setattr("vqedge.packages.requires", lambda _: needs)
+    found = {"av": "19.0", "onnxruntime": "1.20.1", "numpy": "0.1"}
+    monkeypatch.setattr(doctor, "_version", found.get)
+
+    def line(name: str) -> Finding:
+        return next(line for line in doctor._libraries(None) if line.check == name)
+
+    def told(name: str) -> tuple[bool, str, str, str]:
+        said = line(name)
+        return said.ok, said.found, said.needed, said.fix
+
+    fix = "pip install --force-reinstall "
+    assert told("av") == (False, "19.0", "<19,>=17.1", f"{fix}'av<19,>=17.1'")
+    assert told("onnxruntime")[:3] == (True, "1.20.1", ">=1.20")
+    assert told("numpy")[:3] == (True, "0.1", "installed"), "run from sources, which say nothing"
+    found["onnxruntime-gpu"] = "1.20.1"
+    gpu = (False, "1.20.1", ">=1.21", f"{fix}'onnxruntime-gpu>=1.21'")
+    assert told("onnxruntime") == gpu, "its files lie over the other's"
+    found["onnxruntime-gpu"] = "1.22.0.dev1"
+    assert line("onnxruntime").ok
+
+
+def test_a_missing_llama_cpp_is_built_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    fixes = {line.check: line.fix for line in doctor._libraries(None)}
+    assert fixes["llama-cpp-python"] == pip_line()
 
 
 @pytest.mark.parametrize("gpu", [True, False])

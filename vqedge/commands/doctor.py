@@ -32,7 +32,7 @@ from vqedge.cuda import Cuda, has_nvidia_gpu
 from vqedge.engines import FLAVOURS, MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.files import cache_root
-from vqedge.packages import install_line, reinstall_line
+from vqedge.packages import install_line, reinstall_line, requirement_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,16 +104,29 @@ def _python(_: Path | None) -> Iterator[Finding]:
 
 
 def _libraries(_: Path | None) -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
     for name, packages in _LIBRARIES.items():
-        found = next(filter(None, map(_version, packages)), None)
+        package = next(filter(_version, packages), name)
+        found, taken = _version(package), Requirement(requirement_of(package)).specifier
         fault = _load_fault(name) if found and name in _MODULES else None
         told = ", ".join(filter(None, (found or "missing", fault)))
-        fits = found is not None and fault is None
-        yield Finding(name, told, "installed", fits, reinstall_line(name))
+        fits = found is not None and fault is None and taken.contains(found, prereleases=True)
+        fix = "" if fits else _library_fix(package)
+        yield Finding(name, told, str(taken) or "installed", fits, fix)
     for name, use in _OPTIONAL.items():
         found = _version(name)
         fix = install_line(name) if name != "tensorrt" or has_nvidia_gpu() else ""
         yield Finding(name, found or "missing", use, found is not None, fix, required=False)
+
+
+def _library_fix(package: str) -> str:
+    """What brings it in a version that vqedge takes, llama.cpp built for this machine."""
+    if package != "llama-cpp-python":
+        return reinstall_line(package)
+    from vqedge_runtime.llm.build_flags import pip_line  # needs NumPy
+
+    return pip_line()
 
 
 def _openvino(_: Path | None) -> Iterator[Finding]:
