@@ -98,6 +98,9 @@ class OptimConfig(Config):
     """Steps of the bridge alone, learning to name its codes, before the language model joins."""
     naming_clips_per_step: PositiveInt = 48
     naming_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    naming_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a code's patches that has to lie on a thing, and more, for the code to have its
+    name. Codes of fixed places, which mix what is there, have none by half of them."""
     naming_weight_decay: Annotated[float, Field(ge=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     commitment_weight: Annotated[float, Field(ge=0)] = 0.25

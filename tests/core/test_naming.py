@@ -99,10 +99,15 @@ class Unlabelled(SceneClip):
         return None
 
 
-def names_of(clip: Any, indices: np.ndarray, codes: int = 4) -> list[dict[str, str]]:  # type: ignore[type-arg]
+def names_of(
+    clip: Any,
+    indices: np.ndarray,  # type: ignore[type-arg]
+    codes: int = 4,
+    share: float = 0.5,
+) -> list[dict[str, str]]:
     """Words of every code, instead of numbers."""
     labels = patch_labels([clip], 2, 4, SCENE_WORDS)
-    (found,) = labels.code_names(torch.from_numpy(indices).reshape(1, -1), codes)
+    (found,) = labels.code_names(torch.from_numpy(indices).reshape(1, -1), codes, share)
     assert found.shape == (codes, len(GROUPS)) and found.dtype == torch.int64
     return [
         {group: SCENE_WORDS[group][n] for group, n in zip(GROUPS, row, strict=True) if n >= 0}
@@ -117,6 +122,7 @@ def test_a_small_map_by_hand() -> None:
     assert names_of(SceneClip(BOTH), maps) == [{}, STAR, CIRCLE, {}]
     maps[0, 2:, :2] = 2  # as often before blue appears: not a majority
     assert names_of(SceneClip(BOTH), maps)[2] == {}
+    assert names_of(SceneClip(BOTH), maps, share=0.4)[2] == CIRCLE
 
 
 def test_a_clip_without_labels_names_nothing() -> None:

@@ -135,25 +135,27 @@ class PatchLabels:
     shown: Tensor
     words: Tensor
 
-    def code_names(self, indices: Tensor, codes: int) -> Tensor:
-        """Words of every code: those of the thing that most of its patches lie on.
+    def code_names(self, indices: Tensor, codes: int, share: float = 0.5) -> Tensor:
+        """Words of every code: those of the thing that most of its patches on things lie on.
 
         Args:
             indices: integer `[B, N]`.
             codes: K.
+            share: of a code's patches, that has to be on its thing, and more.
 
         Returns:
-            int64 `[B, K, groups]`, `UNNAMED` where no thing has the majority.
+            int64 `[B, K, groups]`, `UNNAMED` where no thing has that share.
         """
-        thing, groups = self.code_things(indices, codes), self.words.shape[2]
+        thing, groups = self.code_things(indices, codes, share), self.words.shape[2]
         return self.words.gather(1, thing[..., None].expand(-1, -1, groups))
 
-    def code_things(self, indices: Tensor, codes: int) -> Tensor:
-        """Number of the thing that most patches of every code lie on, int64 `[B, K]`, 0 for none.
+    def code_things(self, indices: Tensor, codes: int, share: float = 0.5) -> Tensor:
+        """Number of the thing that names every code, int64 `[B, K]`, 0 for none.
 
         Args:
             indices: integer `[B, N]`.
             codes: K.
+            share: see `code_names`.
         """
         batch, things = indices.shape[0], self.words.shape[1]
         votes = torch.zeros(batch, codes * things, device=indices.device)
@@ -161,7 +163,7 @@ class PatchLabels:
         votes = votes.scatter_add(1, cells, torch.ones_like(cells, dtype=votes.dtype))
         votes = votes.view(batch, codes, things)
         most, winner = votes[:, :, 1:].max(dim=2)
-        named = most > 0.5 * votes.sum(dim=2).clamp(min=1)
+        named = most > share * votes.sum(dim=2).clamp(min=1)
         return torch.where(named, winner + 1, 0)
 
 

@@ -105,7 +105,7 @@ class NamingLesson:
         labels = patch_labels(labelled, config.frames, config.grid, vocabulary)
         batch, names = clips.batch(picks, budget), None
         if batch.indices is not None:  # codes are kept: what they show is known before the step
-            names = labels.code_names(batch.indices, batch.rows.shape[1]).to(self.device)
+            names = self._code_names(labels, batch.indices, batch.rows.shape[1])
         return _Shown(batch.to(self.device), labels, names)
 
     def _step(self, step: int, ready: Ahead[_Shown]) -> float:
@@ -132,8 +132,10 @@ class NamingLesson:
         """What every code shows, int64 `[B, K, groups]`."""
         if shown.names is not None:
             return shown.names
-        names = shown.labels.code_names(coded.indices.cpu(), coded.codes.shape[1])
-        return names.to(self.device)
+        return self._code_names(shown.labels, coded.indices.cpu(), coded.codes.shape[1])
+
+    def _code_names(self, labels: PatchLabels, indices: Tensor, codes: int) -> Tensor:
+        return labels.code_names(indices, codes, self.optim.naming_share).to(self.device)
 
     @torch.no_grad()
     def accuracy(self, held_out: TrainingClips, budget: int) -> dict[str, float]:
