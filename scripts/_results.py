@@ -10,7 +10,7 @@ from typing import Any
 from _pages import BUDGETS, ROOT, all_measured, measured, share, table, write_or_compare
 
 from vqedge.commands.baselines import COMPARISONS
-from vqedge.evaluate import paired_interval
+from vqedge.intervals import paired_interval
 
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 TEMPLATE = ROOT / "scripts" / "results.template.md"

@@ -5,7 +5,6 @@ Works for anything that answers: bundle or checkpoint.
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections import Counter
@@ -17,12 +16,12 @@ from typing import Any, Protocol
 from vqedge.data.questions import facts_of
 from vqedge.data.suites import Item
 from vqedge.errors import PromptError, VideoError, VqtError
+from vqedge.intervals import Z95, t95, wilson_interval
 from vqedge.prompt import first_words
 
 _PUNCTUATION = re.compile(
     rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\w)[-+.](?=\.?\d))|[{re.escape(string.punctuation)}]"
 )
-_Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,18 @@ class Tally:
 
         Answers about one clip are right or wrong together: the variance of the share over clips
         (Cochran, Sampling Techniques, 3rd ed., 3.12), as a multiple of that over questions; at
-        least 1. It cannot be told from one clip, or where all answers are alike.
+        least 1. The fewer clips, the less sure that is: times the square of how much wider
+        Student's t is than the normal distribution. It cannot be told from one clip; 1 then, as
+        where no clip was asked about twice.
         """
-        share, clips = self.accuracy, len(self.asked)
-        if clips < 2 or share in (0, 1):
+        share, clips, total = self.accuracy, len(self.asked), self.total
+        if clips < 2 or clips == total:
             return 1.0
         pairs = zip(self.right, self.asked, strict=True)
         squares = sum((right - share * asked) ** 2 for right, asked in pairs)
-        effect = squares * clips / (clips - 1) / (share * (1 - share) * self.total)
-        return max(effect, 1.0)
+        alone = share * (1 - share) * total**2 / (total - 1)
+        effect = squares * clips / (clips - 1) / alone if alone else 1.0
+        return max(effect, 1.0) * (t95(clips - 1) / Z95) ** 2
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, share and its 95 % interval."""
@@ -186,7 +188,7 @@ class EvalReport:
         TokDense is accuracy in percent per token (VQToken, section 4); `tokdense_denominator` names
         the key that it is divided by. `prior` is the share that the most frequent answer of each
         kind would score; `by_clip` is what differences between reports are told apart by
-        (`paired_interval`).
+        (`vqedge.intervals.paired_interval`).
         """
         percent = 100 * self.overall.accuracy
         by_kind = {
@@ -310,40 +312,6 @@ def is_right(found: str, wanted: str) -> bool:
     Signs and points of numbers stay: 3.5 is not 35.
     """
     return _normalised(found) == _normalised(wanted)
-
-
-def wilson_interval(right: int, total: int, design_effect: float = 1.0) -> tuple[float, float]:
-    """95 % Wilson score interval of a share, as of `design_effect` times fewer questions."""
-    share, z2, n = right / total, _Z95 * _Z95, total / design_effect
-    center = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(center - half, 0.0), min(center + half, 1.0)
-
-
-def paired_interval(
-    ours: Sequence[int], theirs: Sequence[int], asked: Sequence[int]
-) -> tuple[float, float, float]:
-    """How much larger a share of right answers is than another on the same questions.
-
-    Each clip is a cluster (Cochran, Sampling Techniques, 3rd ed., 3.12); normal approximation.
-
-    Args:
-        ours: right answers by clip.
-        theirs: those of the other, clips in the same order.
-        asked: questions by clip.
-
-    Returns:
-        the difference in [-1, 1], and its 95 % interval.
-
-    Raises:
-        ValueError: not the same clips.
-    """
-    triples = list(zip(ours, theirs, asked, strict=True))
-    total, clips = sum(asked), len(asked)
-    difference = (sum(ours) - sum(theirs)) / total
-    squares = sum((a - b - difference * n) ** 2 for a, b, n in triples)
-    half = _Z95 * math.sqrt(squares * clips / max(clips - 1, 1)) / total
-    return difference, difference - half, difference + half
 
 
 def _normalised(text: str) -> str:

@@ -12,15 +12,8 @@ import pytest
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item
 from vqedge.errors import PromptError, VideoError
-from vqedge.evaluate import (
-    EvalReport,
-    Reply,
-    Tally,
-    evaluate,
-    is_right,
-    paired_interval,
-    wilson_interval,
-)
+from vqedge.evaluate import EvalReport, Reply, Tally, evaluate, is_right
+from vqedge.intervals import Z95, paired_interval, t95, wilson_interval
 
 # ---- one answer
 
@@ -97,30 +90,64 @@ def tally_of(clips: dict[str, str]) -> Tally:
     return tally
 
 
+@pytest.mark.parametrize(
+    ("degrees", "wanted"),
+    # the table of Student (column 0.975), as every textbook prints it
+    [
+        (1, 12.706),
+        (2, 4.303),
+        (3, 3.182),
+        (4, 2.776),
+        (5, 2.571),
+        (6, 2.447),
+        (9, 2.262),
+        (10, 2.228),
+        (22, 2.074),
+        (30, 2.042),
+        (60, 2.000),
+        (120, 1.980),
+        (10_000, 1.960),
+    ],
+)
+def test_students_t(degrees: int, wanted: float) -> None:
+    assert t95(degrees) == pytest.approx(wanted, abs=5.1e-4)
+
+
+def few(clips: int) -> float:
+    """How much more is uncertain where the spread is told by so many clips only."""
+    return (t95(clips - 1) / Z95) ** 2
+
+
 def test_answers_about_one_clip_that_go_together_count_as_fewer() -> None:
     apart = tally_of({str(number): answer for number, answer in enumerate("+++-" * 10)})
-    assert apart.design_effect == pytest.approx(40 / 39)
+    assert apart.design_effect == 1.0, "a question a clip: the interval of so many questions"
+    assert apart.to_dict()["interval"] == list(wilson_interval(30, 40))
     spread = tally_of({str(number): "+++-" for number in range(10)})
-    assert spread.design_effect == 1.0, "each clip says the same: never less than 1"
+    assert spread.design_effect == pytest.approx(few(10)), "each clip says the same: no less"
     together = tally_of({str(number): "++++" if number % 4 else "----" for number in range(40)})
-    assert together.design_effect == pytest.approx(4 * 40 / 39), "as one question a clip"
+    wanted = 4 * 40 / 39 * 159 / 160 * few(40)
+    assert together.design_effect == pytest.approx(wanted), "as one question a clip"
     found = together.to_dict()
     assert (found["n"], found["clips"], found["accuracy"]) == (160, 40, 0.75)
-    assert found["interval"] == pytest.approx(wilson_interval(30, 40), abs=0.003)
+    assert found["interval"] == pytest.approx(wilson_interval(30, 40, few(40)), abs=0.003)
 
 
-@pytest.mark.parametrize("clips", [{"a": "++-"}, {"a": "++", "b": "+"}, {"a": "--", "b": "-"}])
-def test_one_clip_and_answers_all_alike_say_nothing_of_others(clips: dict[str, str]) -> None:
-    assert tally_of(clips).design_effect == 1.0
+def test_answers_all_alike_about_few_clips_are_less_sure_than_as_many_clips() -> None:
+    alike = tally_of({"a": "+++", "b": "+++", "c": "++"})
+    assert alike.design_effect == pytest.approx((4.30265 / 1.95996) ** 2, abs=1e-4)
+    assert tally_of({"a": "-", "b": "-", "c": "-"}).design_effect == 1.0
+    assert tally_of({"a": "++-"}).design_effect == 1.0, "one clip says nothing of others"
 
 
 def test_a_difference_is_told_clip_by_clip() -> None:
     found = paired_interval([2, 0, 1, 3], [1, 1, 1, 1], [3, 3, 3, 3])
     assert found[0] == pytest.approx(2 / 12)
     spread = [1 - 0.5, -1 - 0.5, 0 - 0.5, 2 - 0.5]
-    half = 1.96 * (sum(x * x for x in spread) * 4 / 3) ** 0.5 / 12
+    half = 3.182 * (sum(x * x for x in spread) * 4 / 3) ** 0.5 / 12
     assert found[1:] == pytest.approx((2 / 12 - half, 2 / 12 + half), abs=1e-3)
     assert paired_interval([2, 1], [1, 0], [4, 4]) == (0.25, 0.25, 0.25), "each clip says the same"
+    assert paired_interval([2, 0], [0, 1], [2, 2])[1:] == (-1.0, 1.0), "no more than a difference"
+    assert paired_interval([2], [1], [4]) == (0.25, -1.0, 1.0), "one clip says nothing of others"
     with pytest.raises(ValueError, match="zip"):
         paired_interval([1], [1, 2], [2, 2])
 
