@@ -174,7 +174,7 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
         begins = f"the span begins at {start_us / _MICROSECONDS:g} s"
         raise VqtError(f"{begins}, not before end {end_s:g}; give an end above it")
     for number, (begin_us, length_us) in enumerate(spans):
-        if begin_us <= start_us < begin_us + length_us:
+        if begin_us <= start_us < begin_us + max(length_us, 1):  # an image has no length
             if end_s is None or _us(end_s) <= begin_us + length_us + _SLACK_US:
                 return number
             break

@@ -204,6 +204,14 @@ def test_a_span_before_the_file_or_backwards(
     assert read_stored(path, None, None, 1.5)[1].start_us == 1_000_000
 
 
+def test_an_image_is_found_by_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "image.vqt"
+    path.write_bytes(vqt_bytes(header(), [replace(segment(), duration_us=0)]))
+    assert_equal(read_stored(path, None, 0.0, None)[1], replace(segment(), duration_us=0))
+    with pytest.raises(VqtError, match="in no one of its 1 segments"):
+        read_stored(path, None, 0.5, None)
+
+
 def test_what_counts_as_one(tmp_path: Path) -> None:
     renamed, other = tmp_path / "renamed.mp4", tmp_path / "other.mp4"
     renamed.write_bytes(tiny_file())
