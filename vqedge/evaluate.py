@@ -6,7 +6,7 @@ Works for anything that answers: bundle or checkpoint.
 from __future__ import annotations
 
 import re
-import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +19,10 @@ from vqedge.errors import PromptError, VideoError, VqtError
 from vqedge.intervals import Z95, t95, wilson_interval
 from vqedge.prompt import first_words
 
-_PUNCTUATION = re.compile(
-    rf"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\w)[-+.](?=\.?\d))|[{re.escape(string.punctuation)}]"
+_DASHES = str.maketrans("\u2010\u2012\u2013\u2014\u2015\u2212\u2044", "------/")
+_MARK = re.compile(
+    r"(?P<of_number>(?<=\d)[.:/-](?=\d)|(?<!\w)[-+.](?=\.?\d))"
+    r"|(?P<of_words>(?<=[^\W\d_])[-/](?=[^\W\d_]))|[\W_]"
 )
 
 
@@ -307,13 +309,24 @@ def _told(facts: Iterable[str], answer: str) -> tuple[list[bool], bool]:
 
 
 def is_right(found: str, wanted: str) -> bool:
-    """Exact match after lower-casing and dropping punctuation, articles and extra space.
+    """Exact match, whatever the case, punctuation, symbols, articles and space.
 
-    Signs and points of numbers stay: 3.5 is not 35.
+    Signs and points of numbers stay: 3.5 is not 35. A hyphen or slash between letters is a space.
+    Texts of nothing but punctuation must be the same; an empty one is never right.
     """
-    return _normalised(found) == _normalised(wanted)
+    answer = _normalised(found)
+    return bool(answer) and answer == _normalised(wanted)
 
 
 def _normalised(text: str) -> str:
-    words = _PUNCTUATION.sub(lambda found: found["of_number"] or "", text.lower()).split()
-    return " ".join([word for word in words if word not in {"a", "an", "the"}] or words)
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_DASHES)
+    words = _MARK.sub(_kept, text).split()
+    words = [word for word in words if word not in {"a", "an", "the"}] or words
+    return " ".join(words) or text.strip()
+
+
+def _kept(mark: re.Match[str]) -> str:
+    """What stays of one: marks of numbers, accents and space."""
+    if mark["of_number"] or unicodedata.category(mark[0])[0] not in "PS":
+        return mark[0]
+    return " " if mark["of_words"] else ""

@@ -31,6 +31,19 @@ from vqedge.intervals import Z95, paired_interval, t95, wilson_interval
         ("(-5)", "-5"),
         ('"-.5"', "-.5"),
         ("blue-2", "blue2"),
+        ("don\u2019t", "don't"),
+        ("\u201cred\u201d", "red"),
+        ("\u7ea2\u3002", "\u7ea2"),
+        ("up-left", "up left"),
+        ("red/blue", "red blue"),
+        ("red\u2013blue", "red-blue"),
+        ("\u22125", "-5"),
+        ("\uff13\uff0e\uff15", "3.5"),
+        ("\xbd", "1/2"),
+        ("STRASSE", "stra\xdfe"),
+        ("cafe\u0301", "caf\xe9"),
+        ("\u20ac3", "3"),
+        ("+", "+"),
     ],
 )
 def test_right(found: str, wanted: str) -> None:
@@ -55,6 +68,13 @@ def test_right(found: str, wanted: str) -> None:
         ("the", "a"),
         ("...", "a"),
         ("", "the"),
+        ("", ""),
+        ("...", "?"),
+        ("", "?"),
+        ("\xbd", "12"),
+        ("3\u20135", "35"),
+        ("upleft", "up left"),
+        ("\u0915\u093f", "\u0915"),
     ],
 )
 def test_wrong(found: str, wanted: str) -> None:
