@@ -284,8 +284,10 @@ def test_random_bytes(data: bytes) -> None:
 # ---- what cannot be, under a fitting checksum
 
 
-def changed(at: int, form: str, *values: Any, learned: bool = False, bits: int = 0) -> bytes:
-    data = bytearray(tiny_file(learned, bits=bits))
+def changed(
+    at: int, form: str, *values: Any, learned: bool = False, bits: int = 0, segments: int = 1
+) -> bytes:
+    data = bytearray(tiny_file(learned, segments, bits))
     struct.pack_into("<" + form, data, at, *values)
     return sealed(bytes(data))
 
@@ -319,7 +321,11 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         138, "32s", bytes(32), learned=True
     ),
     "kind kmeans does not go with codebook cccc": lambda: changed(138, "32s", b"\xcc" * 32),
-    "not in order of time": lambda: sealed(tiny_file()[:HEADER_BYTES] + bytes(8)),
+    "holds no segment; encode": lambda: sealed(tiny_file()[:HEADER_BYTES] + bytes(8)),
+    "not in order of time": lambda: changed(HEADER_BYTES + 12, "Q", 500_001, segments=2),
+    "ends after 9223372036854775808 microseconds": lambda: changed(
+        HEADER_BYTES + 4, "QQ", 1 << 62, 1 << 62
+    ),
     "longer than the file": lambda: changed(HEADER_BYTES, "I", 10**6),
     "ends without its end mark": lambda: sealed(tiny_file()[:-8] + b"\0\0\0\0"),
     "something after its end mark": lambda: sealed(tiny_file()[:-4] + b"\0" + b"\0\0\0\0"),
@@ -400,7 +406,7 @@ def test_segments_out_of_order_are_not_written() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"start_us": -1}, {"duration_us": 2**64}, {"times_us": (0, 2**63)}],
+    [{"start_us": -1}, {"duration_us": 2**63}, {"times_us": (0, 2**63)}],
 )
 def test_times_beyond_64_bits_are_not_written(change: dict[str, Any]) -> None:
     with pytest.raises(VqtError, match="a time is none that a file can hold"):

@@ -155,7 +155,9 @@ def vqt_from_bytes(data: bytes) -> VqtFile:
     header = header_from_bytes(data)
     bodies = tuple(_bodies(view[HEADER_BYTES : -_CHECKSUM.size]))
     spans = tuple(map(span_of, bodies))
-    if not spans or any(a + n > b for (a, n), (b, _) in pairwise(spans)):
+    if not spans:
+        raise VqtError("holds no segment; encode the video again")
+    if any(a + n > b for (a, n), (b, _) in pairwise(spans)):
         raise VqtError("its segments are not in order of time; encode the video again")
     return VqtFile(header, spans, len(data), bodies)
 

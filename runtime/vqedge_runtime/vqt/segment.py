@@ -23,6 +23,7 @@ _SPAN = struct.Struct("<QQ")
 _COUNTS = struct.Struct("<HI")
 _LARGEST = float(np.finfo(np.float16).max)
 _DAMAGED = "encode the video again"
+_PAST_TIME_US = 1 << 63  # the times of frames, which are signed, end before it
 _AT_ONCE = 1 << 18  # numbers whose levels are looked up together: 20 bytes each on the way
 # Raw LZMA2: no container around it, and so small a dictionary that no stream can ask for memory.
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 17, "lc": 0, "lp": 0, "pb": 0}]
@@ -102,11 +103,13 @@ def span_of(body: memoryview) -> tuple[int, int]:
     """Start and length of a segment in microseconds, without reading its codes.
 
     Raises:
-        VqtError: it is too short for one.
+        VqtError: it is too short for one, or the span ends too late to be one.
     """
     if len(body) < _SPAN.size:
         raise VqtError(f"a segment ends within its times; {_DAMAGED}")
     start_us, duration_us = _SPAN.unpack_from(body)
+    if start_us + duration_us >= _PAST_TIME_US:
+        raise VqtError(f"a segment ends after {_PAST_TIME_US} microseconds; {_DAMAGED}")
     return start_us, duration_us
 
 
@@ -130,6 +133,7 @@ def _packed_times(segment: Segment, header: Header) -> bytes:
     """The span and the time of each frame."""
     try:
         span = _SPAN.pack(segment.start_us, segment.duration_us)
+        struct.pack("<q", segment.end_us)  # not written, but as small as the times that are
         return span + struct.pack(f"<{header.frames}q", *segment.times_us)
     except struct.error as error:
         raise VqtError(
