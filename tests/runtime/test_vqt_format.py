@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_vqt import LEARNED, header, segment, tiny_file
 
+from vqedge_runtime.video import clip
 from vqedge_runtime.vqt import Header, vqt_from_bytes
 from vqedge_runtime.vqt import file as files
 from vqedge_runtime.vqt import header as headers
@@ -76,6 +77,17 @@ def test_the_table_of_the_header() -> None:
         pairs = enumerate(zip(base.to_bytes(), Header(**values).to_bytes(), strict=True))
         changed = [number for number, (a, b) in pairs if a != b]
         assert changed and set(changed) <= set(range(place, place + size)), name
+
+
+def test_the_images_of_a_folder(tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    told = text[text.index("For a folder of frames") : text.index("## Segment")]
+    assert set(re.findall(r"`(\.[a-z]+)`", told)) == clip._IMAGE_SUFFIXES
+    ordered = ["a02.PNG", "a2.png", "A10.jpg", "Stra\u00dfe1.png", "STRASSE2.png"]
+    for name in (*reversed(ordered), ".a1.png", "a1.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "below.png").mkdir()
+    assert [image.name for image in clip.images_in(tmp_path)] == ordered
 
 
 def test_the_limits() -> None:

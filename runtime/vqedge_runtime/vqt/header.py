@@ -29,7 +29,7 @@ _NO_CODEBOOK = "00" * 32
 
 @dataclass(frozen=True)
 class Origin:
-    """The video a file was made from; all zero where it was no file.
+    """The video a file was made from; all zero where frames were given in memory.
 
     Attributes:
         size_bytes: of the file, or of all images of a folder together.
