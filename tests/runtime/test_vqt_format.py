@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_vqt import LEARNED, header, segment, tiny_file
 
+from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import clip
-from vqedge_runtime.vqt import Header, vqt_from_bytes
+from vqedge_runtime.vqt import Header, Segment, vqt_bytes, vqt_from_bytes
 from vqedge_runtime.vqt import file as files
 from vqedge_runtime.vqt import header as headers
+from vqedge_runtime.vqt.gaussian import levels
 
 PAGE = Path(__file__).parents[2] / "docs/vqt-format.md"
 BEGIN, END = "<!-- example -->\n", "<!-- /example -->"
@@ -77,6 +80,28 @@ def test_the_table_of_the_header() -> None:
         pairs = enumerate(zip(base.to_bytes(), Header(**values).to_bytes(), strict=True))
         changed = [number for number, (a, b) in pairs if a != b]
         assert changed and set(changed) <= set(range(place, place + size)), name
+
+
+def test_levels_are_computed_as_the_page_says() -> None:
+    rng = np.random.default_rng(0)
+    codes = (rng.normal(size=(64, 16)) * 10.0 ** rng.integers(-3, 4, 16)).astype(np.float16)
+    codes[:2, :3] = [[65504, 0, 7], [-65504, 0, 7]]
+    codes[2:, 0], codes[:, 1] = 0, 0
+    index_map = np.arange(64, dtype=np.int32).reshape(1, 1, 64)
+    head = header(bits=4, width=16, codes=64, budget=0, frames=1, grid_height=1, grid_width=64)
+    data = vqt_bytes(head, [Segment(0, 1, (0,), Codes(index_map, codes))])
+    body = np.frombuffer(data[-8 - 4 * 16 - 64 * 16 // 2 : -8], np.uint8)
+    mean, spread = body[:64].copy().view("<f2").reshape(2, 16).astype(np.float64)
+    wide = codes.astype(np.float64)
+    least = np.maximum(wide.std(axis=0).astype(np.float32), 2.0**-14)
+    assert np.array_equal(mean, wide.mean(axis=0).astype(np.float32).astype(np.float16))
+    assert np.array_equal(spread, least.astype(np.float16))
+    numbers = np.stack([body[64:] & 15, body[64:] >> 4], axis=1).reshape(64, 16)
+    places = (wide - mean) / spread
+    assert np.array_equal(numbers, np.abs(places[..., None] - levels(4)).argmin(axis=-1))
+    stood_for = (mean + spread * levels(4)[numbers]).astype(np.float32).clip(-65504, 65504)
+    found = vqt_from_bytes(data).segment(0).codes.values
+    assert np.array_equal(found, stood_for.astype(np.float16))
 
 
 def test_the_images_of_a_folder(tmp_path: Path) -> None:
