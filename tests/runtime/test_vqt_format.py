@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_vqt import LEARNED, header, segment, tiny_file
 
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import clip
-from vqedge_runtime.vqt import Header, Segment, vqt_bytes, vqt_from_bytes
+from vqedge_runtime.vqt import Header, Origin, Segment, vqt_bytes, vqt_from_bytes
 from vqedge_runtime.vqt import file as files
 from vqedge_runtime.vqt import header as headers
 from vqedge_runtime.vqt.gaussian import levels
@@ -51,28 +52,22 @@ def test_the_worked_example_is_what_we_read() -> None:
 
 def test_the_table_of_the_header() -> None:
     """Every field stands where the page says: setting it changes those bytes and no others."""
-    rows = re.findall(r"^\| (\d+) \| (\S+) ?\S* \|", PAGE.read_text(encoding="utf-8"), re.M)
+    pattern = r"^\| (\d+) \| (\S+) ?\S* \| ([^|]*)\|"
+    rows = re.findall(pattern, PAGE.read_text(encoding="utf-8"), re.M)
     sizes = {"8": 8, "32": 32, "u8": 1, "u16": 2, "u32": 4, "u64": 8}
     at = 0
-    for place, kind in rows:
+    moved: dict[str, tuple[int, int]] = {}
+    for place, kind, names in rows:
         assert int(place) == at
+        moved |= dict.fromkeys(re.findall(r"`(.+?)`", names), (at, sizes[kind]))
         at += sizes[kind]
     assert at == headers.HEADER_BYTES == 170
+    own = {field.name for field in fields(Header)} - {"origin"}
+    origin = {f"origin.{field.name}" for field in fields(Origin)}
+    assert moved.keys() == {"version", *own, *origin}
     base = header(**LEARNED)
-    moved: dict[str, tuple[int, int]] = {
-        "levels": (11, 1),
-        "frames": (12, 2),
-        "grid_height": (14, 2),
-        "grid_width": (16, 2),
-        "codes": (18, 2),
-        "width": (20, 4),
-        "budget": (24, 2),
-        "window_us": (26, 8),
-        "encoder_sha256": (74, 32),
-        "bridge_sha256": (106, 32),
-        "codebook_sha256": (138, 32),
-    }
-    for name, (place, size) in moved.items():
+    for name in moved.keys() - {"version", "kind", "bits", *origin}:
+        place, size = moved[name]
         values = {
             **vars(base),
             name: "11" * 32 if name.endswith("sha256") else 5 if name == "codes" else 3,

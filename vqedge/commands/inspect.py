@@ -158,7 +158,7 @@ def _gguf_facts(path: Path) -> dict[str, Any]:
 def _vqt_facts(path: Path) -> dict[str, Any]:
     """Header and segments; every one of them is read, so that damage inside shows."""
     file = open_vqt(path)
-    header = asdict(file.header)
+    header = {"version": file.header.version, **asdict(file.header)}
     origin = header.pop("origin")
     with vqt_errors(path):
         segments = [_segment_facts(file.segment(number)) for number in range(len(file.spans_us))]

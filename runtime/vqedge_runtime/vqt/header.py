@@ -76,6 +76,11 @@ class Header:
     bits: int = 0
 
     @property
+    def version(self) -> int:
+        """Of the format, as it stands in the file."""
+        return LEVELS_VERSION if self.bits else VERSION
+
+    @property
     def map_shape(self) -> tuple[int, int, int]:
         """Of a segment's index map."""
         return self.frames, self.grid_height, self.grid_width
@@ -96,7 +101,7 @@ class Header:
         )
         return _LAYOUT.pack(
             MAGIC,
-            LEVELS_VERSION if self.bits else VERSION,
+            self.version,
             _KINDS.index(self.kind),
             self.bits or self.levels,
             *sizes,
