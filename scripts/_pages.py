@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from vqedge.checkpoint import checkpoint_sha256
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "docs" / "measured"
 BUDGETS = ("8", "16", "32", "64", "auto")
+_TRAINED_ELSEWHERE = "compare"  # documents of models that are not kept
 
 
 def write_or_compare(page: Path, fresh: str, arguments: Sequence[str]) -> int:
@@ -30,9 +34,22 @@ def write_or_compare(page: Path, fresh: str, arguments: Sequence[str]) -> int:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """One document of docs/measured."""
+    """One document of docs/measured.
+
+    Raises:
+        ValueError: it tells of another checkpoint than the one that lies in models today.
+    """
     document: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+    told = document.get("model", {}).get("checkpoint_sha256")  # which older documents do not say
+    model = "tiny-words" if name.startswith("words") else "tiny"
+    if told is not None and not name.startswith(_TRAINED_ELSEWHERE) and told != _today(model):
+        raise ValueError(f"{name}.json: is not of models/{model} as it is today; measure it again")
     return document
+
+
+@cache
+def _today(model: str) -> str:
+    return checkpoint_sha256(ROOT / "models" / model)
 
 
 def all_measured(pattern: str) -> list[dict[str, Any]]:

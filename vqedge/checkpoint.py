@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
+from vqedge.files import file_sha256
 from vqedge.validation import first_fault
 
 CONFIG = "config.json"
@@ -52,3 +54,15 @@ def steps_of(folder: Path) -> int | None:
         return int(metrics["step"]) + int(metrics.get("steps_before", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """One digest over the files that make the model, as 64 hex digits.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in _NEEDED:
+        digest.update(f"{name} {file_sha256(folder / name)}\n".encode())
+    return digest.hexdigest()

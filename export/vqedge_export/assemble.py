@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +23,7 @@ from vqedge.bundle import (
     VariantRecord,
     bundle_writer,
 )
-from vqedge.checkpoint import CONFIG, GRAPH, LORA, MODEL, PARITY, model_config_of
+from vqedge.checkpoint import GRAPH, MODEL, PARITY, checkpoint_sha256, model_config_of
 from vqedge.choices import chosen
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
@@ -207,18 +206,10 @@ def _llm_record(path: Path, quant: str, config: ModelConfig) -> LlmRecord:
 def _provenance_record(checkpoint: Path, weights: list[BaseWeights]) -> ProvenanceRecord:
     return ProvenanceRecord(
         created_by=f"vqedge {version('vqedge')}",
-        checkpoint_sha256=_checkpoint_sha256(checkpoint),
+        checkpoint_sha256=checkpoint_sha256(checkpoint),
         base_weights=tuple(_base_record(item) for item in weights),
         tools={name: version(name) for name in _TOOLS},
     )
-
-
-def _checkpoint_sha256(checkpoint: Path) -> str:
-    """One digest over the files that make the model."""
-    digest = hashlib.sha256()
-    for name in (CONFIG, MODEL, LORA):
-        digest.update(f"{name} {file_sha256(checkpoint / name)}\n".encode())
-    return digest.hexdigest()
 
 
 def _base_record(weights: BaseWeights) -> BaseWeightsRecord:

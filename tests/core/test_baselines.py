@@ -13,7 +13,7 @@ from tiny_bundle import write_bundle
 
 import vqedge.commands.baselines as baselines
 import vqedge.commands.evaluate as evaluating
-from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, steps_of
+from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, checkpoint_sha256, steps_of
 from vqedge.commands.baselines import (
     COMPARISONS,
     Comparison,
@@ -22,6 +22,7 @@ from vqedge.commands.baselines import (
     trained_baselines,
 )
 from vqedge.commands.evaluate import BundleAnswerer, EvalOptions
+from vqedge.commands.measured import model_of_bundle, versions
 from vqedge.commands.session import RunsOn
 from vqedge.config import AttentionConfig, ModelConfig, QuantizerConfig
 from vqedge.data.suites import Item, suite_items
@@ -237,6 +238,30 @@ def test_the_table_has_a_line_and_a_column_for_each(
             assert row[:end].endswith("%"), "columns are not below their names"
     kinds = [row.split()[0] for row in rows[5:]]
     assert kinds == sorted(kinds) and "direction" in kinds
+
+
+def test_the_report_says_what_was_measured(
+    run: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    document = json.loads(run(as_json=True)[0])
+    sha256 = checkpoint_sha256(tmp_path / "ours")
+    assert document["model"] == {"name": "ours", "checkpoint_sha256": sha256}
+    assert (document["limit"], document["budget"]) == (40, 32), "its default"
+    assert document["versions"] == versions() and "cores" in document["machine"]
+    assert json.loads(run(as_json=True, budget="auto")[0])["budget"] == "auto"
+    (tmp_path / "ours" / LORA).write_bytes(b"other weights")
+    assert json.loads(run(as_json=True)[0])["model"]["checkpoint_sha256"] != sha256
+
+
+def test_a_bundle_is_told_by_its_digests(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "fake.vqedge")
+    hashes = {file.path: file.sha256 for file in bundle.manifest.files}
+    assert model_of_bundle(bundle.root, bundle.manifest) == {
+        "name": "fake.vqedge",
+        "checkpoint_sha256": bundle.manifest.provenance.checkpoint_sha256,
+        "encoder_sha256": hashes["encoder.onnx"],
+        "llm_sha256": hashes["llm.gguf"],
+    }
 
 
 def test_nothing_is_compared_unless_asked(

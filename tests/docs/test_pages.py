@@ -45,6 +45,27 @@ def test_a_stale_page_is_told_and_written(
     assert write_or_compare(page, "fresh\n", []) == 0 and page.read_text() == "fresh\n"
 
 
+def test_a_figure_of_another_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pages, "MEASURED", tmp_path)
+    monkeypatch.setattr(_pages, "_today", {"tiny": "ab", "tiny-words": "cd"}.__getitem__)
+
+    def write(name: str, sha256: str) -> None:
+        document = {"n": 1, "model": {"checkpoint_sha256": sha256}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+
+    for name, sha256 in {"photos": "ab", "words": "cd", "compare": "ef"}.items():
+        write(name, sha256)
+        assert _pages.measured(name)["n"] == 1
+    for name, sha256 in {"photos": "cd", "words_8": "ab"}.items():
+        write(name, sha256)
+        with pytest.raises(ValueError, match=rf"{name}\.json: is not of models/tiny.* measure it"):
+            _pages.measured(name)
+    (tmp_path / "photos.json").write_text('{"n": 2}')
+    assert _pages.measured("photos") == {"n": 2}, "an older one does not say"
+
+
 def test_a_figure_outlives_the_command_that_fails(tmp_path: Path) -> None:
     text = (ROOT / "scripts" / "_env.sh").read_text(encoding="utf-8")
     keep = re.search(r"^keep\(\).*?^}$", text, flags=re.MULTILINE | re.DOTALL)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
-from vqedge.checkpoint import steps_of
+from vqedge.checkpoint import model_config_of, steps_of
 from vqedge.commands.baselines import (
     Subject,
     baselines_of,
@@ -18,7 +18,8 @@ from vqedge.commands.baselines import (
     report_of,
 )
 from vqedge.commands.frames import reader_of, require_frames
-from vqedge.commands.output import json_result, result, say
+from vqedge.commands.measured import machine, model_of_bundle, model_of_checkpoint, versions
+from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
@@ -138,7 +139,8 @@ def run_eval(
         for other in others:
             report.baselines[other.name] = _asked(other, suite, items, wanted.show)
     if as_json:
-        json_result(report.to_dict() | {"suite_version": suite_version(suite)})
+        told = {"suite_version": suite_version(suite), "limit": wanted.limit}
+        json_result(report.to_dict() | told | _measured(answerer, bundle, wanted))
     else:
         _print_table(report)
     for failure in report.failed:
@@ -155,6 +157,26 @@ def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> Per
         return opened_checkpoint(wanted.checkpoint, wanted.budget)
     qa = stack.enter_context(open_session(bundle, wanted.runs_on, budget=wanted.budget))
     return BundleAnswerer(qa, wanted.budget)
+
+
+def _measured(
+    answerer: PerturbedAnswerer, bundle: Path | None, wanted: EvalOptions
+) -> dict[str, Any]:
+    """Which model at which budget, and what it ran on."""
+    if isinstance(answerer, BundleAnswerer):
+        manifest = answerer.qa.manifest
+        model = model_of_bundle(bundle_or_default(bundle), manifest)
+        default = manifest.quantizer.default_budget
+    else:
+        assert wanted.checkpoint is not None
+        model = model_of_checkpoint(wanted.checkpoint)
+        default = model_config_of(wanted.checkpoint).quantizer.default_budget
+    return {
+        "model": model,
+        "budget": default if wanted.budget is None else wanted.budget,
+        "machine": machine(),
+        "versions": versions(),
+    }
 
 
 def _others(answerer: PerturbedAnswerer, wanted: EvalOptions) -> Sequence[Subject]:

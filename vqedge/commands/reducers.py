@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from vqedge.budget import ADAPTIVE, budget_from_text, codes_from_budget
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
+from vqedge.commands.measured import machine, model_of_checkpoint
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import QuantizerConfig
-from vqedge.cores import processor_name, usable_cores
 from vqedge.data.suites import Item, suite_items, suite_version
 from vqedge.errors import UsageError
 from vqedge.evaluate import EvalReport, evaluate
@@ -180,12 +180,13 @@ class _Bench:
             "n": len(self.items),
             "clips": len(self.clips),
             "timed_clips": min(_CLIPS, len(self.clips)),
+            "model": model_of_checkpoint(self.checkpoint),
             "checkpoint": {"name": self.checkpoint.name, "steps": steps_of(self.checkpoint)},
             "frames": answerer.frames,
             "tokens_before": answerer.tokens_before,
             "backend": answerer.backend,
             "costs_on": COSTS_ON,
-            "machine": f"{processor_name()}, {usable_cores()} cores",
+            "machine": machine(),
             "versions": {tool: version(tool) for tool in _TOOLS},
         }
 
