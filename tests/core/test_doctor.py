@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -47,6 +48,19 @@ def test_the_report_ends_with_a_verdict(
     *rest, verdict = capsys.readouterr().out.splitlines()[-4:]
     assert rest == ["fix bundle: vqedge assemble it", *wishes]
     assert verdict.startswith("this machine cannot answer questions yet: do what the lines marked ")
+
+
+def test_the_document_has_a_fix_only_for_what_is_amiss(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        Finding("disk", "9 GB", ">= 1 GB", True, "free some", required=False),
+        Finding("torch", "missing", "only to train", False, "pip install it", required=False),
+    ]
+    monkeypatch.setattr(doctor, "CHECKS", (lambda _: iter(found),))
+    assert run_doctor(as_json=True)
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [check["fix"] for check in checks] == ["", "pip install it"]
 
 
 def test_a_library_of_a_version_that_is_not_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,10 +73,15 @@ def run_doctor(bundle: Path | None = None, *, as_json: bool = False) -> bool:
     findings = [finding for check in CHECKS for finding in _findings(check, bundle)]
     healthy = all(finding.ok for finding in findings if finding.required)
     if as_json:
-        json_result({"ok": healthy, "checks": [asdict(finding) for finding in findings]})
+        json_result({"ok": healthy, "checks": list(map(_told_of, findings))})
     else:
         _print_report(findings, healthy)
     return healthy
+
+
+def _told_of(finding: Finding) -> dict[str, str | bool]:
+    """A line of the document: nothing is to be done where all is well."""
+    return asdict(finding) | ({"fix": ""} if finding.ok else {})
 
 
 def _findings(check: Check, bundle: Path | None) -> Iterator[Finding]:
