@@ -93,10 +93,21 @@ def test_a_manifest_that_says_no_rule_means_the_middle_of_equal_parts(root: Path
 
 
 def test_the_schema_is_pinned(request: pytest.FixtureRequest) -> None:
-    text = json.dumps(Manifest.model_json_schema(), indent=2, sort_keys=True) + "\n"
+    schema = Manifest.model_json_schema(mode="serialization")
+    text = json.dumps(schema, indent=2, sort_keys=True) + "\n"
     if request.config.getoption("--update-golden", default=False):
         SCHEMA.write_text(text, encoding="utf-8")
     assert SCHEMA.read_text(encoding="utf-8") == text, "changed: run scripts/test --update-golden"
+
+
+def test_the_schema_requires_what_a_reader_does(root: Path) -> None:
+    schema = json.loads(SCHEMA.read_bytes())
+    written = json.loads((root / "manifest.json").read_bytes())
+    assert set(schema["required"]) == set(written)
+    for part in ("encoder", "bridge", "quantizer", "llm", "provenance"):
+        record = schema["$defs"][f"{part.capitalize()}Record"]
+        assert set(record["required"]) == set(written[part]), part
+        assert record["additionalProperties"] is False
 
 
 _WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)

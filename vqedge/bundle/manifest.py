@@ -59,9 +59,17 @@ Dimension = Annotated[int, Field(ge=0, le=1 << 31)] | Text
 
 
 class Record(BaseModel):
-    """Base of all parts of the manifest: immutable, strict about names and types."""
+    """Base of all parts of the manifest: immutable, strict about names and types.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    A file has what has a default, too, unless it is excluded there: it is not canonical otherwise.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 class FileRecord(Record):
