@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from vqedge.checkpoint import model_config_of
 from vqedge.config import Config, ModelConfig
-from vqedge.data.seeds import HELD_OUT_SEEDS, TEST_SPLIT
+from vqedge.data.seeds import HELD_OUT_SEEDS, HELD_OUT_SPLITS
 from vqedge.data.world import WORLD_VERSION
 from vqedge.errors import ConfigError, UsageError
 from vqedge.reducers import follows_question
@@ -173,7 +173,8 @@ class TrainConfig(Config):
             raise ValueError("model.encoder.trained_blocks: want init, a model with frozen blocks")
         held_out = {clips_of(source) for source in self.validation}
         for source in map(clips_of, self.data.sources):
-            if source in held_out or source[-1] in HELD_OUT_SEEDS or source[-1] == TEST_SPLIT:
+            never = source[-1] in HELD_OUT_SEEDS or source[-1] in HELD_OUT_SPLITS
+            if never or source in held_out:
                 raise ValueError(
                     f"data.sources: {source[0]} {source[-1]} is held out to be asked about; "
                     "choose another seed, split or file"

@@ -271,6 +271,15 @@ def test_how_long_a_thing_is_shown_does_not_tell_the_order(clips: list[PhotoClip
     assert asked_for > 100 and abs(longest - chance) < 0.1 * asked_for
 
 
+def test_where_everything_is_shown_nothing_absent_is_asked_for(clips: list[PhotoClip]) -> None:
+    four = next(clip for clip in clips if len(set(clip.things)) == 4)
+    every = replace(four, nouns=four.things)
+    answers = {
+        item.answer for seed in range(20) for item in asked(every, seed) if item.kind == "present"
+    }
+    assert answers == {"yes"}
+
+
 def test_articles_fit_the_nouns(clips: list[PhotoClip]) -> None:
     questions = " ".join(q.question for n, clip in enumerate(clips) for q in asked(clip, n))
     assert "an umbrella" in questions and "an orange chair" in questions and "a yak" in questions

@@ -64,6 +64,7 @@ FAULTS = {
     "world 70001 is held out": ["data.sources=[{kind: world, seed: 70001}]"],
     "world 70003 is held out": ["data.sources=[{kind: world, seed: 70003}]"],
     "photos test is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: test}]"],
+    "photos confirm is held out": ["data.sources=[{kind: photos, index: i.jsonl, split: confirm}]"],
     "'validation=[]': Tuple should have at least 1 item": ["validation=[]"],
     "heads 5 do not divide width 384": ["model.attention.heads=5"],
     "'seed=-1': Input should be greater than or equal to 0": ["seed=-1"],

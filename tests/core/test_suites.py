@@ -17,7 +17,7 @@ from vqedge.data.generated import SceneClip
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.photos import PhotoClip
 from vqedge.data.questions import KINDS
-from vqedge.data.seeds import PHOTOS_SEED, SYNTHETIC_SEED
+from vqedge.data.seeds import CONFIRM_SEED, PHOTOS_SEED, SYNTHETIC_SEED
 from vqedge.data.suites import (
     Item,
     frames_of,
@@ -170,6 +170,49 @@ def test_the_photo_suite_asks_about_test_photos_only() -> None:
     assert suite_version(f"photos:{PHOTOS}").endswith(f"-seed{PHOTOS_SEED}-asked3")
 
 
+def test_photos_to_confirm_with_are_others(tmp_path: Path) -> None:
+    index = index_of(tmp_path, "train", "test", "confirm")
+    shown = {}
+    for suite in ("photos", "photos-confirm"):
+        clips = [item.clip for item in suite_items(f"{suite}:{index}", 60)]
+        showings = [s for clip in clips if isinstance(clip, PhotoClip) for s in clip.showings]
+        shown[suite] = {showing.photo.path.name.split("-")[0] for showing in showings}
+    assert shown == {"photos": {"test"}, "photos-confirm": {"confirm"}}
+    assert suite_version(f"photos-confirm:{index}").endswith(f"-seed{CONFIRM_SEED}-asked3")
+    with pytest.raises(DatasetError, match="want photos of 4 things in split 'confirm'"):
+        suite_items(f"photos-confirm:{index_of(tmp_path, 'test')}")
+
+
+def test_the_version_of_photos_follows_names_nouns_and_split(tmp_path: Path) -> None:
+    index = index_of(tmp_path, "test", "confirm")
+    suite = f"photos:{index}"
+    before = suite_version(suite)
+    (tmp_path / "test-0.png").write_bytes(b"the same, of another size")
+    assert suite_version(suite) == before
+    text = index.read_text(encoding="utf-8")
+    for changed in (
+        text.replace("thing 0", "thing 9"),
+        text.replace("test-0.png", "confirm-0.png"),
+        text.replace('"test"', '"none"').replace('"confirm"', '"test"'),
+    ):
+        index.write_text(changed, encoding="utf-8")
+        assert suite_version(suite) != before
+
+
+def index_of(folder: Path, *splits: str) -> Path:
+    """An index of a photo of each of four things in every split; the photos are empty."""
+    lines = []
+    for split in splits:
+        for number in range(4):
+            name = f"{split}-{number}.png"
+            (folder / name).touch()
+            text = f"thing {number}"
+            lines.append({"file": name, "label": text, "text": text, "split": split})
+    path = folder / "index.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
 @pytest.mark.skipif(not PHOTOS.exists(), reason="the shared photos are not here")
 def test_photos_under_another_seed_and_described() -> None:
     default, other = (suite_items(f"photos:{PHOTOS}{seed}", 20) for seed in ("", ":70004"))
@@ -298,12 +341,13 @@ def test_a_video_name_may_not_lead_elsewhere(tmp_path: Path, videos: Path) -> No
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("nothing", "choose one of synthetic, photos, captions, jsonl, nextqa"),
-        ("csv:x.csv", "choose one of synthetic, photos, captions, jsonl, nextqa"),
+        ("nothing", "choose one of synthetic, photos, photos-confirm, captions, jsonl, nextqa"),
+        ("csv:x.csv", "choose one of synthetic, photos, photos-confirm, captions, jsonl, nextqa"),
         ("synthetic:red", "red is not a seed"),
         ("none.csv", "needs --videos DIR"),
         ("photos", r"give the photos' index, as photos:INDEX\.jsonl"),
         ("photos:", r"give the photos' index, as photos:INDEX\.jsonl"),
+        ("photos-confirm:", r"give the photos' index, as photos:INDEX\.jsonl"),
     ],
 )
 def test_a_name_that_is_no_suite(name: str, problem: str) -> None:

@@ -28,8 +28,8 @@ def evaluate(
     suite: Annotated[
         str,
         typer.Option(
-            help="synthetic, photos:INDEX.jsonl, captions, captions:INDEX.jsonl, each also with "
-            ":SEED; FILE.jsonl or FILE.csv (NExT-QA)."
+            help="synthetic, photos:INDEX.jsonl, photos-confirm:INDEX.jsonl, captions, "
+            "captions:INDEX.jsonl, each also with :SEED; FILE.jsonl or FILE.csv (NExT-QA)."
         ),
     ] = "synthetic",
     limit: Annotated[

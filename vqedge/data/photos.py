@@ -208,6 +208,15 @@ class PhotoClips:
         return {"thing": self.nouns, "order": ORDER}
 
     @cached_property
+    def version(self) -> str:
+        """The split, its photos by name and noun, and the seed; their files may be encoded anew."""
+        told = [self.split]
+        for noun, photos in self._photos.items():
+            names = (photo.path.relative_to(self.index.parent).as_posix() for photo in photos)
+            told += [f"{name} {noun}" for name in names]
+        return self._identity(told)
+
+    @cached_property
     def fingerprint(self) -> str:
         """The photos by name, noun and size, and the seed."""
         told = [
@@ -215,6 +224,9 @@ class PhotoClips:
             for noun, photos in self._photos.items()
             for photo in photos
         ]
+        return self._identity(told)
+
+    def _identity(self, told: Sequence[str]) -> str:
         digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
         return f"photos{_VERSION}-{digest}-seed{self.seed}"
 
@@ -310,9 +322,9 @@ def _different(
 def _present(
     things: Sequence[str], nouns: Sequence[str], rng: np.random.Generator
 ) -> QuestionAnswer:
-    """Is something there; in half of the questions it is not."""
-    yes = rng.random() < 0.5
+    """Is something there; in half of the questions it is not, unless everything is."""
     absent = [noun for noun in nouns if noun not in things]
+    yes = rng.random() < 0.5 or not absent
     noun = _one_of(things if yes else absent, rng)
     text = f"Is there {with_article(noun)} in the video?"
     return QuestionAnswer("present", text, "yes" if yes else "no")

@@ -3,6 +3,7 @@
 - `synthetic`, `synthetic:SEED`: the generated world under a seed that is never trained on.
 - `photos:INDEX.jsonl`, `photos:INDEX.jsonl:SEED`: clips composed of the photos of the split "test"
   (`vqedge.data.photos`).
+- `photos-confirm:INDEX.jsonl`: the same of the split "confirm", other photos.
 - `captions`, `captions:INDEX.jsonl`: a description of each of these clips.
 - `jsonl:FILE` or `FILE.jsonl`: one's own videos and questions (`vqedge.data.jsonl`).
 - `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
@@ -30,7 +31,14 @@ from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
 from vqedge.data.photos import PhotoClip, PhotoClips
 from vqedge.data.questions import facts_of
-from vqedge.data.seeds import HELD_OUT_SEEDS, PHOTOS_SEED, SYNTHETIC_SEED, TEST_SPLIT
+from vqedge.data.seeds import (
+    CONFIRM_SEED,
+    CONFIRM_SPLIT,
+    HELD_OUT_SEEDS,
+    PHOTOS_SEED,
+    SYNTHETIC_SEED,
+    TEST_SPLIT,
+)
 from vqedge.errors import DatasetError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -114,8 +122,9 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
     """The questions of a suite, those about one clip next to each other.
 
     Args:
-        name: `synthetic`, `photos:INDEX`, `captions` or `captions:INDEX`, each also with `:SEED`;
-            `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl` or `.csv`.
+        name: `synthetic`, `photos:INDEX`, `photos-confirm:INDEX`, `captions` or `captions:INDEX`,
+            each also with `:SEED`; `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl` or
+            `.csv`.
         limit: at most this many questions; by default 300 of a suite without end, else all.
         videos: folder of a file's videos: a CSV suite needs it, a JSONL one has its own.
 
@@ -167,13 +176,17 @@ def _synthetic(seed: str) -> GeneratedClips:
     return GeneratedClips(_held_out(seed) if seed else SYNTHETIC_SEED, _ENDLESS)
 
 
-def _photos(rest: str) -> PhotoClips:
+def _photos(rest: str, split: str = TEST_SPLIT, usual_seed: int = PHOTOS_SEED) -> PhotoClips:
     index, separator, seed = rest.rpartition(":")
     if not (separator and seed.isdecimal()):
-        index, seed = rest, str(PHOTOS_SEED)
+        index, seed = rest, str(usual_seed)
     if not index:
         raise UsageError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
-    return PhotoClips(Path(index), TEST_SPLIT, _held_out(seed), _ENDLESS)
+    return PhotoClips(Path(index), split, _held_out(seed), _ENDLESS)
+
+
+def _confirming(rest: str) -> PhotoClips:
+    return _photos(rest, CONFIRM_SPLIT, CONFIRM_SEED)
 
 
 def _synthetic_or_photos(rest: str) -> MadeClips:
@@ -195,9 +208,13 @@ def _endless(source: Callable[[str], MadeClips], ask: _Ask, asked: str) -> Suite
     """The suite of a source whose clips are made when they are asked for."""
     return Suite(
         lambda rest, _videos: _made(source(rest), ask),
-        lambda rest: f"{source(rest).fingerprint}-{asked}",
+        lambda rest: f"{_identity(source(rest))}-{asked}",
         limit=300,
     )
+
+
+def _identity(source: MadeClips) -> str:
+    return source.version if isinstance(source, PhotoClips) else source.fingerprint
 
 
 def _made(source: MadeClips, ask: _Ask) -> Iterator[Item]:
@@ -281,6 +298,7 @@ def _version_of_file(rest: str) -> str:
 SUITES: dict[str, Suite] = {
     "synthetic": _endless(_synthetic, _one_per_kind, f"asked{_WORLD_ASKED}"),
     "photos": _endless(_photos, _one_per_kind, f"asked{_PHOTOS_ASKED}"),
+    "photos-confirm": _endless(_confirming, _one_per_kind, f"asked{_PHOTOS_ASKED}"),
     "captions": _endless(_synthetic_or_photos, _description, f"captions{_CAPTIONS_ASKED}"),
     "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
     "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS),
