@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,10 @@ from vqedge.commands import reducer_costs
 from vqedge.commands.reducer_costs import Costs
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
-from vqedge.errors import ConfigError, UsageError
+from vqedge.data.jsonl import VideoFile
+from vqedge.data.suites import Item
+from vqedge.errors import ConfigError, UsageError, VideoError
+from vqedge.evaluate import Reply
 from vqedge.model import reduced_answer
 from vqedge.model.checkpoint import open_checkpoint
 from vqedge.model.quantizer import KMeansQuantizer, Quantized
@@ -267,7 +271,7 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     monkeypatch.setattr(reducer_costs, "Costs", lambda *_: costs)
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
-    bench.clips = []
+    bench.timed = []
     bench.items = command.suite_items("synthetic", 20)
     rows = list(bench.trained([OWN, "tome", "scissor"], [8, 32], tmp_path))
     assert [(row["reducer"], row["budget"], row["steps"]) for row in rows] == [
@@ -282,6 +286,55 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     kind = "model.quantizer.kind=reducer:scissor"
     assert f"scissor was not trained: vqedge train recipes/reducers.yaml {kind} -o" in said
     assert "tome was not trained" not in said and "vqtoken was not trained" not in said
+
+
+def test_clips_that_cannot_be_read_are_left_out_of_all_rows_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OfGoodFiles(Stub):
+        config = ModelConfig()
+        encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
+
+        def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+            return super().replies([self.of(item) for item in items])
+
+        def of(self, item: Item) -> Item:
+            assert isinstance(item.clip, VideoFile)
+            if "bad" in item.clip.path.name:
+                raise VideoError(f"{item.clip.path.name}: no such codec")
+            return item
+
+    def ask(names: Sequence[str]) -> None:
+        suite = tmp_path / "mine.jsonl"
+        lines = [{"video": name, "question": "What?", "answer": "red"} for name in names]
+        suite.write_text("\n".join(map(json.dumps, lines)))
+        for name in names:
+            (tmp_path / name).touch()
+        run_reducers("vqtoken", str(suite), checkpoint, trained=tmp_path / "none", as_json=True)
+
+    timed: list[str] = []
+
+    def costs(_: Any, clips: Sequence[Any]) -> Any:
+        timed.extend(item.clip.path.name for item in clips)
+        return SimpleNamespace(at=lambda _: {})
+
+    stub, checkpoint = OfGoodFiles(0.6), write_checkpoint(tmp_path / "ours")
+    monkeypatch.setattr(command, "opened_checkpoint", lambda _: stub)
+    monkeypatch.setattr(reduced_answer, "SharedPatches", lambda _: stub)
+    monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: stub)
+    monkeypatch.setattr(reducer_costs, "Costs", costs)
+    monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
+    with pytest.raises(VideoError, match="2 clips or questions could not be read"):
+        ask(["bad.mp4", *(f"{number}.mp4" for number in range(6)), "bad2.mp4"])
+    out, err = capsys.readouterr()
+    document = json.loads(out.splitlines()[-1])
+    (row,) = document["rows"]
+    assert row["failed"] == ["bad.mp4: no such codec", "bad2.mp4: no such codec"]
+    assert err.splitlines()[-2:] == [f"failed: {line}" for line in row["failed"]]
+    assert (row["n"], row["clips"], row["by_clip"]["asked"]) == (6, 6, [1] * 6)
+    assert timed == [f"{number}.mp4" for number in range(5)] and document["timed_clips"] == 5
+    with pytest.raises(VideoError, match=r"bad\.mp4: no such codec"):
+        ask(["bad.mp4"])
 
 
 def test_every_checkpoint_of_one_reducer_is_found(tmp_path: Path) -> None:
@@ -301,7 +354,7 @@ def test_a_kind_of_one_budget_has_one_row(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
-    bench.clips, bench.items = [], command.suite_items("synthetic", 20)
+    bench.timed, bench.items = [], command.suite_items("synthetic", 20)
     rows = list(bench.trained(["query-window"], [1, 2, 5], tmp_path))
     assert [(row["reducer"], row["budget"]) for row in rows] == [("query-window", 4)]
     monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
@@ -322,7 +375,7 @@ def test_the_checkpoints_own_row_is_named_after_what_it_is(
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
     own: Any = SimpleNamespace(config=ModelConfig(quantizer=QuantizerConfig(kind=kind)))
-    bench.answerer, bench.clips = own, []
+    bench.answerer, bench.timed = own, []
     bench.items = command.suite_items("synthetic", 20)
     rows = list(bench.drop_in([OWN, "tome", "resampler"], [8]))
     assert [found["reducer"] for found in rows] == [row, "tome"]
@@ -351,7 +404,7 @@ def test_auto_is_a_row_of_k_means_only(
         lambda path: fakes["kmeans" if path.name == "kmeans" else "reducer:tome"],
     )
     bench = object.__new__(command._Bench)
-    bench.clips, bench.items = [], command.suite_items("synthetic", 20)
+    bench.timed, bench.items = [], command.suite_items("synthetic", 20)
     own: Any = fakes["kmeans"]
     bench.answerer = own
     rows = list(bench.drop_in([OWN, "tome"], [8, ADAPTIVE]))

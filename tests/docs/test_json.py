@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from test_engines import record
 from test_reducers_command import ASKING
 from timed_llm import Timed
 from tiny_bundle import write_bundle
+from tiny_report import parity_report
 from typer.main import get_command
 
 import vqedge.cli
@@ -26,7 +27,17 @@ from vqedge.commands import bench, doctor, encode, encoded, evaluate, fetch, wor
 from vqedge.commands import reducers as reducing
 from vqedge.commands.reducer_costs import Costs
 from vqedge.config import ModelConfig
-from vqedge.errors import BackendUnavailable
+from vqedge.data.suites import Item
+from vqedge.errors import BackendUnavailable, VideoError
+from vqedge.evaluate import Reply
+from vqedge_export.report import (
+    TOLERANCES,
+    AnswerParity,
+    BackendParity,
+    CodebookParity,
+    ParityReport,
+    VariantParity,
+)
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import EncoderBackend
@@ -182,6 +193,32 @@ def bundled(rig: Rig) -> Iterator[Document]:
     yield rig("assemble", "models/tiny", "-o", "out.vqedge", "--precision", "fp32")
 
 
+def reported(_: Rig) -> Iterator[Document]:
+    """Of a report in which everything was measured."""
+    report, codebook = (
+        parity_report("Q8_0", tolerance=TOLERANCES["Q8_0"]),
+        dict.fromkeys(CodebookParity.model_fields, 0),
+    )
+    figures = dict.fromkeys(VariantParity.model_fields, 0)
+    asked_all = dict.fromkeys(AnswerParity.model_fields, 0) | {"suite": "a", "version": "b"}
+    backend = dict.fromkeys(BackendParity.model_fields, 0) | {
+        "backend": "a",
+        "engine": None,
+        "reference": "b",
+        "clips_of": "videos",
+        "answers": asked_all,
+    }
+    yield ParityReport.model_validate(
+        report.model_dump()
+        | {
+            "codebook": codebook,
+            "variants": {"int8": figures | {"sha256": "ab"}},
+            "flips": {"int8": figures},
+            "backends": {"openvino": backend},
+        }
+    ).model_dump(mode="json")
+
+
 def built(rig: Rig) -> Iterator[Document]:
     engine = record(file="llm.gguf")
     rig.patch.setattr("vqedge_export.tensorrt.build.require_buildable", lambda *_: None)
@@ -206,6 +243,18 @@ def evaluated(rig: Rig) -> Iterator[Document]:
     yield rig("eval", *asking, "--baselines")
 
 
+class OfOneClip(Stub):
+    """Can read the first clip only."""
+
+    clip: object = None
+
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        self.clip = self.clip or items[0].clip
+        if items[0].clip != self.clip:
+            raise VideoError("it is not the first")
+        return super().replies(items)
+
+
 def reduced(rig: Rig) -> Iterator[Document]:
     import torch
 
@@ -218,18 +267,23 @@ def reduced(rig: Rig) -> Iterator[Document]:
         text_of=lambda _: torch.rand(8),
     )
     costs = Costs(seen, [None])  # type: ignore[arg-type,list-item]
-    stub: Any = Stub(0.6)
+    stub: Any = OfOneClip(0.6)
     stub.config, stub.encoder = (
         ModelConfig(),
         SimpleNamespace(quantizer=SimpleNamespace(quantizer=None)),
     )
     rig.patch.setattr(reducing, "opened_checkpoint", lambda *_: stub)
     rig.patch.setattr("vqedge.commands.reducer_costs.Costs", lambda *_: costs)
-    for name, made in (("_reduced", lambda _: stub), ("_prefill", 2.5), ("_quantizer", None)):
+    for name, made in (
+        ("_reduced", lambda _: stub),
+        ("_prefill", 2.5),
+        ("_quantizer", None),
+        ("_timed", [None]),
+    ):
         rig.patch.setattr(reducing._Bench, name, lambda *_, made=made: made)
     checkpoint = write_checkpoint(Path("trained/means"))
-    flags = ("--checkpoint", checkpoint, "--reducers-dir", "trained", "--limit", "4")
-    yield rig("eval", "--reducers", "vqtoken", "--budget", "4", *flags)
+    flags = ("--checkpoint", checkpoint, "--reducers-dir", "trained", "--limit", "12")
+    yield rig("eval", "--reducers", "vqtoken", "--budget", "4", *flags, code=1)
 
 
 def benched(rig: Rig) -> Iterator[Document]:
@@ -272,6 +326,7 @@ PRINTED: dict[str, Callable[[Rig], Iterator[Document]]] = {
     "train": trained,
     "import": imported,
     "export, assemble, check": bundled,
+    "parity": reported,
     "build": built,
     "eval": evaluated,
     "eval --reducers": reduced,

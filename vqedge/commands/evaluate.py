@@ -17,13 +17,13 @@ from vqedge.commands.baselines import (
     print_comparison,
     report_of,
 )
-from vqedge.commands.frames import reader_of, require_frames
+from vqedge.commands.frames import reader_of, require_all_read, require_frames
 from vqedge.commands.measured import machine, model_of_bundle, model_of_checkpoint, versions
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, suite_items, suite_version
-from vqedge.errors import UsageError, VideoError
+from vqedge.errors import UsageError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
@@ -143,13 +143,7 @@ def run_eval(
         json_result(report.to_dict() | told | _measured(answerer, bundle, wanted))
     else:
         _print_table(report)
-    for failure in report.failed:
-        say(f"failed: {failure}")
-    if report.failed:
-        raise VideoError(
-            f"{len(report.failed)} clips or questions could not be read; they are listed above, "
-            "the figures are of all others"
-        )
+    require_all_read(report.failed)
 
 
 def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> PerturbedAnswerer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.bundle import EncoderRecord
+from vqedge.commands.output import say
 from vqedge.config import EncoderConfig
 from vqedge.data.jsonl import FrameReader, VideoFile
 from vqedge.data.suites import Item
@@ -62,6 +63,24 @@ def require_frames(items: Iterable[Item], option: str, purpose: str) -> None:
             raise ConfigError(
                 f"{option}: {clip.path} holds no frames to {purpose}; name its video in the suite"
             )
+
+
+def require_all_read(failed: Sequence[str]) -> None:
+    """Say what of a suite could not be read, once the figures of the rest are printed.
+
+    Args:
+        failed: why, a line for each clip or question.
+
+    Raises:
+        VideoError: there is one.
+    """
+    for failure in failed:
+        say(f"failed: {failure}")
+    if failed:
+        raise VideoError(
+            f"{len(failed)} clips or questions could not be read; they are listed above, "
+            "the figures are of all others"
+        )
 
 
 def frames_in_folder(

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from vqedge.budget import ADAPTIVE, budget_from_text, codes_from_budget
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
+from vqedge.commands.frames import require_all_read
 from vqedge.commands.measured import machine, model_of_checkpoint
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import QuantizerConfig
 from vqedge.data.suites import Item, suite_items, suite_version
-from vqedge.errors import UsageError
+from vqedge.errors import UsageError, VideoError, VqtError
 from vqedge.evaluate import EvalReport, evaluate
 from vqedge.reducers import (
     PREFIX,
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 OWN = "vqtoken"  # the checkpoint's own quantizer; its row says its kind if that is no k-means
 _CLIPS = 5  # that time, memory and error are measured on
 _AUTO = "auto"
-_KEYS = ("n", "accuracy", "interval", "tokens_mean", "tokdense", "by_kind")
+_KEYS = (
+    *("n", "clips", "accuracy", "interval", "by_clip", "failed"),
+    *("tokens_mean", "tokdense", "by_kind"),
+)
 _TOOLS = ("torch", "onnxruntime", "transformers")
 
 
@@ -141,6 +145,8 @@ def run_reducers(
     Raises:
         UsageError: no checkpoint, or a reducer or budget that is none.
         ConfigError: a budget that the checkpoint does not have.
+        VideoError: clips or questions cannot be read; all others were asked, and the rows are
+            printed.
     """
     if checkpoint is None:
         raise UsageError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
@@ -156,6 +162,7 @@ def run_reducers(
         json_result(bench.head(suite) | {"rows": rows})
     else:
         _print_table(rows)
+    require_all_read(list(dict.fromkeys(line for row in rows for line in row["failed"])))
 
 
 class _Bench:
@@ -168,6 +175,7 @@ class _Bench:
         self.answerer = opened_checkpoint(checkpoint)
         self.patches: SharedPatches = SharedPatches(self.answerer)
         self.clips = [next(group) for _, group in groupby(items, key=lambda item: item.clip)]
+        self.timed = self._timed()
 
     def head(self, suite: str) -> dict[str, Any]:
         """What all rows share."""
@@ -179,7 +187,7 @@ class _Bench:
             "suite_version": suite_version(suite),
             "n": len(self.items),
             "clips": len(self.clips),
-            "timed_clips": min(_CLIPS, len(self.clips)),
+            "timed_clips": len(self.timed),
             "model": model_of_checkpoint(self.checkpoint),
             "checkpoint": {"name": self.checkpoint.name, "steps": steps_of(self.checkpoint)},
             "frames": answerer.frames,
@@ -227,12 +235,28 @@ class _Bench:
         """Answers and costs at every budget."""
         from vqedge.commands.reducer_costs import Costs
 
-        costs = Costs(reduced(1), self.clips[:_CLIPS])
+        costs = Costs(reduced(1), self.timed)
         for budget in budgets:
             say(f"{name}, {protocol}, budget {_shown(budget)}")
             report = evaluate(reduced(budget), name, self.items)
             row = _row(name, protocol, budget, report) | costs.at(budget)
             yield row | {"prefill_gflops": self._prefill(report)}
+
+    def _timed(self) -> list[Item]:
+        """Questions about the first clips that can be read, whose patches are then there."""
+        found, failed = list[Item](), list[VideoError | VqtError]()
+        for item in self.clips:
+            try:
+                self.patches.of(item)
+            except (VideoError, VqtError) as error:
+                failed.append(error)
+                continue
+            found.append(item)
+            if len(found) == _CLIPS:
+                break
+        if not found:
+            raise VideoError(str(failed[0]))
+        return found
 
     def _quantizer(self, name: str) -> nn.Module:
         from vqedge.model.reducers.registry import named_quantizer
