@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import vqedge_here
+from pydantic import BaseModel
 from test_baselines import Stub, write_checkpoint
 from test_engines import record
 from test_reducers_command import ASKING
@@ -35,6 +36,7 @@ from vqedge_export.report import (
     AnswerParity,
     BackendParity,
     CodebookParity,
+    MeasuredVariant,
     ParityReport,
     VariantParity,
 )
@@ -194,29 +196,21 @@ def bundled(rig: Rig) -> Iterator[Document]:
 
 
 def reported(_: Rig) -> Iterator[Document]:
-    """Of a report in which everything was measured."""
-    report, codebook = (
-        parity_report("Q8_0", tolerance=TOLERANCES["Q8_0"]),
-        dict.fromkeys(CodebookParity.model_fields, 0),
-    )
-    figures = dict.fromkeys(VariantParity.model_fields, 0)
-    asked_all = dict.fromkeys(AnswerParity.model_fields, 0) | {"suite": "a", "version": "b"}
-    backend = dict.fromkeys(BackendParity.model_fields, 0) | {
-        "backend": "a",
-        "engine": None,
-        "reference": "b",
-        "clips_of": "videos",
-        "answers": asked_all,
+    """A report in which everything was measured."""
+    some = parity_report("Q8_0", tolerance=TOLERANCES["Q8_0"]).model_dump()
+    answers = zeros(AnswerParity, suite="a", version="b")
+    named = {"backend": "a", "engine": None, "reference": "b", "clips_of": "videos"}
+    found = {
+        "codebook": zeros(CodebookParity),
+        "variants": {"int8": zeros(MeasuredVariant, sha256="ab")},
+        "flips": {"int8": zeros(VariantParity)},
+        "backends": {"openvino": zeros(BackendParity, **named, answers=answers)},
     }
-    yield ParityReport.model_validate(
-        report.model_dump()
-        | {
-            "codebook": codebook,
-            "variants": {"int8": figures | {"sha256": "ab"}},
-            "flips": {"int8": figures},
-            "backends": {"openvino": backend},
-        }
-    ).model_dump(mode="json")
+    yield ParityReport.model_validate(some | found).model_dump(mode="json")
+
+
+def zeros(record: type[BaseModel], **values: Any) -> Document:
+    return dict.fromkeys(record.model_fields, 0) | values
 
 
 def built(rig: Rig) -> Iterator[Document]:
