@@ -24,7 +24,7 @@ from vqedge.progress import Clock, tell
 from vqedge.recipe import TrainConfig
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import RunFolder
-from vqedge.training.inputs import refuse_faults, sources_of
+from vqedge.training.inputs import refuse_faults, shared_videos, sources_of
 from vqedge.training.processes import accelerator_for, told_of
 from vqedge.training.run import Run, compiles
 
@@ -78,7 +78,8 @@ def _trained(
     shown, kept_back = inputs
     compiled = compiles(config, accelerator.device)
     if accelerator.is_main_process:
-        tell(told_of(config, accelerator, compiled))
+        for line in (told_of(config, accelerator, compiled), *shared_videos(shown, kept_back)):
+            tell(line)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, shown, quantizer, accelerator, clock)
     if clips is None:

@@ -205,6 +205,31 @@ def test_what_is_wrong_with_an_input_is_said_before_any_clip_is_encoded(
         run(config_for(output, **changes.get(fault, {})), resume=True)
 
 
+def test_a_video_that_is_trained_on_and_validated_with_is_told_before_any_clip_is_encoded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encoding(*_: object) -> None:
+        raise Encoded
+
+    monkeypatch.setattr("vqedge.train.training_clips", encoding)
+    ours, theirs = jsonl_pair(tmp_path)
+    lines = theirs.path.read_text()
+    data = DataConfig(sources=(WorldConfig(), ours), budgets=BUDGETS)
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
+    (tmp_path / "new.mp4").touch()
+    for kept, told in (
+        (lines, "3 of its 3 videos"),
+        (lines.replace("a.mp4", "link.mp4").replace("b.mp4", "new.mp4"), "2 of its 3 videos"),
+        (lines.splitlines()[0].replace("a.mp4", "new.mp4"), None),
+    ):
+        theirs.path.write_text(kept)
+        with pytest.raises(Encoded):
+            run(config_for(tmp_path / "run", data=data, validation=(WorldConfig(seed=2), theirs)))
+        line = f"{theirs.path}: {told} are in {ours.path}, too, as a.mp4; validation will say"
+        said = capsys.readouterr().err
+        assert line in said if told else "validation will say" not in said
+
+
 INPUTS_SAY = {
     "photos": r"none\.jsonl: cannot be read",
     "lines": r"none\.jsonl: cannot be read",

@@ -141,6 +141,11 @@ class JsonlClips:
         told = repr([self._state(clip.video) for clip in self._clips])
         return f"jsonl{_VERSION}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
+    @property
+    def videos(self) -> frozenset[Path]:
+        """The files that its clips are of, wherever links to them lead."""
+        return frozenset(clip.video.path.resolve() for clip in self._clips)
+
     @cached_property
     def _clips(self) -> tuple[FileClip, ...]:
         found = questions_from_jsonl(self.path)

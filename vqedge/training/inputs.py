@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 
 from vqedge.base.weights import llm_weights
 from vqedge.data.clips import ClipSource
+from vqedge.data.jsonl import JsonlClips
 from vqedge.data.sources import FrameReader, source_from_config
 from vqedge.model.checkpoint import refuse_other_model
 from vqedge.recipe import SourceConfig, TrainConfig
@@ -38,3 +40,19 @@ def refuse_faults(config: TrainConfig, sources: Iterable[ClipSource], begins: bo
     for source in sources:
         _ = source.fingerprint  # reads its file
     llm_weights(config.model.llm, config.base)
+
+
+def shared_videos(shown: Sequence[ClipSource], kept_back: Sequence[ClipSource]) -> Iterator[str]:
+    """A line for every two files of questions, to train on and to validate with, about one video.
+
+    Raises:
+        DatasetError: a file is missing or malformed.
+    """
+    for ours, theirs in product(shown, kept_back):
+        if isinstance(ours, JsonlClips) and isinstance(theirs, JsonlClips):
+            both = sorted(path.name for path in ours.videos & theirs.videos)
+            if both:
+                yield (
+                    f"{theirs.path}: {len(both)} of its {len(theirs.videos)} videos are in "
+                    f"{ours.path}, too, as {both[0]}; validation will say little of any others"
+                )
