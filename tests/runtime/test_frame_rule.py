@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import re
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from av.video.reformatter import Interpolation
 from PIL import Image
 from video_maker import image_bytes, numbered, numbers_in, write_video
 
 from vqedge.sampling import FrameRule
 from vqedge_runtime.video import clip_from_path, clips_from_path
+from vqedge_runtime.video.canvas import _FILTERS
+from vqedge_runtime.video.clip import _instants_s, _Request
+from vqedge_runtime.video.source import never
 
+PAGE = Path(__file__).parents[2] / "docs/bundle-format.md"
 ENDS, BICUBIC = FrameRule(sampling="ends"), FrameRule(resize="stretch-bicubic")
 B_FRAMES = {"g": "12", "bf": "3", "crf": "10", "sc_threshold": "0", "preset": "veryfast"}
 RATES = {
@@ -44,6 +51,29 @@ def test_frames_by_their_numbers(tmp_path: Path, name: str, frames: int) -> None
     path = write_video(tmp_path / name, times, codec, options=options, rate=RATES[name])
     clip = clip_from_path(path, frames, SIZE, rule=ENDS)
     assert numbers_in(clip.frames_thwc) == by_number(FRAMES, frames)
+
+
+@pytest.mark.parametrize(("frames", "count"), [(1, 9), (8, 1), (8, 31), (64, 154), (64, 274)])
+def test_numbers_are_those_of_the_page(frames: int, count: int) -> None:
+    """docs/bundle-format.md: a floor in float64, which is not the exact one where T is 64."""
+    numbers = [0]
+    if frames > 1:
+        step = (count - 1) / (frames - 1)
+        numbers = [math.floor(i * step) for i in range(frames - 1)] + [count - 1]
+    request = _Request(Path(), frames, SIZE, [], ENDS, never)
+    start_s, length_s = 2.0, count / 30
+    times = [start_s + (j + 0.5) / count * length_s for j in numbers]
+    assert _instants_s(request, (start_s, start_s + length_s), 1 / 30) == pytest.approx(times)
+
+
+def test_the_page_names_the_flags_of_the_filters() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    told = text[text.index("`resize` says how") : text.index("## The bridge")]
+    both = 1 << 13 | 1 << 18 | 1 << 19  # of swscale.h
+    names = {"SWS_FULL_CHR_H_INT", "SWS_ACCURATE_RND", "SWS_BITEXACT", "SWS_AREA", "SWS_BICUBIC"}
+    assert set(re.findall(r"SWS_\w+", told)) == names
+    filters = dict(re.findall(r"`(stretch[a-z-]*)` with `SWS_(\w+)`", told))
+    assert {name: Interpolation[flag] | both for name, flag in filters.items()} == _FILTERS
 
 
 def test_spans_have_ends_of_their_own(tmp_path: Path) -> None:
