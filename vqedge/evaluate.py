@@ -169,6 +169,7 @@ class EvalReport:
         baselines: the same questions through something else, by what it is.
         facts: those of right descriptions, and which of them the answers tell.
         described: answers that tell all of them and nothing else, in any order.
+        by_group: answers by group of kinds, where a suite has such.
     """
 
     suite: str
@@ -183,6 +184,7 @@ class EvalReport:
     baselines: dict[str, EvalReport] = field(default_factory=dict)
     facts: Tally = field(default_factory=Tally)
     described: Tally = field(default_factory=Tally)
+    by_group: dict[str, Tally] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values.
@@ -198,12 +200,14 @@ class EvalReport:
             for kind, tally in sorted(self.by_kind.items())
         }
         told = {"facts": self.facts, "described": self.described} if self.facts.total else {}
+        by_group = {group: tally.to_dict() for group, tally in sorted(self.by_group.items())}
         baselines = {name: report.to_dict() for name, report in self.baselines.items()}
         return {
             "suite": self.suite,
             **self.overall.to_dict(),
             "prior": sum(prior.right for prior in self.priors.values()) / self.overall.total,
             "by_kind": by_kind,
+            **({"by_group": by_group} if by_group else {}),
             "by_clip": {"right": self.overall.right, "asked": self.overall.asked},
             "tokens_mean": self.tokens_mean,
             "tokens_before": self.tokens_before,
@@ -236,12 +240,15 @@ def evaluate(
     """
     overall, tokens, failed = Tally(), 0, list[str]()
     by_kind: dict[str, Tally] = {}
+    by_group: dict[str, Tally] = {}
     answered: list[tuple[Item, str]] = []
     for item, reply in _answered(answerer, items, failed):
         hit = reply.text == item.answer if item.choices else is_right(reply.text, item.answer)
         tokens += reply.tokens
         overall.add(hit, item.clip)
         by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
+        if item.group:
+            by_group.setdefault(item.group, Tally()).add(hit, item.clip)
         answered.append((item, reply.text))
         on_item(item, reply, hit)
     if not overall.total:
@@ -259,6 +266,7 @@ def evaluate(
         {"backend": answerer.backend},
         facts=facts,
         described=described,
+        by_group=by_group,
     )
 
 

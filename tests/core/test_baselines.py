@@ -196,8 +196,9 @@ def run(
 
     def run(**options: Any) -> tuple[str, str]:
         as_json = options.pop("as_json", False)
+        suite = options.pop("suite", "synthetic")
         wanted = EvalOptions(checkpoint=ours, limit=40, **options)
-        evaluating.run_eval("synthetic", options=wanted, as_json=as_json)
+        evaluating.run_eval(suite, options=wanted, as_json=as_json)
         return capsys.readouterr()
 
     return run
@@ -251,6 +252,22 @@ def test_the_report_says_what_was_measured(
     assert json.loads(run(as_json=True, budget="auto")[0])["budget"] == "auto"
     (tmp_path / "ours" / LORA).write_bytes(b"other weights")
     assert json.loads(run(as_json=True)[0])["model"]["checkpoint_sha256"] != sha256
+
+
+def test_kinds_of_next_qa_are_told_together_too_and_so_is_what_is_missing(
+    run: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    lines = [f"{n},what,0,{kind},a,b,c,d,e" for n, kind in ((1, "CW"), (1, "CH"), (2, "TN"))]
+    path = tmp_path / "val.csv"
+    path.write_text("\n".join(["video,question,answer,type,a0,a1,a2,a3,a4", *lines]))
+    (tmp_path / "1.mp4").touch()
+    asked: dict[str, Any] = {"suite": str(path), "videos": tmp_path}
+    document = json.loads(run(as_json=True, **asked)[0])
+    assert document["missing"] == 1 and document["by_group"]["C"]["n"] == document["n"] == 2
+    rows = [line.split()[:4] for line in run(**asked)[0].splitlines()[1:4]]
+    assert rows == [
+        [name, "100.0%", "of", n] for name, n in (("CH", "1"), ("CW", "1"), ("C*", "2"))
+    ]
 
 
 def test_a_bundle_is_told_by_its_digests(tmp_path: Path) -> None:

@@ -248,6 +248,17 @@ def test_a_report_counts_by_kind_and_overall() -> None:
     ]
 
 
+def test_a_report_counts_by_group_too_where_there_are_such() -> None:
+    items = items_of("CW:red", "CH:red", "TN:red")
+    assert "by_group" not in evaluate(Parrot(["red"] * 3), "mine", items).to_dict()
+    grouped = [replace(item, group=item.kind[0]) for item in items]
+    document = evaluate(Parrot(["red", "blue", "red"]), "mine", grouped).to_dict()
+    assert list(document["by_kind"]) == ["CH", "CW", "TN"]
+    one = {"n": 1, "clips": 1, "accuracy": 1.0, "interval": list(wilson_interval(1, 1))}
+    assert document["by_group"]["T"] == one
+    assert document["by_group"]["C"]["n"] == 2 and document["by_group"]["C"]["accuracy"] == 0.5
+
+
 def test_extra_keys_are_added_and_no_token_means_no_density() -> None:
     tally = Tally()
     tally.add(True, "a clip")

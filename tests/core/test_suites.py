@@ -21,6 +21,7 @@ from vqedge.data.seeds import CONFIRM_SEED, PHOTOS_SEED, SYNTHETIC_SEED
 from vqedge.data.suites import (
     Item,
     frames_of,
+    missing_videos,
     suite_items,
     suite_version,
 )
@@ -290,7 +291,20 @@ def test_a_next_qa_file(tmp_path: Path, videos: Path, prefix: str, mark: str) ->
     (item,) = suite_items(f"{prefix}{path}", videos=videos)  # 999 is not there: left out
     choices = ("roll", "tap", "strum", "hit", "pat")
     clip = VideoFile(videos / "4010069381.mp4")
-    assert item == Item(clip, "CH", "how do the two man play?", "strum", choices)
+    assert item == Item(clip, "CH", "how do the two man play?", "strum", choices, group="C")
+    assert missing_videos(f"{prefix}{path}", videos) == 1 and missing_videos("synthetic") == 0
+
+
+def test_next_qa_videos_lie_in_folders_as_its_map_has_them(tmp_path: Path, videos: Path) -> None:
+    (videos / "1164").mkdir()
+    for name in ("7.mkv", "4010069381.mp4", "9.txt"):
+        (videos / "1164" / name).touch()
+    (videos / "8.mp4").mkdir()  # of frames, maybe
+    names = ("7", "4010069381", "8", "9")
+    path = nextqa(tmp_path, *(ROW.replace("4010069381", name) for name in names))
+    clips = [item.clip for item in suite_items(str(path), videos=videos)]
+    assert clips == [VideoFile(videos / "1164/7.mkv"), VideoFile(videos / "4010069381.mp4")]
+    assert missing_videos(str(path), videos) == 2
 
 
 def test_questions_about_a_video_come_one_after_another(

@@ -22,7 +22,7 @@ from vqedge.commands.measured import machine, model_of_bundle, model_of_checkpoi
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
-from vqedge.data.suites import Item, frames_of, suite_items, suite_version
+from vqedge.data.suites import Item, frames_of, missing_videos, suite_items, suite_version
 from vqedge.errors import UsageError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
@@ -139,7 +139,11 @@ def run_eval(
         for other in others:
             report.baselines[other.name] = _asked(other, suite, items, wanted.show)
     if as_json:
-        told = {"suite_version": suite_version(suite), "limit": wanted.limit}
+        told = {
+            "suite_version": suite_version(suite),
+            "limit": wanted.limit,
+            "missing": missing_videos(suite, wanted.videos),
+        }
         json_result(report.to_dict() | told | _measured(answerer, bundle, wanted))
     else:
         _print_table(report)
@@ -200,7 +204,8 @@ def _print_table(report: EvalReport) -> None:
         f"{report.suite}: {document['accuracy']:.1%} of {document['n']} [{low:.1%}, {high:.1%}] "
         f"(answered blindly: {document['prior']:.1%})"
     )
-    for kind, row in document["by_kind"].items():
+    groups = {f"{group}*": row for group, row in document.get("by_group", {}).items()}
+    for kind, row in (document["by_kind"] | groups).items():
         low, high = row["interval"]
         result(f"  {kind:<12} {row['accuracy']:6.1%}  of {row['n']} [{low:.1%}, {high:.1%}]")
     if "facts" in document:

@@ -64,7 +64,10 @@ class DrawnClip(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a suite, as in `QuestionAnswer`; `facts` are those that the answer tells."""
+    """One question of a suite, as in `QuestionAnswer`.
+
+    `facts` are those that the answer tells; `group` is of kinds that are told together, too.
+    """
 
     clip: DrawnClip | VideoFile
     kind: str
@@ -73,6 +76,7 @@ class Item:
     choices: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,13 @@ class Suite:
         items: from what follows the name's colon, and the folder of videos.
         version: names what is asked, from what follows the name's colon.
         limit: how many questions are asked if nobody says so.
+        missing: how many of its videos are not in the folder.
     """
 
     items: Callable[[str, Path | None], Iterator[Item]]
     version: Callable[[str], str]
     limit: int
+    missing: Callable[[str, Path | None], int] = lambda *_: 0
 
 
 def frames_of(
@@ -152,6 +158,21 @@ def suite_version(name: str) -> str:
     """
     suite, rest = _suite_and_rest(name)
     return suite.version(rest)
+
+
+def missing_videos(name: str, videos: Path | None = None) -> int:
+    """How many videos of a suite are not there, whose questions `suite_items` leaves out.
+
+    Args:
+        name: as for `suite_items`.
+        videos: as for `suite_items`.
+
+    Raises:
+        UsageError: no such suite.
+        DatasetError: its file cannot be read.
+    """
+    suite, rest = _suite_and_rest(name)
+    return suite.missing(rest, videos)
 
 
 def _suite_and_rest(name: str) -> tuple[Suite, str]:
@@ -253,8 +274,8 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
         raise UsageError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
     if not videos.is_dir():
         raise DatasetError(f"--videos {videos}: no such folder; give that of the suite's videos")
+    files = _videos_by_name(videos)
     found: dict[str, list[Item]] = {}
-    missing: set[str] = set()
     for number, row in enumerate(_csv_rows(path), start=2):
         try:
             choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
@@ -262,16 +283,20 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
             kind, question = row["type"], row["question"].rstrip("?") + "?"
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error!r})") from error
-        clip = _find_video(videos, video)
-        if clip is None:
-            missing.add(video)
-        else:
-            item = Item(VideoFile(clip), kind, question, answer, choices)
+        if video in files:
+            clip = VideoFile(files[video])
+            item = Item(clip, kind, question, answer, choices, group=kind[:1])
             found.setdefault(video, []).append(item)
-    if missing:
-        logger.warning("%s: %d videos are not in %s", path, len(missing), videos)
+    if missing := _nextqa_missing(rest, videos):
+        logger.warning("%s: %d videos are not in %s", path, missing, videos)
     for asked in found.values():  # the file has the questions about a video far apart
         yield from asked
+
+
+def _nextqa_missing(rest: str, videos: Path | None) -> int:
+    """Videos of the file that are not there: the data set is often kept in part."""
+    files = _videos_by_name(videos) if videos else {}
+    return len({row["video"] for row in _csv_rows(Path(rest))} - files.keys())
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
@@ -282,12 +307,13 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
         raise DatasetError(f"{path}:{rows.line_num}: not a CSV file ({error})") from error
 
 
-def _find_video(videos: Path, name: str) -> Path | None:
-    """The file of a NExT-QA id, or None: the data set is often kept in part."""
-    if Path(name).name != name:
-        return None
-    found = (videos / f"{name}{suffix}" for suffix in _VIDEO_SUFFIXES)
-    return next((path for path in found if path.is_file()), None)
+def _videos_by_name(videos: Path) -> dict[str, Path]:
+    """The videos of a folder and of those in it, as the data set's map puts them, by their ids."""
+    found: dict[str, Path] = {}
+    for path in (*sorted(videos.glob("*")), *sorted(videos.glob("*/*"))):
+        if path.suffix in _VIDEO_SUFFIXES and path.is_file():
+            found.setdefault(path.stem, path)
+    return found
 
 
 def _version_of_file(rest: str) -> str:
@@ -301,5 +327,5 @@ SUITES: dict[str, Suite] = {
     "photos-confirm": _endless(_confirming, _one_per_kind, f"asked{_PHOTOS_ASKED}"),
     "captions": _endless(_synthetic_or_photos, _description, f"captions{_CAPTIONS_ASKED}"),
     "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
-    "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS),
+    "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS, missing=_nextqa_missing),
 }
