@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from command_line import run_vqedge
+from jinja2 import Template
 from other_runtime import Server, served
 
 from vqedge.commands.encode import EncodeOptions, run_encode
@@ -20,6 +22,9 @@ from vqedge_runtime import VideoQA
 from vqedge_runtime.answers import Video
 from vqedge_runtime.evidence import find_evidence
 from vqedge_runtime.video_words import PromptPiece, prompt_piece
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
 
 ROOT = Path(__file__).parents[2]
 QUESTION, ANSWER = "What color is the circle?", "red"
@@ -137,6 +142,32 @@ def test_a_file_to_write_is_needed_where_no_words_are_printed(demo_clip: Path) -
 
 
 # ---- there
+
+
+@pytest.fixture(scope="module")
+def binding(words_bundle: Path, words_qa: VideoQA) -> Iterator[Llama]:
+    """llama-cpp-python by itself, whose sampler chain does not know of suppressed tokens."""
+    assert words_qa.llm, "which has loaded llama.cpp with threads that sleep soon"
+    from llama_cpp import Llama
+
+    path = str(words_bundle / "llm.gguf")
+    with closing(Llama(path, n_ctx=1024, n_batch=64, n_threads=1, verbose=False)) as llm:
+        yield llm
+
+
+def test_a_prompt_is_what_the_page_of_bundles_says(
+    binding: Llama, words_qa: VideoQA, piece: PromptPiece
+) -> None:
+    template = Template(binding.metadata["tokenizer.chat_template"])
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "[[mark]]"}]
+    text = template.render(messages=messages, add_generation_prompt=True)
+    before, after = text.split("[[mark]]")
+
+    def ids(text: str, special: bool) -> list[int]:
+        return binding.tokenize(text.encode(), add_bos=False, special=special)
+
+    asked = [*ids(before, True), *piece.ids, *ids(f"\n{QUESTION}", False), *ids(after, True)]
+    assert asked == prompt(words_qa, piece, " What  color\tis the circle?\n")
 
 
 def test_it_answers_from_ids_and_from_text(
