@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.checkpoint import checkpoint_sha256
+from vqedge.intervals import paired_interval
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "docs" / "measured"
@@ -67,6 +68,26 @@ def share(document: dict[str, Any], places: int = 1) -> str:
     """An accuracy with its interval."""
     low, high = (f"{bound:.{places}%}" for bound in document["interval"])
     return f"{document['accuracy']:.{places}%} [{low}, {high}]"
+
+
+def points(document: dict[str, Any], reference: dict[str, Any]) -> str:
+    """Percentage points from another on the same questions, with the interval of the difference.
+
+    Without an interval where the documents do not say how many were right about each clip; nothing
+    from itself.
+    """
+    if document is reference:
+        return ""
+    difference = document["accuracy"] - reference["accuracy"]
+    ours, theirs = (each.get("by_clip", {}) for each in (document, reference))
+    if not ours or ours["asked"] != theirs.get("asked"):
+        return _signed(difference)
+    _, low, high = paired_interval(ours["right"], theirs["right"], ours["asked"])
+    return f"{_signed(difference)} [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(difference: float) -> str:
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def _line(cells: Sequence[object]) -> str:

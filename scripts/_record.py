@@ -41,7 +41,7 @@ def record_quant(export: dict[str, Any], evaluation: dict[str, Any]) -> None:
         "quantization": parity["quantization"],
         "llm_mb": export["files"]["llm.gguf"] / 1e6,
         "accuracy": evaluation["accuracy"],
-        "n": evaluation["n"],
+        **{key: evaluation[key] for key in ("interval", "n", "clips", "by_clip", "model")},
         "top1_agreement": parity["llm"]["top1_agreement"],
         "kl_mean": parity["llm"]["kl_mean"],
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from _pages import ROOT, measured, share, table, write_or_compare
+from _pages import ROOT, measured, points, share, table, write_or_compare
 
+from vqedge.commands.reducers import OWN
 from vqedge.flops import (
     Transformer,
     cross_attended,
@@ -56,15 +57,28 @@ def _facts(document: dict[str, Any]) -> str:
         f"checkpoint `{document['checkpoint']['name']}` as its training of "
         f"{document['checkpoint']['steps']} steps left it, {document['tokens_before']:,} patches "
         f"of {document['frames']} frames. {document['machine']}; {versions}. Brackets are 95 % "
-        f"Wilson intervals: rows whose intervals overlap are not told apart.{few}"
+        f"intervals, as in [results.md](results.md).{_told_apart(document['rows'])}{few}"
+    )
+
+
+def _told_apart(rows: list[dict[str, Any]]) -> str:
+    """How to compare rows."""
+    if all("by_clip" in row for row in rows):
+        return " Rows are told apart by their points from k-means, clip by clip."
+    return (
+        " All rows are of the same questions, so that two may differ whose intervals overlap; this "
+        "document does not say how many were right about each clip."
     )
 
 
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     drop_in = [row for row in rows if row["protocol"] == "drop-in"]
-    heads = ("reducer", "accuracy", "tokens", "TokDense", *_COSTS)
     for budget in _budgets(drop_in):
-        lines = (_drop_in(row) for row in drop_in if row["budget"] == budget)
+        alike = [row for row in drop_in if row["budget"] == budget]
+        reference = _own(alike)
+        lines = (_drop_in(row, reference) for row in alike)
+        apart = ("points from k-means",) if reference else ()
+        heads = ("reducer", "accuracy", *apart, "tokens", "TokDense", *_COSTS)
         yield f"### {_as_many(budget)}, drop-in"
         yield table(heads, lines)
     trained = [row for row in rows if row["protocol"] == "trained"]
@@ -79,6 +93,17 @@ def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
         ("reducer", "steps", *map(_as_many, budgets)),
         (_trained(name, of_name, budgets) for name, of_name in by_name.items() if of_name),
     )
+    references = {budget: _own(trained, budget) for budget in budgets}
+    if any(references.values()):
+        yield "Points from k-means, as trained:"
+        yield table(
+            ("reducer", *map(_as_many, budgets)),
+            (
+                (name, *_points_by_budget(of_name, references))
+                for name, of_name in by_name.items()
+                if of_name and name != OWN
+            ),
+        )
     dropped_in = {row["reducer"] for row in drop_in}
     others = [row for row in trained if row["reducer"] not in dropped_in and "torch_ms" in row]
     if others:
@@ -103,10 +128,27 @@ def _as_many(budget: int | str) -> str:
     return "As many tokens as needed" if budget == "auto" else f"{budget} tokens"
 
 
-def _drop_in(row: dict[str, Any]) -> tuple[str, ...]:
+def _own(rows: list[dict[str, Any]], budget: int | str | None = None) -> dict[str, Any] | None:
+    """The row of k-means, if it says how many were right about each clip."""
+    of = (row for row in rows if row["reducer"] == OWN and budget in (None, row["budget"]))
+    return next((row for row in of if "by_clip" in row), None)
+
+
+def _points_by_budget(
+    rows: list[dict[str, Any]], references: Mapping[int | str, dict[str, Any] | None]
+) -> Iterator[str]:
+    """Of one checkpoint at every budget that it and k-means have."""
+    found = {row["budget"]: row for row in rows}
+    for budget, reference in references.items():
+        both = reference is not None and budget in found
+        yield points(found[budget], reference) if both else ""
+
+
+def _drop_in(row: dict[str, Any], reference: dict[str, Any] | None) -> tuple[str, ...]:
     return (
         row["reducer"],
         share(row, places=0),
+        *((points(row, reference),) if reference else ()),
         f"{row['tokens_mean']:.1f}",
         f"{row['tokdense']:.2f}",
         *_costs(row),

@@ -7,10 +7,18 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from _pages import BUDGETS, ROOT, all_measured, measured, share, table, write_or_compare
+from _pages import (
+    BUDGETS,
+    ROOT,
+    all_measured,
+    measured,
+    points,
+    share,
+    table,
+    write_or_compare,
+)
 
 from vqedge.commands.baselines import COMPARISONS
-from vqedge.intervals import paired_interval
 
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 TEMPLATE = ROOT / "scripts" / "results.template.md"
@@ -96,15 +104,16 @@ def _accuracy() -> dict[str, object]:
     documents = {budget: measured(f"budget_{budget}") for budget in BUDGETS}
     usual = documents[DEFAULT]
     rows = (
-        (budget, f"{d['tokens_mean']:.1f}", share(d), f"{d['tokdense']:.2f}")
+        (budget, f"{d['tokens_mean']:.1f}", share(d), points(d, usual), f"{d['tokdense']:.2f}")
         for budget, d in documents.items()
     )
+    heads = ("`--budget`", "mean tokens", "accuracy", f"points from {DEFAULT}", "TokDense")
     return {
         "bundle": f"{usual['backend']['encoder']}, {usual['backend']['llm']}",
         "asked": _asked(usual),
         "patches": f"{usual['tokens_before']:,}",
         "frames": usual["frames"],
-        "budgets": table(("`--budget`", "mean tokens", "accuracy", "TokDense"), rows),
+        "budgets": table(heads, rows),
         "default_budget": DEFAULT,
         "kinds": _by_kind(usual),
     }
@@ -196,7 +205,7 @@ def _trained_alike(document: dict[str, Any]) -> dict[str, object]:
 def _in_points(reference: dict[str, Any], others: Mapping[str, dict[str, Any]]) -> str:
     """Trainings beside the one that they are compared with, a row each."""
     rows = [
-        (name, f"{d['tokens_mean']:.1f}", share(d), _paired(d, reference))
+        (name, f"{d['tokens_mean']:.1f}", share(d), points(d, reference))
         for name, d in others.items()
     ]
     told = ("VQ", f"{reference['tokens_mean']:.1f}", share(reference), "")
@@ -210,14 +219,14 @@ def _exported(checkpoint: dict[str, Any]) -> dict[str, str]:
             d["quantization"],
             f"{d['llm_mb']:.0f} MB",
             f"{d['accuracy']:.1%}",
-            _points(d, checkpoint),
+            points(d, checkpoint),
             f"{d['top1_agreement']:.1%}",
             f"{d['kl_mean']:.4f}",
         )
         for d in sorted(all_measured("quant_*"), key=lambda d: -float(d["llm_mb"]))
     )
     encoders = (
-        (d["backend"]["encoder"], share(d), _points(d, checkpoint))
+        (d["backend"]["encoder"], share(d), points(d, checkpoint))
         for d in map(measured, ("eval_bundle", "encoder_onnxruntime-int8", "encoder_openvino"))
     )
     heads = ("`--llm-quant`", "file", "accuracy", "points from PyTorch")
@@ -305,7 +314,7 @@ def _words() -> dict[str, str]:
         "words": words,
     }
     told = (
-        (name, f"{d['tokens_mean']:.1f}", share(d), _points(d, rows)) for name, d in forms.items()
+        (name, f"{d['tokens_mean']:.1f}", share(d), points(d, rows)) for name, d in forms.items()
     )
     used = json.loads(USAGE.read_text(encoding="utf-8"))["codebook"]
     levels = zip(used["usage"], used["dead"], used["perplexity"], strict=True)
@@ -364,18 +373,6 @@ def _ids(document: dict[str, Any]) -> str:
 
 def _asked(document: dict[str, Any]) -> str:
     return f"{document['n']:,} questions about {document['clips']} clips"
-
-
-def _paired(document: dict[str, Any], reference: dict[str, Any]) -> str:
-    """Points of difference on the same clips, with their interval."""
-    ours, theirs = document["by_clip"], reference["by_clip"]
-    found = paired_interval(ours["right"], theirs["right"], theirs["asked"])
-    points, low, high = (f"{100 * value:+.1f}" for value in found)
-    return f"{points} [{low}, {high}]"
-
-
-def _points(document: dict[str, Any], reference: dict[str, Any]) -> str:
-    return f"{100 * (document['accuracy'] - reference['accuracy']):+.1f}"
 
 
 def draw() -> None:

@@ -501,6 +501,22 @@ def test_the_page_has_a_row_for_each_and_says_what_is_missing() -> None:
     assert "Costs of those" not in page, "a document that has none"
 
 
+def test_the_page_tells_rows_apart_by_points_from_k_means() -> None:
+    own = {**DROP_IN, "reducer": OWN, "by_clip": {"right": [3] * 10, "asked": [4] * 10}}
+    tome = {**DROP_IN, "by_clip": {"right": [2] * 10, "asked": [4] * 10}}
+    own, tome = {**own, "accuracy": 0.75}, {**tome, "accuracy": 0.5}
+    trained = [{**row, "protocol": "trained", "steps": 120} for row in (own, tome)]
+    page = SCRIPT["page"]({**DOCUMENT, "rows": [own, tome, *trained]})
+    assert "told apart by their points from k-means" in page
+    assert "| reducer | accuracy | points from k-means | tokens |" in page
+    assert "| tome | 50% [35%, 65%] | -25.0 [-25.0, -25.0] | 8.0 |" in page
+    assert "| vqtoken | 75% [35%, 65%] | | 8.0 |" in page
+    assert "Points from k-means, as trained:\n\n| reducer | 8 tokens |" in page
+    assert "| tome | -25.0 [-25.0, -25.0] |\n" in page
+    older = SCRIPT["page"](DOCUMENT)
+    assert "points from k-means" not in older and "Points from k-means, as" not in older
+
+
 def test_the_page_has_the_row_of_an_adaptive_length() -> None:
     own = {**DROP_IN, "reducer": OWN, "budget": 16, "tokens_mean": 16.0}
     auto = {**own, "budget": "auto", "tokens_mean": 12.34}

@@ -12,7 +12,7 @@ import _pages
 import _record
 import _results
 import pytest
-from _pages import share, table, write_or_compare
+from _pages import points, share, table, write_or_compare
 
 from vqedge.data.suites import suite_items, suite_version
 from vqedge.evaluate import priors_of
@@ -30,6 +30,33 @@ def test_a_share_with_its_interval() -> None:
     document = {"accuracy": 0.9754, "interval": [0.9642, 0.9826]}
     assert share(document) == "97.5% [96.4%, 98.3%]"
     assert share(document, places=0) == "98% [96%, 98%]"
+
+
+def test_points_from_another_have_the_interval_of_their_difference() -> None:
+    ours = {"accuracy": 0.5, "by_clip": {"right": [2, 0, 1, 3], "asked": [3, 3, 3, 3]}}
+    theirs = {"accuracy": 1 / 3, "by_clip": {"right": [1, 1, 1, 1], "asked": [3, 3, 3, 3]}}
+    assert points(ours, theirs) == "+16.7 [-51.8, +85.1]"
+    assert points({"accuracy": 0.5}, theirs) == points(ours, {"accuracy": 1 / 3}) == "+16.7"
+    fewer = {"accuracy": 0.5, "by_clip": {"right": [2], "asked": [3]}}
+    assert points(fewer, theirs) == "+16.7", "not the same questions"
+    assert points({"accuracy": 0.3333}, theirs) == "+0.0"
+    assert points(ours, ours) == ""
+
+
+def test_what_a_type_of_weights_costs_is_kept_with_its_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_record, "MEASURED", tmp_path)
+    told = {"n": 4, "clips": 2, "accuracy": 0.5, "interval": [0.1, 0.9], "model": {"name": "a"}}
+    evaluation = {**told, "by_clip": {"right": [1, 1], "asked": [2, 2]}, "frames": 8}
+    llm = {"top1_agreement": 1.0, "kl_mean": 0.0}
+    export = {"parity": {"quantization": "F16", "llm": llm}, "files": {"llm.gguf": 2e6}}
+    for name, document in {"export": export, "eval": evaluation}.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    _record.main(["--quant", str(tmp_path / "export"), str(tmp_path / "eval")])
+    kept = json.loads((tmp_path / "quant_F16.json").read_text())
+    assert kept["by_clip"] == evaluation["by_clip"]
+    assert kept == {**kept, **told, "quantization": "F16", "llm_mb": 2.0}
 
 
 def test_a_stale_page_is_told_and_written(
