@@ -99,7 +99,8 @@ def write_index(photos: Path, things: Things, index: Path) -> Counter[str]:
     lines = list(index_lines(photos, things))
     index.parent.mkdir(parents=True, exist_ok=True)
     link = index.parent / NAME
-    if not link.exists():
+    if link.resolve() != photos.resolve():
+        link.unlink(missing_ok=True)  # it leads to where they were
         link.symlink_to(photos.resolve())
     index.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return Counter(line["split"] for line in lines)
