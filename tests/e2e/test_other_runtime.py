@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from command_line import run_vqedge
 from jinja2 import Template
@@ -168,6 +169,30 @@ def test_a_prompt_is_what_the_page_of_bundles_says(
 
     asked = [*ids(before, True), *piece.ids, *ids(f"\n{QUESTION}", False), *ids(after, True)]
     assert asked == prompt(words_qa, piece, " What  color\tis the circle?\n")
+
+
+def test_a_runtime_with_a_sampler_of_its_own_bans_the_words_itself(
+    binding: Llama, words_qa: VideoQA, piece: PromptPiece
+) -> None:
+    from llama_cpp import LogitsProcessorList
+
+    llm = words_qa.manifest.llm
+    assert llm.video_words
+    words = slice(llm.vocab_size - llm.video_words, None)
+
+    def without_words(
+        _: npt.NDArray[np.intc], logits: npt.NDArray[np.single]
+    ) -> npt.NDArray[np.single]:
+        logits[words] = -np.inf
+        return logits
+
+    reply = binding.create_completion(
+        prompt(words_qa, piece, QUESTION),
+        max_tokens=8,
+        temperature=0,
+        logits_processor=LogitsProcessorList([without_words]),
+    )
+    assert reply["choices"][0]["text"] == ANSWER
 
 
 def test_it_answers_from_ids_and_from_text(
