@@ -18,7 +18,7 @@ from _pages import MEASURED
 from vqedge.data.suites import suite_items, suite_version
 from vqedge.evaluate import priors_of
 
-_MADE = ("synthetic", "photos", "captions")
+_MADE = ("synthetic", "photos", "photos-confirm", "captions")
 
 
 def main(arguments: list[str]) -> int:

@@ -17,8 +17,10 @@ from _pages import (
     table,
     write_or_compare,
 )
+from _unbound import unbound_share
 
 from vqedge.commands.baselines import COMPARISONS
+from vqedge.data.suites import suite_items
 
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 TEMPLATE = ROOT / "scripts" / "results.template.md"
@@ -153,6 +155,7 @@ def _shown_less() -> dict[str, str]:
         "baselines": _beside_baselines(
             world, checkpoint, ("direction", "order", "color", "shape", "count")
         ),
+        "exist_unbound": f"{unbound_share(suite_items(world['suite'], world['n'])):.1%}",
         "photos_asked": _asked(photos),
         "photos_baselines": _beside_baselines(photos, photos_checkpoint, photos_kinds),
     }
