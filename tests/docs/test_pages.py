@@ -94,6 +94,12 @@ def test_a_figure_of_another_checkpoint_is_refused(
     assert _pages.measured("photos") == {"n": 2}, "an older one does not say"
 
 
+def test_figures_are_of_the_clips_that_pages_name() -> None:
+    assert _pages.measured("confirmed_photos")["suite"].startswith("photos-confirm:")
+    asked = suite_version(str(ROOT / "tests" / "bench" / "real_clips.jsonl"))
+    assert _pages.measured("real")["suite_version"] == asked
+
+
 def test_a_figure_outlives_the_command_that_fails(tmp_path: Path) -> None:
     text = (ROOT / "scripts" / "_env.sh").read_text(encoding="utf-8")
     keep = re.search(r"^keep\(\).*?^}$", text, flags=re.MULTILINE | re.DOTALL)
