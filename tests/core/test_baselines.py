@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,21 @@ def test_the_report_says_what_was_measured(
     assert json.loads(run(as_json=True, budget="auto")[0])["budget"] == "auto"
     (tmp_path / "ours" / LORA).write_bytes(b"other weights")
     assert json.loads(run(as_json=True)[0])["model"]["checkpoint_sha256"] != sha256
+
+
+def test_the_report_is_of_the_model_that_was_opened(
+    run: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = checkpoint_sha256(tmp_path / "ours")
+
+    def replies(_: Stub, items: Sequence[Item]) -> Iterator[Reply]:
+        shutil.rmtree(tmp_path / "ours", ignore_errors=True)  # while it is asked
+        yield from (Reply(item.answer, 16) for item in items)
+
+    monkeypatch.setattr(Stub, "replies", replies)
+    document = json.loads(run(as_json=True)[0])
+    assert document["model"] == {"name": "ours", "checkpoint_sha256": sha256}
+    assert (document["steps"], document["budget"], document["accuracy"]) == (300, 32, 1.0)
 
 
 def test_kinds_of_next_qa_are_told_together_too_and_so_is_what_is_missing(

@@ -20,6 +20,7 @@ from torch import nn
 import vqedge.cli
 import vqedge.commands.reducers as command
 from vqedge.budget import ADAPTIVE
+from vqedge.checkpoint import checkpoint_sha256
 from vqedge.commands import reducer_costs
 from vqedge.commands.reducer_costs import Costs
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
@@ -335,6 +336,33 @@ def test_clips_that_cannot_be_read_are_left_out_of_all_rows_and_told(
     assert timed == [f"{number}.mp4" for number in range(5)] and document["timed_clips"] == 5
     with pytest.raises(VideoError, match=r"bad\.mp4: no such codec"):
         ask(["bad.mp4"])
+
+
+def test_the_document_is_of_the_model_that_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Losing(Stub):
+        config = ModelConfig()
+        encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
+
+        def of(self, _: Item) -> None:
+            """Its patches."""
+
+        def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+            shutil.rmtree(checkpoint, ignore_errors=True)  # while it is asked
+            return super().replies(items)
+
+    stub, checkpoint = Losing(0.6), write_checkpoint(tmp_path / "ours")
+    sha256 = checkpoint_sha256(checkpoint)
+    monkeypatch.setattr(command, "opened_checkpoint", lambda _: stub)
+    monkeypatch.setattr(reduced_answer, "SharedPatches", lambda _: stub)
+    monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: stub)
+    monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
+    run_reducers(OWN, "synthetic", checkpoint, limit=20, trained=tmp_path / "none", as_json=True)
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["model"] == {"name": "ours", "checkpoint_sha256": sha256}
+    assert document["checkpoint"] == {"name": "ours", "steps": 300}
 
 
 def test_every_checkpoint_of_one_reducer_is_found(tmp_path: Path) -> None:

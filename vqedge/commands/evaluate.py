@@ -133,18 +133,14 @@ def run_eval(
         require_frames(items, "--baselines", "shuffle")
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, wanted)
+        told = _measured(answerer, suite, bundle, wanted) if as_json else {}
         others = _others(answerer, wanted)
         steps = steps_of(wanted.checkpoint) if wanted.checkpoint else None
         report = _asked(Subject(suite, lambda: answerer, steps), suite, items, wanted.show)
         for other in others:
             report.baselines[other.name] = _asked(other, suite, items, wanted.show)
     if as_json:
-        told = {
-            "suite_version": suite_version(suite),
-            "limit": wanted.limit,
-            "missing": missing_videos(suite, wanted.videos),
-        }
-        json_result(report.to_dict() | told | _measured(answerer, bundle, wanted))
+        json_result(report.to_dict() | told)
     else:
         _print_table(report)
     require_all_read(report.failed)
@@ -158,9 +154,9 @@ def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> Per
 
 
 def _measured(
-    answerer: PerturbedAnswerer, bundle: Path | None, wanted: EvalOptions
+    answerer: PerturbedAnswerer, suite: str, bundle: Path | None, wanted: EvalOptions
 ) -> dict[str, Any]:
-    """Which model at which budget, and what it ran on."""
+    """What is asked of which model at which budget, and on what; files may change while it is."""
     if isinstance(answerer, BundleAnswerer):
         manifest = answerer.qa.manifest
         model = model_of_bundle(bundle_or_default(bundle), manifest)
@@ -170,6 +166,9 @@ def _measured(
         model = model_of_checkpoint(wanted.checkpoint)
         default = model_config_of(wanted.checkpoint).quantizer.default_budget
     return {
+        "suite_version": suite_version(suite),
+        "limit": wanted.limit,
+        "missing": missing_videos(suite, wanted.videos),
         "model": model,
         "budget": default if wanted.budget is None else wanted.budget,
         "machine": machine(),

@@ -156,10 +156,10 @@ def run_reducers(
     budgets = budgets_from_text(budget, config.quantizer)
     require_adaptive(chosen, budgets)
     items = suite_items(suite, limit, videos)
-    bench = _Bench(checkpoint, items)
+    bench = _Bench(checkpoint, suite, items)
     rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]
     if as_json:
-        json_result(bench.head(suite) | {"rows": rows})
+        json_result(bench.head() | {"rows": rows})
     else:
         _print_table(rows)
     require_all_read(list(dict.fromkeys(line for row in rows for line in row["failed"])))
@@ -168,28 +168,31 @@ def run_reducers(
 class _Bench:
     """One checkpoint and the clips of a suite, shared by all reducers."""
 
-    def __init__(self, checkpoint: Path, items: Sequence[Item]) -> None:
+    def __init__(self, checkpoint: Path, suite: str, items: Sequence[Item]) -> None:
         from vqedge.model.reduced_answer import SharedPatches
 
-        self.items, self.checkpoint = items, checkpoint
+        self.suite, self.items = suite, items
         self.answerer = opened_checkpoint(checkpoint)
+        # now: the files may change while questions are asked
+        self.version, self.model = suite_version(suite), model_of_checkpoint(checkpoint)
+        self.steps = steps_of(checkpoint)
         self.patches: SharedPatches = SharedPatches(self.answerer)
         self.clips = [next(group) for _, group in groupby(items, key=lambda item: item.clip)]
         self.timed = self._timed()
 
-    def head(self, suite: str) -> dict[str, Any]:
+    def head(self) -> dict[str, Any]:
         """What all rows share."""
         from vqedge.commands.reducer_costs import COSTS_ON
 
         answerer = self.answerer
         return {
-            "suite": suite,
-            "suite_version": suite_version(suite),
+            "suite": self.suite,
+            "suite_version": self.version,
             "n": len(self.items),
             "clips": len(self.clips),
             "timed_clips": len(self.timed),
-            "model": model_of_checkpoint(self.checkpoint),
-            "checkpoint": {"name": self.checkpoint.name, "steps": steps_of(self.checkpoint)},
+            "model": self.model,
+            "checkpoint": {"name": self.model["name"], "steps": self.steps},
             "frames": answerer.frames,
             "tokens_before": answerer.tokens_before,
             "backend": answerer.backend,
@@ -219,11 +222,11 @@ class _Bench:
             command = f"vqedge train recipes/reducers.yaml {kind} -o {folder / name}"
             say(f"{name} was not trained: {command}")
         for name, path in found.items():
-            answerer = opened_checkpoint(path)
+            answerer, steps = opened_checkpoint(path), steps_of(path)
             quantizer = answerer.config.quantizer
             reduced = self._reduced(answerer, quantizer.kind, answerer.encoder.quantizer.quantizer)
             for row in self._rows(name, "trained", reduced, _fitting(budgets, quantizer)):
-                yield row | {"steps": steps_of(path)}
+                yield row | {"steps": steps}
 
     def _rows(
         self,
