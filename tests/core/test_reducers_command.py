@@ -22,6 +22,7 @@ import vqedge.commands.reducers as command
 from vqedge.budget import ADAPTIVE
 from vqedge.checkpoint import checkpoint_sha256
 from vqedge.commands import reducer_costs
+from vqedge.commands.measured import versions
 from vqedge.commands.reducer_costs import Costs
 from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
@@ -363,6 +364,7 @@ def test_the_document_is_of_the_model_that_was_opened(
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["model"] == {"name": "ours", "checkpoint_sha256": sha256}
     assert document["checkpoint"] == {"name": "ours", "steps": 300}
+    assert document["versions"] == versions()
 
 
 def test_every_checkpoint_of_one_reducer_is_found(tmp_path: Path) -> None:

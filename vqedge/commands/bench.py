@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.frames import reader_of
+from vqedge.commands.measured import versions
 from vqedge.commands.output import bundle_or_default, json_result, result
 from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
@@ -18,11 +18,9 @@ from vqedge.cores import processor_name, usable_cores
 from vqedge.data.demo import write_demo
 from vqedge.errors import ConfigError
 from vqedge_runtime.bench import run, side_by_side
-from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.llm.build_flags import cpu_flags
 from vqedge_runtime.vqt import is_vqt
 
-_PACKAGES = ("vqedge", "llama-cpp-python", "av")  # beside those that run encoders
 # of x86: what encoders in int8 and bfloat16 are fast by
 _LOW_PRECISION = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 
@@ -71,7 +69,7 @@ def _machine() -> dict[str, Any]:
         "processor": processor_name(),
         "usable_cores": usable_cores(),
         "instructions": sorted(_LOW_PRECISION & cpu_flags()),
-        "versions": {name: version(name) for name in _PACKAGES} | installed_versions(),
+        "versions": versions(),
     }
 
 

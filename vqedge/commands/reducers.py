@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from vqedge.budget import ADAPTIVE, budget_from_text, codes_from_budget
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
 from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.frames import require_all_read
-from vqedge.commands.measured import machine, model_of_checkpoint
+from vqedge.commands.measured import machine, model_of_checkpoint, versions
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import QuantizerConfig
 from vqedge.data.suites import Item, suite_items, suite_version
@@ -43,7 +42,6 @@ _KEYS = (
     *("n", "clips", "accuracy", "interval", "by_clip", "failed"),
     *("tokens_mean", "tokdense", "by_kind"),
 )
-_TOOLS = ("torch", "onnxruntime", "transformers")
 
 
 def names_from_text(text: str) -> list[str]:
@@ -198,7 +196,7 @@ class _Bench:
             "backend": answerer.backend,
             "costs_on": COSTS_ON,
             "machine": machine(),
-            "versions": {tool: version(tool) for tool in _TOOLS},
+            "versions": versions(),
         }
 
     def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
