@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from vqedge.data.photos import Photo
 from vqedge.data.seeds import CONFIRM_SPLIT, TEST_SPLIT
+from vqedge.files import replacing
 
 TABLE = Path(__file__).parent / "photos.json"
 NAME = "caltech101"  # of the folder, in the index
@@ -95,14 +96,21 @@ def difference_hashes(path: Path) -> tuple[Bits, Bits]:
 
 
 def write_index(photos: Path, things: Things, index: Path) -> Counter[str]:
-    """Write the index and the link that its paths go through; counts photos by split."""
+    """Write the index and the link that its paths go through; counts photos by split.
+
+    Raises:
+        FileExistsError: where the link should be lies something else.
+    """
     lines = list(index_lines(photos, things))
     index.parent.mkdir(parents=True, exist_ok=True)
     link = index.parent / NAME
     if link.resolve() != photos.resolve():
+        if link.exists() and not link.is_symlink():
+            raise FileExistsError(f"{link}: is no link; move it, or give another INDEX")
         link.unlink(missing_ok=True)  # it leads to where they were
         link.symlink_to(photos.resolve())
-    index.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with replacing(index) as path:
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return Counter(line["split"] for line in lines)
 
 
@@ -113,6 +121,8 @@ def main() -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", nargs="?")
     parser.add_argument("--split", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.photos.is_dir():
+        parser.error(f"{arguments.photos}: no such folder")
     things: Things = json.loads(TABLE.read_text(encoding="utf-8"))
     if arguments.split:
         things = chosen(arguments.photos, things)
@@ -121,7 +131,10 @@ def main() -> None:
     elif arguments.index is None:
         parser.error("give INDEX, or --split")
     if arguments.index is not None:
-        counts = write_index(arguments.photos, things, arguments.index)
+        try:
+            counts = write_index(arguments.photos, things, arguments.index)
+        except FileExistsError as error:
+            parser.error(str(error))
         print(", ".join(f"{split} {count}" for split, count in sorted(counts.items())))
 
 

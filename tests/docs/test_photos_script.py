@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import _photos
@@ -59,6 +60,32 @@ def test_held_out_photos_are_asked_about_in_two_splits(photos: Path, tmp_path: P
         names = [photo.path.relative_to(index.parent).as_posix() for photo in found]
         assert names == [_photos.file_of(t, n) for t in THINGS for n in numbers(t, split)]
         assert counts[split] == len(names)
+
+
+def test_a_folder_that_is_not_there_is_told_and_no_index_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = tmp_path / "index.jsonl"
+    monkeypatch.setattr(sys, "argv", ["_photos.py", str(tmp_path / "none"), str(index)])
+    with pytest.raises(SystemExit, match="2"):
+        _photos.main()
+    assert f"{tmp_path / 'none'}: no such folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_where_the_link_should_be_stays(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, index = tmp_path / _photos.NAME, tmp_path / "index.jsonl"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "argv", ["_photos.py", str(photos), str(index)])
+    with pytest.raises(SystemExit, match="2"):
+        _photos.main()
+    assert f"{folder}: is no link" in capsys.readouterr().err
+    assert folder.is_dir() and not index.exists()
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
