@@ -105,7 +105,11 @@ def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
             ),
         )
     dropped_in = {row["reducer"] for row in drop_in}
-    others = [row for row in trained if row["reducer"] not in dropped_in and "torch_ms" in row]
+    others = [
+        row
+        for row in trained
+        if row["reducer"].partition(" (")[0] not in dropped_in and "torch_ms" in row
+    ]
     if others:
         yield "### Costs of those that are trained only"
         heads = ("reducer", "budget", "tokens", *_COSTS)

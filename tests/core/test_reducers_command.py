@@ -526,6 +526,9 @@ def test_the_page_has_a_row_for_each_and_says_what_is_missing() -> None:
 | resampler | 16 | 16.0 | 0.250 | 90 | 80 | 0.10% | | 1.50 | 9.2 |
 """  # noqa: E501
     assert costs in page, "tome's are in its drop-in row"
+    again = {**trained, "reducer": "tome (again)"}
+    page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, other, trained, again]})
+    assert costs in page, "and so are those of its second training"
     older = {key: value for key, value in other.items() if key != "torch_ms"}
     page = SCRIPT["page"]({**DOCUMENT, "rows": [DROP_IN, older, trained]})
     assert "Costs of those" not in page, "a document that has none"
