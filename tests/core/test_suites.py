@@ -361,7 +361,8 @@ def test_a_video_name_may_not_lead_elsewhere(tmp_path: Path, videos: Path) -> No
         ("none.csv", "needs --videos DIR"),
         ("photos", r"give the photos' index, as photos:INDEX\.jsonl"),
         ("photos:", r"give the photos' index, as photos:INDEX\.jsonl"),
-        ("photos-confirm:", r"give the photos' index, as photos:INDEX\.jsonl"),
+        ("photos-confirm", r"photos-confirm: give .* index, as photos-confirm:INDEX\.jsonl"),
+        ("photos-confirm:", r"photos-confirm: give .* index, as photos-confirm:INDEX\.jsonl"),
     ],
 )
 def test_a_name_that_is_no_suite(name: str, problem: str) -> None:

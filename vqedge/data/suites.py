@@ -3,7 +3,8 @@
 - `synthetic`, `synthetic:SEED`: the generated world under a seed that is never trained on.
 - `photos:INDEX.jsonl`, `photos:INDEX.jsonl:SEED`: clips composed of the photos of the split "test"
   (`vqedge.data.photos`).
-- `photos-confirm:INDEX.jsonl`: the same of the split "confirm", other photos.
+- `photos-confirm:INDEX.jsonl`, `photos-confirm:INDEX.jsonl:SEED`: the same of the split "confirm",
+  other photos.
 - `captions`, `captions:INDEX.jsonl`: a description of each of these clips.
 - `jsonl:FILE` or `FILE.jsonl`: one's own videos and questions (`vqedge.data.jsonl`).
 - `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
@@ -197,17 +198,19 @@ def _synthetic(seed: str) -> GeneratedClips:
     return GeneratedClips(_held_out(seed) if seed else SYNTHETIC_SEED, _ENDLESS)
 
 
-def _photos(rest: str, split: str = TEST_SPLIT, usual_seed: int = PHOTOS_SEED) -> PhotoClips:
+def _photos(
+    rest: str, split: str = TEST_SPLIT, usual_seed: int = PHOTOS_SEED, suite: str = "photos"
+) -> PhotoClips:
     index, separator, seed = rest.rpartition(":")
     if not (separator and seed.isdecimal()):
         index, seed = rest, str(usual_seed)
     if not index:
-        raise UsageError("--suite photos: give the photos' index, as photos:INDEX.jsonl")
+        raise UsageError(f"--suite {suite}: give the photos' index, as {suite}:INDEX.jsonl")
     return PhotoClips(Path(index), split, _held_out(seed), _ENDLESS)
 
 
 def _confirming(rest: str) -> PhotoClips:
-    return _photos(rest, CONFIRM_SPLIT, CONFIRM_SEED)
+    return _photos(rest, CONFIRM_SPLIT, CONFIRM_SEED, "photos-confirm")
 
 
 def _synthetic_or_photos(rest: str) -> MadeClips:
