@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from fake_clips import read_nothing
 
+from vqedge.data import suites
 from vqedge.data.generated import SceneClip
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.photos import PhotoClip
@@ -305,6 +306,30 @@ def test_next_qa_videos_lie_in_folders_as_its_map_has_them(tmp_path: Path, video
     clips = [item.clip for item in suite_items(str(path), videos=videos)]
     assert clips == [VideoFile(videos / "1164/7.mkv"), VideoFile(videos / "4010069381.mp4")]
     assert missing_videos(str(path), videos) == 2
+
+
+def test_of_next_qa_videos_with_one_id_the_first_kind_is_taken(
+    tmp_path: Path, videos: Path
+) -> None:
+    (videos / "1164").mkdir()
+    for name in ("4010069381.avi", "1164/4010069381.mp4", "7.webm", "1164/7.mkv"):
+        (videos / name).touch()
+    path = nextqa(tmp_path, ROW, ROW.replace("4010069381", "7"))
+    clips = [item.clip for item in suite_items(str(path), videos=videos)]
+    assert clips == [VideoFile(videos / "4010069381.mp4"), VideoFile(videos / "1164/7.mkv")]
+
+
+def test_a_next_qa_file_and_its_folder_are_read_once(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = nextqa(tmp_path, ROW, ROW.replace("4010069381", "999"))
+    read: list[Path] = []
+    for name in ("text_of", "_videos_by_name"):
+        real = getattr(suites, name)
+        counted = lambda path, real=real: read.append(path) or real(path)  # noqa: E731
+        monkeypatch.setattr(suites, name, counted)
+    suite_items(str(path), videos=videos)
+    assert read == [videos, path]
 
 
 def test_questions_about_a_video_come_one_after_another(

@@ -279,6 +279,7 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
         raise DatasetError(f"--videos {videos}: no such folder; give that of the suite's videos")
     files = _videos_by_name(videos)
     found: dict[str, list[Item]] = {}
+    missing: set[str] = set()
     for number, row in enumerate(_csv_rows(path), start=2):
         try:
             choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
@@ -290,8 +291,10 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
             clip = VideoFile(files[video])
             item = Item(clip, kind, question, answer, choices, group=kind[:1])
             found.setdefault(video, []).append(item)
-    if missing := _nextqa_missing(rest, videos):
-        logger.warning("%s: %d videos are not in %s", path, missing, videos)
+        else:
+            missing.add(video)
+    if missing:
+        logger.warning("%s: %d videos are not in %s", path, len(missing), videos)
     for asked in found.values():  # the file has the questions about a video far apart
         yield from asked
 
@@ -311,11 +314,16 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _videos_by_name(videos: Path) -> dict[str, Path]:
-    """The videos of a folder and of those in it, as the data set's map puts them, by their ids."""
+    """The videos of a folder and of those in it, as the data set's map puts them, by their ids.
+
+    Of several with one id it is the one whose suffix comes first, the least deep of these.
+    """
     found: dict[str, Path] = {}
-    for path in (*sorted(videos.glob("*")), *sorted(videos.glob("*/*"))):
-        if path.suffix in _VIDEO_SUFFIXES and path.is_file():
-            found.setdefault(path.stem, path)
+    paths = [*sorted(videos.glob("*")), *sorted(videos.glob("*/*"))]
+    for suffix in _VIDEO_SUFFIXES:
+        for path in paths:
+            if path.suffix == suffix and path.is_file():
+                found.setdefault(path.stem, path)
     return found
 
 
