@@ -102,6 +102,12 @@ def test_a_parity_report_that_is_not_json(tmp_path: Path, kind: str) -> None:
         facts_of(bundle.root)
 
 
+def test_the_files_of_a_checkpoint_are_those_that_it_is_made_of(tmp_path: Path) -> None:
+    for name in ("config.json", ".lock", ".vqedge-0123.tmp"):
+        (tmp_path / name).write_text("{}")
+    assert facts_of(tmp_path) == ("checkpoint", {"config": {}, "files": {"config.json": 2}})
+
+
 @pytest.mark.parametrize("kind", NOT_JSON)
 @pytest.mark.parametrize("name", ["config.json", "metrics.json"])
 def test_a_file_of_a_checkpoint_that_is_not_json(tmp_path: Path, name: str, kind: str) -> None:

@@ -63,7 +63,9 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         for name in names
         if (path / name).is_file()
     }
-    sizes = {item.name: item.stat().st_size for item in sorted(path.iterdir()) if item.is_file()}
+    # without those of a training that writes here: its lock, and what it has half-written
+    files = (item for item in sorted(path.iterdir()) if not item.name.startswith("."))
+    sizes = {item.name: item.stat().st_size for item in files if item.is_file()}
     return facts | {"files": sizes}
 
 

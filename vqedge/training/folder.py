@@ -67,7 +67,7 @@ class RunFolder:
         lock = self._lock()
         try:
             if lock is not None:
-                for folder in (self.path, *self.path.glob(f"{_NUMBERED}*")):
+                for folder in (self.path, *_numbered_ones(self.path).values()):
                     remove_unfinished(folder)
             yield
         finally:
@@ -270,14 +270,19 @@ class RunFolder:
 
         Those of later steps are of a run before it.
         """
-        numbers = [_number_of(path) for path in self.path.glob(f"{_NUMBERED}*")]
-        ours = sorted(number for number in numbers if number is not None and number <= step)
+        ours = sorted(number for number in _numbered_ones(self.path) if number <= step)
         for number in ours[: max(len(ours) - self.config.keep, 0)]:
             shutil.rmtree(_numbered(self.path, number))
 
 
 def _numbered(folder: Path, step: int) -> Path:
     return folder / f"{_NUMBERED}{step:06d}"
+
+
+def _numbered_ones(folder: Path) -> dict[int, Path]:
+    """The numbered checkpoints of a run by their steps."""
+    paths = ((_number_of(path), path) for path in folder.glob(f"{_NUMBERED}*"))
+    return {number: path for number, path in paths if number is not None}
 
 
 def _number_of(path: Path) -> int | None:
