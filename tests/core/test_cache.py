@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -307,6 +310,60 @@ def test_a_clock_that_is_stopped_waits_for_no_shard(
     quantizer.patches = read
     whole = filled(cache(tmp_path / "whole"), quantizer).load()
     assert torch.equal(filled(made, quantizer).load()[4].codes, whole[4].codes)
+
+
+@dataclass(frozen=True)
+class Stuck(SceneClip):
+    """A clip whose file is read for longer than anybody waits."""
+
+    reading: Path = Path()
+
+    def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
+        self.reading.touch()
+        time.sleep(60)
+        raise AssertionError("nobody has ended this process")
+
+
+@dataclass(frozen=True)
+class StuckClips(GeneratedClips):
+    """Clips of which only the first can be read."""
+
+    reading: Path = Path()
+
+    def __getitem__(self, number: int) -> SceneClip:
+        clip = super().__getitem__(number)
+        return Stuck(clip.scene, reading=self.reading) if number else clip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("interrupted", [False, True], ids=["stopped", "Ctrl-C"])
+def test_a_process_that_is_stuck_in_a_clip_is_ended(
+    tmp_path: Path, quantizer: Any, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # 5 seconds
+    source, clock = StuckClips(1, 4, reading=tmp_path / "reading"), Clock()
+    made = ClipCache(tmp_path / "cache", ENCODER, QUANTIZER, source, BUDGETS)
+    read = quantizer.patches
+
+    def stopping(frames: Tensor) -> Tensor:
+        while not source.reading.exists():
+            time.sleep(0.01)
+        if interrupted:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+        else:
+            clock.stop()
+        return read(frames)
+
+    quantizer.patches = stopping
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+            assert not list(made.fill(made.missing(), quantizer, 1, clock))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    for worker in active_children():
+        worker.join(10)
+    assert not active_children()
 
 
 class Unreadable(SceneClip):

@@ -7,7 +7,8 @@ killed run resumes at the next shard and several processes may fill the same fol
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,6 +154,22 @@ def _deaf_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@contextmanager
+def _ending(clips: Iterator[Any]) -> Iterator[None]:
+    """End a loader's processes at last, those that are stuck in a file, too.
+
+    They hear no SIGTERM: the interpreter would wait for them without end where it ends itself. And
+    a loader that is collected with an error waits five seconds for each.
+    """
+    try:
+        yield
+    finally:
+        end: Callable[[], None] = getattr(clips, "_shutdown_workers", lambda: None)
+        end()
+        for worker in getattr(clips, "_workers", ()):
+            worker.kill()
+
+
 def features_folder(root: Path, encoder: EncoderConfig, source: ClipSource) -> Path:
     """Folder of the patch features that this encoder gives for this source."""
     return root / "features" / f"{encoder.fingerprint()}-{source.fingerprint}"
@@ -236,7 +253,7 @@ def encoded_shards(
         worker_init_fn=_deaf_worker,
     )
     clips, clock = iter(loader), clock or Clock()
-    try:
+    with _ending(clips):
         for shard in shards:
             rows = []
             for _ in shard_numbers(source, shard):
@@ -248,8 +265,6 @@ def encoded_shards(
                 with torch.inference_mode():
                     rows.append(read(torch.from_numpy(frames).to(device)).half())
             yield shard, torch.stack(rows)
-    finally:
-        del clips  # collected with an error, it would wait five seconds for its workers
 
 
 def save_features(folder: Path, shard: int, rows: Tensor) -> None:
