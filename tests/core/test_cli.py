@@ -148,6 +148,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["ask", "a.mp4", "What?", "--choices", "red"], "--choices 'red': give two or more"),
         (["ask", "a.mp4", "What?", "--questions", "q.txt"], "or --questions, not both"),
         (["ask", "a.mp4", "What", "is", "it?"], "'is' is one argument too many; put the question"),
+        (["ask", "a.mp4", "fake.vqedge", "What?"], "ask takes one video, or a folder of .vqt"),
         (["ask", "What is it?", "fake.vqedge"], "first: vqedge ask fake.vqedge 'What is it?'"),
         (["fetch", "smollm3"], "fetch smollm3: choose one of dinov2-s14-focus"),
         (["ask", "a.mp4", "--questions", "q.txt", "--evidence"], "are for one question"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +80,7 @@ def ask(
 
     Example: vqedge ask folder-of-vqt "How many objects are there?"
     """
-    _refuse_more(context.args)
+    _refuse_more(question, context.args)
     from vqedge.commands.ask import run_ask
     from vqedge.commands.ask_options import AskOptions, choices_from_text
     from vqedge.commands.session import RunsOn
@@ -99,7 +100,12 @@ def ask(
     run_ask(video, question, bundle, options=options, as_json=as_json)
 
 
-def _refuse_more(words: list[str]) -> None:
+def _refuse_more(question: str | None, words: list[str]) -> None:
+    if words and question is not None and os.path.exists(question):
+        raise UsageError(
+            f"{question!r} is a file or folder; ask takes one video, or a folder of .vqt: "
+            "vqedge encode VIDEOS -o FOLDER/, then vqedge ask FOLDER 'What moves?'"
+        )
     if words:
         raise UsageError(
             f"{words[0]!r} is one argument too many; put the question in quotes, as: "
