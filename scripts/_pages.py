@@ -65,6 +65,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
+def asked_of(document: dict[str, Any]) -> str:
+    """How many questions and clips a figure is of."""
+    return f"{document['n']:,} questions about {document['clips']} clips"
+
+
 def share(document: dict[str, Any], places: int = 1) -> str:
     """An accuracy with its interval."""
     low, high = (f"{bound:.{places}%}" for bound in document["interval"])

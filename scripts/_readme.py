@@ -71,12 +71,12 @@ def _accuracy() -> str:
             "",
             "TokDense is percent of accuracy per token.",
             "",
-            _trained_alike(measured("compare")),
+            _against_a_grid(measured("compare")),
         ]
     )
 
 
-def _trained_alike(vq: dict[str, Any]) -> str:
+def _against_a_grid(vq: dict[str, Any]) -> str:
     """Codes of things against a grid, the one that had the same lessons if there is one."""
     named = vq["baselines"].get(GRID_NAMED)
     grid = named or vq["baselines"]["uniform grid"]

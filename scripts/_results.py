@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from _compared import trained_alike
 from _pages import (
     BUDGETS,
-    GRID_NAMED,
     ROOT,
     all_measured,
+    asked_of,
     measured,
     points,
     share,
@@ -21,24 +21,11 @@ from _pages import (
 )
 from _unbound import unbound_share
 
-from vqedge.commands.baselines import COMPARISONS
 from vqedge.data.suites import suite_items
 
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 TEMPLATE = ROOT / "scripts" / "results.template.md"
 DEFAULT = "32"
-DESCRIBED = """
-In *captions*, one of the eight questions about every clip asks for a description. The loss is a
-mean over the tokens of all answers, so that about half of it is then that of descriptions.
-"""
-PLAIN = """
-And without that lesson, which only codes on things can learn from: {steps} steps of the language
-model and the bridge alone, {asked} ({suite}).
-
-{parts}
-
-{parts_by_kind}
-"""
 USAGE = ROOT / "models" / "tiny-words" / "metrics.json"
 
 
@@ -57,7 +44,7 @@ def page() -> str:
     """The whole page: the template with figures and tables."""
     checkpoint, photos = measured("eval_checkpoint"), measured("photos")
     return TEMPLATE.read_text(encoding="utf-8").format(
-        checkpoint_asked=_asked(checkpoint),
+        checkpoint_asked=asked_of(checkpoint),
         checkpoint_share=share(checkpoint),
         photos=_by_kind(photos),
         **_real(measured("real")),
@@ -67,7 +54,7 @@ def page() -> str:
         captions=_captions(all_measured("captions*")),
         **_accuracy(),
         **_shown_less(),
-        **_trained_alike(measured("compare")),
+        **trained_alike(measured("compare")),
         **_exported(checkpoint),
         **_speed(all_measured("bench_*")),
         **_memory(measured("memory")),
@@ -104,7 +91,7 @@ def _memory(document: dict[str, Any]) -> dict[str, str]:
 def _real(document: dict[str, Any]) -> dict[str, str]:
     """Real clips, asked with choices."""
     return {
-        "real_asked": _asked(document),
+        "real_asked": asked_of(document),
         "real_share": share(document),
         "real_prior": f"{document['prior']:.1%}",
         "real": _by_kind(document),
@@ -122,7 +109,7 @@ def _accuracy() -> dict[str, object]:
     heads = ("`--budget`", "mean tokens", "accuracy", f"points from {DEFAULT}", "TokDense")
     return {
         "bundle": f"{usual['backend']['encoder']}, {usual['backend']['llm']}",
-        "asked": _asked(usual),
+        "asked": asked_of(usual),
         "patches": f"{usual['tokens_before']:,}",
         "frames": usual["frames"],
         "budgets": table(heads, rows),
@@ -138,7 +125,7 @@ def _by_kind(document: dict[str, Any]) -> str:
 
 
 def _suites(documents: Iterable[dict[str, Any]]) -> str:
-    rows = ((d["suite_version"], _asked(d), share(d)) for d in documents)
+    rows = ((d["suite_version"], asked_of(d), share(d)) for d in documents)
     return table(("suite", "asked", "accuracy"), rows)
 
 
@@ -166,7 +153,7 @@ def _shown_less() -> dict[str, str]:
             world, checkpoint, ("direction", "order", "color", "shape", "count")
         ),
         "exist_unbound": f"{unbound_share(suite_items(world['suite'], world['n'])):.1%}",
-        "photos_asked": _asked(photos),
+        "photos_asked": asked_of(photos),
         "photos_baselines": _beside_baselines(photos, photos_checkpoint, photos_kinds),
     }
 
@@ -187,80 +174,6 @@ def _beside_baselines(
     priors = (f"{bundle['by_kind'][kind]['prior']:.0%}" for kind in kinds)
     guessed = ("prior", bundle["n"], f"{bundle['prior']:.1%}", *priors)
     return table(("", "n", "all", *kinds), [*rows, guessed])
-
-
-def _trained_alike(document: dict[str, Any]) -> dict[str, object]:
-    """One short training for the whole model, and again with one part or choice replaced."""
-    trained = {name: d for name, d in document["baselines"].items() if "steps" in d}
-    known = {comparison.name for comparison in COMPARISONS}
-    parts = {name: d for name, d in trained.items() if name.partition(" (")[0] in known}
-    choices = {name: d for name, d in trained.items() if name not in parts}
-    return {
-        "compare_steps": document["steps"],
-        "compare_asked": _asked(document),
-        "compare_suite": document["suite_version"],
-        "parts": _in_points(document, parts),
-        "parts_by_kind": _kinds_beside(document, parts),
-        "grid_told": _grid_told(document, parts),
-        "plain": "".join(map(_plain, all_measured("compare_plain"))),
-        "choices": _in_points(document, choices),
-        "choices_told": DESCRIBED if "captions" in choices else "",
-    }
-
-
-def _in_points(reference: dict[str, Any], others: Mapping[str, dict[str, Any]]) -> str:
-    """Trainings beside the one that they are compared with, a row each."""
-    rows = [
-        (name, f"{d['tokens_mean']:.1f}", share(d), points(d, reference))
-        for name, d in others.items()
-    ]
-    told = ("VQ", f"{reference['tokens_mean']:.1f}", share(reference), "")
-    prior = ("prior", "", f"{reference['prior']:.1%}", "")
-    return table(("", "tokens", "all", "points from VQ"), [told, *rows, prior])
-
-
-def _kinds_beside(reference: dict[str, Any], others: Mapping[str, dict[str, Any]]) -> str:
-    """The same by kind of question, a column each."""
-    kinds = (
-        (
-            kind,
-            *(f"{d['by_kind'][kind]['accuracy']:.0%}" for d in (reference, *others.values())),
-            f"{asked['prior']:.0%}",
-            asked["n"],
-        )
-        for kind, asked in reference["by_kind"].items()
-    )
-    return table(("", "VQ", *others, "prior", "n"), kinds)
-
-
-def _grid_told(document: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> str:
-    """What the grid did not have."""
-    below = ", and it stays below the prior" * (
-        parts["uniform grid"]["accuracy"] < document["prior"]
-    )
-    named = (
-        f" In *{GRID_NAMED}* one is named by a tenth of it: `optim.naming_share=0.1`."
-        if GRID_NAMED in parts
-        else ""
-    )
-    return textwrap.fill(
-        "The naming lesson before a training is about codes that lie half on one thing. No cell of "
-        "the uniform grid does, so that its row lacks the lesson as well as the codes"
-        f"{below}.{named}",
-        100,
-    )
-
-
-def _plain(document: dict[str, Any]) -> str:
-    """The two trainings in which nothing but the language model's answers teaches."""
-    trained = {name: d for name, d in document["baselines"].items() if "steps" in d}
-    return PLAIN.format(
-        steps=document["steps"],
-        asked=_asked(document),
-        suite=document["suite_version"],
-        parts=_in_points(document, trained),
-        parts_by_kind=_kinds_beside(document, trained),
-    )
 
 
 def _exported(checkpoint: dict[str, Any]) -> dict[str, str]:
@@ -420,10 +333,6 @@ def _ids(document: dict[str, Any]) -> str:
         for name, row in document.items()
     )
     return table(("encoder", "same clips", "other id", "other part of the map"), rows)
-
-
-def _asked(document: dict[str, Any]) -> str:
-    return f"{document['n']:,} questions about {document['clips']} clips"
 
 
 def draw() -> None:

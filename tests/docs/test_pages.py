@@ -8,10 +8,10 @@ import subprocess
 from copy import deepcopy
 from pathlib import Path
 
+import _compared
 import _pages
 import _readme
 import _record
-import _results
 import pytest
 from _pages import points, share, table, write_or_compare
 
@@ -152,8 +152,8 @@ def test_what_descriptions_weigh_is_told_beside_their_row() -> None:
     without["baselines"].pop("captions", None)
     row = without["baselines"]["uniform grid"]
     asked = {**without, "baselines": {**without["baselines"], "captions": row}}
-    assert _results._trained_alike(asked)["choices_told"] == _results.DESCRIBED
-    assert _results._trained_alike(without)["choices_told"] == ""
+    assert _compared.trained_alike(asked)["choices_told"] == _compared.DESCRIBED
+    assert _compared.trained_alike(without)["choices_told"] == ""
 
 
 def test_the_grid_that_had_a_lesson_is_the_one_to_compare_with() -> None:
@@ -162,23 +162,23 @@ def test_the_grid_that_had_a_lesson_is_the_one_to_compare_with() -> None:
     grid = without["baselines"]["uniform grid"]
     named = {**without["baselines"], _pages.GRID_NAMED: {**grid, "accuracy": 0.4567}}
     document = {**without, "baselines": named}
-    headline, told = _readme._trained_alike(document), _results._trained_alike(document)
+    headline, told = _readme._against_a_grid(document), _compared.trained_alike(document)
     assert "45.7% with as many means over a uniform grid" in headline
     assert "lesson" not in headline and f"| {_pages.GRID_NAMED} |" in str(told["parts"])
     assert _pages.GRID_NAMED not in str(told["choices"]) and "=0.1`" in str(told["grid_told"])
-    headline, told = _readme._trained_alike(without), _results._trained_alike(without)
+    headline, told = _readme._against_a_grid(without), _compared.trained_alike(without)
     assert f"{grid['accuracy']:.1%} with as many means" in headline
     assert headline.endswith("taught it nothing.") and "=0.1`" not in str(told["grid_told"])
     worse = {**grid, "accuracy": without["prior"] - 0.01}
     below = {**without, "baselines": {"uniform grid": worse}}
-    assert "stays below" in _results._grid_told(below, below["baselines"])
+    assert "stays below" in _compared.grid_told(below, below["baselines"])
     worse["accuracy"] = without["prior"]
-    assert "stays below" not in _results._grid_told(below, below["baselines"])
+    assert "stays below" not in _compared.grid_told(below, below["baselines"])
 
 
 def test_trainings_without_a_lesson_have_a_table_of_their_own() -> None:
     document = _pages.measured("compare") | {"steps": 600}
-    page = _results._plain(document)
+    page = _compared.plain(document)
     assert ": 600 steps of the language" in page and "\n| uniform grid | 32.0 | " in page
     assert "\n| prior | | " in page and "shuffled" not in page and "\n| count | " in page
 
