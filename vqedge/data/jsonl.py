@@ -141,7 +141,7 @@ class JsonlClips:
         told = repr([self._state(clip.video) for clip in self._clips])
         return f"jsonl{_VERSION}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
-    @property
+    @cached_property
     def videos(self) -> frozenset[Path]:
         """The files that its clips are of, wherever links to them lead."""
         return frozenset(clip.video.path.resolve() for clip in self._clips)
