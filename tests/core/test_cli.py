@@ -296,6 +296,18 @@ def test_a_folder_that_is_no_video_is_told_before_a_bundle_is_opened(
     assert_one_line(run(command, "videos", *question, "-m", "gone"), NO_VIDEOS[holds])
 
 
+def test_a_folder_is_walked_once_and_one_named_as_a_file_is_none(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VideoQA, "open", lambda *_, **__: pytest.fail("a bundle was opened"))
+    Path("videos/a/b/c.vqt").mkdir(parents=True)
+    looked: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(str(path)) or real(path))
+    assert_one_line(run("ask", "videos", "What?", "-m", "gone"), "holds no images")
+    assert [looked.count(folder) for folder in ("videos/a/b", "videos/a/b/c.vqt")] == [1, 1]
+
+
 @pytest.mark.parametrize("question", ["", " \t "])
 def test_an_empty_question(run: Any, clip: Path, bundle: FakeBundle, question: str) -> None:
     for words in (("ask", clip, question), ("encode", clip, "--as", "ids", "--question", question)):

@@ -81,6 +81,11 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     assert "is empty" in fault(tmp_path / "empty.mp4")
     assert "is not a video or image" in fault(tmp_path / "text.mp4")
     assert "holds no images" in fault(tmp_path / "folder")
+    (tmp_path / "folder" / "a" / "b.vqt").mkdir(parents=True)
+    (tmp_path / "folder" / "a" / "b.vqt" / "c.vqt").touch()  # further down than anybody looks
+    assert "holds no images" in fault(tmp_path / "folder")
+    (tmp_path / "folder" / "a" / "c.VQT").touch()
+    assert "holds .vqt files" in fault(tmp_path / "folder")
     (tmp_path / "folder" / "manifest.json").touch()
     assert "folder: is a bundle; name it with -m" in fault(tmp_path / "folder")
     assert "is not a regular file" in fault(tmp_path / "pipe")

@@ -26,6 +26,7 @@ from vqedge_runtime.vqt import (
     is_vqt,
     open_vqt,
     vqt_bytes,
+    vqt_files,
     vqt_from_bytes,
 )
 from vqedge_runtime.vqt import file as files
@@ -220,6 +221,20 @@ def test_what_counts_as_one(tmp_path: Path) -> None:
     assert is_vqt(renamed) and is_vqt(tmp_path / "missing.vqt") and is_vqt(Path("A.VQT"))
     assert not is_vqt(other) and not is_vqt(tmp_path) and not is_vqt(tmp_path / "folder.vqt")
     assert not is_vqt(tmp_path / "missing.mp4") and not is_vqt(Path("a\0.mp4"))
+
+
+def test_files_are_found_below_a_folder_as_deep_as_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c.vqt").mkdir(parents=True)  # a folder, whatever its name
+    for name in ("z.VQT", "b/y.vqt", "b/c.vqt/x.vqt", "b/other.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "gone.vqt").symlink_to("nowhere")
+
+    def found(levels: int | None = None) -> list[str]:
+        return [str(path.relative_to(tmp_path)) for path in vqt_files(tmp_path, levels)]
+
+    assert found() == ["z.VQT", "b/y.vqt", "b/c.vqt/x.vqt"]
+    assert (found(1), found(2)) == (["z.VQT"], ["z.VQT", "b/y.vqt"])
+    assert not list(vqt_files(tmp_path / "none"))
 
 
 # ---- damage

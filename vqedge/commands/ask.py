@@ -43,7 +43,7 @@ def run_ask(
     if video == STDIN:
         _check_pipe(question, wanted)
     with given_video(video, or_many=True) as given:
-        many = is_many(given.path, wanted.span)
+        many = is_many(given, wanted.span)
         _check_clips(given, wanted, many)
         file = wanted.questions
         asked = [_question(question)] if file is None else questions_from_file(file)

@@ -18,7 +18,6 @@ from vqedge_runtime import Answer, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
 from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt, open_vqt
-from vqedge_runtime.vqt.file import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,19 @@ class _Asked:
     question: str
 
 
-def is_many(video: Path, span: Span) -> bool:
+def is_many(given: Given, span: Span) -> bool:
     """Whether a path means several clips: a folder of `.vqt` files, or one of several segments.
 
     Args:
-        video: the path.
+        given: what the path holds.
         span: asked for, in seconds; it picks a segment.
     """
-    if video.is_dir():
-        return any(_vqt_files(video))
-    if span != (None, None) or not is_vqt(video):
+    if given.stored:
+        return True
+    if span != (None, None) or not is_vqt(given.path):
         return False
     try:
-        return len(open_vqt(video).spans_us) > 1
+        return len(open_vqt(given.path).spans_us) > 1
     except VqtError:  # told when it is asked about
         return False
 
@@ -190,9 +189,8 @@ def _one(
 
 def _stored(qa: VideoQA, given: Given, failed: list[str]) -> Iterator[tuple[Path, Video]]:
     """Every segment of the `.vqt` file, or of all in the folder; each is opened once."""
-    folder = given.path.is_dir()
-    for path in _vqt_files(given.path) if folder else [given.path]:
-        name = path if folder else given.name
+    for path in given.stored or [given.path]:
+        name = path if given.stored else given.name
         try:
             yield from ((name, video) for video in qa.encode_segments(path))
         except VqedgeError as error:
@@ -208,10 +206,6 @@ def _groups(asked: Iterator[_Asked], size: int) -> Iterator[list[_Asked]]:
             group = []
     if group:
         yield group
-
-
-def _vqt_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.is_file())
 
 
 def _name(item: _Asked) -> str:

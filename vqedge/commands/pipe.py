@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from vqedge.errors import VideoError, VqedgeError
 from vqedge_runtime.video import images_in
 from vqedge_runtime.video.faults import video_faults
+from vqedge_runtime.vqt import vqt_files
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
 STDIN = Path("-")
@@ -21,10 +23,17 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Given:
-    """A video, and what the user calls it: `-` for a temporary file of what came in."""
+    """A video, or many of them encoded.
+
+    Attributes:
+        path: the file or folder.
+        name: what the user calls it: `-` for a temporary file of what came in.
+        stored: the `.vqt` files of a folder of them, where it was asked for.
+    """
 
     path: Path
     name: Path
+    stored: tuple[Path, ...] = ()
 
     def told(self, text: str) -> str:
         """A message about the file, with the user's name for it."""
@@ -32,7 +41,7 @@ class Given:
 
 
 @contextmanager
-def given_video(video: Path, or_many: bool = False) -> Iterator[Given]:
+def given_video(video: Path, *, or_many: bool = False) -> Iterator[Given]:
     """The video; what comes through a pipe lies in a temporary file meanwhile, since FFmpeg seeks.
 
     Args:
@@ -44,8 +53,10 @@ def given_video(video: Path, or_many: bool = False) -> Iterator[Given]:
         VqtError: there is no such `.vqt`.
     """
     if video != STDIN:
-        require_there(video, or_many)
-        yield Given(video, video)
+        stored = tuple(sorted(vqt_files(video))) if or_many and os.path.isdir(video) else ()
+        if not stored:
+            require_there(video)
+        yield Given(video, video, stored)
         return
     with tempfile.TemporaryDirectory() as folder:
         given = Given(Path(folder) / "stdin", video)
@@ -57,12 +68,11 @@ def given_video(video: Path, or_many: bool = False) -> Iterator[Given]:
             raise
 
 
-def require_there(video: Path, or_many: bool = False) -> None:
+def require_there(video: Path) -> None:
     """See that there is a video, before a bundle is opened for it.
 
     Args:
         video: a path.
-        or_many: as `given_video` takes it.
 
     Raises:
         VideoError: there is none, it may not be looked at, or is a folder without images.
@@ -71,7 +81,7 @@ def require_there(video: Path, or_many: bool = False) -> None:
     faults = vqt_errors if video.suffix.lower() == SUFFIX else video_faults
     with faults(video):
         video.stat()
-        if video.is_dir() and not (or_many and any(video.rglob(f"*{SUFFIX}"))):
+        if video.is_dir():
             images_in(video)
 
 

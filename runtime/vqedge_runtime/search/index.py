@@ -21,8 +21,8 @@ from vqedge_runtime.search.bounds import basis_from_blob, basis_from_values, spl
 from vqedge_runtime.search.measure import comparable, space_of, weights_from_patches
 from vqedge_runtime.search.schema import writing
 from vqedge_runtime.tokens import Codes, Values
-from vqedge_runtime.vqt import Segment, open_vqt
-from vqedge_runtime.vqt.file import SUFFIX, VqtFile, vqt_errors
+from vqedge_runtime.vqt import Segment, open_vqt, vqt_files
+from vqedge_runtime.vqt.file import VqtFile, vqt_errors
 from vqedge_runtime.vqt.header import MAX_PATCHES
 
 _BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
@@ -170,18 +170,13 @@ def weights_from_blob(weights: bytes) -> npt.NDArray[np.float32]:
 
 def stamps_below(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
     """Every `.vqt` below a folder, by its name from there."""
-    root = os.fsencode(folder)
-    for place, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(place, name)
-            if name.lower().endswith(os.fsencode(SUFFIX)) and os.path.isfile(path):
-                try:
-                    status = os.stat(path)
-                except OSError:
-                    continue  # gone since
-                changed_ns = status.st_mtime_ns & _MOST_NUMBER  # as different as before
-                yield os.path.relpath(path, root), (status.st_size, changed_ns)
+    for path in vqt_files(folder):
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # gone since
+        changed_ns = status.st_mtime_ns & _MOST_NUMBER  # as different as before
+        yield os.fsencode(path.relative_to(folder)), (status.st_size, changed_ns)
 
 
 def _batches(items: Iterator[Read]) -> Iterator[list[Read]]:

@@ -21,6 +21,7 @@ from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
 from vqedge_runtime.video.source import Source, check_wanted, never, opened
+from vqedge_runtime.vqt import vqt_files
 
 Span: TypeAlias = tuple[float | None, float | None]
 """Start and end in seconds; None for those of the video."""
@@ -282,7 +283,7 @@ def _fault_of_folder(folder: Path) -> tuple[str, str]:
     """What a folder without images holds instead, and the next step."""
     if (folder / MANIFEST_NAME).is_file():
         return "is a bundle", "name it with -m, and give a video"
-    if any(folder.rglob("*.vqt")):
+    if any(vqt_files(folder, levels=2)):  # no deeper: it may be a home folder
         return "holds .vqt files, which are encoded already", "name one of them"
     fix = "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, "
     return "the folder holds no images", f"{fix}with: vqedge encode FOLDER -o TOKENS"

@@ -4,7 +4,15 @@
 puts them together, `fit.py` tells whether a bundle can read them.
 """
 
-from vqedge_runtime.vqt.file import VqtFile, VqtWriter, is_vqt, open_vqt, vqt_bytes, vqt_from_bytes
+from vqedge_runtime.vqt.file import (
+    VqtFile,
+    VqtWriter,
+    is_vqt,
+    open_vqt,
+    vqt_bytes,
+    vqt_files,
+    vqt_from_bytes,
+)
 from vqedge_runtime.vqt.fit import PER_QUESTION, check_fit, header_for
 from vqedge_runtime.vqt.header import Header, Origin
 from vqedge_runtime.vqt.segment import Segment
@@ -21,5 +29,6 @@ __all__ = [
     "is_vqt",
     "open_vqt",
     "vqt_bytes",
+    "vqt_files",
     "vqt_from_bytes",
 ]

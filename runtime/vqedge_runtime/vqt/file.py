@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -173,6 +174,23 @@ def is_vqt(path: Path) -> bool:
             return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):
         return False
+
+
+def vqt_files(folder: Path, levels: int | None = None) -> Iterator[Path]:
+    """Every `.vqt` file of a folder and of those below it; each folder's in order of their names.
+
+    Args:
+        folder: where to look; what cannot be looked into holds none.
+        levels: how many to look into, the folder itself the first; None for all.
+    """
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        if levels is not None and len(here.relative_to(folder).parts) + 1 >= levels:
+            folders.clear()
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIX) and os.path.isfile(here / name):
+                yield here / name
 
 
 @contextmanager
