@@ -229,8 +229,10 @@ def test_rows_of_another_width_or_broken_rows_are_refused(wild: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"seed": -1}]
-)
+    "wrong",
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": 10**400}, {"top_p": 0.0},
+     {"top_p": -(10**400)}, {"top_k": -1}, {"seed": -1}],
+)  # fmt: skip
 def test_options_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DecodingOptions(**wrong)

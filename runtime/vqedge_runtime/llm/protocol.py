@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from numbers import Integral, Real
 from typing import Protocol
 
@@ -101,7 +102,7 @@ class DecodingOptions:
             self._convert(name, Real, float, "a number")
         ranges = {
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
+            "temperature": (0 <= self.temperature < inf, "0 or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 or more"),
             # llama.cpp reads 2**32 - 1 as "random"
@@ -113,9 +114,14 @@ class DecodingOptions:
 
     def _convert(self, name: str, taken: type, plain: type, wanted: str) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, taken):
+        fits = isinstance(value, taken) and not isinstance(value, bool)
+        if not fits:
             raise UsageError(f"{name} {value!r}: give {wanted}")
-        object.__setattr__(self, name, plain(value))
+        try:
+            number = plain(value)
+        except OverflowError:  # a whole number that no float holds
+            number = inf if value > 0 else -inf
+        object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True)
