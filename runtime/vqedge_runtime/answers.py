@@ -161,7 +161,7 @@ class AnswerStream(Iterator[str]):
     """Pieces of an answer as they come; `answer` is complete once the iteration has ended.
 
     Stop early by leaving the loop and calling `close()`, or use it as a context manager. The
-    next use of the session's language model, by any thread, ends it.
+    next question or video that the session's language model reads, of any thread, ends it.
 
     Args:
         stream: the language model's.
@@ -175,7 +175,7 @@ class AnswerStream(Iterator[str]):
         """The next piece of text, never empty.
 
         Raises:
-            StreamEnded: the language model was used for something else meanwhile.
+            StreamEnded: the language model has read something else meanwhile.
             BackendUnavailable: the session was closed, or the model failed.
         """
         return next(self._stream)

@@ -56,8 +56,8 @@ class VideoQA(EncodingSession):
 
     Owns an encoder, a bridge and a language model; close it, or use `with`.
 
-    Threads may share it and take turns. The next use of the language model, by any of them, ends a
-    stream.
+    Threads may share it and take turns. The next question or video that the language model reads,
+    of any of them, ends a stream.
 
     Args:
         encoder: frames to codes, or what opens it when it is first needed.
@@ -275,7 +275,7 @@ class VideoQA(EncodingSession):
                 that was trained on more than one.
 
         Returns:
-            the stream; once the language model is used for something else, it raises StreamEnded.
+            the stream; once the language model reads something else, it raises StreamEnded.
 
         Raises:
             VqedgeError: as `ask` does, now; PromptError also where the chat template has no second

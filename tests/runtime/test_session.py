@@ -24,6 +24,7 @@ from vqedge.errors import (
     ConfigError,
     PromptError,
     Stopped,
+    StreamEnded,
     VideoError,
     VqtError,
 )
@@ -156,6 +157,20 @@ def test_a_stream_that_is_left_stops(qa: VideoQA) -> None:
     with qa.stream(qa.encode_frames(FRAMES), "What?") as stream:
         assert next(stream) == "A"
     assert list(stream) == [] and stream.answer.text == "A" and not stream.answer.stopped
+
+
+def test_the_next_question_or_video_that_is_read_ends_a_stream(qa: VideoQA) -> None:
+    video = qa.encode_frames(FRAMES)
+    for read in (lambda: qa.ask(video, "What?"), lambda: qa.prefill(video)):
+        for text in ("A red ball moves.", "A ball."):
+            llm_of(qa).enqueue(text)
+        stream = qa.stream(video, "What?")
+        assert next(stream) == "A"
+        qa.llm.question_embedding("What?")
+        assert next(stream)
+        read()
+        with pytest.raises(StreamEnded, match="another call"):
+            next(stream)
 
 
 def test_a_camera_of_any_number_and_size_of_frames(qa: VideoQA, tmp_path: Path) -> None:

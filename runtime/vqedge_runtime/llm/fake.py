@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 from typing_extensions import Self
 
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.errors import BackendUnavailable, BundleError, StreamEnded
 from vqedge.prompt import question_text
 from vqedge_runtime.llm.protocol import (
     ChoiceScores,
@@ -46,6 +46,7 @@ class FakeLanguageModel:
         self._texts: deque[str] = deque()
         self._scores: deque[tuple[float, ...]] = deque()
         self._held: set[str] = set()
+        self._turn = 0  # of the last call; an older one's stream has ended
 
     def enqueue(self, text: str) -> None:
         """Say this at the next question."""
@@ -68,8 +69,8 @@ class FakeLanguageModel:
             BackendUnavailable: it is closed.
             BundleError: the rows are not `width` wide.
         """
-        if self.closed:
-            raise BackendUnavailable(f"{self.name} is closed; open the language model again")
+        self._require_open()
+        self._turn += 1
         if video.rows.shape[1] != self.width:
             raise BundleError(
                 f"rows are {video.rows.shape[1]} wide, {self.name} reads {self.width}"
@@ -85,12 +86,14 @@ class FakeLanguageModel:
 
     def restore_prefix(self, video: VideoRows, state: bytes) -> bool:
         """Remember the video if the state is of it."""
+        self._turn += 1
         fits = state == video.key.encode()
         self._held |= {video.key} if fits else set()
         return fits
 
     def forget(self) -> None:
         """Remember no video."""
+        self._turn += 1
         self._held.clear()
 
     @property
@@ -122,9 +125,13 @@ class FakeLanguageModel:
         tokens = re.findall(r"\s*\S+", self._texts.popleft())
         limit = options.max_tokens if options else len(tokens)
         said: list[str] = []
+        turn = self._turn
 
         def pieces() -> Generator[str, None, None]:
             for token in tokens[:limit]:
+                self._require_open()
+                if self._turn != turn:
+                    raise StreamEnded("another call to the model ended this stream; ask again")
                 said.append(token)
                 yield token
 
@@ -180,6 +187,10 @@ class FakeLanguageModel:
     def score_many(self, prompts: Sequence[Prompt], answer: str) -> list[float]:
         """The first of the next queued scores each; raises as `score_choices` does."""
         return [self.score_choices(p.video, p.question, [answer]).totals[0] for p in prompts]
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise BackendUnavailable(f"{self.name} is closed; open the language model again")
 
     def close(self) -> None:
         """Refuse further questions; twice is fine."""
