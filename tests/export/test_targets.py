@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vqedge import packages
 from vqedge.errors import BackendUnavailable, UsageError
 from vqedge_export import targets
 from vqedge_export.targets import BASE, TARGETS, engine_targets, require_installed
@@ -47,6 +48,7 @@ def test_all_is_what_is_installed_and_says_what_is_not(
 
 def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "find_spec", lambda _: None)
+    monkeypatch.setattr(packages, "_is_jetson", lambda: False)
     require_installed(BASE)
     for name, module in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")):
         told = rf"--target {name}: {module} is not installed; pip install 'vqedge\[{name}\]'"

@@ -20,6 +20,7 @@ from fake_cuda import FakeCuda
 from onnx import helper
 from tiny_bundle import tiny_facts, write_bundle
 
+from vqedge import packages
 from vqedge.bundle import Bundle, VariantRecord, bundle_writer
 from vqedge.errors import BackendUnavailable, BundleError, UsageError
 from vqedge_runtime.bench import side_by_side
@@ -56,6 +57,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     machines: list[str] = []
     monkeypatch.setattr(providers, "has_nvidia_gpu", lambda: bool(machines))
     monkeypatch.setattr(providers.platform, "machine", lambda: (machines or ["x86_64"])[-1])
+    monkeypatch.setattr(packages, "_is_jetson", lambda: False)
     return machines
 
 
