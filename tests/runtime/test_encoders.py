@@ -109,6 +109,20 @@ def test_a_provider_of_another_build_is_missing(
     assert missing_provider("CUDA") is None
 
 
+@pytest.mark.parametrize("label", PROVIDERS)
+@pytest.mark.parametrize("machine", ["aarch64", "x86_64"])
+def test_where_onnx_runtime_is_missing_it_is_what_is_named(
+    monkeypatch: pytest.MonkeyPatch, gpu: list[str], machine: str, label: str
+) -> None:
+    gpu += [machine]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    lacking = missing_provider(label)
+    assert lacking and lacking.why == "onnxruntime is not installed"
+    both = machine == "x86_64" and label in ("CUDA", "TensorRT")
+    told = PROVIDERS[label].fix if both else "pip install --force-reinstall 'onnxruntime"
+    assert lacking.fix.startswith(told)
+
+
 def test_no_package_is_recommended_to_who_has_no_gpu(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, gpu: list[str]
 ) -> None:

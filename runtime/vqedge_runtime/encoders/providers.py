@@ -14,6 +14,7 @@ from typing import Any
 
 from vqedge.cuda import has_nvidia_gpu
 from vqedge.errors import first_line
+from vqedge.packages import install_line
 from vqedge.tensorrt import TF32_VARIABLE
 from vqedge_runtime.encoders import Missing
 
@@ -39,7 +40,7 @@ class Provider:
     Attributes:
         label: where it runs, for people.
         name: ONNX Runtime's name of it.
-        fix: what to install.
+        fix: what to install beside ONNX Runtime, or in its place; "" where nothing is.
         plugin: the module of its library, where it comes as a package of its own.
         options: what it is told.
         then: labels of those that take the nodes it cannot run, before the CPU does.
@@ -72,7 +73,7 @@ _GPU_PACKAGE = "pip install --force-reinstall --no-deps onnxruntime-gpu"
 PROVIDERS = {
     row.label: row
     for row in (
-        Provider("CPU", "CPUExecutionProvider", "pip install --force-reinstall onnxruntime"),
+        Provider("CPU", "CPUExecutionProvider", ""),
         Provider(
             "CUDA",
             "CUDAExecutionProvider",
@@ -124,15 +125,9 @@ def missing_package(module: str, fix: str) -> Missing | None:
 def missing_provider(label: str) -> Missing | None:
     """Whether ONNX Runtime is here with this provider; a GPU is looked for only where it is not."""
     provider = PROVIDERS[label]
-    why = _why_missing(provider)
-    if why is None:
-        return None
-    lacking = Missing(why, provider.fix)
-    if label == "CPU":
-        return lacking
-    if platform.machine() not in _WITH_WHEELS:
-        lacking = Missing(f"{why}, and there is no wheel for {platform.machine()}", "")
-    return unless_no_gpu(lacking)
+    fault = _fault_of_onnxruntime()
+    lacking = _lacking(provider) if fault is None else Missing(fault, _fix_with(provider))
+    return lacking if label == "CPU" else unless_no_gpu(lacking)
 
 
 def unless_no_gpu(lacking: Missing | None) -> Missing | None:
@@ -140,20 +135,41 @@ def unless_no_gpu(lacking: Missing | None) -> Missing | None:
     return lacking if lacking is None or has_nvidia_gpu() else Missing("no NVIDIA GPU here", "")
 
 
-def _why_missing(provider: Provider) -> str | None:
+def _fault_of_onnxruntime() -> str | None:
     try:
-        ort = import_module("onnxruntime")
-        offered = ort.get_available_providers()
+        import_module("onnxruntime").get_available_providers()
     except ModuleNotFoundError:
         return "onnxruntime is not installed"
     except (ImportError, OSError, AttributeError) as error:  # the last: an empty folder
         return f"onnxruntime does not load ({error})"
+    return None
+
+
+def _fix_with(provider: Provider) -> str:
+    """What brings ONNX Runtime, with the provider where one package has both."""
+    both = platform.machine() in _WITH_WHEELS and not provider.plugin
+    return (provider.fix if both else "") or install_line("onnxruntime")
+
+
+def _lacking(provider: Provider) -> Missing | None:
+    """What a provider lacks beside ONNX Runtime."""
+    why = _why_missing(provider)
+    if why is None:
+        return None
+    if platform.machine() not in _WITH_WHEELS:
+        return Missing(f"{why}, and there is no wheel for {platform.machine()}", "")
+    return Missing(why, provider.fix)
+
+
+def _why_missing(provider: Provider) -> str | None:
+    import onnxruntime as ort
+
     if not provider.plugin:
-        found = provider.name in offered
+        found = provider.name in ort.get_available_providers()
         why = f"this onnxruntime {ort.__version__} was built without {provider.name}"
         return None if found else why
-    if not find_spec(provider.plugin):
-        return f"{provider.plugin} is not installed"
+    if lacking := missing_package(provider.plugin, provider.fix):
+        return lacking.why
     try:
         found = bool(plugin_devices(provider))
     except Exception as error:  # whatever its library or ONNX Runtime raises
