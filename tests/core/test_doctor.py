@@ -98,6 +98,7 @@ def test_tensorrt_is_recommended_to_who_has_a_gpu(
     monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
     monkeypatch.setattr(doctor, "_version", lambda _: None)
+    monkeypatch.setattr("vqedge.packages._is_jetson", lambda: False)
     monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: gpu)
     fixes = {line.check: line.fix for line in doctor._libraries(None)}
     assert fixes["tensorrt"] == ("pip install 'vqedge[tensorrt]'" if gpu else "")
