@@ -140,7 +140,7 @@ def _openvino(_: Path | None) -> Iterator[Finding]:
     found = _version("openvino")
     fast = bool(_BFLOAT16 & cpu_flags())
     needed = "recommended: this CPU has bfloat16" if fast else "only to try another encoder"
-    fix = "pip install 'vqedge[openvino]'"
+    fix = install_line("openvino")
     yield Finding("openvino", found or "missing", needed, found is not None, fix, required=False)
 
 

@@ -103,7 +103,7 @@ def _openvino() -> EncoderBackend:
     def missing() -> Missing | None:
         from vqedge_runtime.encoders.providers import missing_package, missing_provider
 
-        lacking = missing_package("openvino", "pip install 'vqedge[openvino]'")
+        lacking = missing_package("openvino", install_line("openvino"))
         return lacking or missing_provider("CPU")  # ONNX Runtime writes its graph
 
     return EncoderBackend(opened, missing)
