@@ -17,7 +17,7 @@ from vqedge.commands.doctor import Finding, run_doctor
 from vqedge.errors import BackendUnavailable
 from vqedge.tensorrt import tensorrt_module
 from vqedge_export.targets import TARGETS, require_installed
-from vqedge_runtime.encoders import require_backend
+from vqedge_runtime.encoders import auto, require_backend
 from vqedge_runtime.llm.build_flags import pip_line
 
 TOOLS = "vqedge_export.tensorrt.plugin_build.plugin_tools"
@@ -61,6 +61,25 @@ def test_the_document_has_a_fix_only_for_what_is_amiss(
     assert run_doctor(as_json=True)
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert [check["fix"] for check in checks] == ["", "pip install it"]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, ""),
+        (2, "; onnxruntime-cuda failed when measured"),
+        (3, "; onnxruntime-cuda failed 3 times, remove {} to try again"),
+    ],
+)
+def test_what_auto_has_given_up_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_cache: Path, count: int, told: str
+) -> None:
+    failed = {"onnxruntime-cuda": count} if count else {}
+    measured = auto.Measured(clip_ms={"openvino": 12.0}, failed=failed)
+    monkeypatch.setattr(auto, "remembered", lambda _: measured)
+    found = doctor._auto_choice(write_bundle(tmp_path / "a.vqedge"))
+    told = told.format(own_cache / "backends.json")
+    assert found == f"openvino (a clip: openvino 12 ms){told}"
 
 
 def test_a_library_of_a_version_that_is_not_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

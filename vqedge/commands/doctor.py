@@ -158,13 +158,18 @@ def _backends(bundle: Path | None) -> Iterator[Finding]:
 
 
 def _auto_choice(bundle: Bundle) -> str:
-    from vqedge_runtime.encoders.auto import candidates, remembered
+    from vqedge_runtime.encoders.auto import candidates, memory_file, remembered
 
     measured = remembered(bundle)
     if measured is None:
         return f"not measured yet: one of {', '.join(candidates(bundle))}"
     times = ", ".join(f"{name} {ms:.0f} ms" for name, ms in measured.clip_ms.items())
-    return f"{measured.fastest} (a clip: {times})"
+    told = f"{measured.fastest} (a clip: {times})"
+    if not measured.settled:
+        return "; ".join((told, *(f"{name} failed when measured" for name in measured.failed)))
+    failed = (f"; {name} failed {count} times" for name, count in measured.failed.items())
+    again = f", remove {memory_file()} to try again" if measured.failed else ""
+    return told + "".join(failed) + again
 
 
 def _nvidia_driver(_: Path | None) -> Iterator[Finding]:

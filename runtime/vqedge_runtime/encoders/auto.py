@@ -249,14 +249,15 @@ def _gpus() -> list[str]:
     ]
 
 
-def _file() -> Path:
+def memory_file() -> Path:
+    """Where what was measured is remembered."""
     return cache_root() / "backends.json"
 
 
 def _memory() -> _Memory:
     """What the file holds; nothing if it is missing or was written by another version."""
-    with suppress(OSError, ValidationError, UnicodeDecodeError):
-        return _Memory.model_validate_json(_file().read_text(encoding="utf-8"))
+    with suppress(OSError, ValidationError):
+        return _Memory.model_validate_json(memory_file().read_bytes())
     return _Memory()
 
 
@@ -264,7 +265,7 @@ def _remember(key: str, measured: Measured) -> None:
     """Add to the file; a cache that cannot be written costs the next start time only."""
     machines = [*_memory().machines.items(), (key, measured)][-_KEPT:]
     with suppress(OSError):
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(_file()) as temporary:
+        memory_file().parent.mkdir(parents=True, exist_ok=True)
+        with replacing(memory_file()) as temporary:
             text = _Memory(machines=dict(machines)).model_dump_json(indent=2)
             temporary.write_text(text + "\n", encoding="utf-8")
