@@ -13,8 +13,49 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ABSENT = ("torch", "transformers", "onnx", "gguf", "safetensors")
-OFFLINE = "after connection broken by|Max retries|ReadTimeout|(429|5[0-9]{2}) (Client|Server) Error"
-"""What `pip -vv` says where an index cannot be reached, or answers that it is too busy."""
+GIVEN_UP = "Max retries exceeded|Read timed out|(429|5[0-9]{2}) (Client|Server) Error"
+"""What pip says of an address that it tried as often as it was told, or that is too busy."""
+
+
+def no_index(stdout: str, stderr: str) -> bool:
+    """Whether `pip -vv` failed since no index answered: of a page it tells that among its talk,
+    and of a file at the end; what it tried again and got says nothing."""
+    pages = re.search(f"Could not fetch URL .*({GIVEN_UP})", stdout + stderr)
+    return bool(pages or re.search(rf"^ERROR: [\s\S]*({GIVEN_UP})", stderr, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "expected"),
+    [
+        (
+            "Could not fetch URL https://a/av/: connection error: Max retries exceeded - skipping",
+            "ERROR: No matching distribution found for av",
+            True,
+        ),
+        (
+            "Could not fetch URL https://a/av/: 429 Client Error: Too Many Requests - skipping",
+            "ERROR: No matching distribution found for av",
+            True,
+        ),
+        ("", "ERROR: Exception:\nTraceback\nReadTimeoutError: Read timed out.", True),
+        ("", "ERROR: Could not install: 503 Server Error: Busy for url: https://a/av.whl", True),
+        (
+            "",
+            "WARNING: Retrying after connection broken by 'ReadTimeoutError(Read timed out.)'\n"
+            "ERROR: Cannot install av==1 and vqedge: these package versions have conflicts",
+            False,
+        ),
+        (
+            "Could not fetch URL https://a/av/: 404 Client Error: Not Found - skipping",
+            "ERROR: No matching distribution found for av",
+            False,
+        ),
+    ],
+)
+def test_only_an_index_that_does_not_answer_is_an_excuse(
+    stdout: str, stderr: str, expected: bool
+) -> None:
+    assert no_index(stdout, stderr) == expected
 
 
 def install_runtime(python: Path, wheel: str, folder: Path) -> None:
@@ -24,7 +65,7 @@ def install_runtime(python: Path, wheel: str, folder: Path) -> None:
     pinned = ["-c", ROOT / "constraints.txt", wheel, ROOT]
     command = [*install, *patient, *pinned]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    if done.returncode and re.search(OFFLINE, done.stdout + done.stderr):
+    if done.returncode and no_index(done.stdout, done.stderr):
         pytest.skip("no package index can be reached, and pip has not all that vqedge needs")
     assert done.returncode == 0, done.stderr
 
