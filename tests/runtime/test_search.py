@@ -246,9 +246,12 @@ def test_only_what_is_new_or_changed_is_read(folder: Path, made: bench.Made) -> 
 
 
 def test_a_file_of_a_far_year_is_read_as_others_are(folder: Path) -> None:
-    os.utime(folder / "000003.vqt", (0, 10_413_792_000))  # in 2300: more nanoseconds than 63 bits
+    far_s = 10_413_792_000  # in 2300: more nanoseconds than 63 bits
+    os.utime(folder / "000003.vqt", (0, far_s))
+    if (folder / "000003.vqt").stat().st_mtime != far_s:
+        pytest.skip("this file system holds no time of that year")
     assert [ask_folder(folder, lambda _: None)[0].read for _ in range(2)] == [CLIPS, 0]
-    os.utime(folder / "000003.vqt", (0, 10_413_792_001))
+    os.utime(folder / "000003.vqt", (0, far_s + 1))
     assert ask_folder(folder, lambda _: None)[0].read == 1
 
 
