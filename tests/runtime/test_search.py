@@ -25,8 +25,8 @@ from hypothesis.extra import numpy as hnp
 from vqedge.errors import SearchError, VqtError
 from vqedge_runtime.search import Query, ask_folder, duplicates, novel, similar, space_of
 from vqedge_runtime.search import index as index_module
-from vqedge_runtime.search.bounds import basis_from_blob, basis_from_values, most_alike, split
-from vqedge_runtime.search.index import codes_from_blobs
+from vqedge_runtime.search.blobs import basis_from_blob, codes_from_blobs
+from vqedge_runtime.search.bounds import basis_from_values, most_alike, split
 from vqedge_runtime.search.measure import (
     Features,
     alignment,

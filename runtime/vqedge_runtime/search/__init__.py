@@ -1,7 +1,8 @@
 """Searching `.vqt` files: which are like a clip, which are the same, which codes are new.
 
 `measure.py` says how alike clips are, `bounds.py` how alike they can be at most, `schema.py` and
-`index.py` keep what a folder holds, `query.py` asks, `folder.py` puts them together.
+`index.py` keep what a folder holds, `blobs.py` reads that back, `query.py` asks, `folder.py` puts
+them together.
 """
 
 from vqedge_runtime.search.folder import ask_folder

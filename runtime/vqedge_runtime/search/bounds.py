@@ -12,11 +12,9 @@ import numpy.typing as npt
 
 from vqedge_runtime.search.measure import Floats
 
-_DIRECTIONS = 32
+DIRECTIONS = 32
+SLACK = np.float32(2e-3)  # more than half precision can round away
 _ROUNDS = 3
-_SLACK = np.float32(2e-3)  # more than half precision can round away
-_LONGEST = (np.float16(1) + np.float16(_SLACK)).view(np.uint16)
-_ORTHONORMAL = 1e-4  # what float32 may leave of a product that should be zero or one
 
 
 def basis_from_values(values: Floats) -> Floats:
@@ -25,42 +23,12 @@ def basis_from_values(values: Floats) -> Floats:
     Subspace iteration from a fixed start: nearly the best directions, for any width.
     """
     width = values.shape[1]
-    start = np.random.default_rng(0).standard_normal((width, min(_DIRECTIONS, width)))
+    start = np.random.default_rng(0).standard_normal((width, min(DIRECTIONS, width)))
     basis: Floats = start.astype(np.float32)
     for _ in range(_ROUNDS):
         wide = (values.T @ (values @ basis)).astype(np.float64)
         basis = np.linalg.qr(wide).Q.astype(np.float32)  # orthonormal even where `wide` is all zero
     return np.ascontiguousarray(basis)
-
-
-def basis_from_blob(blob: bytes, width: int) -> Floats:
-    """A basis as it was stored, `[width, d]`.
-
-    Raises:
-        ValueError: cut short, another number of directions than `basis_from_values` gives, or not
-            orthonormal: nothing would be a bound then.
-    """
-    basis: Floats = np.frombuffer(blob, "<f4").reshape(width, -1)
-    if basis.shape[1] != min(_DIRECTIONS, width):
-        raise ValueError(f"{basis.shape[1]} directions of {width} numbers")
-    if not (np.abs(basis) <= 1 + _ORTHONORMAL).all():
-        raise ValueError("directions longer than 1")
-    if not np.allclose(basis.T @ basis, np.eye(basis.shape[1]), rtol=0, atol=_ORTHONORMAL):
-        raise ValueError("directions that are not orthonormal")
-    return basis
-
-
-def sketches_from_blob(blob: bytes, width: int) -> npt.NDArray[np.float16]:
-    """What `split` gave, rounded, as it was stored: `[n, width]`.
-
-    Raises:
-        ValueError: cut short, or of codes that are longer than 1.
-    """
-    sketches = np.frombuffer(blob, "<f2").reshape(-1, width)
-    sizes = sketches.view("<u2") & 0x7FFF  # as bits: numbers in half are slow
-    if sizes.size and sizes.max() > _LONGEST:
-        raise ValueError("sketches longer than 1")
-    return sketches
 
 
 def split(values: Floats, basis: Floats) -> Floats:
@@ -73,5 +41,5 @@ def split(values: Floats, basis: Floats) -> Floats:
 
 def most_alike(sketches: npt.NDArray[np.float16], of: Floats) -> Floats:
     """The most that rows, split and rounded `[n, d + 1]`, can match others `[m, d + 1]`."""
-    most: Floats = sketches.astype(np.float32) @ of.T + _SLACK
+    most: Floats = sketches.astype(np.float32) @ of.T + SLACK
     return most

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from vqedge import __version__
 from vqedge.errors import VqtError, printable
-from vqedge_runtime.search.bounds import basis_from_blob, basis_from_values, split
+from vqedge_runtime.search.blobs import basis_from_blob, numbers_from_blob
+from vqedge_runtime.search.bounds import basis_from_values, split
 from vqedge_runtime.search.measure import comparable, space_of, weights_from_patches
 from vqedge_runtime.search.schema import writing
-from vqedge_runtime.tokens import Codes, Values
+from vqedge_runtime.tokens import Values
 from vqedge_runtime.vqt import Segment, open_vqt, vqt_files
 from vqedge_runtime.vqt.file import VqtFile, vqt_errors
-from vqedge_runtime.vqt.header import MAX_PATCHES
 
 _BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
 _MOST_BYTES = 512 << 20  # that one file may add
@@ -127,45 +127,6 @@ def refresh(connection: sqlite3.Connection, folder: Path) -> Refresh:
 def _told(folder: Path, path: bytes) -> str:
     """A file's name as errors tell it."""
     return printable(str(folder / os.fsdecode(path)))
-
-
-def codes_from_blobs(numbers: bytes, packed_map: bytes, kind: str, count: int) -> Codes:
-    """A clip's codes as they were, the map flat.
-
-    Raises:
-        ValueError: the map has more patches than a `.vqt` may, or the numbers are cut short.
-        zlib.error: the map is damaged.
-    """
-    unpacker = zlib.decompressobj()
-    data = unpacker.decompress(packed_map, 2 * MAX_PATCHES)
-    if not unpacker.eof:
-        raise ValueError(f"a map of more than {MAX_PATCHES} patches")
-    flat = np.frombuffer(data, "<u2").astype(np.int32)
-    return Codes(flat, numbers_from_blob(numbers, kind, count))
-
-
-def numbers_from_blob(numbers: bytes, kind: str, count: int) -> Values:
-    """Centroids or ids, `[count, width or levels]`.
-
-    Raises:
-        ValueError: cut short, or not finite.
-    """
-    array = np.frombuffer(numbers, "<f2" if kind == "kmeans" else "<u2").reshape(count, -1)
-    if not np.isfinite(array).all():
-        raise ValueError("centroids that are not finite")
-    return array.astype(np.float16) if kind == "kmeans" else array.astype(np.int32)
-
-
-def weights_from_blob(weights: bytes) -> npt.NDArray[np.float32]:
-    """What the codes of one or more clips weigh, each 0 to 1.
-
-    Raises:
-        ValueError: cut short, or none that a code can have.
-    """
-    array = np.frombuffer(weights, "<f4")
-    if not ((array >= 0) & (array <= 1)).all():
-        raise ValueError("weights that are none")
-    return array
 
 
 def stamps_below(folder: Path) -> Iterator[tuple[bytes, Stamp]]:

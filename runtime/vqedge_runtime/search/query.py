@@ -14,8 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vqedge_runtime.search.bounds import basis_from_blob, most_alike, sketches_from_blob, split
-from vqedge_runtime.search.index import codes_from_blobs, numbers_from_blob, weights_from_blob
+from vqedge_runtime.search.blobs import (
+    basis_from_blob,
+    codes_from_blobs,
+    numbers_from_blob,
+    sketches_from_blob,
+    weights_from_blob,
+)
+from vqedge_runtime.search.bounds import most_alike, split
 from vqedge_runtime.search.measure import (
     Features,
     Floats,
