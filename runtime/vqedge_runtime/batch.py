@@ -152,7 +152,10 @@ class BatchEncoder:
         for window in self._windows(jobs):
             clip = None
             if window.walk:
-                self._open()  # ahead of any decoding, beside which no backend is timed
+                if self.opened is None:
+                    while waiting:  # they are told, whether or not the encoder opens
+                        yield waiting.popleft()
+                    self._open()  # ahead of any decoding, beside which no backend is timed
                 clip = window.walk.decode_next(pool)
             waiting.append((window, clip))
             if len(waiting) > self.workers:

@@ -338,6 +338,19 @@ def test_an_encoder_that_cannot_run_is_no_fault_of_a_video(
     assert "encoder backend openvino: not installed; install it" in complaint(found)
 
 
+def test_what_came_before_the_first_video_is_told_though_no_encoder_opens(
+    bundle: Bundle, clip: Path, tmp_path: Path
+) -> None:
+    def refuses() -> FakeEncoder:
+        raise BackendUnavailable("no driver")
+
+    jobs = [Job(path, tmp_path / path.stem) for path in (tmp_path / "none.mp4", clip)]
+    running = BatchEncoder(refuses, bundle.manifest, 32).run(jobs)
+    assert "no such file" in next(running).error
+    with pytest.raises(BackendUnavailable, match="no driver"):
+        next(running)
+
+
 def test_fewer_bits_make_a_smaller_file_that_is_another(
     run: Any, clip: Path, encoder: FakeEncoder
 ) -> None:
