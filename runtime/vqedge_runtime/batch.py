@@ -22,7 +22,7 @@ from vqedge.files import replacing
 from vqedge_runtime.encoders import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
-from vqedge_runtime.vqt import Header, VqtWriter, header_for, is_vqt
+from vqedge_runtime.vqt import Header, VqtWriter, header_for, require_video
 from vqedge_runtime.vqt.file import most_segments, vqt_errors
 from vqedge_runtime.vqt.header import PART_US
 
@@ -173,9 +173,8 @@ class BatchEncoder:
     def _windows_of(self, job: Job) -> Iterator[_Window]:
         part = self.span != (None, None)
         window_us = PART_US if part else round((self.window_s or 0.0) * 1e6)
+        require_video(job.video)
         origin = origin_from_path(job.video)
-        if is_vqt(job.video):
-            raise VqtError(f"{printable(str(job.video))}: a .vqt is encoded already; give a video")
         header = header_for(self.manifest, self.budget, origin, window_us, self.bits)
         if not part and is_current(job.out, header):  # a header does not say which part it is of
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))

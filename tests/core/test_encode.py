@@ -24,6 +24,7 @@ from tiny_bundle import tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.commands.encode as command
 import vqedge.commands.words as words_command
+import vqedge_runtime.batch as batches
 import vqedge_runtime.video.clip as clip_module
 from vqedge.budget import ADAPTIVE
 from vqedge.bundle import Bundle
@@ -351,6 +352,19 @@ def test_what_came_before_the_first_video_is_told_though_no_encoder_opens(
         next(running)
 
 
+def test_a_vqt_is_refused_before_it_is_read_whole(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "origin_from_path", lambda _: pytest.fail("it was hashed"))
+    jobs = [Job(tmp_path / name, tmp_path / "a") for name in ("there.vqt", "none.vqt")]
+    jobs[0].video.touch()
+    told = [outcome.error for outcome in BatchEncoder(FakeEncoder(), bundle.manifest, 8).run(jobs)]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "a .vqt is encoded already; give a video",
+        "no such file; check the path",
+    ]
+
+
 def test_fewer_bits_make_a_smaller_file_that_is_another(
     run: Any, clip: Path, encoder: FakeEncoder
 ) -> None:
@@ -636,6 +650,7 @@ def test_a_budget_of_what_has_its_tokens(run: Any, clip: Path, qa: VideoQA) -> N
     run("encode", clip, "-o", "a.vqt")
     found = run("ask", "a.vqt", "What?", "--budget", "8")
     assert "a.vqt has its tokens already; leave the budget out" in complaint(found)
+    assert "a.vqt: a .vqt is encoded already; give a video" in complaint(run("bench", "a.vqt"))
 
 
 def test_bench_with_a_budget(

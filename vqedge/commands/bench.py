@@ -16,10 +16,9 @@ from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.cores import processor_name, usable_cores
 from vqedge.data.demo import write_demo
-from vqedge.errors import ConfigError
 from vqedge_runtime.bench import run, side_by_side
 from vqedge_runtime.llm.build_flags import cpu_flags
-from vqedge_runtime.vqt import is_vqt
+from vqedge_runtime.vqt import require_video
 
 # of x86: what encoders in int8 and bfloat16 are fast by
 _LOW_PRECISION = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
@@ -38,13 +37,12 @@ def run_bench(
 
     Raises:
         VideoError: there is no such clip.
-        ConfigError: a `.vqt`: what would be timed first is done already; or a budget that the
-            bundle does not take.
+        VqtError: a `.vqt`: what would be timed first is done already.
+        ConfigError: a budget that the bundle does not take.
     """
     if video is not None:
         require_there(video)
-        if is_vqt(video):
-            raise ConfigError(f"{video}: a .vqt is encoded already; give a video")
+        require_video(video)
     with tempfile.TemporaryDirectory() as folder:
         clip = video or Path(folder) / "demo.mp4"
         if video is None:

@@ -284,7 +284,7 @@ def _fault_of_folder(folder: Path) -> tuple[str, str]:
     if (folder / MANIFEST_NAME).is_file():
         return "is a bundle", "name it with -m, and give a video"
     if any(vqt_files(folder, levels=2)):  # no deeper: it may be a home folder
-        return "holds .vqt files, which are encoded already", "name one of them"
+        return "holds .vqt files, which are encoded already", "name one of them, or give a video"
     fix = "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, "
     return "the folder holds no images", f"{fix}with: vqedge encode FOLDER -o TOKENS"
 

@@ -176,6 +176,18 @@ def is_vqt(path: Path) -> bool:
         return False
 
 
+def require_video(path: Path) -> None:
+    """Refuse a `.vqt` where a video is to be.
+
+    Raises:
+        VqtError: it is one, or would be if it were there.
+    """
+    if is_vqt(path):
+        with vqt_errors(path):
+            path.stat()
+            raise VqtError("a .vqt is encoded already; give a video")
+
+
 def vqt_files(folder: Path, levels: int | None = None) -> Iterator[Path]:
     """Every `.vqt` file of a folder and of those below it; each folder's in order of their names.
 
