@@ -53,7 +53,9 @@ def no_driver() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _nothing_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_cache: Path
+) -> None:
     for variable in ("CUDA_HOME", "CUDA_PATH", installation.ROOT_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(cuda_toolkit, "_DEFAULT_HOME", tmp_path / "nowhere")
@@ -62,7 +64,6 @@ def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(installation, "_wheel_folders", lambda: iter(()))
     monkeypatch.setattr(installation, "_SYSTEM_ROOTS", (str(tmp_path / "nowhere"),))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "cache"))
 
 
 def make_nvcc(home: Path, release: str = "12.6", before: str = "") -> Path:

@@ -26,7 +26,6 @@ from tiny_gguf import (
     embedding_rows,
     parrot_tensors,
     video,
-    wild_tensors,
     write_gguf,
 )
 
@@ -52,19 +51,8 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not ins
 
 
 @pytest.fixture(scope="module")
-def wild_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_gguf(tmp_path_factory.mktemp("wild") / "wild.gguf", wild_tensors())
-
-
-@pytest.fixture(scope="module")
 def parrot_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("parrot") / "parrot.gguf", parrot_tensors())
-
-
-@pytest.fixture
-def wild(wild_path: Path) -> Iterator[Any]:
-    with open_llama_cpp(wild_path, threads=1, context=256) as llm:
-        yield llm
 
 
 @pytest.fixture

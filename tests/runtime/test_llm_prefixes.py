@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_bundle import asking_facts, tiny_facts, write_bundle
-from tiny_gguf import base_gguf, video, wild_tensors, write_gguf
+from tiny_gguf import base_gguf, video
 
 from vqedge_runtime import VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
@@ -144,11 +144,9 @@ def test_no_more_bytes_are_kept_than_there_is_room_for(wild: Any) -> None:
 
 
 def test_none_is_copied_where_none_is_to_be_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wild_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
-    with open_llama_cpp(path, threads=1, context=256, most_aside_bytes=0) as llm:
+    with open_llama_cpp(wild_path, threads=1, context=256, most_aside_bytes=0) as llm:
         monkeypatch.setattr(llm._reader.context, "state", lambda: pytest.fail("copied"))
         assert [llm.prefill_video(video(seed)).reused for seed in (3, 4, 4, 3)] == [
             False,
