@@ -1,4 +1,4 @@
-"""A made language model of random weights, for the tests of this folder."""
+"""Two made language models for the tests of this folder: see `tiny_gguf`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,38 @@ import pytest
 
 @pytest.fixture(scope="session")
 def wild_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its file; skips where there is no llama.cpp, or no gguf to make the model with."""
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    from tiny_gguf import wild_tensors, write_gguf
+    """A model of random weights; skips where llama.cpp is missing, or gguf to make it with."""
+    return _written("wild", tmp_path_factory)
 
-    return write_gguf(tmp_path_factory.mktemp("wild") / "wild.gguf", wild_tensors())
+
+@pytest.fixture(scope="session")
+def parrot_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says one thing; skips as the other does."""
+    return _written("parrot", tmp_path_factory)
 
 
 @pytest.fixture
 def wild(wild_path: Path) -> Iterator[Any]:
     """Open, on one thread."""
+    yield from _opened(wild_path)
+
+
+@pytest.fixture
+def parrot(parrot_path: Path) -> Iterator[Any]:
+    """Open, on one thread."""
+    yield from _opened(parrot_path)
+
+
+def _written(name: str, factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    import tiny_gguf
+
+    tensors = {"wild": tiny_gguf.wild_tensors, "parrot": tiny_gguf.parrot_tensors}[name]
+    return tiny_gguf.write_gguf(factory.mktemp(name) / f"{name}.gguf", tensors())
+
+
+def _opened(path: Path) -> Iterator[Any]:
     from vqedge_runtime.llm import open_llama_cpp
 
-    with open_llama_cpp(wild_path, threads=1, context=256) as llm:
+    with open_llama_cpp(path, threads=1, context=256) as llm:
         yield llm

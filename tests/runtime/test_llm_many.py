@@ -48,18 +48,16 @@ def test_scores_are_those_of_each_prompt_alone(wild: Any, shape: str, held: bool
     assert len({round(total, 2) for total in expected}) > 10  # or the order would not matter
 
 
-def test_answers_are_those_of_each_prompt_alone(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "parrot.gguf", parrot_tensors())
-    with open_llama_cpp(path, threads=1, context=256) as parrot:
-        prompts = [Prompt(clip, "Speak" + "!" * n) for n, clip in enumerate(clips(17))]
-        found = parrot.ask_many(prompts)
-        assert [answer.text for answer in found] == [SPEECH] * 17
-        assert all(answer.stopped for answer in found)
-        one = [parrot.ask(prompt.video, prompt.question) for prompt in prompts]
-        for field in ("prompt_tokens", "video_tokens", "generated_tokens"):
-            assert [getattr(a, field) for a in found] == [getattr(a, field) for a in one]
-        cut = parrot.ask_many(prompts[:2], DecodingOptions(max_tokens=3))
-        assert [(a.text, a.stopped) for a in cut] == [("é�", False)] * 2
+def test_answers_are_those_of_each_prompt_alone(parrot: Any) -> None:
+    prompts = [Prompt(clip, "Speak" + "!" * n) for n, clip in enumerate(clips(17))]
+    found = parrot.ask_many(prompts)
+    assert [answer.text for answer in found] == [SPEECH] * 17
+    assert all(answer.stopped for answer in found)
+    one = [parrot.ask(prompt.video, prompt.question) for prompt in prompts]
+    for field in ("prompt_tokens", "video_tokens", "generated_tokens"):
+        assert [getattr(a, field) for a in found] == [getattr(a, field) for a in one]
+    cut = parrot.ask_many(prompts[:2], DecodingOptions(max_tokens=3))
+    assert [(a.text, a.stopped) for a in cut] == [("é�", False)] * 2
 
 
 def test_an_answer_begins_with_its_first_word(tmp_path: Path) -> None:
