@@ -53,12 +53,13 @@ def score(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) -> l
     return totals
 
 
-def _groups(reader: Reader, prompts: Sequence[Prompt], answer: int) -> Iterator[slice]:
+def _groups(reader: Reader, prompts: Sequence[Prompt], answer_tokens: int) -> Iterator[slice]:
     """Runs of prompts that the context can hold with an answer each, as long as they can be."""
     first, used = 0, 0
     videos: set[str] = set()
     for place, prompt in enumerate(prompts):
-        asked, rows = len(reader.question_ids(prompt.question)) + answer, len(prompt.video.rows)
+        asked = len(reader.question_ids(prompt.question)) + answer_tokens
+        rows = len(prompt.video.rows)
         new = 0 if prompt.video.key in videos else rows
         full = place - first == BRANCHES or used + asked + new > reader.room_aside
         if full and place > first:
