@@ -41,13 +41,15 @@ def test_a_state_is_held_once_and_another_programs_file_not_at_all(tmp_path: Pat
     path, other, state = tmp_path / "clip.kv", tmp_path / "other.kv", bytes(8 << 20)
     other.write_bytes(state)
     tracemalloc.start()
-    assert read_kv(other, b"who") is None
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    assert write_kv(path, b"who", state)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    assert read_kv(path, b"who") == state
-    assert tracemalloc.get_traced_memory()[1] < 9 << 20
-    tracemalloc.stop()
+    try:
+        assert read_kv(other, b"who") is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        assert write_kv(path, b"who", state)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        assert read_kv(path, b"who") == state
+        assert tracemalloc.get_traced_memory()[1] < 9 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_identity_or_another_users_file_is_stale(
