@@ -30,6 +30,7 @@ from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 _ERRORS_ONLY, _NOTHING = 3, 4
 _CPU = PROVIDERS["CPU"]
 _RECORD_NODES = "session.record_ep_graph_assignment_info"
+_STOP_SPINNING = "session.force_spinning_stop"  # with a run: llama.cpp wants the cores then
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def _session(
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
     options.enable_mem_pattern = provider is not _CPU  # 70 MB from the second clip on, no faster
+    options.add_session_config_entry(_STOP_SPINNING, "1")
     told = dict(provider.options) | kept
     others = [(row.name, dict(row.options)) for row in _chain(provider)[1:]]
     names: list[Any] | None = [(provider.name, told), *others]
