@@ -6,21 +6,13 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from _pages import GRID_NAMED, all_measured, asked_of, points, share, table
+from _pages import GRID_NAMED, asked_of, points, share, table
 
 from vqedge.commands.baselines import COMPARISONS
 
 DESCRIBED = """
 In *captions*, one of the eight questions about every clip asks for a description. The loss is a
 mean over the tokens of all answers, so that about half of it is then that of descriptions.
-"""
-PLAIN = """
-And without that lesson, which only codes on things can learn from: {steps} steps of the language
-model and the bridge alone, {asked} ({suite}).
-
-{parts}
-
-{parts_by_kind}
 """
 
 
@@ -37,7 +29,6 @@ def trained_alike(document: dict[str, Any]) -> dict[str, object]:
         "parts": _in_points(document, parts),
         "parts_by_kind": _kinds_beside(document, parts),
         "grid_told": grid_told(document, parts),
-        "plain": "".join(map(plain, all_measured("compare_plain"))),
         "choices": _in_points(document, choices),
         "choices_told": DESCRIBED if "captions" in choices else "",
     }
@@ -83,16 +74,4 @@ def grid_told(document: dict[str, Any], parts: Mapping[str, dict[str, Any]]) -> 
         "the uniform grid does, so that its row lacks the lesson as well as the codes"
         f"{below}.{named}",
         100,
-    )
-
-
-def plain(document: dict[str, Any]) -> str:
-    """The two trainings in which nothing but the language model's answers teaches."""
-    trained = {name: d for name, d in document["baselines"].items() if "steps" in d}
-    return PLAIN.format(
-        steps=document["steps"],
-        asked=asked_of(document),
-        suite=document["suite_version"],
-        parts=_in_points(document, trained),
-        parts_by_kind=_kinds_beside(document, trained),
     )

@@ -176,13 +176,6 @@ def test_the_grid_that_had_a_lesson_is_the_one_to_compare_with() -> None:
     assert "stays below" not in _compared.grid_told(below, below["baselines"])
 
 
-def test_trainings_without_a_lesson_have_a_table_of_their_own() -> None:
-    document = _pages.measured("compare") | {"steps": 600}
-    page = _compared.plain(document)
-    assert ": 600 steps of the language" in page and "\n| uniform grid | 32.0 | " in page
-    assert "\n| prior | | " in page and "shuffled" not in page and "\n| count | " in page
-
-
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime-int8"])
 @pytest.mark.parametrize(
     ("machine", "name"), [("amd-epyc", "EPYC"), ("intel-r-xeon-r-processor", "Xeon")]
