@@ -18,7 +18,7 @@ from tiny_run import (
     config_for,
     fill_cache,
     fill_features,
-    kill_at,
+    killed_and_resumed,
     log_of,
     run,
     tiny_training,
@@ -158,11 +158,8 @@ def test_it_is_trained_kept_and_resumed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     load_reducer(quantizer, weights)
     kept = weights[f"{REDUCER_PREFIX}text.0.weight"].float()
     assert torch.equal(quantizer.get_parameter("reducer.text.0.weight"), kept)
-    kill_at(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_for(tmp_path / "killed", model=ASKING))
-    run(config_for(tmp_path / "killed", model=ASKING), resume=True)
-    expected, found = (load_file(tmp_path / name / STATE) for name in ("whole", "killed"))
+    expected = load_file(tmp_path / "whole" / STATE)
+    found = killed_and_resumed(monkeypatch, config_for(tmp_path / "killed", model=ASKING))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_model import CONFIG
-from tiny_run import BUDGETS, LESSONS, MODELS, STEPS, config_for, kill_at, log_of, run
+from tiny_run import BUDGETS, LESSONS, MODELS, STEPS, config_for, killed_and_resumed, log_of, run
 
 from vqedge.checkpoint import steps_of
 from vqedge.files import file_sha256
@@ -33,11 +33,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path, fatal: int
 ) -> None:
     killed = tmp_path / "killed"
-    kill_at(monkeypatch, fatal)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_for(killed))
-    torch.manual_seed(99)  # a new process has another random state
-    run(config_for(killed), resume=True)
+    killed_and_resumed(monkeypatch, config_for(killed), fatal)
     for name in (STATE, MODEL, LORA):
         expected, found = load_file(whole / name), load_file(killed / name)
         assert found.keys() == expected.keys()
@@ -52,14 +48,8 @@ def test_a_killed_run_with_dropout_leaves_out_what_it_would_have(
 ) -> None:
     optim = config_for(whole).optim.model_copy(update={"hash_dropout": 0.5, "frame_dropout": 0.5})
     run(config_for(tmp_path / "dropping", optim=optim))
-    kill_at(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_for(tmp_path / "killed", optim=optim))
-    torch.manual_seed(99)  # a new process has another random state
-    run(config_for(tmp_path / "killed", optim=optim), resume=True)
-    plain, expected, found = (
-        load_file(folder / STATE) for folder in (whole, tmp_path / "dropping", tmp_path / "killed")
-    )
+    found = killed_and_resumed(monkeypatch, config_for(tmp_path / "killed", optim=optim))
+    plain, expected = (load_file(folder / STATE) for folder in (whole, tmp_path / "dropping"))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     hashed = [name for name in plain if name.startswith("weight.") and "hash" in name]
     assert hashed and not any(torch.equal(expected[name], plain[name]) for name in hashed)

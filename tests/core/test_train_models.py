@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config
 from safetensors.torch import load_file, save_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
-from tiny_run import IN_WORDS, LEARNED, STEPS, config_for, kill_at, log_of, run
+from tiny_run import IN_WORDS, LEARNED, STEPS, config_for, killed_and_resumed, log_of, run
 from torch import Tensor
 from torch._inductor.exc import InductorError
 
@@ -152,11 +152,8 @@ def test_a_codebook_is_fitted_trained_reported_and_resumed(
     assert tables.shape == (2, 6, CODE_WIDTH)
     usage = log_of(tmp_path / "whole")[-1]["codebook"]
     assert 0 < usage["usage"][0] <= 1 and 1 <= usage["perplexity"][0] <= 6
-    kill_at(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_for(tmp_path / "killed", model=LEARNED))
-    run(config_for(tmp_path / "killed", model=LEARNED), resume=True)
-    expected, found = (load_file(tmp_path / name / STATE) for name in ("whole", "killed"))
+    expected = load_file(tmp_path / "whole" / STATE)
+    found = killed_and_resumed(monkeypatch, config_for(tmp_path / "killed", model=LEARNED))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -196,11 +193,10 @@ def test_words_take_the_adapter_of_another_model_and_are_named(
     kept = bridge.table.clone()
     bridge.finish()
     torch.testing.assert_close(bridge.table, kept, atol=0.02, rtol=0.01)  # weights were rounded
-    kill_at(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_for(tmp_path / "killed", model=IN_WORDS, init=whole))
-    run(config_for(tmp_path / "killed", model=IN_WORDS, init=whole), resume=True)
-    expected, found = (load_file(tmp_path / name / STATE) for name in ("words", "killed"))
+    expected = load_file(tmp_path / "words" / STATE)
+    found = killed_and_resumed(
+        monkeypatch, config_for(tmp_path / "killed", model=IN_WORDS, init=whole)
+    )
     differing = [name for name, value in expected.items() if not torch.equal(found[name], value)]
     assert not differing
 
@@ -243,12 +239,8 @@ def test_a_reducer_with_weights_is_trained_kept_and_resumed(
     load_reducer(quantizer, weights)
     kept = weights[f"{REDUCER_PREFIX}queries"].float()
     assert torch.equal(quantizer.get_parameter("reducer.queries"), kept)
-    kill_at(monkeypatch, 3)
-    with pytest.raises(KeyboardInterrupt):
-        run(config_for(tmp_path / "killed", model=GROUPED))
-    torch.manual_seed(99)  # the choice among groups is drawn
-    run(config_for(tmp_path / "killed", model=GROUPED), resume=True)
-    expected, found = (load_file(tmp_path / name / STATE) for name in ("grouped", "killed"))
+    expected = load_file(tmp_path / "grouped" / STATE)
+    found = killed_and_resumed(monkeypatch, config_for(tmp_path / "killed", model=GROUPED))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_model import (
     CODE_WIDTH,
     CODES,
@@ -28,6 +28,7 @@ from tiny_model import (
     tiny_llm,
     tiny_tokenizer,
 )
+from torch import Tensor
 
 from vqedge.config import LlmConfig, ModelConfig
 from vqedge.data.cache import ClipCache
@@ -37,7 +38,7 @@ from vqedge.data.generated import GeneratedClips
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
-from vqedge.training.folder import LOG
+from vqedge.training.folder import LOG, STATE
 from vqedge.training.processes import leave_process_group
 from vqedge.training.run import Run
 
@@ -140,6 +141,18 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
         return step(self, number, *others)
 
     monkeypatch.setattr(Run, "step", dying)
+
+
+def killed_and_resumed(
+    monkeypatch: pytest.MonkeyPatch, config: TrainConfig, fatal: int = 3
+) -> dict[str, Tensor]:
+    """The last save of a run that dies before a step and goes on in what might be a new process."""
+    kill_at(monkeypatch, fatal)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    torch.manual_seed(99)  # a new process has another random state
+    run(config, resume=True)
+    return load_file(config.output / STATE)
 
 
 def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:

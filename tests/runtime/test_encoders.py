@@ -363,24 +363,26 @@ def test_an_engine_that_cannot_be_kept_costs_time_only(
     assert [compiling() for _ in range(2)] == [1, 2]
 
 
+def one_node(op: str, inputs: list[str], shape: list[int]) -> bytes:
+    """A graph of one node, from `x` to `y`, float32 of one shape."""
+    x = [helper.make_tensor_value_info("x", 1, shape)]
+    y = [helper.make_tensor_value_info("y", 1, shape)]
+    graph = helper.make_graph([helper.make_node(op, inputs, ["y"])], "one", x, y)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    found: bytes = model.SerializeToString()
+    return found
+
+
 def test_the_cpu_plans_no_memory_beside_what_it_has(tmp_path: Path) -> None:
     """A plan of the first clip's memory takes as much again from the second on."""
-    x = [helper.make_tensor_value_info("x", 1, [2])]
-    y = [helper.make_tensor_value_info("y", 1, [2])]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", x, y)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "a.onnx").write_bytes(one_node("Relu", ["x"], [2]))
     opened = ort.open_session(tmp_path / "a.onnx", 1)
     assert not opened.get_session_options().enable_mem_pattern
 
 
 def test_threads_end_with_a_run(tmp_path: Path) -> None:
     """They would wait for another one at full speed, while llama.cpp wants the cores."""
-    x = [helper.make_tensor_value_info("x", 1, [512, 512])]
-    y = [helper.make_tensor_value_info("y", 1, [512, 512])]
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "one", x, y)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "a.onnx").write_bytes(one_node("MatMul", ["x", "x"], [512, 512]))
     opened, busy_s = ort.open_session(tmp_path / "a.onnx", 2), []
     for _ in range(5):
         opened.run(None, {"x": np.zeros((512, 512), np.float32)})
@@ -391,15 +393,10 @@ def test_threads_end_with_a_run(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_tells_who_runs_a_node() -> None:
-    x = [helper.make_tensor_value_info("x", 1, [2])]
-    y = [helper.make_tensor_value_info("y", 1, [2])]
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", x, y)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     options = ort.ort.SessionOptions()
     options.add_session_config_entry(ort._RECORD_NODES, "1")
-    found = ort.ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    model = one_node("Relu", ["x"], [2])
+    found = ort.ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     if not hasattr(found, "get_provider_graph_assignment_info"):
         pytest.skip(f"ONNX Runtime {ort.ort.__version__} does not tell")
     assert ort._elsewhere(found, PROVIDERS["CUDA"]) == ", 100.0% of nodes on CPU"
