@@ -82,6 +82,12 @@ class BackendUnavailable(VqedgeError):
 class StreamEnded(BackendUnavailable):
     """An answer was not read to its end before its language model was called again."""
 
+    def __init__(
+        self, told: str = "another call to the model ended this stream; ask again"
+    ) -> None:
+        """Says so."""
+        super().__init__(told)
+
 
 class PromptError(VqedgeError):
     """The question is empty or does not fit the context of the language model."""

@@ -184,9 +184,14 @@ def test_an_engine_in_a_bundle_has_its_role(tmp_path: Path) -> None:
     assert [file.role for file in manifest.files if file.path == "engines/k.engine"] == ["engine"]
 
 
-def test_the_cache_gives_back_what_was_put_in(own_cache: Path, tmp_path: Path) -> None:
-    built = tmp_path / "built.engine"
-    built.write_bytes(b"plan")
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    path = tmp_path / "built.engine"
+    path.write_bytes(b"plan")
+    return path
+
+
+def test_the_cache_gives_back_what_was_put_in(own_cache: Path, built: Path) -> None:
     assert cached_engine("k") is None
     path = cache_engine(built, record())
     assert path.read_bytes() == b"plan"
@@ -194,11 +199,9 @@ def test_the_cache_gives_back_what_was_put_in(own_cache: Path, tmp_path: Path) -
 
 
 def test_the_cache_keeps_the_engines_that_were_used_last(
-    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_KEPT_ENGINES", 2)
-    built = tmp_path / "built.engine"
-    built.write_bytes(b"plan")
     for age, key in ((9, "a"), (8, "b")):
         os.utime(cache_engine(built, record(key=key)), (0, time.time() - age))
     assert cached_engine("a") is not None, "used now"
@@ -208,11 +211,9 @@ def test_the_cache_keeps_the_engines_that_were_used_last(
 
 
 def test_an_engine_made_after_the_clock_was_set_back_is_kept(
-    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_cache: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_KEPT_ENGINES", 2)
-    built = tmp_path / "built.engine"
-    built.write_bytes(b"plan")
     for key in ("a", "b"):
         os.utime(cache_engine(built, record(key=key)), (0, time.time() + 1e6))
     assert cache_engine(built, record(key="c")).is_file()
@@ -220,9 +221,7 @@ def test_an_engine_made_after_the_clock_was_set_back_is_kept(
 
 
 @pytest.mark.parametrize("damage", ["engine", "note", "other key"])
-def test_a_damaged_cache_gives_nothing(own_cache: Path, tmp_path: Path, damage: str) -> None:
-    built = tmp_path / "built.engine"
-    built.write_bytes(b"plan")
+def test_a_damaged_cache_gives_nothing(own_cache: Path, built: Path, damage: str) -> None:
     path = cache_engine(built, record())
     note = path.with_suffix(".json")
     if damage == "engine":

@@ -20,6 +20,7 @@ from tiny_run import (
     fill_features,
     killed_and_resumed,
     log_of,
+    reducer_weights,
     run,
     tiny_training,
 )
@@ -31,7 +32,7 @@ from vqedge.data.generated import GeneratedClips
 from vqedge.data.training import NO_WORD, TrainingClips
 from vqedge.errors import ConfigError, PromptError
 from vqedge.model.answer import CheckpointAnswerer, checked_budget
-from vqedge.model.checkpoint import MODEL, load_reducer, load_tensors
+from vqedge.model.checkpoint import load_reducer
 from vqedge.model.encoder import VideoEncoder, trained_bridge
 from vqedge.model.llm import mean_embeddings, with_lora
 from vqedge.model.reducers.training import REDUCER_PREFIX, ReducerWithWeights
@@ -147,10 +148,7 @@ def test_it_is_trained_kept_and_resumed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     first, *_, last = log_of(tmp_path / "whole")
     assert "naming" in first and "exact_match" in last["validation"] and last["budget"] == CODES
     run(config_for(tmp_path / "short", model=ASKING, steps=1))
-    weights, early = (
-        {name: value for name, value in load_tensors(path / MODEL).items() if "reducer" in name}
-        for path in (tmp_path / "whole", tmp_path / "short")
-    )
+    weights, early = (reducer_weights(tmp_path / name) for name in ("whole", "short"))
     assert all(name.startswith(REDUCER_PREFIX) for name in weights)
     still = {name for name, value in weights.items() if torch.equal(early[name], value)}
     assert not still, "the question's part learns, too"

@@ -11,7 +11,16 @@ import torch
 import torch._inductor.config
 from safetensors.torch import load_file, save_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
-from tiny_run import IN_WORDS, LEARNED, STEPS, config_for, killed_and_resumed, log_of, run
+from tiny_run import (
+    IN_WORDS,
+    LEARNED,
+    STEPS,
+    config_for,
+    killed_and_resumed,
+    log_of,
+    reducer_weights,
+    run,
+)
 from torch import Tensor
 from torch._inductor.exc import InductorError
 
@@ -229,10 +238,7 @@ def test_a_reducer_with_weights_is_trained_kept_and_resumed(
     first, *_, last = log_of(tmp_path / "grouped")
     assert "naming" in first and "exact_match" in last["validation"]
     run(config_for(tmp_path / "short", model=GROUPED, steps=1))
-    weights, early = (
-        {name: value for name, value in load_tensors(path / MODEL).items() if "reducer" in name}
-        for path in (tmp_path / "grouped", tmp_path / "short")
-    )
+    weights, early = (reducer_weights(tmp_path / name) for name in ("grouped", "short"))
     assert len(weights) == 5 and all(name.startswith(REDUCER_PREFIX) for name in weights)
     assert not any(torch.equal(early[name], value) for name, value in weights.items())
     quantizer = quantizer_from_config(GROUPED)

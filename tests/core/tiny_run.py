@@ -35,6 +35,7 @@ from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
 from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
+from vqedge.model.checkpoint import MODEL, load_tensors
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
@@ -141,6 +142,13 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
         return step(self, number, *others)
 
     monkeypatch.setattr(Run, "step", dying)
+
+
+def reducer_weights(folder: Path) -> dict[str, Tensor]:
+    """What a run has saved of a reducer that was trained."""
+    return {
+        name: value for name, value in load_tensors(folder / MODEL).items() if "reducer" in name
+    }
 
 
 def killed_and_resumed(

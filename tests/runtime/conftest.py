@@ -1,4 +1,4 @@
-"""Two made language models for the tests of this folder: see `tiny_gguf`."""
+"""Two made language models, see `tiny_gguf`, and a made bundle for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_bundle import write_bundle
+
+from vqedge.bundle import Bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, own_cache: Path) -> Bundle:
+    """A bundle of files that are none, and a cache of its own."""
+    return write_bundle(tmp_path / "a.vqedge")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import tiny_facts, write_bundle
+from tiny_bundle import tiny_facts
 
 from vqedge.bundle import Bundle, bundle_writer
 from vqedge.errors import BackendUnavailable
@@ -26,11 +26,6 @@ from vqedge_runtime.encoders import (
 )
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.tokens import TokenSet
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, own_cache: Path) -> Bundle:
-    return write_bundle(tmp_path / "a.vqedge")
 
 
 class Timed(FakeEncoder):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda
 from onnx import helper
-from tiny_bundle import tiny_facts, write_bundle
+from tiny_bundle import tiny_facts
 
 from vqedge import packages
 from vqedge.bundle import Bundle, VariantRecord, bundle_writer
@@ -32,11 +32,6 @@ from vqedge_runtime.encoders import (
 )
 from vqedge_runtime.encoders import compiled as compiled_files
 from vqedge_runtime.encoders.providers import PROVIDERS, missing_provider
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, own_cache: Path) -> Bundle:
-    return write_bundle(tmp_path / "a.vqedge")
 
 
 def test_an_unknown_name_lists_the_known_ones(bundle: Bundle) -> None:

@@ -131,7 +131,7 @@ class FakeLanguageModel:
             for token in tokens[:limit]:
                 self._require_open()
                 if self._turn != turn:
-                    raise StreamEnded("another call to the model ended this stream; ask again")
+                    raise StreamEnded
                 said.append(token)
                 yield token
 

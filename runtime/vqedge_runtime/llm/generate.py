@@ -363,7 +363,7 @@ class LlamaCpp:
         with self._lock:
             context = self._reader.context
             if self._turn is not turn:
-                raise StreamEnded("another call to the model ended this stream; ask again")
+                raise StreamEnded
             if turn.unread is not None:
                 context.read(Cells.at(turn.end, [turn.unread], logits="last"))
             return turn.next_token(self._model, context, sampler)
