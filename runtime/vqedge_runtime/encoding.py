@@ -19,6 +19,7 @@ from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.encoders import Encoder, Frames, Text
+from vqedge_runtime.opening import Opening
 from vqedge_runtime.stored import (
     origin_from_path,
     read_stored,
@@ -190,7 +191,7 @@ class EncodingSession:
         """Free the models when no thread is at them; twice is fine."""
         with self._lock, ExitStack() as stack:
             self._closed = True
-            if not callable(self._encoder):
+            if not callable(self._encoder) or isinstance(self._encoder, Opening):
                 stack.callback(self._encoder.close)
             stack.callback(self.bridge.close)
 

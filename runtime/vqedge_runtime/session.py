@@ -31,7 +31,13 @@ from vqedge_runtime.answers import (
     generated_answer,
 )
 from vqedge_runtime.bridge import Bridge, open_bridge
-from vqedge_runtime.encoders import AUTO, Encoder, open_encoder, require_backend
+from vqedge_runtime.encoders import (
+    AUTO,
+    Encoder,
+    encoder_opener,
+    open_encoder,
+    require_backend,
+)
 from vqedge_runtime.encoding import EncodingSession, PathLike
 from vqedge_runtime.evidence import Evidence, find_evidence
 from vqedge_runtime.kv import read_kv, write_kv
@@ -46,6 +52,7 @@ from vqedge_runtime.llm import (
     open_llama_cpp,
 )
 from vqedge_runtime.llm.prefixes import MOST_BYTES
+from vqedge_runtime.opening import Opening
 from vqedge_runtime.vqt import PER_QUESTION
 
 logger = logging.getLogger(__name__)
@@ -82,17 +89,21 @@ class VideoQA(EncodingSession):
         bundle: PathLike,
         *,
         encoder: str = AUTO,
+        encoder_ahead: bool = False,
         threads: int | None = None,
         context: int = 2048,
         max_context: int | None = None,
         gpu_layers: int | None = None,
     ) -> Self:
-        """Open and verify a bundle and load its models; the encoder when it is first needed.
+        """Open and verify a bundle and load its models; the encoder as said below.
 
         Args:
             bundle: a `NAME.vqedge` folder.
             encoder: backend of the encoder, as `vqedge doctor` lists them; `auto` is the fastest
                 here, measured once.
+            encoder_ahead: load the encoder from now on, beside the language model and the first
+                video, which `.vqt` files have no use for; else when it is first needed. Who needs
+                it first waits for it, and is told what is wrong with it.
             threads: CPU threads of both models; all that this process may use by default.
             context: tokens to allocate room for at first; more are when a prompt needs them.
             max_context: tokens that video, question and answer may take together; None for as
@@ -110,7 +121,11 @@ class VideoQA(EncodingSession):
         opened = open_bundle(Path(bundle))
         manifest = opened.manifest
         require_backend(encoder)
+        opens: Callable[[], Encoder] = partial(open_encoder, encoder, opened, threads)
         with ExitStack() as stack:
+            if encoder_ahead:
+                opens = Opening(encoder_opener(encoder, opened, threads))
+                stack.callback(opens.close)
             bridge = open_bridge(opened.path_of("bridge"), manifest.llm.first_video_word)
             stack.callback(bridge.close)
             llm = open_llama_cpp(
@@ -123,7 +138,7 @@ class VideoQA(EncodingSession):
                 most_aside_bytes=0 if manifest.quantizer.per_question else MOST_BYTES,
             )
             stack.pop_all()
-        return cls(partial(open_encoder, encoder, opened, threads), bridge, llm, manifest)
+        return cls(opens, bridge, llm, manifest)
 
     @property
     def backend(self) -> Backend:

@@ -21,6 +21,7 @@ from vqedge_runtime.encoders import (
     EncoderBackend,
     Missing,
     auto,
+    encoder_opener,
     open_encoder,
     providers,
 )
@@ -77,6 +78,17 @@ def test_the_fastest_is_measured_once_chosen_and_announced(
     caplog.clear()
     assert open_encoder("auto", bundle).name == encoder.name
     assert opened == ["quick"] and not caplog.text
+
+
+def test_what_is_measured_is_measured_before_the_opening_begins(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "CANDIDATES", ("onnxruntime", "openvino"))
+    opens = encoder_opener("auto", bundle)
+    assert sorted(opened) == ["quick", "slow"]
+    opened.clear()
+    assert opens().name == "quick (auto: fastest of 2 here)"
+    assert opened == ["quick"]
 
 
 def test_of_those_that_start_together_one_measures(

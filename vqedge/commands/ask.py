@@ -14,7 +14,7 @@ from vqedge.commands.evidence import evidence_document, evidence_for, evidence_l
 from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import STDIN, Given, given_video
 from vqedge.commands.question import check_question
-from vqedge.commands.session import open_session
+from vqedge.commands.session import open_ahead
 from vqedge.errors import ConfigError, UsageError
 from vqedge.prompt import question_text
 from vqedge_runtime import Answer, Video, VideoQA
@@ -48,8 +48,9 @@ def run_ask(
         file = wanted.questions
         asked = [_question(question)] if file is None else questions_from_file(file)
         stored = many or is_vqt(given.path)
-        with open_session(bundle, wanted.runs_on, stored, wanted.budget) as qa:
+        with open_ahead(bundle, wanted.runs_on, stored, wanted.budget) as qa:
             if many or file is not None:
+                say(str(qa.backend_for(stored)))
                 ask_many(qa, given, asked, wanted, many, as_json)
             else:
                 _ask_one(qa, given, asked[0], wanted, as_json)
@@ -96,6 +97,7 @@ def _ask_one(qa: VideoQA, given: Given, question: str, wanted: AskOptions, as_js
     """Ask one question about one video, and print the answer."""
     streamed = wanted.stream and not as_json and not wanted.choices
     encoded = qa.encode(given.path, wanted.budget, *wanted.span)
+    say(str(qa.backend_for(is_vqt(given.path))))
     if isinstance(encoded.source, Origin) and wanted.span != (None, None):
         say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
     prefix_ms = qa.prefill(encoded, kv_path(given.path)).ms if wanted.keep_kv else 0.0

@@ -55,14 +55,15 @@ def run_bench(
         opened = open_bundle(bundle_or_default(bundle), verify=False)
         frames = reader_of(spec)(clip, spec.frames, spec.size, None, None)
         document["encoders"] = side_by_side(opened, frames, runs, runs_on.threads, budget)
-    document |= {"video": str(video or "generated demo clip"), "machine": _machine()}
+    document |= {"video": str(video or "generated demo clip"), "machine": machine_facts()}
     if as_json:
         json_result(document)
     else:
         _print_table(document)
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """Processor, its instructions that matter here, and versions."""
     return {
         "processor": processor_name(),
         "usable_cores": usable_cores(),

@@ -37,11 +37,25 @@ def open_session(
 ) -> VideoQA:
     """Open a bundle, or the one that lies here, and say what runs where.
 
+    See `open_ahead`, which does not wait for the encoder.
+    """
+    with ExitStack() as stack:
+        qa = stack.enter_context(open_ahead(bundle, runs_on, stored, budget))
+        say(str(qa.backend_for(stored)))
+        stack.pop_all()
+    return qa
+
+
+def open_ahead(
+    bundle: Path | None, runs_on: RunsOn, stored: bool = False, budget: Budget | None = None
+) -> VideoQA:
+    """Open a bundle, or the one that lies here; its encoder goes on loading.
+
     Args:
         bundle: the bundle.
         runs_on: where its models run.
         stored: the video is a `.vqt`, so that no encoder is needed.
-        budget: for a video, checked before an encoder is opened.
+        budget: for a video, checked before anything is encoded.
 
     Raises:
         ConfigError: the bundle does not take this budget.
@@ -53,11 +67,11 @@ def open_session(
         encoder=runs_on.backend,
         threads=runs_on.threads,
         gpu_layers=runs_on.gpu_layers,
+        encoder_ahead=not stored,
     )
     with ExitStack() as stack:
         stack.callback(qa.close)
         if not stored:
             qa.checked_budget(budget)
-        say(str(qa.backend_for(stored)))
         stack.pop_all()
     return qa

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,12 +164,21 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
         BackendUnavailable: it cannot run here or on this bundle.
         BundleError: the file cannot be run.
     """
+    return encoder_opener(name, bundle, threads)()
+
+
+def encoder_opener(name: str, bundle: Bundle, threads: int | None = None) -> Callable[[], Encoder]:
+    """What opens a backend by name, or the fastest one; see `open_encoder`.
+
+    Which one is fastest is measured here if it was not before, so that what runs beside the opening
+    does not disturb it.
+    """
     require_backend(name)
     if name == AUTO:
-        from vqedge_runtime.encoders.auto import open_fastest
+        from vqedge_runtime.encoders.auto import fastest_opener
 
-        return open_fastest(bundle, threads)
-    return ENCODERS[name].open(bundle, threads)
+        return fastest_opener(bundle, threads)
+    return partial(ENCODERS[name].open, bundle, threads)
 
 
 def check_backend(name: str) -> None:

@@ -16,8 +16,9 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -95,23 +96,29 @@ class ChosenEncoder:
         self._encoder.close()
 
 
-def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
-    """Open the fastest backend, measuring first if this machine has not run this bundle yet.
+def fastest_opener(bundle: Bundle, threads: int | None = None) -> Callable[[], Encoder]:
+    """What opens the fastest backend; measures now if this machine has not run this bundle yet.
 
     Raises:
-        BackendUnavailable: none can run.
+        BackendUnavailable: none can run; so does what is returned where none opens.
     """
     files = candidates(bundle)
     if len(files) == 1:
-        encoder = ENCODERS[next(iter(files))].open(bundle, threads)
-        return ChosenEncoder(encoder, "the only one here")
+        only = ENCODERS[next(iter(files))]
+        return lambda: ChosenEncoder(only.open(bundle, threads), "the only one here")
     known = _remembered(bundle, threads, files)
-    opened = _opened(known, bundle, threads) if known is not None and known.settled else None
-    if opened is None:
-        opened = _opened(_measured_alone(bundle, threads, files, known), bundle, threads)
-    if opened is None:
-        raise BackendUnavailable(f"no encoder backend opens here: {', '.join(files)}")
-    return opened
+
+    def opened(measured: Measured) -> Encoder:
+        found = _opened(measured, bundle, threads)
+        if found is None and measured is known:  # all of them have changed
+            found = _opened(_measured_alone(bundle, threads, files, known), bundle, threads)
+        if found is None:
+            raise BackendUnavailable(f"no encoder backend opens here: {', '.join(files)}")
+        return found
+
+    if known is not None and known.settled:
+        return partial(opened, known)
+    return partial(opened, _measured_alone(bundle, threads, files, known))
 
 
 def _opened(measured: Measured, bundle: Bundle, threads: int | None) -> Encoder | None:
