@@ -48,6 +48,7 @@ def _accuracy() -> str:
             f"generated world, development, `--budget {b}`": measured(f"budget_{b}")
             for b in BUDGETS
         },
+        "generated world: which colour is which shape's": measured("bindings"),
         "photos, development": photos,
         "photos, development: name the thing": thing,
     }

@@ -147,12 +147,15 @@ def _shown_less() -> dict[str, str]:
     """The suites through a bundle, as they are and shown less."""
     photos, photos_checkpoint = measured("photos"), measured("photos_checkpoint")
     world, checkpoint = measured(f"budget_{DEFAULT}"), measured("eval_checkpoint")
+    bindings = measured("bindings")
     photos_kinds = ("first", "sequence", "different", "present", "thing")
     return {
         "baselines": _beside_baselines(
             world, checkpoint, ("direction", "order", "color", "shape", "count")
         ),
         "exist_unbound": f"{unbound_share(suite_items(world['suite'], world['n'])):.1%}",
+        "bindings": share(bindings),
+        "bindings_asked": asked_of(bindings),
         "photos_asked": asked_of(photos),
         "photos_baselines": _beside_baselines(photos, photos_checkpoint, photos_kinds),
     }

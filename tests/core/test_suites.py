@@ -26,7 +26,7 @@ from vqedge.data.suites import (
     suite_items,
     suite_version,
 )
-from vqedge.data.world import WORLD_VERSION, scene_from_seed
+from vqedge.data.world import COLORS, SHAPES, WORLD_VERSION, scene_from_seed
 from vqedge.errors import DatasetError, UsageError
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/images/index.jsonl"
@@ -86,7 +86,9 @@ def test_another_seed_asks_about_other_clips_and_has_a_version_of_its_own() -> N
     assert suite_version("synthetic:70003") == f"world{WORLD_VERSION}-seed70003-asked2"
 
 
-@pytest.mark.parametrize("name", ["synthetic", "captions", "photos:i.jsonl", "captions:i.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["synthetic", "captions", "bindings", "photos:i.jsonl", "captions:i.jsonl"]
+)
 @pytest.mark.parametrize("seed", ["1", "69999", "100000"])
 def test_a_seed_that_may_be_trained_on_is_refused(name: str, seed: str) -> None:
     for look in (suite_items, suite_version):
@@ -104,6 +106,24 @@ def test_a_suite_of_descriptions_asks_for_one_a_clip() -> None:
         assert all(fact in item.answer for fact in item.facts)
     assert suite_version("captions") == f"world{WORLD_VERSION}-seed{SYNTHETIC_SEED}-captions1"
     assert suite_items("captions:70003", 20)[0].clip == SceneClip(scene_from_seed(70_003, 0))
+
+
+def test_bindings_cannot_be_told_from_the_colours_and_shapes_that_are_there() -> None:
+    items = suite_items("bindings", 2000)
+    by_word: dict[str, list[bool]] = {}
+    for item in items:
+        assert item.kind == "binding" and isinstance(item.clip, SceneClip)
+        color, shape = item.question.removesuffix(" in the video?").rstrip("?").split()[-2:]
+        things = item.clip.scene.objects
+        assert color in {thing.color for thing in things}
+        assert shape in {thing.shape for thing in things}
+        there = (color, shape) in {(thing.color, thing.shape) for thing in things}
+        assert item.answer == ("yes" if there else "no")
+        for word in (color, shape):
+            by_word.setdefault(word, []).append(there)
+    assert by_word.keys() == {*COLORS, *SHAPES}
+    assert all(0.4 < np.mean(there) < 0.6 for there in by_word.values())
+    assert suite_version("bindings") == f"world{WORLD_VERSION}-seed{SYNTHETIC_SEED}-bindings1"
 
 
 def test_a_suite_without_end_asks_300_unless_told_otherwise() -> None:
@@ -380,8 +400,14 @@ def test_a_video_name_may_not_lead_elsewhere(tmp_path: Path, videos: Path) -> No
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("nothing", "choose one of synthetic, photos, photos-confirm, captions, jsonl, nextqa"),
-        ("csv:x.csv", "choose one of synthetic, photos, photos-confirm, captions, jsonl, nextqa"),
+        (
+            "nothing",
+            "choose one of synthetic, photos, photos-confirm, captions, bindings, jsonl, nextqa",
+        ),
+        (
+            "csv:x.csv",
+            "choose one of synthetic, photos, photos-confirm, captions, bindings, jsonl, nextqa",
+        ),
         ("synthetic:red", "red is not a seed"),
         ("none.csv", "needs --videos DIR"),
         ("photos", r"give the photos' index, as photos:INDEX\.jsonl"),

@@ -29,7 +29,8 @@ def evaluate(
         str,
         typer.Option(
             help="synthetic, photos:INDEX.jsonl, photos-confirm:INDEX.jsonl, captions, "
-            "captions:INDEX.jsonl, each also with :SEED; FILE.jsonl or FILE.csv (NExT-QA)."
+            "captions:INDEX.jsonl, bindings, each also with :SEED; FILE.jsonl or FILE.csv "
+            "(NExT-QA)."
         ),
     ] = "synthetic",
     limit: Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -177,8 +177,34 @@ def _exist(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in shown]
         color, shape = absent[int(rng.integers(len(absent)))]
         answer = "no"
+    return _is_there_a("exist", color, shape, answer, rng)
+
+
+def binding(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
+    """Whether a colour and a shape, both of which are there, are those of one thing.
+
+    Half of them are, of every colour and of every shape; None where no two things could be taken
+    for two others of the same colours and shapes.
+    """
+    shown = {(item.color, item.shape) for item in scene.objects}
+    mixed = [
+        (one, other)
+        for one, other in permutations(scene.objects, 2)
+        if not shown & {(one.color, other.shape), (other.color, one.shape)}
+    ]
+    if not mixed:
+        return None
+    one, other = mixed[int(rng.integers(len(mixed)))]
+    if rng.random() < 0.5:
+        return _is_there_a("binding", one.color, one.shape, "yes", rng)
+    return _is_there_a("binding", one.color, other.shape, "no", rng)
+
+
+def _is_there_a(
+    kind: str, color: str, shape: str, answer: str, rng: np.random.Generator
+) -> QuestionAnswer:
     text = _pick(rng, ("Is there {}?", "Is there {} in the video?"))
-    return QuestionAnswer("exist", text.format(with_article(f"{color} {shape}")), answer)
+    return QuestionAnswer(kind, text.format(with_article(f"{color} {shape}")), answer)
 
 
 def _order(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:

@@ -6,6 +6,7 @@
 - `photos-confirm:INDEX.jsonl`, `photos-confirm:INDEX.jsonl:SEED`: the same of the split "confirm",
   other photos.
 - `captions`, `captions:INDEX.jsonl`: a description of each of these clips.
+- `bindings`, `bindings:SEED`: of the generated world, which colour belongs to which shape.
 - `jsonl:FILE` or `FILE.jsonl`: one's own videos and questions (`vqedge.data.jsonl`).
 - `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
   a0..a4).
@@ -31,7 +32,7 @@ from vqedge.data.clips import QuestionAnswer
 from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.jsonl import FrameReader, VideoFile, questions_from_jsonl, text_of
 from vqedge.data.photos import PhotoClip, PhotoClips
-from vqedge.data.questions import facts_of
+from vqedge.data.questions import binding, facts_of
 from vqedge.data.seeds import (
     CONFIRM_SEED,
     CONFIRM_SPLIT,
@@ -45,7 +46,7 @@ from vqedge.errors import DatasetError, UsageError
 logger = logging.getLogger(__name__)
 
 # raised when the same clips are asked other questions
-_WORLD_ASKED, _PHOTOS_ASKED, _CAPTIONS_ASKED = 2, 3, 1
+_WORLD_ASKED, _PHOTOS_ASKED, _CAPTIONS_ASKED, _BINDINGS_ASKED = 2, 3, 1, 1
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
@@ -129,9 +130,9 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
     """The questions of a suite, those about one clip next to each other.
 
     Args:
-        name: `synthetic`, `photos:INDEX`, `photos-confirm:INDEX`, `captions` or `captions:INDEX`,
-            each also with `:SEED`; `jsonl:FILE`, `nextqa:FILE`, or a path ending in `.jsonl` or
-            `.csv`.
+        name: `synthetic`, `photos:INDEX`, `photos-confirm:INDEX`, `captions`, `captions:INDEX` or
+            `bindings`, each also with `:SEED`; `jsonl:FILE`, `nextqa:FILE`, or a path ending in
+            `.jsonl` or `.csv`.
         limit: at most this many questions; by default 300 of a suite without end, else all.
         videos: folder of a file's videos: a CSV suite needs it, a JSONL one has its own.
 
@@ -261,6 +262,12 @@ def _description(clip: MadeClip, rng: np.random.Generator) -> list[Item]:
     return [replace(item, facts=tuple(facts_of(item.answer)))]
 
 
+def _binding(clip: MadeClip, rng: np.random.Generator) -> list[Item]:
+    """None of clips of photos, and of those in which nothing can be mixed up."""
+    found = binding(clip.scene, rng) if isinstance(clip, SceneClip) else None
+    return [_item(clip, found)] if found else []
+
+
 def _jsonl(rest: str, videos: Path | None) -> Iterator[Item]:
     for video, asked in questions_from_jsonl(Path(rest), videos).items():
         for item in asked:
@@ -337,6 +344,7 @@ SUITES: dict[str, Suite] = {
     "photos": _endless(_photos, _one_per_kind, f"asked{_PHOTOS_ASKED}"),
     "photos-confirm": _endless(_confirming, _one_per_kind, f"asked{_PHOTOS_ASKED}"),
     "captions": _endless(_synthetic_or_photos, _description, f"captions{_CAPTIONS_ASKED}"),
+    "bindings": _endless(_synthetic, _binding, f"bindings{_BINDINGS_ASKED}"),
     "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
     "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS, missing=_nextqa_missing),
 }
