@@ -36,7 +36,8 @@ class WorldConfig(Config):
     caption_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How often one of a clip's questions asks for a description."""
     kind_weights: dict[str, PositiveInt] = Field(default_factory=dict)
-    """How often kinds of questions are asked beside the others; 1 for those not named."""
+    """How often kinds of questions are asked beside the others; 1 for those not named, but 0 for
+    `binding`, which asks which colour belongs to which shape where that can be mixed up."""
 
 
 class PhotosConfig(Config):

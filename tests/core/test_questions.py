@@ -11,6 +11,7 @@ import pytest
 
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.questions import (
+    BY_WEIGHT,
     KINDS,
     caption,
     facts_of,
@@ -188,6 +189,21 @@ def test_a_kind_is_asked_as_often_as_its_weight_says() -> None:
     assert asked["shape"] == pytest.approx(2 * asked["exist"], rel=0.1)
     assert asked["texture"] == pytest.approx(asked["exist"], rel=0.1)
     assert kinds_by_weight({}, [*KINDS]) == tuple(KINDS), "and by default every kind once"
+
+
+def test_bindings_are_trained_on_where_they_have_a_weight() -> None:
+    kinds = kinds_by_weight({"binding": 2}, [*KINDS], [*BY_WEIGHT])
+    assert kinds == (*KINDS, "binding", "binding")
+    assert kinds_by_weight({}, [*KINDS], [*BY_WEIGHT]) == tuple(KINDS)
+    found = Counter[str]()
+    for index, scene in enumerate(SCENES):
+        rng = np.random.default_rng(index)
+        for item in questions_from_scene(scene, rng, 12, kinds=kinds):
+            if item.kind == "binding":
+                named_things = named(scene, item.question)
+                assert item.answer == ("yes" if named_things else "no")
+                found[item.answer] += 1
+    assert abs(found["yes"] / found.total() - 0.5) < 0.05
 
 
 def test_a_weight_for_a_kind_that_there_is_not_is_refused() -> None:

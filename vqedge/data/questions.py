@@ -46,7 +46,7 @@ def questions_from_scene(
     found = [caption(scene, rng)] if rng.random() < caption_share else []
     order = in_rounds(kinds or [*KINDS], rng)
     while len(found) < count:
-        question = KINDS[next(order)](scene, rng)
+        question = TRAINED_KINDS[next(order)](scene, rng)
         if question is not None:
             found.append(question)
     return found
@@ -58,18 +58,27 @@ def in_rounds(kinds: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
         yield from reversed([str(kind) for kind in rng.permutation(list(kinds))])
 
 
-def kinds_by_weight(weights: Mapping[str, int], kinds: Sequence[str]) -> tuple[str, ...]:
-    """A round of kinds, each as often as its weight says, once where it says nothing.
+def kinds_by_weight(
+    weights: Mapping[str, int], kinds: Sequence[str], others: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """A round of kinds, each as often as its weight says.
+
+    Args:
+        weights: by kind.
+        kinds: those that are asked once where nothing is said.
+        others: those that are not asked then.
 
     Raises:
         ConfigError: a weight is for a kind that there is not.
     """
-    unknown = ", ".join(sorted(set(weights) - set(kinds)))
+    known = [*kinds, *others]
+    unknown = ", ".join(sorted(set(weights) - set(known)))
     if unknown:
         raise ConfigError(
-            f"no such kind of question: {unknown} (kind_weights); there are {', '.join(kinds)}"
+            f"no such kind of question: {unknown} (kind_weights); there are {', '.join(known)}"
         )
-    return tuple(kind for kind in kinds for _ in range(weights.get(kind, 1)))
+    usual = dict.fromkeys(kinds, 1)
+    return tuple(kind for kind in known for _ in range(weights.get(kind, usual.get(kind, 0))))
 
 
 def one_question_per_kind(scene: Scene, rng: np.random.Generator) -> list[QuestionAnswer]:
@@ -335,3 +344,8 @@ KINDS: dict[str, Asker] = {
     "duration": _duration,
     "choice": _choice,
 }
+
+BY_WEIGHT: dict[str, Asker] = {"binding": binding}
+"""Trained on where a recipe has a weight for them; no part of what the suite `synthetic` asks."""
+
+TRAINED_KINDS = KINDS | BY_WEIGHT

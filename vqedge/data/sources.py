@@ -25,7 +25,7 @@ def source_from_config(config: SourceConfig, read: FrameReader) -> ClipSource:
         ConfigError: a weight is for a kind of question that there is not.
     """
     if isinstance(config, WorldConfig):
-        kinds = kinds_by_weight(config.kind_weights, [*questions.KINDS])
+        kinds = kinds_by_weight(config.kind_weights, [*questions.KINDS], [*questions.BY_WEIGHT])
         return GeneratedClips(config.seed, config.clips, config.caption_share, kinds)
     if isinstance(config, PhotosConfig):
         weights = config.kind_weights
