@@ -46,7 +46,7 @@ def page() -> str:
     return TEMPLATE.read_text(encoding="utf-8").format(
         checkpoint_asked=asked_of(checkpoint),
         checkpoint_share=share(checkpoint),
-        photos=_by_kind(photos),
+        photos=_by_kind(photos, measured("confirmed_photos")),
         **_real(measured("real")),
         photos_codes=f"{photos['tokens_mean']:.0f}",
         photos_share=share(photos),
@@ -114,14 +114,24 @@ def _accuracy() -> dict[str, object]:
         "frames": usual["frames"],
         "budgets": table(heads, rows),
         "default_budget": DEFAULT,
-        "kinds": _by_kind(usual),
+        "kinds": _by_kind(usual, measured("confirmed")),
     }
 
 
-def _by_kind(document: dict[str, Any]) -> str:
-    rows = [(kind, share(row), row["n"]) for kind, row in document["by_kind"].items()]
-    everything = ("**all**", f"**{share(document)}**", document["n"])
-    return table(("questions", "accuracy", "n"), [*rows, everything])
+def _by_kind(document: dict[str, Any], other: dict[str, Any] | None = None) -> str:
+    """Accuracy by kind of question, beside that of another suite with the same kinds."""
+    suites = [document] if other is None else [document, other]
+    heads = ("accuracy", "n") if other is None else ("accuracy", "n", "to confirm", "n")
+    rows = [
+        (kind, *(cell for d in suites for cell in _share_and_count(d["by_kind"].get(kind))))
+        for kind in document["by_kind"]
+    ]
+    everything = [cell for d in suites for cell in (f"**{share(d)}**", f"{d['n']:,}")]
+    return table(("questions", *heads), [*rows, ("**all**", *everything)])
+
+
+def _share_and_count(row: dict[str, Any] | None) -> tuple[str, object]:
+    return ("", 0) if row is None else (share(row), row["n"])
 
 
 def _suites(documents: Iterable[dict[str, Any]]) -> str:

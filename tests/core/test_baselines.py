@@ -79,6 +79,8 @@ def test_the_command_that_is_printed_trains_what_is_missing(
     config: TrainConfig = read_recipe(recipe, words[3:-2])
     assert difference(config.model, read_recipe(recipe).model) == comparison.name
     assert (config.optim.naming_steps == 0) == config.model.attention.blind, "nothing to name"
+    half = config.optim.naming_share == read_recipe(recipe).optim.naming_share
+    assert half == (config.model.quantizer.kind != "grid"), "no cell is half of a thing"
 
 
 def test_comparisons_have_names_and_folders_of_their_own() -> None:

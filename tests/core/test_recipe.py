@@ -8,10 +8,11 @@ import pytest
 from test_baselines import write_checkpoint
 from typer.testing import CliRunner
 
+from vqedge.checkpoint import CONFIG
 from vqedge.cli import app
 from vqedge.config import ModelConfig, QuantizerConfig
 from vqedge.errors import ConfigError, UsageError
-from vqedge.recipe import read_recipe
+from vqedge.recipe import PhotosConfig, read_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,30 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
     assert recipes
     for path in recipes:
         assert read_recipe(path).model.quantizer.codes > 0
+
+
+def test_every_recipe_begins_with_a_model_of_the_repository_or_of_another_recipe() -> None:
+    recipes = {path.name: read_recipe(path) for path in (ROOT / "recipes").glob("*.yaml")}
+    kept = {path.parent.relative_to(ROOT) for path in ROOT.glob(f"models/*/{CONFIG}")}
+    made = {config.output: config for config in recipes.values()}
+    assert len(made) == len(recipes), "two recipes write one folder"
+    for name, config in recipes.items():
+        before = []  # on the way back to what there is
+        while config.init is not None and config.init not in kept:
+            assert config.init in made, f"{name}: nothing makes {config.init}"
+            assert config.init not in before, f"{name}: goes round in circles"
+            before.append(config.init)
+            config = made[config.init]
+
+
+def test_every_recipe_with_photos_says_how_to_make_their_index() -> None:
+    command = "`python scripts/_photos.py FOLDER build/photos/index.jsonl`"
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        config = read_recipe(path)
+        sources = (*config.data.sources, *config.validation)
+        indexes = {source.index for source in sources if isinstance(source, PhotosConfig)}
+        assert indexes <= {Path("build/photos/index.jsonl")}, path
+        assert (command in path.read_text(encoding="utf-8")) == bool(indexes), path
 
 
 FAULTS = {

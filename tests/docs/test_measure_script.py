@@ -1,4 +1,7 @@
-"""`scripts/measure`: with NAMES no other figures than those, and no exports for others."""
+"""`scripts/measure`: with NAMES no other figures than those, and no exports for others.
+
+It, `scripts/compare` and `scripts/reducers` begin with the index of photos that recipes name.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+INDEXING = ("measure", "compare", "reducers")
 FAKE = """#!/bin/sh
 echo "$(basename "$0") $*" >>ran
 echo "{}"
@@ -21,7 +25,8 @@ def clone(tmp_path: Path) -> Path:
     """The script and what it sources, with commands that only write down how they were called."""
     for folder in ("scripts", ".venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
-    shutil.copy(SCRIPTS / "measure", tmp_path / "scripts")
+    for script in INDEXING:
+        shutil.copy(SCRIPTS / script, tmp_path / "scripts")
     env = (SCRIPTS / "_env.sh").read_text(encoding="utf-8")
     (tmp_path / "scripts" / "_env.sh").write_text(env + "\nneed_environment() { :; }\n")
     for name in ("vqedge", "python"):
@@ -45,6 +50,15 @@ def measured(clone: Path, names: str | None) -> tuple[list[str], str]:
     found = [" ".join(line.split()[1:3]) for line in lines if line.startswith("vqedge ")]
     assert (done.returncode != 0) == ("no figures have this name" in done.stderr), done.stderr
     return found, done.stderr
+
+
+@pytest.mark.parametrize("name", INDEXING)
+def test_the_index_of_photos_is_made_first(clone: Path, name: str) -> None:
+    told = {"NAMES": "", "PHOTOS": "caltech", "VQEDGE_WHEELS": str(clone / "wheels")}
+    script = ["sh", str(clone / "scripts" / name)]
+    subprocess.run(script, env={**os.environ, **told}, capture_output=True, check=True)
+    first = (clone / "ran").read_text().splitlines()[0]
+    assert first == "python scripts/_photos.py caltech build/photos/index.jsonl"
 
 
 def test_names_export_what_they_are_measured_on(clone: Path) -> None:

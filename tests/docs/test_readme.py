@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from vqedge.checkpoint import steps_of
 from vqedge.cli import app
 from vqedge_runtime import VideoQA
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CAME_TO = ("budget_32", "confirmed", "confirmed_photos")
 
 
 def blocks(language: str) -> list[str]:
@@ -48,6 +51,14 @@ def test_every_top_level_folder_is_in_the_tree() -> None:
 def test_figures_are_those_of_docs_measured() -> None:
     done = subprocess.run([sys.executable, ROOT / "scripts/_readme.py"], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_what_made_models_tiny_is_told_with_its_steps_and_result() -> None:
+    told = README.split("It was made in seven runs")[1].split("\n- ")[0]
+    assert f"{steps_of(ROOT / 'models' / 'tiny'):,} steps" in told
+    figures = (ROOT / "docs" / "measured" / f"{name}.json" for name in CAME_TO)
+    shares = [json.loads(path.read_text(encoding="utf-8"))["accuracy"] for path in figures]
+    assert re.findall(r"[\d.]+ %", told) == [f"{100 * share:.1f} %" for share in shares]
 
 
 @pytest.mark.slow

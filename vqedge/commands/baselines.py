@@ -1,8 +1,8 @@
 """What a checkpoint is compared with on the same questions: itself shown less, and other trainings.
 
-A trained comparison is a checkpoint in a sub-folder, made by the same recipe with one value changed
-(`COMPARISONS`, or any other); its name in the report says how its model differs, or is that of its
-folder if it does not.
+A trained comparison is a checkpoint in a sub-folder, made by the same recipe with one value of the
+model changed (`COMPARISONS`, or any other); its name in the report says how its model differs, or
+is that of its folder if it does not.
 """
 
 from __future__ import annotations
@@ -28,26 +28,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One value of the model's configuration changed, in a folder of its own."""
+    """One value of the model's configuration changed, in a folder of its own.
+
+    `training` is what else has to change for its training to be a fair one.
+    """
 
     name: str
     folder: str
     key: str
     value: str | int | bool
+    training: tuple[str, ...] = ()
 
     def command(self, folder: Path) -> str:
         """How to train it, by the recipe of the checkpoint that it is compared with."""
         change = f"model.{self.key}={json.dumps(self.value).strip(chr(34))}"
-        naming = " optim.naming_steps=0" if self.key == "attention.blind" else ""
-        return f"vqedge train ITS_RECIPE {change}{naming} -o {folder / self.folder}"
+        changes = " ".join((change, *self.training))
+        return f"vqedge train ITS_RECIPE {changes} -o {folder / self.folder}"
 
 
 COMPARISONS = (
-    Comparison("uniform grid", "grid", "quantizer.kind", "grid"),
+    # a code is named by what half of it lies on, and no cell of a grid lies half on one thing
+    Comparison("uniform grid", "grid", "quantizer.kind", "grid", ("optim.naming_share=0.1",)),
     Comparison("random codes", "random", "quantizer.kind", "random"),
     Comparison("no hash", "no-hash", "attention.hash", "none"),
     Comparison("no attention", "no-attention", "attention.depth", 0),
-    Comparison("trained blind", "blind", "attention.blind", True),
+    # it has no codes to name
+    Comparison("trained blind", "blind", "attention.blind", True, ("optim.naming_steps=0",)),
 )
 
 
