@@ -34,8 +34,8 @@ from vqedge_runtime.bridge import Bridge, open_bridge
 from vqedge_runtime.encoders import (
     AUTO,
     Encoder,
-    encoder_opener,
     open_encoder,
+    opener_ahead,
     require_backend,
 )
 from vqedge_runtime.encoding import EncodingSession, PathLike
@@ -50,6 +50,7 @@ from vqedge_runtime.llm import (
     Prompt,
     check_choices,
     open_llama_cpp,
+    start_llama_cpp,
 )
 from vqedge_runtime.llm.prefixes import MOST_BYTES
 from vqedge_runtime.opening import Opening
@@ -102,8 +103,8 @@ class VideoQA(EncodingSession):
             encoder: backend of the encoder, as `vqedge doctor` lists them; `auto` is the fastest
                 here, measured once.
             encoder_ahead: load the encoder from now on, beside the language model and the first
-                video, which `.vqt` files have no use for; else when it is first needed. Who needs
-                it first waits for it, and is told what is wrong with it.
+                video, for which `.vqt` files have no use; else when it is first needed, and in any
+                case where backends have to be measured first or may take long.
             threads: CPU threads of both models; all that this process may use by default.
             context: tokens to allocate room for at first; more are when a prompt needs them.
             max_context: tokens that video, question and answer may take together; None for as
@@ -124,8 +125,10 @@ class VideoQA(EncodingSession):
         opens: Callable[[], Encoder] = partial(open_encoder, encoder, opened, threads)
         with ExitStack() as stack:
             if encoder_ahead:
-                opens = Opening(encoder_opener(encoder, opened, threads))
-                stack.callback(opens.close)
+                start_llama_cpp()
+                if ahead := opener_ahead(encoder, opened, threads):
+                    opens = opening = Opening(ahead, opens)
+                    stack.callback(opening.close)
             bridge = open_bridge(opened.path_of("bridge"), manifest.llm.first_video_word)
             stack.callback(bridge.close)
             llm = open_llama_cpp(

@@ -14,6 +14,7 @@ from tiny_bundle import write_bundle
 
 from vqedge.commands import doctor
 from vqedge.commands.doctor import Finding, run_doctor
+from vqedge.engines import FLAVOURS
 from vqedge.errors import BackendUnavailable
 from vqedge.tensorrt import tensorrt_module
 from vqedge_export.targets import TARGETS, require_installed
@@ -139,7 +140,7 @@ def test_a_jetson_takes_its_own_tensorrt(
     """Another in front of it could not use its GPU (docs/jetson.md)."""
     jetson(monkeypatch, tmp_path)
     monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: True)
-    monkeypatch.setattr("vqedge_runtime.encoders.providers.has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("vqedge_runtime.encoders.providers.missing_gpu", lambda: None)
     monkeypatch.setattr("vqedge_runtime.encoders.providers.find_spec", lambda _: None)
     monkeypatch.setattr("vqedge_export.targets.find_spec", lambda _: None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -155,6 +156,22 @@ def test_a_jetson_takes_its_own_tensorrt(
         told.append(str(caught.value))
     assert len(told) == 4
     assert all("--system-site-packages" in line and "pip" not in line for line in told), told
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_an_engine_backend_is_found_only_where_there_is_a_gpu_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: bool
+) -> None:
+    providers = "vqedge_runtime.encoders.providers"
+    monkeypatch.setattr(f"{providers}.has_nvidia_gpu", lambda: gpu)
+    monkeypatch.setattr(f"{providers}.installed_driver", lambda: (12, 6))
+    monkeypatch.setattr(f"{providers}.find_spec", lambda _: "installed")
+    told = {line.check: line for line in lines(doctor._backends, tmp_path / "none.vqedge")}
+    for name in FLAVOURS:
+        line = told[f"encoder {name}"]
+        found = "found" if gpu else "missing: no NVIDIA GPU here"
+        assert (line.ok, line.found, line.fix) == (gpu, found, "")
+    assert told["encoder onnxruntime"].ok
 
 
 @pytest.fixture

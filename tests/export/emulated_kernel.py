@@ -91,6 +91,18 @@ class EmulatedKernel:
         """Of all launches since `on`."""
         return int(self._library.emulated_shared_bytes())
 
+    def chosen_shared_bytes(self, device: tuple[int, int, int], n: int, k: int, dtype: Any) -> int:
+        """What a block of the tile asks for that a GPU takes for a size; nothing is computed."""
+        self.on(device)
+        self._library.emulated_blocks(False)
+        memory, dtype = (64,) * 3, DTYPES.index(dtype)  # no address is followed
+        try:
+            status = self.entry(64, 64, n, k, 64, dtype, 0, *memory, self.workspace(n, k), None)
+        finally:
+            self._library.emulated_blocks(True)
+        assert status == 0, f"status {status}"
+        return self.most_shared_bytes()
+
     def __call__(self, x: Array, codebook: Array, metric: str) -> tuple[Array, Array]:
         (n, d), k = x.shape, len(codebook)
         indices, margin = np.full(n, -7, np.int32), np.full(n, -7, np.float32)

@@ -5,6 +5,7 @@ What it cannot show is speed, and what a compiler for GPUs makes of the code: th
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from vqedge.model.nearest_codebook_cuda import Kernel
 from vqedge.nearest_codebook import nearest_codebook, scores
 
 Array = np.ndarray[Any, Any]
+GPU_SIZES = runpy.run_path(str(Path(__file__).parents[1] / "gpu" / "kernel_sizes.py"))
 GENERATED = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -224,6 +226,29 @@ def test_a_large_codebook_takes_the_tile_that_the_gpu_is_for(
     x, codebook = drawn((9, 24), np.float16), drawn((300, 24), np.float16, 1)
     kernel.on(device)(x, codebook, "l2")
     assert kernel.most_shared_bytes() == most_bytes
+
+
+@pytest.mark.parametrize("table", ["TILES", "REPEATED", "RANDOM", "SANITIZED"])
+@pytest.mark.parametrize(
+    ("device", "largest"),
+    [
+        ((8, 8, 166_912), 150_016),  # a Jetson
+        ((9, 132, 232_448), 200_192),  # an H200: `hopper_kernel`
+        ((12, 170, 101_376), 100_864),  # an RTX 5090
+        ((10, 256, 232_448), 199_168),  # more multiprocessors than any has
+    ],
+)
+def test_the_sizes_of_the_tests_on_a_gpu_reach_every_tile(
+    kernel: EmulatedKernel, device: tuple[int, int, int], largest: int, table: str
+) -> None:
+    sizes = dict(GPU_SIZES, TILES=GPU_SIZES["TILES"].values())[table]
+
+    def reached(dtype: Any) -> set[int]:
+        shapes = {size[:2] for size in sizes if size[0]}
+        return {kernel.chosen_shared_bytes(device, *shape, dtype) for shape in shapes}
+
+    assert reached(np.float16) == {49_664, 66_304, 99_584, largest}
+    assert reached(np.float32) == {21_504, 25_600, 33_792}
 
 
 @pytest.mark.parametrize(("codes", "shared_bytes"), [(32, 21_504), (64, 25_600), (65, 33_792)])

@@ -13,14 +13,11 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+from kernel_sizes import SANITIZED
 
 from vqedge.cuda import Cuda
 
 DTYPES: dict[int, type[np.generic]] = {0: np.float32, 1: np.float16, 2: np.uint16}  # bits of bf16
-SIZES = [  # n, k, d: one tile, tails in all directions, several tiles of codes, the largest tiles
-    *((1, 1, 3), (31, 7, 64), (65, 33, 72)),
-    *((300, 130, 67), (1000, 1024, 384)),
-]
 METRICS = range(3)
 
 
@@ -57,7 +54,7 @@ def main() -> None:
     library = ctypes.CDLL(sys.argv[1])
     library.vqedge_nearest_codebook_workspace.restype = ctypes.c_size_t
     random = np.random.default_rng(0)
-    for dtype, metric, size in product(DTYPES, METRICS, SIZES):
+    for dtype, metric, size in product(DTYPES, METRICS, SANITIZED):
         with ExitStack() as owned:
             ids = run(library, Gpu(owned), random, dtype, metric, size)
         assert ids.min() >= 0 and ids.max() < size[1], (dtype, metric, size)

@@ -8,13 +8,11 @@ Vectors have about length 1, as in the model, so that one tolerance fits every s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
-
 import pytest
 import torch
 from float64_reference import agreement, float64_choice
 from gpu_table import Table
+from kernel_sizes import RANDOM, REPEATED, TILES
 from torch import Tensor
 
 from vqedge.model.nearest_codebook import nearest_codebook
@@ -25,7 +23,6 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 METRICS = ("l2", "dot", "cosine")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-3}
-ROWS, CODES, COLUMNS = (0, 1, 31, 23_328), (1, 7, 32, 64, 1_024, 8_192), (3, 64, 384, 896, 1_152)
 REPEATS = 5
 
 
@@ -53,15 +50,8 @@ def check(
     assert found.worst_margin <= tolerance
 
 
-def sizes() -> Iterator[tuple[int, int, int]]:
-    """All of the smaller sizes; the largest only with the largest."""
-    for n, k, d in product(ROWS, CODES, COLUMNS):
-        if n < max(ROWS) or d in (3, 1_152) or k <= 32:
-            yield n, k, d
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("size", list(sizes()), ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("size", RANDOM, ids=lambda size: "x".join(map(str, size)))
 def test_random_vectors(
     kernel: Kernel, table: Table, size: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
@@ -72,12 +62,13 @@ def test_random_vectors(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("codes", [7, 32, 1_024])
+@pytest.mark.parametrize("tile", TILES)
 def test_duplicate_codes_go_to_the_lowest(
-    kernel: Kernel, table: Table, codes: int, dtype: torch.dtype
+    kernel: Kernel, table: Table, tile: str, dtype: torch.dtype
 ) -> None:
     """Every code three times, in shuffled places: the id is the first one, margin 0."""
-    x, once = drawn(2_000, 384, dtype, 1), drawn(codes, 384, dtype, 2)
+    rows, codes = TILES[tile][0], TILES[tile][1] // 3
+    x, once = drawn(rows, 384, dtype, 1), drawn(codes, 384, dtype, 2)
     shuffle = torch.randperm(3 * codes, generator=torch.Generator().manual_seed(3)).to(DEVICE)
     codebook = once.repeat(3, 1)[shuffle]
     indices, margin = kernel(x, codebook, "l2")
@@ -89,20 +80,25 @@ def test_duplicate_codes_go_to_the_lowest(
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("metric", METRICS)
-def test_near_ties(kernel: Kernel, table: Table, metric: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_near_ties(
+    kernel: Kernel, table: Table, tile: str, metric: str, dtype: torch.dtype
+) -> None:
     """Pairs of codes that differ in one value, by the type's epsilon."""
-    codebook = drawn(512, 896, dtype, 1)
+    rows, codes = TILES[tile]
+    codebook = drawn(codes, 896, dtype, 1)
     codebook[1::2] = codebook[::2]
     codebook[1::2, 0] += torch.finfo(dtype).eps
-    check(kernel, table, drawn(5_000, 896, dtype, 2), codebook, metric, "near ties")
+    check(kernel, table, drawn(rows, 896, dtype, 2), codebook, metric, "near ties")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("codes", [7, 1_024])
-def test_nan(kernel: Kernel, table: Table, codes: int, metric: str, dtype: torch.dtype) -> None:
-    x, codebook = drawn(1_000, 200, dtype, 1), drawn(codes, 200, dtype, 2)
-    x[[0, 63, 64, 999], [0, 7, 199, 100]] = torch.nan
+@pytest.mark.parametrize("tile", TILES)
+def test_nan(kernel: Kernel, table: Table, tile: str, metric: str, dtype: torch.dtype) -> None:
+    rows, codes = TILES[tile]
+    x, codebook = drawn(rows, 200, dtype, 1), drawn(codes, 200, dtype, 2)
+    x[[0, 63, 64, rows - 1], [0, 7, 199, 100]] = torch.nan
     indices, margin = kernel(x, codebook, metric)
     broken = x.isnan().any(dim=1)
     assert not indices[broken].any() and not margin[broken].any()
@@ -114,35 +110,40 @@ def test_nan(kernel: Kernel, table: Table, codes: int, metric: str, dtype: torch
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("columns", [64, 67, 1_152])
+@pytest.mark.parametrize("tile", TILES)
 def test_misaligned_pointers_give_the_same_bits(
-    kernel: Kernel, columns: int, dtype: torch.dtype
+    kernel: Kernel, tile: str, columns: int, dtype: torch.dtype
 ) -> None:
-    x, codebook = drawn(1_000, columns, dtype, 1), drawn(300, columns, dtype, 2)
+    rows, codes = TILES[tile]
+    x, codebook = drawn(rows, columns, dtype, 1), drawn(codes, columns, dtype, 2)
     straight = kernel(x, codebook, "cosine")
     for one, other in zip(straight, kernel(skewed(x), skewed(codebook), "cosine"), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("codes", [32, 8_192])
-def test_repeats_give_the_same_bits(kernel: Kernel, codes: int, dtype: torch.dtype) -> None:
-    x, codebook = drawn(23_328, 384, dtype, 1), drawn(codes, 384, dtype, 2)
+@pytest.mark.parametrize(("rows", "codes"), REPEATED)
+def test_repeats_give_the_same_bits(
+    kernel: Kernel, rows: int, codes: int, dtype: torch.dtype
+) -> None:
+    x, codebook = drawn(rows, 384, dtype, 1), drawn(codes, 384, dtype, 2)
     first = kernel(x, codebook, "l2")
     for _ in range(REPEATS):
         for one, other in zip(first, kernel(x, codebook, "l2"), strict=True):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("codes", [32, 1_024])
-def test_a_captured_graph_replays(kernel: Kernel, codes: int) -> None:
+@pytest.mark.parametrize("tile", TILES)
+def test_a_captured_graph_replays(kernel: Kernel, tile: str) -> None:
     """New inputs at the same addresses, without a launch from the host."""
-    x, codebook = drawn(2_000, 384, torch.float16, 1), drawn(codes, 384, torch.float16, 2)
+    rows, codes = TILES[tile]
+    x, codebook = drawn(rows, 384, torch.float16, 1), drawn(codes, 384, torch.float16, 2)
     kernel(x, codebook, "l2")
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         indices, margin = kernel(x, codebook, "l2")
-    x.copy_(drawn(2_000, 384, torch.float16, 3))
+    x.copy_(drawn(rows, 384, torch.float16, 3))
     graph.replay()
     wanted = kernel(x, codebook, "l2")
     assert torch.equal(indices, wanted[0]) and torch.equal(margin, wanted[1])

@@ -21,8 +21,8 @@ from vqedge_runtime.encoders import (
     EncoderBackend,
     Missing,
     auto,
-    encoder_opener,
     open_encoder,
+    opener_ahead,
     providers,
 )
 from vqedge_runtime.encoders.fake import FakeEncoder
@@ -80,15 +80,39 @@ def test_the_fastest_is_measured_once_chosen_and_announced(
     assert opened == ["quick"] and not caplog.text
 
 
-def test_what_is_measured_is_measured_before_the_opening_begins(
+def test_nothing_is_opened_ahead_that_is_to_be_measured_or_may_take_long(
     bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto, "CANDIDATES", ("onnxruntime", "openvino"))
-    opens = encoder_opener("auto", bundle)
-    assert sorted(opened) == ["quick", "slow"]
+    assert opener_ahead("auto", bundle) is None and opened == []
+    open_encoder("auto", bundle)
     opened.clear()
-    assert opens().name == "quick (auto: fastest of 2 here)"
+    ahead = opener_ahead("auto", bundle)
+    assert ahead is not None and opened == []
+    found = ahead()
+    assert found is not None and found.name == "quick (auto: fastest of 2 here)"
     assert opened == ["quick"]
+    broken = EncoderBackend(lambda *_: Timed("never", 0.0, opened), lambda: None, auto=False)
+    monkeypatch.setitem(ENCODERS, "onnxruntime-tensorrt", broken)
+    assert opener_ahead("onnxruntime-tensorrt", bundle) is None
+
+
+def test_where_none_opens_that_was_measured_nothing_is_measured_ahead(
+    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "CANDIDATES", ("onnxruntime", "openvino"))
+    open_encoder("auto", bundle)
+    tried: list[str] = []
+
+    def gone(*_: Any) -> Any:
+        tried.append("gone")
+        raise BackendUnavailable("it is gone")
+
+    for name in auto.CANDIDATES:
+        monkeypatch.setitem(ENCODERS, name, EncoderBackend(gone, lambda: None))
+    ahead = opener_ahead("auto", bundle)
+    assert ahead is not None and ahead() is None
+    assert tried == ["gone", "gone"], "each once"
 
 
 def test_of_those_that_start_together_one_measures(

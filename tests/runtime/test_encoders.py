@@ -29,9 +29,15 @@ from vqedge_runtime.encoders import (
     open_encoder,
     ort,
     providers,
+    require_backend,
 )
 from vqedge_runtime.encoders import compiled as compiled_files
 from vqedge_runtime.encoders.providers import PROVIDERS, missing_provider
+
+FOR_GPUS = (
+    *("onnxruntime-cuda", "onnxruntime-tensorrt", "onnxruntime-nvtensorrtrtx"),
+    *("tensorrt", "tensorrt-rtx"),
+)
 
 
 def test_an_unknown_name_lists_the_known_ones(bundle: Bundle) -> None:
@@ -41,9 +47,10 @@ def test_an_unknown_name_lists_the_known_ones(bundle: Bundle) -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The machine that has a GPU of NVIDIA's, to be filled; empty, there is no GPU."""
+    """The machine that has a GPU of NVIDIA's and its driver, to be filled; empty, no GPU."""
     machines: list[str] = []
     monkeypatch.setattr(providers, "has_nvidia_gpu", lambda: bool(machines))
+    monkeypatch.setattr(providers, "installed_driver", lambda: (12, 6) if machines else None)
     monkeypatch.setattr(providers.platform, "machine", lambda: (machines or ["x86_64"])[-1])
     monkeypatch.setattr(packages, "_is_jetson", lambda: False)
     return machines
@@ -121,6 +128,30 @@ def test_no_package_is_recommended_to_who_has_no_gpu(
     gpu += ["aarch64"]
     with pytest.raises(BackendUnavailable, match=r"tensorrt is not installed; pip install"):
         open_encoder("tensorrt", bundle)
+
+
+@pytest.mark.parametrize("name", FOR_GPUS)
+def test_a_backend_for_gpus_is_missing_without_one_or_its_driver_whatever_is_installed(
+    monkeypatch: pytest.MonkeyPatch, gpu: list[str], name: str
+) -> None:
+    monkeypatch.setattr(providers, "find_spec", lambda _: ModuleSpec("installed", None))
+    monkeypatch.setattr(providers, "plugin_devices", lambda _: ["a device"])
+    names = [provider.name for provider in PROVIDERS.values()]
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: names)
+    with pytest.raises(BackendUnavailable, match=f"{name}: no NVIDIA GPU here; use --backend auto"):
+        require_backend(name)
+    gpu += ["x86_64"]
+    assert ENCODERS[name].missing() is None
+    monkeypatch.setattr(providers, "installed_driver", lambda: None)
+    with pytest.raises(BackendUnavailable, match=f"{name}: no working NVIDIA driver .*; install"):
+        require_backend(name)
+
+
+def test_a_backend_for_the_cpu_asks_for_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpu: list[str]
+) -> None:
+    monkeypatch.setattr(providers, "missing_gpu", lambda: pytest.fail("asked for a GPU"))
+    assert missing_provider("CPU") is None
 
 
 def test_a_plugin_that_does_not_load_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tiny_bundle import write_bundle
 
 from vqedge.bundle import Bundle
+from vqedge.commands.ask import run_ask
 from vqedge.errors import BackendUnavailable
 from vqedge_runtime import VideoQA
 from vqedge_runtime import session as session_module
@@ -17,6 +19,7 @@ from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import ENCODERS, Encoder, EncoderBackend
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.opening import Opening
 
 FRAMES = np.full((8, 224, 224, 3), 90, np.uint8)
 WAIT_S = 20.0
@@ -94,14 +97,83 @@ def test_an_encoder_is_closed_where_the_language_model_fails(
     assert encoder.closed
 
 
-def test_what_is_wrong_with_the_encoder_is_told_to_whoever_needs_it(
+def test_an_encoder_that_fails_ahead_is_opened_again_for_who_needs_it(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(bundle: Bundle, threads: int | None) -> Encoder:
-        raise BackendUnavailable("no driver")
+    tried: list[str] = []
 
-    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(refused, lambda: None))
+    def third_time(bundle: Bundle, threads: int | None) -> Encoder:
+        tried.append(threading.current_thread().name)
+        if len(tried) < 3:
+            raise BackendUnavailable("the GPU is taken")
+        return Watched(32, 576)
+
+    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(third_time, lambda: None))
     with VideoQA.open(models, encoder="onnxruntime", encoder_ahead=True) as qa:
-        for _ in range(2):
-            with pytest.raises(BackendUnavailable, match="no driver"):
-                qa.encode_frames(FRAMES)
+        with pytest.raises(BackendUnavailable, match="the GPU is taken"):
+            qa.encode_frames(FRAMES)
+        assert qa.encode_frames(FRAMES).encoder == qa.encode_frames(FRAMES).encoder
+    assert tried == ["vqedge-opening_0", "MainThread", "MainThread"]
+
+
+def test_without_ahead_nothing_is_opened_until_it_is_needed(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def opens(bundle: Bundle, threads: int | None) -> Encoder:
+        opened.append(threading.current_thread().name)
+        return Watched(32, 576)
+
+    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(opens, lambda: None))
+    with VideoQA.open(models, encoder="onnxruntime") as qa:
+        assert opened == []
+        qa.encode_frames(FRAMES)
+    assert opened == ["MainThread"]
+
+
+def test_llama_cpp_is_started_before_there_is_another_thread(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started() -> None:
+        assert not [t for t in threading.enumerate() if t.name.startswith("vqedge-opening")]
+        raise BackendUnavailable("no llama.cpp here")
+
+    monkeypatch.setattr(session_module, "start_llama_cpp", started)
+    with pytest.raises(BackendUnavailable, match="no llama"):
+        VideoQA.open(models, encoder="onnxruntime", encoder_ahead=True)
+
+
+def test_a_forked_process_opens_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, own, others = threading.Event(), Watched(), Watched()
+
+    def waits() -> Watched:
+        assert gate.wait(WAIT_S)
+        return others
+
+    opening: Opening[Watched] = Opening(waits, lambda: own)
+    here = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
+    assert opening() is own and opening() is own
+    opening.close()
+    monkeypatch.setattr(os, "getpid", lambda: here)
+    gate.set()
+    opening.close()
+    assert others.closed and not own.closed
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("clip.mp4", True), ("clip.vqt", False)])
+def test_commands_open_the_encoder_ahead_for_videos_alone(
+    name: str, ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def opened(*_: object, encoder_ahead: bool = False, **__: object) -> VideoQA:
+        asked.append(encoder_ahead)
+        raise BackendUnavailable("enough")
+
+    monkeypatch.setattr(VideoQA, "open", opened)
+    (tmp_path / name).touch()
+    with pytest.raises(BackendUnavailable, match="enough"):
+        run_ask(tmp_path / name, "What?", tmp_path)
+    assert asked == [ahead]

@@ -44,6 +44,7 @@ from vqedge_runtime.bench import side_by_side
 from vqedge_runtime.encoders import (
     ENCODERS,
     EncoderBackend,
+    Missing,
     auto,
     compiled,
     open_encoder,
@@ -313,7 +314,7 @@ def test_both_flavours_are_in_the_table_and_say_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {"tensorrt", "tensorrt-rtx"} <= ENCODERS.keys()
-    monkeypatch.setattr("vqedge_runtime.encoders.providers.has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("vqedge_runtime.encoders.providers.missing_gpu", lambda: None)
     rig = Rig(tmp_path)
     try:
         import tensorrt  # noqa: F401
@@ -492,6 +493,23 @@ def test_auto_leaves_out_an_engine_that_must_not_or_cannot_run(
     assert rig.trt.runtime is None, "nothing of it was loaded"
     (told,) = caplog.messages
     assert told.startswith("tensorrt is left out: ") and "vqedge build" in told
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_says_that_an_engine_has_no_gpu_where_its_tensorrt_is_installed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    installed: bool,
+) -> None:
+    rig = Rig(tmp_path)
+    install(monkeypatch, rig)
+    gone = replace(ENCODERS["tensorrt"], missing=lambda: Missing("no NVIDIA GPU here", ""))
+    monkeypatch.setitem(ENCODERS, "tensorrt", gone)
+    monkeypatch.setattr(auto, "find_spec", {"tensorrt": object() if installed else None}.get)
+    with caplog.at_level(logging.WARNING):
+        assert list(auto.candidates(rig.bundle)) == ["onnxruntime"]
+    assert caplog.messages == ["tensorrt is left out: no NVIDIA GPU here"] * installed
 
 
 def test_a_bundle_without_engines_costs_no_look_at_the_gpu(

@@ -2,8 +2,10 @@
 
     use_kernel(kernel_library())    # from vqedge_export.tensorrt.plugin_build
 
-From then on CUDA tensors go through the kernel, in this process. Without that call, and for every
-other device, the op stays what `vqedge.model.nearest_codebook` says.
+From then on CUDA tensors go through the kernel, in this process. Without that call, for every other
+device, and under `torch.vmap`, the op stays what `vqedge.model.nearest_codebook` says. Nothing in
+vqedge makes the call: training and the verification of exports run PyTorch's own operations, many
+clips in one product where the kernel would be a launch a clip (docs/adr/0009).
 """
 
 from __future__ import annotations

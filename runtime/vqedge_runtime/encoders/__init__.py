@@ -117,10 +117,10 @@ def _engine(flavour: Flavour) -> EncoderBackend:
         return open_engine(flavour, bundle)
 
     def missing() -> Missing | None:
-        from vqedge_runtime.encoders.providers import missing_package, unless_no_gpu
+        from vqedge_runtime.encoders.providers import missing_gpu, missing_package
 
         module = MODULES[flavour]
-        return unless_no_gpu(missing_package(module, install_line(module)))
+        return missing_gpu() or missing_package(module, install_line(module))
 
     def file(bundle: Bundle) -> str:
         from vqedge_runtime.encoders.tensorrt import engine_here
@@ -164,21 +164,30 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
         BackendUnavailable: it cannot run here or on this bundle.
         BundleError: the file cannot be run.
     """
-    return encoder_opener(name, bundle, threads)()
-
-
-def encoder_opener(name: str, bundle: Bundle, threads: int | None = None) -> Callable[[], Encoder]:
-    """What opens a backend by name, or the fastest one; see `open_encoder`.
-
-    Which one is fastest is measured here if it was not before, so that what runs beside the opening
-    does not disturb it.
-    """
     require_backend(name)
     if name == AUTO:
-        from vqedge_runtime.encoders.auto import fastest_opener
+        from vqedge_runtime.encoders.auto import open_fastest
 
-        return fastest_opener(bundle, threads)
-    return partial(ENCODERS[name].open, bundle, threads)
+        return open_fastest(bundle, threads)
+    return ENCODERS[name].open(bundle, threads)
+
+
+def opener_ahead(
+    name: str, bundle: Bundle, threads: int | None = None
+) -> Callable[[], Encoder | None] | None:
+    """What opens a backend beside other things, if it can be: the fastest one where it is known.
+
+    None where backends would have to be measured, which what runs beside them would disturb, and
+    where opening may take minutes.
+
+    Raises:
+        BackendUnavailable: no backend can run here.
+    """
+    if name == AUTO:
+        from vqedge_runtime.encoders.auto import known_fastest
+
+        return known_fastest(bundle, threads)
+    return partial(ENCODERS[name].open, bundle, threads) if ENCODERS[name].auto else None
 
 
 def check_backend(name: str) -> None:

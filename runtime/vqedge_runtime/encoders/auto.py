@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver, nvidia_device_files
+from vqedge.engines import MODULES
 from vqedge.errors import BackendUnavailable
 from vqedge.files import cache_root, locked, replacing
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
@@ -96,29 +98,46 @@ class ChosenEncoder:
         self._encoder.close()
 
 
-def fastest_opener(bundle: Bundle, threads: int | None = None) -> Callable[[], Encoder]:
-    """What opens the fastest backend; measures now if this machine has not run this bundle yet.
+def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
+    """Open the fastest backend, measuring first if this machine has not run this bundle yet.
 
     Raises:
-        BackendUnavailable: none can run; so does what is returned where none opens.
+        BackendUnavailable: none can run.
     """
     files = candidates(bundle)
     if len(files) == 1:
-        only = ENCODERS[next(iter(files))]
-        return lambda: ChosenEncoder(only.open(bundle, threads), "the only one here")
+        return _only(files, bundle, threads)
     known = _remembered(bundle, threads, files)
+    opened = _opened(known, bundle, threads) if known is not None and known.settled else None
+    if opened is None:
+        opened = _opened(_measured_alone(bundle, threads, files, known), bundle, threads)
+    if opened is None:
+        raise BackendUnavailable(f"no encoder backend opens here: {', '.join(files)}")
+    return opened
 
-    def opened(measured: Measured) -> Encoder:
-        found = _opened(measured, bundle, threads)
-        if found is None and measured is known:  # all of them have changed
-            found = _opened(_measured_alone(bundle, threads, files, known), bundle, threads)
-        if found is None:
-            raise BackendUnavailable(f"no encoder backend opens here: {', '.join(files)}")
-        return found
 
-    if known is not None and known.settled:
-        return partial(opened, known)
-    return partial(opened, _measured_alone(bundle, threads, files, known))
+def known_fastest(
+    bundle: Bundle, threads: int | None = None
+) -> Callable[[], Encoder | None] | None:
+    """What opens the fastest backend without measuring, None if that is not known.
+
+    What it gives is None where no backend opens that was measured.
+
+    Raises:
+        BackendUnavailable: none can run.
+    """
+    files = candidates(bundle)
+    if len(files) == 1:
+        return partial(_only, files, bundle, threads)
+    known = _remembered(bundle, threads, files)
+    if known is None or not known.settled:
+        return None
+    return partial(_opened, known, bundle, threads)
+
+
+def _only(files: dict[str, str], bundle: Bundle, threads: int | None) -> Encoder:
+    (name,) = files
+    return ChosenEncoder(ENCODERS[name].open(bundle, threads), "the only one here")
 
 
 def _opened(measured: Measured, bundle: Bundle, threads: int | None) -> Encoder | None:
@@ -151,14 +170,18 @@ def candidates(bundle: Bundle) -> dict[str, str]:
 def available(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
     """Of some backends those that are installed, and the file of the bundle that each would run."""
     found = {}
+    flavours = (item.tensorrt_flavour for item in bundle.manifest.engines)
+    built: dict[str, str] = {flavour: MODULES[flavour] for flavour in flavours}
     for name in names:
-        if ENCODERS[name].missing() is not None:
+        lacking = ENCODERS[name].missing()
+        if lacking is not None:
+            if name in built and find_spec(built[name]):  # its TensorRT is here, no GPU for it
+                logger.warning("%s is left out: %s", name, lacking.why)
             continue
         try:
             found[name] = ENCODERS[name].file(bundle)
         except BackendUnavailable as error:
-            built = any(item.tensorrt_flavour == name for item in bundle.manifest.engines)
-            level = logging.WARNING if built else logging.INFO  # somebody waited for the engine
+            level = logging.WARNING if name in built else logging.INFO  # somebody waited for it
             logger.log(level, "%s is left out: %s", name, error)
     return found
 

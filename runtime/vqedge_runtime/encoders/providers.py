@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from vqedge.cuda import has_nvidia_gpu
+from vqedge.cuda import has_nvidia_gpu, installed_driver
 from vqedge.errors import first_line
 from vqedge.packages import install_line
 from vqedge.tensorrt import TF32_VARIABLE
@@ -123,16 +123,25 @@ def missing_package(module: str, fix: str) -> Missing | None:
 
 
 def missing_provider(label: str) -> Missing | None:
-    """Whether ONNX Runtime is here with this provider; a GPU is looked for only where it is not."""
+    """Whether ONNX Runtime is here with this provider, and the GPU that it is for."""
     provider = PROVIDERS[label]
+    if label != "CPU" and (lacking := missing_gpu()):
+        return lacking
     fault = _fault_of_onnxruntime()
-    lacking = _lacking(provider) if fault is None else Missing(fault, _fix_with(provider))
-    return lacking if label == "CPU" else unless_no_gpu(lacking)
+    return _lacking(provider) if fault is None else Missing(fault, _fix_with(provider))
 
 
-def unless_no_gpu(lacking: Missing | None) -> Missing | None:
-    """What a backend of NVIDIA's lacks; without a GPU no package would help."""
-    return lacking if lacking is None or has_nvidia_gpu() else Missing("no NVIDIA GPU here", "")
+def missing_gpu() -> Missing | None:
+    """Whether there is a GPU of NVIDIA's with a driver, told without waking it.
+
+    Asked before any package: without them none would help.
+    """
+    if not has_nvidia_gpu():
+        return Missing("no NVIDIA GPU here", "")
+    if installed_driver() is None:
+        fix = "install NVIDIA's driver, or give it to the container"
+        return Missing("no working NVIDIA driver here (libcuda.so.1)", fix)
+    return None
 
 
 def _fault_of_onnxruntime() -> str | None:

@@ -43,6 +43,17 @@ __all__ = [
 ]
 
 
+def start_llama_cpp() -> None:
+    """Load llama.cpp, which sets variables of the environment, before other threads read them.
+
+    Raises:
+        BackendUnavailable: llama-cpp-python is missing or cannot run here.
+    """
+    from vqedge_runtime.llm.native import backend
+
+    backend()
+
+
 def open_llama_cpp(
     path: str | PathLike[str],
     *,

@@ -189,7 +189,7 @@ cudaError_t launch(void (*kernel)(Arguments), int64_t blocks, int threads, int s
     return cudaErrorInvalidValue;
   }
   emulation::most_shared_bytes = std::max(emulation::most_shared_bytes, shared_bytes);
-  for (int64_t block = 0; block < blocks; ++block) {
+  for (int64_t block = 0; emulation::runs_blocks && block < blocks; ++block) {
     emulation::run_block(block, threads, shared_bytes, [&] { kernel(arguments); });
   }
   return cudaSuccess;
@@ -201,6 +201,10 @@ extern "C" __attribute__((used, visibility("default"))) inline void emulated_dev
     int major, int processors, int shared_bytes) {
   vqedge::emulation::the_device = {major, processors, shared_bytes};
   vqedge::emulation::most_shared_bytes = 0;
+}
+
+extern "C" __attribute__((used, visibility("default"))) inline void emulated_blocks(bool run) {
+  vqedge::emulation::runs_blocks = run;
 }
 
 extern "C" __attribute__((used, visibility("default"))) inline int emulated_shared_bytes() {

@@ -135,6 +135,7 @@ struct Block {
 inline Block* the_block = nullptr;
 inline Device the_device;
 inline int most_shared_bytes = 0;  // that a launch asked for since the device was chosen
+inline bool runs_blocks = true;    // else a launch is only noted
 
 inline Thread& me() { return *the_block->threads[the_block->current]; }
 
