@@ -29,7 +29,7 @@ from vqedge.data.suites import (
 from vqedge.data.world import COLORS, SHAPES, WORLD_VERSION, scene_from_seed
 from vqedge.errors import DatasetError, UsageError
 
-PHOTOS = Path(__file__).parents[3] / "shared/data/images/index.jsonl"
+PHOTOS = Path(__file__).parents[2] / "build/photos/index.jsonl"  # scripts/_photos.py makes it
 
 
 def clips_in_order(items: list[Item]) -> list[Any]:
@@ -177,7 +177,7 @@ def test_shuffled_frames_are_the_same_frames_in_another_order_of_the_clips_own()
 # ---- photos
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason="the shared photos are not here")
+@pytest.mark.skipif(not PHOTOS.exists(), reason="no index of photos here")
 def test_the_photo_suite_asks_about_test_photos_only() -> None:
     items = suite_items(f"photos:{PHOTOS}", 60)
     lines = map(json.loads, PHOTOS.read_text(encoding="utf-8").splitlines())
@@ -235,7 +235,7 @@ def index_of(folder: Path, *splits: str) -> Path:
     return path
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason="the shared photos are not here")
+@pytest.mark.skipif(not PHOTOS.exists(), reason="no index of photos here")
 def test_photos_under_another_seed_and_described() -> None:
     default, other = (suite_items(f"photos:{PHOTOS}{seed}", 20) for seed in ("", ":70004"))
     assert suite_items(f"photos:{PHOTOS}:{PHOTOS_SEED}", 20) == default != other
