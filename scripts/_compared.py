@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from _pages import GRID_NAMED, asked_of, points, share, table
+from _pages import asked_of, points, share, table
 
 from vqedge.commands.baselines import COMPARISONS
 
+GRID_NAMED = "uniform grid (grid-named)"
 DESCRIBED = """
 In *captions*, one of the eight questions about every clip asks for a description. The loss is a
 mean over the tokens of all answers, so that about half of it is then that of descriptions.
@@ -31,6 +32,33 @@ def trained_alike(document: dict[str, Any]) -> dict[str, object]:
         "grid_told": grid_told(document, parts),
         "choices": _in_points(document, choices),
         "choices_told": DESCRIBED if "captions" in choices else "",
+    }
+
+
+def trained_longer(
+    vq: dict[str, Any], grid: dict[str, Any], curves: Mapping[str, Mapping[str, float]]
+) -> dict[str, object]:
+    """Codes and a uniform grid, both named in their lesson, after more steps.
+
+    Args:
+        vq: what the bundle with codes answers.
+        grid: the same of the one with the grid.
+        curves: exact match on watched clips by step, of both in this order.
+    """
+    names = ("VQ", "uniform grid")
+    steps = [*next(iter(curves.values()))]
+    rows = (
+        (name, *(f"{curve[step]:.0%}" for step in steps))
+        for name, curve in zip(names, curves.values(), strict=True)
+    )
+    others = {names[1]: grid}
+    return {
+        "long_steps": int(steps[-1]),
+        "long_asked": asked_of(vq),
+        "long_bundles": f"{vq['backend']['encoder']}, {vq['backend']['llm']}",
+        "long": _in_points(vq, others),
+        "long_by_kind": _kinds_beside(vq, others),
+        "long_curves": table(("step", *steps), rows),
     }
 
 

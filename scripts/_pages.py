@@ -15,7 +15,7 @@ from vqedge.intervals import paired_interval
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "docs" / "measured"
 BUDGETS = ("8", "16", "32", "64", "auto")
-GRID_NAMED = "uniform grid (grid-named)"  # in documents of scripts/compare
+LONG = ("compare_long_vq", "compare_long_grid", "compare_long_curves")
 _TRAINED_ELSEWHERE = "compare"  # documents of models that are not kept
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from _pages import (
     BUDGETS,
-    GRID_NAMED,
+    LONG,
     ROOT,
     all_measured,
     measured,
@@ -72,26 +72,22 @@ def _accuracy() -> str:
             "",
             "TokDense is percent of accuracy per token.",
             "",
-            _against_a_grid(measured("compare")),
+            _against_a_grid(*map(measured, LONG)),
         ]
     )
 
 
-def _against_a_grid(vq: dict[str, Any]) -> str:
-    """Codes of things against a grid, the one that had the same lessons if there is one."""
-    named = vq["baselines"].get(GRID_NAMED)
-    grid = named or vq["baselines"]["uniform grid"]
-    lesson = (
-        ""
-        if named
-        else " No cell of the grid is half on one thing: the naming lesson taught it nothing."
-    )
+def _against_a_grid(
+    vq: dict[str, Any], grid: dict[str, Any], curves: dict[str, dict[str, float]]
+) -> str:
+    """Codes of things against a grid that had the same lessons and steps."""
+    *_, steps = next(iter(curves.values()))
     return (
-        f"Two models trained alike, {vq['steps']} steps: {vq['accuracy']:.1%} with codes of "
+        f"Two models trained alike, {steps} steps: {vq['accuracy']:.1%} with codes of "
         f"patches that are alike, {grid['accuracy']:.1%} with as many means over a uniform grid, "
         f"a difference of {points(vq, grid)} points; the most frequent answers score "
-        f"{vq['prior']:.1%} (n={vq['n']}, "
-        f"[more of these](docs/results.md#what-each-part-is-worth)).{lesson}"
+        f"{vq['prior']:.1%} (n={vq['n']:,}, "
+        "[more of these](docs/results.md#what-each-part-is-worth))."
     )
 
 

@@ -1,6 +1,7 @@
 """Keep in docs/measured what `scripts/measure` cannot keep as a command prints it.
 
-`--quant EXPORT EVAL` keeps what a type of weights costs, `--bench BENCH` a document a machine.
+`--quant EXPORT EVAL` keeps what a type of weights costs, `--bench BENCH` a document a machine,
+`--curves FOLDER...` what trainings had of their watched clips, step by step, by their folders.
 `--priors` tells anew what the questions of all documents there can be scored blindly, which the
 questions alone say.
 """
@@ -28,6 +29,9 @@ def main(arguments: list[str]) -> int:
         the exit status.
     """
     what, *names = arguments
+    if what == "--curves":
+        record_curves([Path(name) for name in names])
+        return 0
     documents = [json.loads(Path(name).read_text(encoding="utf-8")) for name in names]
     record = {"--quant": record_quant, "--bench": record_bench, "--priors": record_priors}
     record[what](*documents)
@@ -54,6 +58,27 @@ def record_bench(bench: dict[str, Any]) -> None:
     name = re.sub(r"[^a-z0-9]+", "-", bench["machine"]["processor"].lower()).strip("-")
     path = MEASURED / f"bench_{name}.json"
     path.write_text(json.dumps(bench) + "\n", encoding="utf-8")
+
+
+def record_curves(folders: list[Path]) -> None:
+    """Keep the exact match on watched clips at the steps at which all trainings measured it."""
+    curves = {folder.name: _watched(folder / "metrics.jsonl") for folder in folders}
+    common = set[str].intersection(*(set(curve) for curve in curves.values()))
+    kept = {
+        name: {step: share for step, share in curve.items() if step in common}
+        for name, curve in curves.items()
+    }
+    path = MEASURED / "compare_long_curves.json"
+    path.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+
+
+def _watched(log: Path) -> dict[str, float]:
+    records = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return {
+        str(record["step"]): record["validation"]["exact_match"]
+        for record in records
+        if "validation" in record
+    }
 
 
 def record_priors() -> None:

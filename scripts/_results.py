@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from _compared import trained_alike
+from _compared import trained_alike, trained_longer
 from _pages import (
     BUDGETS,
+    LONG,
     ROOT,
     all_measured,
     asked_of,
@@ -55,14 +56,34 @@ def page() -> str:
         **_accuracy(),
         **_shown_less(),
         **trained_alike(measured("compare")),
+        **trained_longer(*map(measured, LONG)),
         **_exported(checkpoint),
         **_speed(all_measured("bench_*")),
+        **_start(measured("start")),
         **_memory(measured("memory")),
         **_files(measured("vqt"), measured("vqt_words")),
         **_words(),
         grounding=_grounding(measured("grounding")),
         ids=_ids(measured("ids")),
     )
+
+
+def _start(document: dict[str, Any]) -> dict[str, str]:
+    """From the beginning of a process to its first token."""
+    heads = ("clip", "beside", "one by one", "times", "decoding", "of all", "of the rest")
+    rows = (
+        (
+            name,
+            *(f"{clip[way]['first_token']:,.0f}" for way in ("ahead", "after")),
+            f"{clip['after_over_ahead']:.2f}",
+            f"{clip['after']['decode']:.0f}",
+            *(f"{clip[share]:.0%}" for share in ("decode_share", "decode_share_open")),
+        )
+        for name, clip in document["clips"].items()
+    )
+    told = document["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
+    return {"start": table(heads, rows), "start_machine": f"{_machine(told)}; {versions}"}
 
 
 def _memory(document: dict[str, Any]) -> dict[str, str]:

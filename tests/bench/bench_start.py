@@ -123,7 +123,7 @@ def main() -> None:
             "runs": options.runs,
             "machine": machine_facts(),
         }
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document))
 
 
 if __name__ == "__main__":

@@ -115,11 +115,12 @@ def test_a_figure_outlives_the_command_that_fails(tmp_path: Path) -> None:
     assert (tmp_path / "figure.json").read_text() == '{"n": 1}\n'
 
 
+@pytest.mark.parametrize("suite", ["synthetic", "bindings"])
 def test_priors_are_told_anew_from_the_questions_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_record, "MEASURED", tmp_path)
-    items = suite_items("synthetic", 30)
+    items = suite_items(suite, 30)
     priors = priors_of(items)
     counts = {kind: sum(item.kind == kind for item in items) for kind in priors}
     report = {
@@ -127,15 +128,15 @@ def test_priors_are_told_anew_from_the_questions_alone(
         "prior": sum(prior.right for prior in priors.values()) / 30,
         "by_kind": {kind: {"n": n, "prior": priors[kind].right / n} for kind, n in counts.items()},
     }
-    version = suite_version("synthetic")
-    fresh = {"suite": "synthetic", **report, "suite_version": version, "baselines": {"x": report}}
+    version = suite_version(suite)
+    fresh = {"suite": suite, **report, "suite_version": version, "baselines": {"x": report}}
     stale = deepcopy(fresh)
-    stale["prior"] = stale["by_kind"]["compare"]["prior"] = 0.0
+    stale["prior"] = stale["by_kind"][items[0].kind]["prior"] = 2.0
     stale["baselines"]["x"]["prior"] = 0.0
     written = {
         "asked": stale,
         "other": {"suite": "mine.jsonl", "prior": 0.1, "n": 1},
-        "rows": {"suite": "synthetic", "suite_version": "an older one"},
+        "rows": {"suite": suite, "suite_version": "an older one"},
     }
     for name, document in written.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
@@ -156,24 +157,54 @@ def test_what_descriptions_weigh_is_told_beside_their_row() -> None:
     assert _compared.trained_alike(without)["choices_told"] == ""
 
 
-def test_the_grid_that_had_a_lesson_is_the_one_to_compare_with() -> None:
+def test_what_the_grid_was_taught_is_told_beside_its_row() -> None:
     without = _pages.measured("compare")
-    without["baselines"].pop(_pages.GRID_NAMED, None)
+    without["baselines"].pop(_compared.GRID_NAMED, None)
     grid = without["baselines"]["uniform grid"]
-    named = {**without["baselines"], _pages.GRID_NAMED: {**grid, "accuracy": 0.4567}}
-    document = {**without, "baselines": named}
-    headline, told = _readme._against_a_grid(document), _compared.trained_alike(document)
-    assert "45.7% with as many means over a uniform grid" in headline
-    assert "lesson" not in headline and f"| {_pages.GRID_NAMED} |" in str(told["parts"])
-    assert _pages.GRID_NAMED not in str(told["choices"]) and "=0.1`" in str(told["grid_told"])
-    headline, told = _readme._against_a_grid(without), _compared.trained_alike(without)
-    assert f"{grid['accuracy']:.1%} with as many means" in headline
-    assert headline.endswith("taught it nothing.") and "=0.1`" not in str(told["grid_told"])
+    named = {**without, "baselines": {**without["baselines"], _compared.GRID_NAMED: grid}}
+    told = _compared.trained_alike(named)
+    assert f"| {_compared.GRID_NAMED} |" in str(told["parts"])
+    assert _compared.GRID_NAMED not in str(told["choices"]) and "=0.1`" in str(told["grid_told"])
+    assert "=0.1`" not in str(_compared.trained_alike(without)["grid_told"])
     worse = {**grid, "accuracy": without["prior"] - 0.01}
     below = {**without, "baselines": {"uniform grid": worse}}
     assert "stays below" in _compared.grid_told(below, below["baselines"])
     worse["accuracy"] = without["prior"]
     assert "stays below" not in _compared.grid_told(below, below["baselines"])
+
+
+def test_the_headline_is_of_two_that_were_trained_alike() -> None:
+    vq, grid, curves = map(_pages.measured, _pages.LONG)
+    assert [*curves["vq-long"]] == [*curves["grid-long"]]
+    headline = _readme._against_a_grid(vq, grid, curves)
+    assert f"{vq['accuracy']:.1%} with codes" in headline
+    assert f"{grid['accuracy']:.1%} with as many means" in headline
+    assert (vq["suite_version"], vq["n"]) == (grid["suite_version"], grid["n"])
+    script = (ROOT / "scripts" / "compare").read_text(encoding="utf-8")
+    steps = re.findall(r'longer="optim.steps=(\d+)', script)
+    assert [f"{number} steps" for number in steps] == re.findall(r"\d+ steps", headline)
+    assert [int(number) for number in steps] == [
+        _compared.trained_longer(vq, grid, curves)["long_steps"]
+    ]
+
+
+def test_curves_are_kept_by_the_steps_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[dict[str, object]] = [
+        {"step": 0, "naming": {}},
+        {"step": 1, "exact_match": 0.1},
+        {"step": 2, "exact_match": 0.2, "validation": {"exact_match": 0.3, "color": 0.4}},
+    ]
+    stopped = {"step": 1, "validation": {"exact_match": 0.2}}
+    for name, more in (("one", []), ("two", [stopped])):
+        (tmp_path / name).mkdir()
+        lines = "".join(json.dumps(record) + "\n" for record in [*records, *more])
+        (tmp_path / name / "metrics.jsonl").write_text(lines)
+    monkeypatch.setattr(_record, "MEASURED", tmp_path)
+    assert _record.main(["--curves", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    kept = json.loads((tmp_path / "compare_long_curves.json").read_text())
+    assert kept == {"one": {"2": 0.3}, "two": {"2": 0.3}}
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime-int8"])
@@ -189,3 +220,12 @@ def test_the_page_on_tensorrt_tells_what_encoders_took(
     (row,) = (line for line in page.splitlines() if told[backend] in line)
     found = re.search(rf"(\d+) ms on the {name}|on the {name}\*\*[^:]*: (\d+) ms", row)
     assert found and int(found[1] or found[2]) == round(bench["encoders"][backend]["encode_ms"])
+
+
+def test_the_page_on_tensorrt_tells_what_decoding_takes() -> None:
+    clips = list(_pages.measured("start")["clips"].values())[1:]
+    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    told = page.split("Decoding and preprocessing are")[1].split("\n\n")[0]
+    shares = [clip[share] for share in ("decode_share", "decode_share_open") for clip in clips]
+    found = [int(number) for number in re.findall(r"(\d+)(?: and| %)", told)]
+    assert found == [round(100 * share) for share in shares]
