@@ -130,14 +130,14 @@ def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
     rng = np.random.default_rng(0)
     features, ids = rng.normal(size=(64, 8)).astype(np.float32), np.arange(64, dtype=np.int32) % 4
     features += 9 * np.eye(8, dtype=np.float32)[ids]
-    swapped = features[np.arange(64) ^ 1]  # every patch is near another code
+    neighbour = np.arange(64) ^ 1  # every patch is near another code
     write_demo(tmp_path / "a.mp4")
     write_demo(tmp_path / "b.mp4")
     monkeypatch.setattr(check_flips, "OnnxReader", lambda *_: lambda *_: Reading(features, ids))
     read, order = check_flips.frames_in_folder, list[str]()
     readers = {
         "same": lambda *_: order.append("compared") or Reading(features, ids),
-        "other": lambda *_: Reading(swapped, ids),
+        "other": lambda *_: Reading(features[neighbour], ids[neighbour]),
     }
     monkeypatch.setattr(check_flips, "_readers", lambda _: readers)
 
