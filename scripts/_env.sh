@@ -64,6 +64,12 @@ install_environment() {
     echo "$stamp" >.venv/vqedge-assemble.stamp
 }
 
+# The index of photos that recipes name, of Caltech-101 in the folder PHOTOS.
+make_photos_index() {
+    "$python" scripts/_photos.py "${PHOTOS:-../shared/data/images/caltech101}" \
+        build/photos/index.jsonl >&2
+}
+
 usable_venv() {
     "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }

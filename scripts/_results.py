@@ -82,8 +82,7 @@ def _start(document: dict[str, Any]) -> dict[str, str]:
         for name, clip in document["clips"].items()
     )
     told = document["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    return {"start": table(heads, rows), "start_machine": f"{_machine(told)}; {versions}"}
+    return {"start": table(heads, rows), "start_machine": f"{_machine(told)}; {_versions(told)}"}
 
 
 def _memory(document: dict[str, Any]) -> dict[str, str]:
@@ -100,12 +99,11 @@ def _memory(document: dict[str, Any]) -> dict[str, str]:
         for kind, clip in document["clips"].items()
     )
     encoder = next(iter(document["clips"].values()))["long"]["encoder"]
-    versions = ", ".join(f"{tool} {number}" for tool, number in document["versions"].items())
     return {
         "memory": table(heads, rows),
         "memory_frames": document["frames"],
         "memory_segment": f"{document['segment_s']:g}",
-        "memory_machine": f"{document['machine']}; {encoder}; {versions}",
+        "memory_machine": f"{document['machine']}; {encoder}; {_versions(document)}",
     }
 
 
@@ -254,7 +252,7 @@ def _speed(benches: list[dict[str, Any]]) -> dict[str, str]:
     return {
         "speed": table(("machine", *encoders, "cold", "again", "unreduced"), rows),
         "stages": table(("stage", *stages), spent),
-        "versions": "\n".join(map(_versions, benches)),
+        "versions": "\n".join(map(_ran_with, benches)),
     }
 
 
@@ -268,11 +266,13 @@ def _machine(told: dict[str, Any]) -> str:
     return ", ".join([cores, *told.get("instructions", ())])
 
 
-def _versions(bench: dict[str, Any]) -> str:
-    told = bench["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    backend = bench["backend"]
-    return f"- {told['processor']}: {versions}; {backend['encoder']}, {backend['llm']}."
+def _ran_with(bench: dict[str, Any]) -> str:
+    told, backend = bench["machine"], bench["backend"]
+    return f"- {told['processor']}: {_versions(told)}; {backend['encoder']}, {backend['llm']}."
+
+
+def _versions(told: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in told["versions"].items())
 
 
 def _files(codes: dict[str, Any], ids: dict[str, Any]) -> dict[str, object]:

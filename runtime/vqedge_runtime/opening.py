@@ -1,4 +1,4 @@
-"""Opening one thing in a thread while others are opened."""
+"""Opening an encoder in a thread while other things are opened."""
 
 from __future__ import annotations
 
@@ -6,26 +6,17 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+
+from vqedge_runtime.encoders import Encoder
 
 logger = logging.getLogger(__name__)
 
 
-class Closable(Protocol):
-    """What can be closed."""
+class Opening:
+    """An encoder that is being opened since this was made; call it to have it, or close it.
 
-    def close(self) -> None:
-        """Free everything; twice is fine."""
-
-
-Opened = TypeVar("Opened", bound=Closable)
-
-
-class Opening(Generic[Opened]):
-    """What is being opened since this was made; call it to have it, or close it.
-
-    Worth it for libraries that free the interpreter lock while they load a model, as ONNX Runtime,
-    OpenVINO and llama.cpp do. One thread calls it or closes it.
+    Worth it since ONNX Runtime, OpenVINO and llama.cpp free the interpreter lock while they load a
+    model. One thread calls it or closes it.
 
     Args:
         ahead: opens it, in a thread of its own, within seconds: closing waits for it. What it gives
@@ -33,13 +24,13 @@ class Opening(Generic[Opened]):
         opens: opens it for whoever calls where that was in vain, and raises what is wrong.
     """
 
-    def __init__(self, ahead: Callable[[], Opened | None], opens: Callable[[], Opened]) -> None:
+    def __init__(self, ahead: Callable[[], Encoder | None], opens: Callable[[], Encoder]) -> None:
         self._opens, self._process = opens, os.getpid()
         pool = ThreadPoolExecutor(1, "vqedge-opening")
-        self._ahead: Future[Opened | None] | None = pool.submit(ahead)
+        self._ahead: Future[Encoder | None] | None = pool.submit(ahead)
         pool.shutdown(wait=False)  # nothing else is given to it
 
-    def __call__(self) -> Opened:
+    def __call__(self) -> Encoder:
         """What was opened ahead, once; after that, or if there is none, another."""
         found = self._taken()
         return self._opens() if found is None else found
@@ -49,7 +40,7 @@ class Opening(Generic[Opened]):
         if (found := self._taken()) is not None:
             found.close()
 
-    def _taken(self) -> Opened | None:
+    def _taken(self) -> Encoder | None:
         if self._ahead is None or os.getpid() != self._process:  # its thread is not in a fork
             return None
         try:

@@ -53,6 +53,20 @@ def opens_as(monkeypatch: pytest.MonkeyPatch, encoder: Encoder, gate: threading.
     monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(opened, lambda: None))
 
 
+def opened_in(monkeypatch: pytest.MonkeyPatch, failures: int = 0) -> list[str]:
+    """Let `onnxruntime` open after so many failures; the threads in which that was tried."""
+    tried: list[str] = []
+
+    def opens(bundle: Bundle, threads: int | None) -> Encoder:
+        tried.append(threading.current_thread().name)
+        if len(tried) <= failures:
+            raise BackendUnavailable("the GPU is taken")
+        return Watched(32, 576)
+
+    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(opens, lambda: None))
+    return tried
+
+
 def test_the_language_model_does_not_wait_for_the_encoder(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,15 +114,7 @@ def test_an_encoder_is_closed_where_the_language_model_fails(
 def test_an_encoder_that_fails_ahead_is_opened_again_for_who_needs_it(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[str] = []
-
-    def third_time(bundle: Bundle, threads: int | None) -> Encoder:
-        tried.append(threading.current_thread().name)
-        if len(tried) < 3:
-            raise BackendUnavailable("the GPU is taken")
-        return Watched(32, 576)
-
-    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(third_time, lambda: None))
+    tried = opened_in(monkeypatch, failures=2)
     with VideoQA.open(models, encoder="onnxruntime", encoder_ahead=True) as qa:
         with pytest.raises(BackendUnavailable, match="the GPU is taken"):
             qa.encode_frames(FRAMES)
@@ -119,17 +125,11 @@ def test_an_encoder_that_fails_ahead_is_opened_again_for_who_needs_it(
 def test_without_ahead_nothing_is_opened_until_it_is_needed(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[str] = []
-
-    def opens(bundle: Bundle, threads: int | None) -> Encoder:
-        opened.append(threading.current_thread().name)
-        return Watched(32, 576)
-
-    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(opens, lambda: None))
+    tried = opened_in(monkeypatch)
     with VideoQA.open(models, encoder="onnxruntime") as qa:
-        assert opened == []
+        assert tried == []
         qa.encode_frames(FRAMES)
-    assert opened == ["MainThread"]
+    assert tried == ["MainThread"]
 
 
 def test_llama_cpp_is_started_before_there_is_another_thread(
@@ -151,7 +151,7 @@ def test_a_forked_process_opens_its_own(monkeypatch: pytest.MonkeyPatch) -> None
         assert gate.wait(WAIT_S)
         return others
 
-    opening: Opening[Watched] = Opening(waits, lambda: own)
+    opening = Opening(waits, lambda: own)
     here = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: here + 1)
     assert opening() is own and opening() is own
