@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import vqedge.silence  # noqa: F401 - before a library is imported
+
 if TYPE_CHECKING:
     from vqedge.budget import Budget
     from vqedge.errors import VqedgeError

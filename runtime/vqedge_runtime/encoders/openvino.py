@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import openvino as ov
-from openvino import opset13
 
 from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError, first_line
 from vqedge.files import cache_root, file_sha256
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import keep_file, kept
+from vqedge_runtime.encoders.silent_openvino import opset13, ov
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
 FEATURES = "features"
