@@ -41,6 +41,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetName": (POINTER(c_char), c_int, c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(_HANDLE), c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
+    "cuCtxGetCurrent": (POINTER(_HANDLE),),
     "cuCtxSetCurrent": (_HANDLE,),
     "cuStreamCreate": (POINTER(_HANDLE), c_uint),
     "cuStreamDestroy_v2": (_HANDLE,),
@@ -108,10 +109,13 @@ class Cuda:
         self._call("cuCtxSetCurrent", self._context)
 
     def close(self) -> None:
-        """Give the context back; twice is fine."""
-        if self._context is not None:
-            self._context = None
-            self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+        """Give the context back; twice is fine. The calling thread uses it no more."""
+        context, self._context = self._context, None
+        if context is None:
+            return
+        if self._current_context() == context:  # releasing it does not take it from the thread
+            self._call("cuCtxSetCurrent", None)
+        self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def new_stream(self) -> int:
         """A stream that waits for no other."""
@@ -170,6 +174,11 @@ class Cuda:
     def free_graph(self, graph: int) -> None:
         """Forget recorded work."""
         self._call("cuGraphExecDestroy", graph)
+
+    def _current_context(self) -> int | None:
+        current = _HANDLE()
+        self._call("cuCtxGetCurrent", byref(current))
+        return current.value
 
     def _attribute(self, number: int) -> int:
         value = c_int()

@@ -19,6 +19,7 @@ class FakeDriver:
 
     def __init__(self, **failing: int) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.current: int | None = None  # the calling thread's context
         for name, types in _SIGNATURES.items():
             work = self._work(name, failing.get(name, 0))
             setattr(self, name, ctypes.CFUNCTYPE(ctypes.c_int, *types)(work))
@@ -27,6 +28,8 @@ class FakeDriver:
         def work(*arguments: Any) -> int:
             plain = tuple(item for item in arguments if not hasattr(item, "contents"))
             self.calls.append((name, plain))
+            if name == "cuCtxSetCurrent":
+                (self.current,) = plain
             for item in arguments:
                 if status == 0 and hasattr(item, "contents"):
                     item[0] = self._result(name, plain)
@@ -43,6 +46,8 @@ class FakeDriver:
             return 12060
         if name == "cuDeviceGetName":
             return b"G"
+        if name == "cuCtxGetCurrent":
+            return self.current
         return 0 if name == "cuDeviceGet" else HANDLE
 
 
@@ -92,8 +97,20 @@ def test_a_context_is_retained_once_and_released_once() -> None:
     cuda.close()
     names = [name for name, _ in driver.calls]
     assert names.count("cuDevicePrimaryCtxRetain") == 1
-    assert names.count("cuCtxSetCurrent") == 2
     assert names.count("cuDevicePrimaryCtxRelease_v2") == 1
+
+
+@pytest.mark.parametrize("others", [None, HANDLE + 1])
+def test_a_released_context_is_no_longer_the_threads_and_anothers_stays(others: int | None) -> None:
+    """The driver leaves it there, and what comes next in this thread would fail."""
+    driver = FakeDriver()
+    cuda = Cuda(driver)
+    cuda.use()
+    assert driver.current == HANDLE
+    driver.current = others or HANDLE
+    cuda.close()
+    assert driver.current == others
+    assert driver.calls[-1][0] == "cuDevicePrimaryCtxRelease_v2"
 
 
 def test_a_captured_graph_is_freed_even_if_it_cannot_be_instantiated() -> None:

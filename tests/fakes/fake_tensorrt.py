@@ -30,6 +30,9 @@ class DataType(Enum):
     FLOAT, HALF, UINT8, INT32, INT64, BOOL = "FLOAT", "HALF", "UINT8", "INT32", "INT64", "BOOL"
 
 
+LayerType = Enum("LayerType", "CONSTANT OTHER")
+
+
 class Severity(IntEnum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
@@ -50,8 +53,15 @@ class FakeTensor:
 class FakeLayer:
     """A layer with the types of what it gives and reads, by name; None is an input left out."""
 
-    def __init__(self, name: str, made: tuple[str, ...], read: tuple[str | None, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        made: tuple[str, ...],
+        read: tuple[str | None, ...],
+        kind: LayerType = LayerType.OTHER,
+    ) -> None:
         self.name, self.num_outputs, self.num_inputs = name, len(made), len(read)
+        self.type = kind
         self._made = [SimpleNamespace(dtype=DataType[kind]) for kind in made]
         self._read = [kind and SimpleNamespace(dtype=DataType[kind]) for kind in read]
         self.precision: DataType | None = None
@@ -190,7 +200,10 @@ class FakeParser:
         self._network.outputs = [self._tensor(item) for item in graph.output]
         self._network.functions = [item.name for item in model.functions]
         whole = {"Shape": "INT64", "ArgMin": "INT64"}
-        self._network.layers = [
+        self._network.layers = [  # as TensorRT names weights
+            FakeLayer(item.name, (_KINDS[item.data_type],), (), LayerType.CONSTANT)
+            for item in graph.initializer
+        ] + [
             FakeLayer(node.name, (whole.get(node.op_type, "FLOAT"),), ("FLOAT",) * len(node.input))
             for node in graph.node
         ]
@@ -356,7 +369,7 @@ class FakeTensorRT:
         self.capturable = True
         self.shape_tensors: set[str] = set()
         self.dies_now_if_told = lambda: None
-        self.ILogger, self.DataType = ILogger, DataType
+        self.ILogger, self.DataType, self.LayerType = ILogger, DataType, LayerType
         flags = "TF32 DEBUG GPU_FALLBACK REFIT VERSION_COMPATIBLE EXCLUDE_LEAN_RUNTIME"
         kinds = {"STRONGLY_TYPED": 1}
         if major < 11 and not rtx:

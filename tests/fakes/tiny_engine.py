@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from vqedge.bundle import EncoderRecord, TensorRecord
 
 FRAMES, SIZE, GRID, CODES, WIDTH = 2, 4, 2, 3, 5
+WEIGHT = "quantizer.vit.blocks.0.weight"  # as the exporter calls those of the ViT
 _ONNX_KINDS = {
     "uint8": TensorProto.UINT8,
     "int64": TensorProto.INT64,
@@ -54,16 +55,17 @@ def tiny_encoder(**changes: Any) -> EncoderRecord:
 
 
 def write_tiny_onnx(path: Path, free_frames: bool = False) -> Path:
-    """A graph as it is prepared for an engine, with a ViT of two nodes and a quantizer of two."""
+    """A graph as it is prepared for an engine, with a ViT of one layer and a quantizer of two."""
     first = "t" if free_frames else FRAMES
     inputs = [_value(INPUTS[0], (first, SIZE, SIZE, 3)), _value(INPUTS[1], ())]
     nodes = [
-        helper.make_node("Relu", ["a"], ["b"], name="/quantizer/vit/blocks.0/Relu"),
+        helper.make_node("MatMul", ["a", WEIGHT], ["b"], name="/quantizer/vit/blocks.0/MatMul"),
         helper.make_node("Shape", ["b"], ["c"], name="/quantizer/quantizer/Shape"),
         helper.make_node("MatMul", ["b", "b"], ["d"], name="/quantizer/quantizer/MatMul"),
     ]
     outputs = [_value(item, item.shape) for item in ENGINE_OUTPUTS]
-    graph = helper.make_graph(nodes, "tiny", inputs, outputs)
+    weights = [helper.make_tensor(WEIGHT, TensorProto.FLOAT, (1, 1), [1.0])]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, weights)
     path.write_bytes(helper.make_model(graph).SerializeToString())
     return path
 

@@ -8,6 +8,8 @@ Vectors have about length 1, as in the model, so that one tolerance fits every s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from float64_reference import agreement, float64_choice
@@ -149,6 +151,14 @@ def test_a_captured_graph_replays(kernel: Kernel, tile: str) -> None:
     assert torch.equal(indices, wanted[0]) and torch.equal(margin, wanted[1])
 
 
+@pytest.fixture
+def _own_operations_again(kernel: Kernel) -> Iterator[None]:
+    """Afterwards the op runs what it ran before: the trainings of this process call it, too."""
+    yield
+    nearest_codebook.register_kernel("cuda", nearest_codebook._init_fn)  # in the kernel's place
+
+
+@pytest.mark.usefixtures("_own_operations_again")
 def test_the_op_takes_the_kernel_when_told(kernel: Kernel) -> None:
     x, codebook = drawn(500, 384, torch.float16, 1), drawn(32, 384, torch.float16, 2)
     before = nearest_codebook(x, codebook, "l2")[0]

@@ -7,7 +7,9 @@ import json
 import logging
 import mmap
 import os
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from vqedge.commands.check_figures import engine_key
 from vqedge.engines import Flavour, encoder_sha256, plugin_folder
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256
+from vqedge.tensorrt import log_of
 from vqedge_runtime.bench import side_by_side
 from vqedge_runtime.encoders import (
     ENCODERS,
@@ -150,6 +153,34 @@ def test_it_encodes_and_says_what_ran(tmp_path: Path) -> None:
     encoder = Rig(tmp_path).open()
     assert encoder.name == "tensorrt 10.3.0 SM 8.7 fp16"
     assert_encodes(encoder, FRAMES_THWC, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [FRAMES_THWC[:1], FRAMES_THWC / 255.0, FRAMES_THWC.astype(np.int32)]
+)
+def test_frames_of_another_shape_or_type_are_refused(tmp_path: Path, wrong: Any) -> None:
+    """As ONNX Runtime does; a copy would repeat the one frame, or make floats black."""
+    encoder = Rig(tmp_path).open()
+    told = re.escape(f"frames is {wrong.dtype} {wrong.shape}, want uint8 {FRAMES_THWC.shape}")
+    with pytest.raises(BundleError, match=told):
+        encoder.encode(wrong, 2)
+    assert_encodes(encoder, FRAMES_THWC, 2)
+
+
+def test_threads_that_want_the_log_together_share_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT goes on using the first that it was given."""
+    trt = Rig(tmp_path).trt
+
+    class Slow(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            time.sleep(0.1)
+
+    monkeypatch.setattr(trt, "ILogger", Slow)
+    with ThreadPoolExecutor(4) as pool:
+        logs = {made.result() for made in [pool.submit(log_of, trt) for _ in range(4)]}
+    assert len(logs) == 1
 
 
 def test_after_the_first_run_it_replays_a_graph_with_new_inputs(tmp_path: Path) -> None:
@@ -441,8 +472,8 @@ def install(monkeypatch: pytest.MonkeyPatch, rig: Rig) -> None:
     monkeypatch.setattr(tensorrt, "tensorrt_module", lambda _: rig.trt)
     here = replace(ENCODERS["tensorrt"], missing=lambda: None)
     slow = EncoderBackend(lambda *_: Slow(), lambda: None)
-    for name in list(ENCODERS):
-        monkeypatch.delitem(ENCODERS, name)
+    for name, backend in ENCODERS.items():  # not removed, which would change their order for good
+        monkeypatch.setitem(ENCODERS, name, replace(backend, missing=lambda: Missing("", "")))
     monkeypatch.setitem(ENCODERS, "tensorrt", here)
     monkeypatch.setitem(ENCODERS, "onnxruntime", slow)
     monkeypatch.setattr(auto, "CANDIDATES", ("tensorrt", "onnxruntime"))

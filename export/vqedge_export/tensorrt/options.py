@@ -136,8 +136,8 @@ def _refusals(options: BuildOptions, offer: Offer, plugin: bool) -> list[tuple[b
         ),
         (
             options.device == "dla",
-            "the DLA runs neither strongly typed networks nor the LayerNorm, k-means and plugin "
-            "layers of this encoder; build for the GPU",
+            "the DLA runs none of the LayerNorm, k-means and plugin layers of this encoder; build "
+            "for the GPU",
         ),
         (
             plugin and not offer.takes_plugin,

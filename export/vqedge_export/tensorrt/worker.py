@@ -98,14 +98,16 @@ def _network_from_onnx(library: Library, builder: Any, onnx: Path, job: Job, log
 def _pin_quantizer(library: Library, network: Any) -> None:
     """Keep float32 behind the ViT where TensorRT picks types: its choice would turn ids.
 
-    A layer's precision is what it computes in; what it hands on has a type of its own.
+    A layer's precision is what it computes in; what it hands on has a type of its own. Stored
+    weights are layers, too, under names of their own, the ViT's among them: they are left alone.
     """
-    full = library.trt.DataType.FLOAT
+    full, stored = library.trt.DataType.FLOAT, library.trt.LayerType.CONSTANT
     for place in range(network.num_layers):
         layer = network.get_layer(place)
         made = [layer.get_output(number).dtype for number in range(layer.num_outputs)]
         compares = set(made) == {library.trt.DataType.BOOL} and full in _read_types(layer)
-        if layer.name.startswith(VIT) or not (full in made or compares):
+        free = layer.type == stored or layer.name.startswith(VIT)
+        if free or not (full in made or compares):
             continue
         layer.precision = full
         for number, kind in enumerate(made):

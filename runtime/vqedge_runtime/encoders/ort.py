@@ -18,6 +18,7 @@ from vqedge.files import file_sha256
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import provider_folder
+from vqedge_runtime.encoders.gpu_libraries import advice, load_libraries
 from vqedge_runtime.encoders.providers import (
     PROVIDERS,
     Provider,
@@ -96,6 +97,7 @@ def open_session(path: Path, threads: int, provider: Provider = _CPU) -> ort.Inf
         BundleError: ONNX Runtime refuses the file.
         BackendUnavailable: the provider does not start.
     """
+    load_libraries(provider)
     if provider.keeping is not None:
         try:
             with provider_folder(*_facts(path, provider)) as folder:
@@ -180,5 +182,5 @@ def _refusal(path: Path, provider: Provider, reason: str) -> BundleError | Backe
         return refusal(path, "ONNX Runtime", reason)
     return BackendUnavailable(
         f"onnxruntime {provider.label} does not start on this machine ({reason}); "
-        "check the driver and its libraries, or use --backend auto"
+        f"{advice(provider)}, or use --backend auto"
     )

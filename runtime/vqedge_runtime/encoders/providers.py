@@ -46,6 +46,7 @@ class Provider:
         then: labels of those that take the nodes it cannot run, before the CPU does.
         keeping: what it is told besides, to keep what it compiles in a folder.
         may_round: whether it takes TF32 for float32, unless `NVIDIA_TF32_OVERRIDE` forbids that.
+        libraries: what it loads that no package of ONNX Runtime's holds.
     """
 
     label: str
@@ -56,10 +57,11 @@ class Provider:
     then: tuple[str, ...] = ()
     keeping: Callable[[str], dict[str, str]] | None = None
     may_round: bool = False
+    libraries: tuple[str, ...] = ()
 
 
 def _engines_in(folder: str) -> dict[str, str]:
-    return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+    return {"trt_engine_cache_enable": "True", "trt_engine_cache_path": folder}
 
 
 def _kernels_in(folder: str) -> dict[str, str]:
@@ -67,9 +69,12 @@ def _kernels_in(folder: str) -> dict[str, str]:
 
 
 _WITH_WHEELS = ("x86_64", "AMD64")  # what the packages of GPU providers are made for
+CUDA_PACKAGES = "onnxruntime-gpu[cuda,cudnn]>=1.21"
 # Its files take the place of onnxruntime's, which stays installed: a line that fails, without a
 # wheel or a network, changes nothing, and what requires onnxruntime later does not bring it back.
-_GPU_PACKAGE = "pip install --force-reinstall --no-deps onnxruntime-gpu"
+_GPU_PACKAGE = (
+    f"pip install '{CUDA_PACKAGES}' && pip install --force-reinstall --no-deps onnxruntime-gpu"
+)
 PROVIDERS = {
     row.label: row
     for row in (
@@ -79,14 +84,16 @@ PROVIDERS = {
             "CUDAExecutionProvider",
             _GPU_PACKAGE,
             options=(("use_tf32", "0"),),  # on by default; ids are decided in float32
+            libraries=("CUDA", "cuDNN"),
         ),
         Provider(
             "TensorRT",
             "TensorrtExecutionProvider",
-            f"pip install 'vqedge[tensorrt]' && {_GPU_PACKAGE}",
+            f"pip install 'tensorrt<11' && {_GPU_PACKAGE}",  # none was built for 11
             then=("CUDA",),
             keeping=_engines_in,
             may_round=True,
+            libraries=("CUDA", "cuDNN", "TensorRT"),
         ),
         Provider(
             "TensorRT-RTX",
