@@ -73,38 +73,49 @@ def _told_apart(rows: list[dict[str, Any]]) -> str:
 
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     drop_in = [row for row in rows if row["protocol"] == "drop-in"]
-    for budget in _budgets(drop_in):
-        alike = [row for row in drop_in if row["budget"] == budget]
-        reference = _own(alike)
-        lines = (_drop_in(row, reference) for row in alike)
-        apart = ("points from k-means",) if reference else ()
-        heads = ("reducer", "accuracy", *apart, "tokens", "TokDense", *_COSTS)
-        yield f"### {_as_many(budget)}, drop-in"
-        yield table(heads, lines)
     trained = [row for row in rows if row["protocol"] == "trained"]
+    yield from _drop_in_tables(drop_in)
     if not trained:
         yield "No checkpoint trained with a reducer was there when this was measured."
         return
-    budgets = _budgets(trained)
     names = dict.fromkeys(row["reducer"] for row in [*drop_in, *trained])
     by_name = {name: [row for row in trained if row["reducer"] == name] for name in names}
+    yield from _trained_tables({name: of_name for name, of_name in by_name.items() if of_name})
+    yield from _costs_of_others(trained, {row["reducer"] for row in drop_in})
+
+
+def _drop_in_tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One a budget."""
+    for budget in _budgets(rows):
+        alike = [row for row in rows if row["budget"] == budget]
+        reference = _own(alike)
+        apart = ("points from k-means",) if reference else ()
+        heads = ("reducer", "accuracy", *apart, "tokens", "TokDense", *_COSTS)
+        yield f"### {_as_many(budget)}, drop-in"
+        yield table(heads, (_drop_in(row, reference) for row in alike))
+
+
+def _trained_tables(by_name: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """A row a checkpoint: how much is right at every budget, and points from k-means."""
+    trained = [row for of_name in by_name.values() for row in of_name]
+    budgets = _budgets(trained)
     yield "### Trained"
     yield table(
         ("reducer", "steps", *map(_as_many, budgets)),
-        (_trained(name, of_name, budgets) for name, of_name in by_name.items() if of_name),
+        (_trained(name, of_name, budgets) for name, of_name in by_name.items()),
     )
     references = {budget: _own(trained, budget) for budget in budgets}
     if any(references.values()):
+        others = {name: of_name for name, of_name in by_name.items() if name != OWN}
         yield "Points from k-means, as trained:"
         yield table(
             ("reducer", *map(_as_many, budgets)),
-            (
-                (name, *_points_by_budget(of_name, references))
-                for name, of_name in by_name.items()
-                if of_name and name != OWN
-            ),
+            ((name, *_points_by_budget(rows, references)) for name, rows in others.items()),
         )
-    dropped_in = {row["reducer"] for row in drop_in}
+
+
+def _costs_of_others(trained: list[dict[str, Any]], dropped_in: set[str]) -> Iterator[str]:
+    """Of those that no table of what is dropped in has."""
     others = [
         row
         for row in trained
@@ -112,9 +123,8 @@ def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
     ]
     if others:
         yield "### Costs of those that are trained only"
-        heads = ("reducer", "budget", "tokens", *_COSTS)
         yield table(
-            heads,
+            ("reducer", "budget", "tokens", *_COSTS),
             (
                 (row["reducer"], str(row["budget"]), f"{row['tokens_mean']:.1f}", *_costs(row))
                 for row in others

@@ -12,25 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from vqedge.bundle import open_bundle
 from vqedge.commands.encode import VIDEO_SUFFIXES
+from vqedge.commands.measured import versions
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.seeds import SYNTHETIC_SEED
 from vqedge_runtime import Video, VideoQA
 
 Rounded = dict[int, list[tuple[int, bool]]]  # by bits
+Same = dict[str, tuple[bool, bool]]  # rows and answer, by name
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "docs/measured"
@@ -83,35 +84,52 @@ def save_and_ask(
     return found
 
 
-def read_and_ask(
-    bundle: Path, folder: Path, found: dict[str, Any], threads: int | None, results: Any
-) -> None:
+def read_and_ask(bundle: Path, folder: Path, found: dict[str, Any], threads: int | None) -> Same:
     """The way of the file, in a process of its own: rows and answers that are the same."""
-    same: dict[str, tuple[bool, bool]] = {}
+    same: Same = {}
     with VideoQA.open(bundle, threads=threads) as qa:
         for name, (key, question, answer) in found.items():
             video = qa.encode(folder / f"{name}.vqt")
             same[name] = video.tokens.key() == key, qa.ask(video, question).text == answer
-    results.put(same)
-
-
-def compared(
-    bundle: Path, folder: Path, found: dict[str, Any], threads: int | None
-) -> dict[str, tuple[bool, bool]]:
-    """`read_and_ask` in a fresh interpreter."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=read_and_ask, args=(bundle, folder, found, threads, results))
-    process.start()
-    same: dict[str, tuple[bool, bool]] = results.get()
-    process.join()
     return same
+
+
+def compared(bundle: Path, folder: Path, found: dict[str, Any], threads: int | None) -> Same:
+    """`read_and_ask` in a fresh interpreter."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(read_and_ask, bundle, folder, found, threads).result()
 
 
 def summary(paths: list[Path]) -> dict[str, float]:
     """Mean and largest size in bytes."""
     sizes = [path.stat().st_size for path in paths]
     return {"mean": round(statistics.mean(sizes), 1), "max": max(sizes)}
+
+
+def document_of(
+    found: dict[str, Any], same: Same, rounded: Rounded, folder: Path, clips: int
+) -> dict[str, Any]:
+    """What was measured: of the first `clips` names, of the videos after them, of fewer bits."""
+    names = list(found)
+    document: dict[str, Any] = {
+        kind: {
+            "clips": len(group),
+            "same_rows": sum(same[item][0] for item in group),
+            "same_answers": sum(same[item][1] for item in group),
+            "bytes": summary([folder / f"{item}.vqt" for item in group]),
+        }
+        for kind, group in (("held_out", names[:clips]), ("real", names[clips:]))
+        if group
+    }
+    document["bits"] = {
+        bits: {
+            "files": len(rows),
+            "bytes_mean": round(statistics.mean(size for size, _ in rows), 1),
+            "same_answers": sum(same for _, same in rows),
+        }
+        for bits, rows in rounded.items()
+    }
+    return document
 
 
 def main() -> None:
@@ -131,32 +149,9 @@ def main() -> None:
         ways = (options.bundle, options.clips, options.videos, folder, options.threads)
         found = save_and_ask(*ways, rounded)
         same = compared(options.bundle, folder, found, options.threads)
-        names = list(found)
-        groups = {"held_out": names[: options.clips], "real": names[options.clips :]}
-        document: dict[str, Any] = {
-            kind: {
-                "clips": len(group),
-                "same_rows": sum(same[item][0] for item in group),
-                "same_answers": sum(same[item][1] for item in group),
-                "bytes": summary([folder / f"{item}.vqt" for item in group]),
-            }
-            for kind, group in groups.items()
-            if group
-        }
-    document["bits"] = {
-        bits: {
-            "files": len(rows),
-            "bytes_mean": round(statistics.mean(size for size, _ in rows), 1),
-            "same_answers": sum(same for _, same in rows),
-        }
-        for bits, rows in rounded.items()
-    }
+        document = document_of(found, same, rounded, folder, options.clips)
     document["budget"] = open_bundle(options.bundle).manifest.quantizer.default_budget
-    document["versions"] = {
-        "vqedge": version("vqedge"),
-        "onnxruntime": onnxruntime.__version__,
-        "llama-cpp-python": version("llama-cpp-python"),
-    }
+    document["versions"] = versions()
     text = json.dumps(document, indent=2) + "\n"
     print(text, end="")
     if options.write:

@@ -82,10 +82,9 @@ class BackendUnavailable(VqedgeError):
 class StreamEnded(BackendUnavailable):
     """An answer was not read to its end before its language model was called again."""
 
-    def __init__(
+    def __init__(  # an argument, as other errors have: pickle gives it
         self, told: str = "another call to the model ended this stream; ask again"
     ) -> None:
-        """Says so."""
         super().__init__(told)
 
 

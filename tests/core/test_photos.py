@@ -5,23 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+import wave
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
 import pytest
 from av.video.codeccontext import VideoCodecContext
+from fake_clips import read_nothing
 
 from vqedge.data.clips import ClipSource, QuestionAnswer
-from vqedge.data.photos import KINDS, PhotoClip, PhotoClips, Showing, caption, photos_from_index
+from vqedge.data.photo_questions import KINDS, caption
+from vqedge.data.photos import PhotoClip, PhotoClips, Showing, photos_from_index
 from vqedge.data.questions import facts_of, in_rounds, kinds_by_weight
 from vqedge.data.sources import source_from_config
-from vqedge.errors import ConfigError, DatasetError
+from vqedge.data.suites import Item, frames_of, suite_items
+from vqedge.errors import ConfigError, DatasetError, VideoError
+from vqedge.evaluate import Reply, evaluate
 from vqedge.recipe import PhotosConfig
 
 # Every noun has a colour of its own, so that a frame says which photo it shows.
@@ -407,8 +414,35 @@ def test_too_few_things_or_no_file_at_all(index: Path, tmp_path: Path) -> None:
         PhotoClips(tmp_path / "none.jsonl", "train", 1, 5)[0]
 
 
-def test_a_photo_that_is_none(index: Path) -> None:
+def test_a_photo_that_is_none(index: Path, tmp_path: Path) -> None:
     clip = PhotoClips(index, "train", 1, 5)[0]
-    broken = replace(clip.showings[0].photo, path=index)
-    with pytest.raises(DatasetError, match="not a readable photo"):
-        broken.pixels()
+    sound = tmp_path / "sound.png"
+    with wave.open(str(sound), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(1600))
+    for path in (index, sound, tmp_path / "none.png"):
+        broken = replace(clip.showings[0].photo, path=path)
+        with pytest.raises(VideoError, match=rf"{path.name}: not a readable photo"):
+            broken.pixels()
+
+
+def test_clips_of_a_photo_that_is_none_are_left_out_of_an_evaluation(
+    index: Path, tmp_path: Path
+) -> None:
+    class Looking:
+        backend: ClassVar = {"encoder": "none", "llm": "none"}
+        tokens_before, frames = 2048, FRAMES
+
+        def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+            frames_of(items[0].clip, FRAMES, SIZE, read_nothing)
+            yield from (Reply(item.answer, 8) for item in items)
+
+    folder = tmp_path / "photos"
+    shutil.copytree(index.parent, folder)
+    (folder / "ant 2.png").write_bytes(b"damaged")
+    items = suite_items(f"photos:{folder / index.name}", 40)
+    report = evaluate(Looking(), "photos", items)
+    shown = {item.clip: "ant 2.png" in str(item.clip) for item in items}
+    assert 0 < len(report.failed) == sum(shown.values()) < len(shown)
+    assert all("ant 2.png: not a readable photo" in line for line in report.failed)
+    assert report.overall.total == sum(not shown[item.clip] for item in items)

@@ -109,13 +109,13 @@ def fetch_model(name: str, revision: str, progress: Progress) -> tuple[Path, str
         raise _fetch_error(error, name, root) from error
 
 
-def cached(name: str, cache: Path | None = None) -> BaseWeights | None:
+def cached(name: str) -> BaseWeights | None:
     """Weights that are in the cache already and look untouched; never downloads.
 
     Raises:
         FetchError: unknown name.
     """
-    return _untouched(source_named(name), cache or cache_root())
+    return _untouched(source_named(name), cache_root())
 
 
 def _fetch_locked(

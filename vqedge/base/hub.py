@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from types import ModuleType
 
 from vqedge.base.sources import HubSource, Progress
 from vqedge.errors import BackendUnavailable, FetchError
@@ -43,17 +44,12 @@ def download(source: HubSource, folder: Path, work: Path, progress: Progress) ->
         FetchError: the hub cannot be reached, or refuses.
         OSError: the folders cannot be written.
     """
+    library = _library(source.name)
     try:
-        import huggingface_hub
-    except ImportError:
-        raise BackendUnavailable(
-            f"{source.name}: needs the huggingface_hub library; pip install huggingface_hub"
-        ) from None
-    try:
-        commit = huggingface_hub.HfApi().model_info(source.name, revision=source.revision).sha
+        commit = library.HfApi().model_info(source.name, revision=source.revision).sha
         for name in source.files:
             progress(f"downloading {name} of {source.name}", 0, 0)
-            huggingface_hub.hf_hub_download(source.name, name, revision=commit, local_dir=work)
+            library.hf_hub_download(source.name, name, revision=commit, local_dir=work)
     except Exception as error:  # errors of requests or httpx, depending on the library's version
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
@@ -83,14 +79,9 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     """
     if (whole := _commit_of(folder)) == revision:
         return revision
+    library = _library(name)
     try:
-        import huggingface_hub
-    except ImportError:
-        raise BackendUnavailable(
-            f"{name}: needs the huggingface_hub library; pip install huggingface_hub"
-        ) from None
-    try:
-        info = huggingface_hub.HfApi().model_info(name, revision=revision)
+        info = library.HfApi().model_info(name, revision=revision)
     except Exception as error:  # as in `download`
         hint = f", or take what was downloaded: --revision {whole}" if whole else ""
         raise _hub_error(name, error, hint) from error
@@ -108,6 +99,17 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     commit = download(source, folder, folder.with_name(f"{folder.name}.part"), progress)
     (folder / _COMMIT).write_text(commit)
     return commit
+
+
+def _library(name: str) -> ModuleType:
+    """huggingface_hub, to download the repository `name`."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise BackendUnavailable(
+            f"{name}: needs the huggingface_hub library; pip install huggingface_hub"
+        ) from None
+    return huggingface_hub
 
 
 def _conversion(name: str, commit: str, listed: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from vqedge.data.clips import QuestionAnswer, Vocabulary
+from vqedge.data.questions import one_of
 from vqedge.errors import DatasetError
 from vqedge.validation import first_fault
 
@@ -99,7 +100,7 @@ class FileClip:
         by_kind: dict[str, list[QuestionAnswer]] = {}
         for item in self.asked:
             by_kind.setdefault(item.kind, []).append(item)
-        return [items[int(rng.integers(len(items)))] for items in by_kind.values()]
+        return [one_of(items, rng) for items in by_kind.values()]
 
     def labels(self, frames: int, grid: int) -> None:
         """Nothing is known of its patches."""

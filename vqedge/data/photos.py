@@ -11,9 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import av
 import numpy as np
@@ -23,18 +21,17 @@ from pydantic import BaseModel, Field, ValidationError
 from vqedge.data.clips import Labels, QuestionAnswer, Vocabulary
 from vqedge.data.jsonl import text_of
 from vqedge.data.naming import ORDER
-from vqedge.data.questions import DESCRIBE, VIDEO_OF, in_rounds, with_article
-from vqedge.errors import DatasetError
+from vqedge.data.photo_questions import caption, one_question_per_kind, questions_in_rounds
+from vqedge.data.questions import one_of
+from vqedge.errors import DatasetError, VideoError
 from vqedge.validation import first_fault
 
 _VERSION = 1  # raise when a (photos, seed, number) triple comes to show something else
 _SHORTEST = 0.2  # a photo is there for this share of the clip at least
 _CLOSEST = 0.65  # a view shows this share of the photo's sides at least
-_TRIES = 2  # for every question that is wanted: a clip of one thing has hardly so many kinds
 _LARGEST_ZOOM = 0.25  # change of that share within a clip, at most
 _PATTERNS: tuple[tuple[int, ...], ...] = ((0,), (0, 1), (0, 1, 2), (0, 1, 0), (0, 1, 2, 3))
 _PATTERN_WEIGHTS = (0.34, 0.24, 0.18, 0.10, 0.14)
-_T = TypeVar("_T")
 _View = tuple[float, float, float]  # left, top, side, as shares of the photo's sides
 
 
@@ -56,14 +53,14 @@ class Photo:
         """Decode it, uint8 `[H, W, 3]`.
 
         Raises:
-            DatasetError: it cannot be read.
+            VideoError: it cannot be read.
         """
         try:
             with av.open(str(self.path)) as container:
                 frame = next(container.decode(video=0))
                 return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-        except (av.FFmpegError, OSError, StopIteration) as error:
-            raise DatasetError(f"{self.path}: not a readable photo ({error})") from error
+        except (av.FFmpegError, OSError, StopIteration, IndexError) as error:
+            raise VideoError(f"{self.path}: not a readable photo ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,9 @@ class PhotoClip:
     def questions(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
         """Questions to train on, no two alike; fewer than `count` where `kinds` have no more."""
         if self.kinds:
-            return self._in_rounds(rng, count)
+            return questions_in_rounds(
+                self.things, self.nouns, rng, count, self.caption_share, self.kinds
+            )
         found = {caption(self.things, rng)} if rng.random() < self.caption_share else set()
         for _ in range(4 * count):
             found |= {item for item in self.one_question_per_kind(rng) if rng.random() < 0.7}
@@ -120,19 +119,9 @@ class PhotoClip:
         ordered = sorted(found, key=lambda item: item.question)
         return [ordered[place] for place in rng.permutation(len(ordered))[:count]]
 
-    def _in_rounds(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
-        found = [caption(self.things, rng)] if rng.random() < self.caption_share else []
-        tries = max(_TRIES * count, len(self.kinds))  # a round asks something of every clip
-        for kind in islice(in_rounds(self.kinds, rng), tries):
-            item = KINDS[kind](self.things, self.nouns, rng)
-            if item is not None and item not in found and len(found) < count:
-                found.append(item)
-        return found
-
     def one_question_per_kind(self, rng: np.random.Generator) -> list[QuestionAnswer]:
         """Questions to evaluate on."""
-        asked = (ask(self.things, self.nouns, rng) for ask in KINDS.values())
-        return [question for question in asked if question is not None]
+        return one_question_per_kind(self.things, self.nouns, rng)
 
     def caption(self, rng: np.random.Generator) -> QuestionAnswer:
         """A description of the whole clip."""
@@ -189,7 +178,7 @@ class PhotoClips:
         rng = np.random.default_rng([self.seed, number])
         pattern = _PATTERNS[int(rng.choice(len(_PATTERNS), p=_PATTERN_WEIGHTS))]
         nouns = rng.permutation(len(self.nouns))[: max(pattern) + 1]
-        photos = [_one_of(self._photos[self.nouns[noun]], rng) for noun in nouns]
+        photos = [one_of(self._photos[self.nouns[noun]], rng) for noun in nouns]
         cuts = _cuts(rng, len(pattern))
         showings = tuple(
             _showing(rng, photos[place], start, end)
@@ -265,80 +254,6 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
     return photos
 
 
-def caption(things: Sequence[str], rng: np.random.Generator) -> QuestionAnswer:
-    """A description of the whole clip, photos in order."""
-    text = ", then ".join(with_article(thing) for thing in things)
-    return QuestionAnswer("caption", _one_of(DESCRIBE, rng), VIDEO_OF + text)
-
-
-def _thing(
-    things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
-) -> QuestionAnswer | None:
-    if len(things) > 1:
-        return None
-    text = _one_of(("What is shown?", "What thing is in the video?", "Name the thing."), rng)
-    return QuestionAnswer("thing", text, things[0])
-
-
-def _first(
-    things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
-) -> QuestionAnswer | None:
-    if not _ordered(things):
-        return None
-    places = sorted(rng.permutation(len(things))[:2].tolist())
-    earlier, later = (things[place] for place in places)
-    ordered = (earlier, later) if rng.random() < 0.5 else (later, earlier)
-    one, other = (f"the {thing}" for thing in ordered)
-    text = f"Which comes first, {one} or {other}?"
-    return QuestionAnswer("first", text, f"the {earlier}", named=(one, other))
-
-
-def _sequence(
-    things: Sequence[str], _nouns: Sequence[str], rng: np.random.Generator
-) -> QuestionAnswer | None:
-    if not _ordered(things):
-        return None
-    draw = int(rng.integers(3))
-    if draw == 0:
-        return QuestionAnswer("sequence", "What comes first?", things[0])
-    if draw == 1:
-        return QuestionAnswer("sequence", "What comes last?", things[-1])
-    place = int(rng.integers(len(things) - 1))
-    text = f"What comes right after the {things[place]}?"
-    return QuestionAnswer("sequence", text, things[place + 1])
-
-
-def _ordered(things: Sequence[str]) -> bool:
-    """Is there an order to ask about; what is shown twice is shown longest, and tells it."""
-    return len(things) > 1 and len(set(things)) == len(things)
-
-
-def _different(
-    things: Sequence[str], _nouns: Sequence[str], _rng: np.random.Generator
-) -> QuestionAnswer:
-    return QuestionAnswer("different", "How many different things are shown?", str(len({*things})))
-
-
-def _present(
-    things: Sequence[str], nouns: Sequence[str], rng: np.random.Generator
-) -> QuestionAnswer:
-    """Is something there; in half of the questions it is not, unless everything is."""
-    absent = [noun for noun in nouns if noun not in things]
-    yes = rng.random() < 0.5 or not absent
-    noun = _one_of(things if yes else absent, rng)
-    text = f"Is there {with_article(noun)} in the video?"
-    return QuestionAnswer("present", text, "yes" if yes else "no")
-
-
-KINDS = {
-    "thing": _thing,
-    "first": _first,
-    "sequence": _sequence,
-    "different": _different,
-    "present": _present,
-}
-
-
 def _cuts(rng: np.random.Generator, parts: int) -> list[float]:
     """Where the parts of a clip begin and end, each at least a fifth long."""
     free = 1.0 - parts * _SHORTEST
@@ -371,7 +286,3 @@ def _seen(
     small = frame.reformat(width=size, height=size, interpolation="AREA")
     drawn = np.asarray(small.to_ndarray(), np.uint8)
     return drawn[:, ::-1] if showing.mirrored else drawn
-
-
-def _one_of(items: Sequence[_T], rng: np.random.Generator) -> _T:
-    return items[int(rng.integers(len(items)))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, permutations
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from vqedge.data.clips import QuestionAnswer
 from vqedge.data.world import COLORS, DIRECTIONS, SHAPES, TEXTURES, MovingObject, Scene
 from vqedge.errors import ConfigError
 
+_T = TypeVar("_T")
 Asker = Callable[[Scene, np.random.Generator], QuestionAnswer | None]
 
 # How far apart two objects must be before anyone is asked to compare them.
@@ -50,6 +52,11 @@ def questions_from_scene(
         if question is not None:
             found.append(question)
     return found
+
+
+def one_of(items: Sequence[_T], rng: np.random.Generator) -> _T:
+    """One of them, each as likely as the others."""
+    return items[int(rng.integers(len(items)))]
 
 
 def in_rounds(kinds: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
@@ -96,7 +103,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
         for item in scene.objects
     ]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    question = _pick(rng, DESCRIBE)
+    question = one_of(DESCRIBE, rng)
     return QuestionAnswer("caption", question, VIDEO_OF + text)
 
 
@@ -104,7 +111,7 @@ def facts_of(description: str) -> list[str]:
     """What a description tells of each thing, in order: `an orange ring moving up and left`.
 
     Args:
-        description: in the words of `caption`, of this module or of `vqedge.data.photos`.
+        description: in the words of `caption`, of this module or of `photo_questions`.
     """
     return _BETWEEN_FACTS.split(description.removeprefix(VIDEO_OF))
 
@@ -113,14 +120,6 @@ def with_article(noun: str) -> str:
     """`a red ring`, `an orange ring`."""
     vowel = noun[0] in "aeiou" and not noun.startswith(("eu", "ew", "uni"))
     return f"{'an' if vowel else 'a'} {noun}"
-
-
-def _pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
-    return texts[int(rng.integers(len(texts)))]
-
-
-def _any_object(scene: Scene, rng: np.random.Generator) -> MovingObject:
-    return scene.objects[int(rng.integers(len(scene.objects)))]
 
 
 def _named(item: MovingObject) -> str:
@@ -132,26 +131,26 @@ def _color(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     candidates = [item for item in scene.objects if shapes.count(item.shape) == 1]
     if not candidates:
         return None
-    item = candidates[int(rng.integers(len(candidates)))]
-    text = _pick(rng, ("What color is the {}?", "What is the color of the {}?"))
+    item = one_of(candidates, rng)
+    text = one_of(("What color is the {}?", "What is the color of the {}?"), rng)
     return QuestionAnswer("color", text.format(item.shape), item.color)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
-    item = _any_object(scene, rng)
-    text = _pick(rng, ("What shape is the {} object?", "What is the {} object?"))
+    item = one_of(scene.objects, rng)
+    text = one_of(("What shape is the {} object?", "What is the {} object?"), rng)
     return QuestionAnswer("shape", text.format(item.color), item.shape)
 
 
 def _texture(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
-    item = _any_object(scene, rng)
-    text = _pick(rng, ("Is the {} plain, striped or spotted?", "What pattern does the {} have?"))
+    item = one_of(scene.objects, rng)
+    text = one_of(("Is the {} plain, striped or spotted?", "What pattern does the {} have?"), rng)
     return QuestionAnswer("texture", text.format(_named(item)), item.texture)
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
-    item = _any_object(scene, rng)
-    text = _pick(rng, ("Which way does the {} move?", "In which direction does the {} move?"))
+    item = one_of(scene.objects, rng)
+    text = one_of(("Which way does the {} move?", "In which direction does the {} move?"), rng)
     return QuestionAnswer("direction", text.format(_named(item)), item.direction)
 
 
@@ -159,15 +158,15 @@ def _count(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     """All objects, or those of one shape or texture that may not be there at all."""
     draw = rng.random()
     if draw < 0.5:
-        text = _pick(
-            rng, ("How many objects are there?", "How many objects are there in the video?")
-        )
+        asked = ("How many objects are there?", "How many objects are there in the video?")
+        text = one_of(asked, rng)
         return QuestionAnswer("count", text, str(len(scene.objects)))
     if draw < 0.75:
-        shape = _pick(rng, SHAPES if rng.random() < 0.3 else [i.shape for i in scene.objects])
+        shapes = SHAPES if rng.random() < 0.3 else [item.shape for item in scene.objects]
+        shape = one_of(shapes, rng)
         there = sum(item.shape == shape for item in scene.objects)
         return QuestionAnswer("count", f"How many {_plural(shape)} are there?", str(there))
-    texture = _pick(rng, TEXTURES)
+    texture = one_of(TEXTURES, rng)
     there = sum(item.texture == texture for item in scene.objects)
     return QuestionAnswer("count", f"How many {texture} objects are there?", str(there))
 
@@ -180,11 +179,11 @@ def _exist(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     """In half of the questions the named object is not there, though its colour may be."""
     shown = {(item.color, item.shape) for item in scene.objects}
     if rng.random() < 0.5:
-        item = _any_object(scene, rng)
+        item = one_of(scene.objects, rng)
         color, shape, answer = item.color, item.shape, "yes"
     else:
         absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in shown]
-        color, shape = absent[int(rng.integers(len(absent)))]
+        color, shape = one_of(absent, rng)
         answer = "no"
     return _is_there_a("exist", color, shape, answer, rng)
 
@@ -203,7 +202,7 @@ def binding(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     ]
     if not mixed:
         return None
-    one, other = mixed[int(rng.integers(len(mixed)))]
+    one, other = one_of(mixed, rng)
     if rng.random() < 0.5:
         return _is_there_a("binding", one.color, one.shape, "yes", rng)
     return _is_there_a("binding", one.color, other.shape, "no", rng)
@@ -212,7 +211,7 @@ def binding(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
 def _is_there_a(
     kind: str, color: str, shape: str, answer: str, rng: np.random.Generator
 ) -> QuestionAnswer:
-    text = _pick(rng, ("Is there {}?", "Is there {} in the video?"))
+    text = one_of(("Is there {}?", "Is there {} in the video?"), rng)
     return QuestionAnswer(kind, text.format(with_article(f"{color} {shape}")), answer)
 
 
@@ -240,7 +239,7 @@ def _stay(scene: Scene, rng: np.random.Generator) -> QuestionAnswer | None:
     if not there or not gone:
         return None
     yes = rng.random() < 0.5
-    item = _one_of(there if yes else gone, rng)
+    item = one_of(there if yes else gone, rng)
     text = "Is the {} there from the start?" if start else "Is the {} still there at the end?"
     return QuestionAnswer("stay", text.format(_named(item)), "yes" if yes else "no")
 
@@ -249,16 +248,12 @@ def _is_there(item: MovingObject, start: bool) -> bool:
     return item.appears_at == 0.0 if start else item.vanishes_at == 1.0
 
 
-def _one_of(items: Sequence[MovingObject], rng: np.random.Generator) -> MovingObject:
-    return items[int(rng.integers(len(items)))]
-
-
 def _change(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     """What becomes of an object's size, every outcome in the scene as likely as the others."""
     outcomes = sorted({_outcome(item) for item in scene.objects})
-    outcome = _pick(rng, outcomes)
-    item = _one_of([item for item in scene.objects if _outcome(item) == outcome], rng)
-    text = _pick(rng, ("How does the size of the {} change?", "Does the {} grow or shrink?"))
+    outcome = one_of(outcomes, rng)
+    item = one_of([item for item in scene.objects if _outcome(item) == outcome], rng)
+    text = one_of(("How does the size of the {} change?", "Does the {} grow or shrink?"), rng)
     return QuestionAnswer("change", text.format(_named(item)), outcome)
 
 
@@ -306,7 +301,7 @@ def _which(
     """Which of a pair (less, more) is more, named in either order."""
     if not pairs:
         return None
-    pair = pairs[int(rng.integers(len(pairs)))]
+    pair = one_of(pairs, rng)
     ordered = pair if rng.random() < 0.5 else reversed(pair)
     first, second = (f"the {_named(item)}" for item in ordered)
     text = f"Which {what}, {first} or {second}?"
@@ -315,12 +310,13 @@ def _which(
 
 def _choice(scene: Scene, rng: np.random.Generator) -> QuestionAnswer:
     """Five options in the question, one of them right."""
-    item = _any_object(scene, rng)
-    text, options, right = (
+    item = one_of(scene.objects, rng)
+    asked = (
         (f"What color is the {item.shape}?", tuple(COLORS), item.color),
         (f"What shape is the {item.color} object?", SHAPES, item.shape),
         (f"Which way does the {_named(item)} move?", tuple(DIRECTIONS), item.direction),
-    )[int(rng.integers(3))]
+    )
+    text, options, right = one_of(asked, rng)
     if options == tuple(COLORS):  # other colours of that shape would be right too
         same = {other.color for other in scene.objects if other.shape == item.shape}
         options = tuple(color for color in options if color not in same or color == right)

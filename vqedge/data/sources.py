@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vqedge.data import photos, questions
+from vqedge.data import photo_questions, questions
 from vqedge.data.clips import ClipSource
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FrameReader, JsonlClips
@@ -29,7 +29,7 @@ def source_from_config(config: SourceConfig, read: FrameReader) -> ClipSource:
         return GeneratedClips(config.seed, config.clips, config.caption_share, kinds)
     if isinstance(config, PhotosConfig):
         weights = config.kind_weights
-        kinds = kinds_by_weight(weights, [*photos.KINDS]) if weights else ()
+        kinds = kinds_by_weight(weights, [*photo_questions.KINDS]) if weights else ()
         return PhotoClips(
             config.index, config.split, config.seed, config.clips, config.caption_share, kinds
         )

@@ -27,6 +27,7 @@ UNUSED = -1  # the ids of a row without a code
 _USAGE_DECAY = 0.99
 _DEAD = 0.01  # smoothed picks a step; an entry that nobody picks gets there after 460 steps
 _INIT_STD = 0.1
+_GROUPING_ROUNDS = 20  # of k-means
 _CHUNK = 8192  # rows compared with a table at a time
 
 
@@ -197,20 +198,19 @@ def fit_codebook(
 
 
 @torch.no_grad()
-def grouped(entries: Tensor, groups: int, rounds: int = 20) -> Tensor:
+def grouped(entries: Tensor, groups: int) -> Tensor:
     """Number of the group of each entry: k-means from the farthest-first start.
 
     Args:
         entries: float `[E, D]`.
         groups: how many, at most E.
-        rounds: of k-means.
 
     Returns:
         int64 `[E]`.
     """
     rows = normalised(entries.float())
     start, _errors = farthest_first(rows, groups)
-    return _nearest(rows, _kmeans(rows, start, rounds))
+    return _nearest(rows, _kmeans(rows, start, _GROUPING_ROUNDS))
 
 
 def usage_report(ids: Tensor, entries: int) -> dict[str, Any]:

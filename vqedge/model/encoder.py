@@ -15,7 +15,7 @@ from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import reducer_quantizer
 from vqedge.model.reducers.training import ReducerWithWeights
 from vqedge.model.rows import Bridged, Rows
-from vqedge.model.token_hash import TokenHash, token_hash
+from vqedge.model.token_hash import TokenHash, clip_hash, token_hash
 from vqedge.model.trained_reducer import TrainedReducer
 from vqedge.model.vit import ViT
 from vqedge.model.vq_attention import VQAttention
@@ -123,7 +123,7 @@ class Bridge(nn.Module):
         """What a learned codebook makes of one clip's codes `[K, D]`, int32 `[K, levels]`."""
         if self.codebook is None:
             return None
-        mask = self._hash(index_map, len(codes)).mask
+        mask = clip_hash(index_map, len(codes)).mask
         ids: Tensor = self.codebook(codes[None], mask).ids[0]
         return ids
 
@@ -134,7 +134,7 @@ class Bridge(nn.Module):
             stored: codes float16 `[K, D]`; ids int32 `[K, levels]` of a learned codebook.
             index_map: integer `[T, grid, grid]`.
         """
-        hashed = self._hash(index_map, len(stored))
+        hashed = clip_hash(index_map, len(stored))
         codes = stored.float() if self.codebook is None else self.codebook.sums(stored)
         tokens = self.attention(codes[None], hashed.features, hashed.mask)[0]
         return Rows(tokens, hashed.mask[0], None)
@@ -147,9 +147,6 @@ class Bridge(nn.Module):
         if counted is indices:
             return hashed
         return hashed._replace(features=token_hash(counted, frames, codes).features)
-
-    def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
-        return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
 
 
 TrainedBridge = Bridge | WordBridge

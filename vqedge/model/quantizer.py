@@ -83,22 +83,20 @@ class KMeansQuantizer(nn.Module):
 
     def rounds_from(self, features: Tensor, start: Tensor, budget: Tensor) -> Iterator[Assignment]:
         """Rounds of k-means from the first `budget` rows of `start [K, D]`."""
-        unit = F.normalize(features, dim=1, eps=_NORM_EPS)
+        looks = unit(features)
         active = (self.slot < budget)[:, None]
         centroids = start
         for _ in range(self.iterations):
-            found = self._assigned(unit, centroids, active)
+            found = Assignment(*nearest_in_use(looks, centroids, active))
             yield found
             centroids = _centroids(self.members(features), self._one_hot(found.indices), centroids)
-        yield self._assigned(unit, centroids, active)
+        yield Assignment(*nearest_in_use(looks, centroids, active))
 
     def summarised(self, features: Tensor, indices: Tensor, margin: Tensor) -> Quantized:
         """Codes of an assignment: means of the features, in order of first occurrence."""
         one_hot = self._one_hot(indices)
         codes = _centroids(self.members(features), one_hot, features.new_zeros(()))
-        order = first_occurrence_order(one_hot)
-        rank = torch.zeros_like(order).scatter(0, order, self.slot)
-        mask = (one_hot.sum(dim=0) > 0)[order]
+        order, rank, mask = renumbered(one_hot, self.slot)
         return Quantized(codes[order], rank[indices.long()].to(torch.int32), mask, margin)
 
     def at_budgets(self, features: Tensor, budgets: Sequence[int]) -> list[Quantized]:
@@ -132,12 +130,7 @@ class KMeansQuantizer(nn.Module):
 
     def members(self, features: Tensor) -> Tensor:
         """What codes are the means of, of features `[..., D]`."""
-        return F.normalize(features, dim=-1, eps=_NORM_EPS) if self.unit_means else features
-
-    def _assigned(self, unit: Tensor, centroids: Tensor, active: Tensor) -> Assignment:
-        """Nearest centroid of every row; switched-off ones are moved out of reach."""
-        codes = F.normalize(centroids, dim=1, eps=_NORM_EPS)
-        return Assignment(*nearest_codebook(unit, torch.where(active, codes, _FAR), "l2"))
+        return unit(features) if self.unit_means else features
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         return (indices[:, None] == self.slot).to(torch.float32)
@@ -150,6 +143,26 @@ def stacked(clips: Iterable[Sequence[Quantized]]) -> list[Quantized]:
     ]
 
 
+def unit(rows: Tensor) -> Tensor:
+    """Rows `[..., D]` scaled to length one."""
+    last = rows.ndim - 1  # not -1: stored graphs count axes from the front
+    return F.normalize(rows, dim=last, eps=_NORM_EPS)
+
+
+def nearest_in_use(looks: Tensor, codes: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest code of every row by cosine; those not in use are moved out of reach.
+
+    Args:
+        looks: float `[N, D]`, of length one.
+        codes: float `[K, D]`, of any length.
+        used: bool `[K, 1]`.
+
+    Returns:
+        as `nearest_codebook`.
+    """
+    return nearest_codebook(looks, torch.where(used, unit(codes), _FAR), "l2")
+
+
 def farthest_first(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     """KKZ start: the row of largest norm, then always the row farthest from those chosen.
 
@@ -157,16 +170,16 @@ def farthest_first(features: Tensor, codes: int) -> tuple[Tensor, Tensor]:
         rows `[K, D]` and, for every prefix of them, the mean cosine distance of all features to
         the nearest row `[K]`.
     """
-    unit = F.normalize(features, dim=1, eps=_NORM_EPS)
+    looks = unit(features)
     chosen = features.square().sum(dim=1).argmax(dim=0, keepdim=True)
     rows = [features[chosen]]
-    columns = unit.T.contiguous()  # row times matrix: runtimes are slow at matrix times column
-    nearest = unit[chosen][0] @ columns
+    columns = looks.T.contiguous()  # row times matrix: runtimes are slow at matrix times column
+    nearest = looks[chosen][0] @ columns
     errors = [1.0 - nearest.mean()]
     for _ in range(codes - 1):
         chosen = nearest.argmin(dim=0, keepdim=True)
         rows.append(features[chosen])
-        nearest = torch.maximum(nearest, unit[chosen][0] @ columns)
+        nearest = torch.maximum(nearest, looks[chosen][0] @ columns)
         errors.append(1.0 - nearest.mean())
     return torch.cat(rows), torch.stack(errors)
 
@@ -178,7 +191,23 @@ def _centroids(features: Tensor, one_hot: Tensor, empty: Tensor) -> Tensor:
     return torch.where(count > 0, mean, empty)
 
 
-def first_occurrence_order(one_hot: Tensor) -> Tensor:
+def renumbered(one_hot: Tensor, slot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes by first occurrence, unused ones last.
+
+    Args:
+        one_hot: float32 `[N, K]`, the code of every patch.
+        slot: int64 `[K]`, 0 to K - 1.
+
+    Returns:
+        the code at every place, int64 `[K]`; the place of every code, int64 `[K]`; which places
+        hold a code that occurs, bool `[K]`.
+    """
+    order = _first_occurrence_order(one_hot)
+    rank = torch.zeros_like(order).scatter(0, order, slot)
+    return order, rank, (one_hot.sum(dim=0) > 0)[order]
+
+
+def _first_occurrence_order(one_hot: Tensor) -> Tensor:
     """Codes sorted by the patch they first occur at, unused ones last. int64 `[K]`."""
     patches, codes = one_hot.shape
     position = torch.arange(patches, device=one_hot.device, dtype=torch.float32)[:, None]

@@ -57,6 +57,11 @@ def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
     return TokenHash(features, count.sum(dim=1) > 0)
 
 
+def clip_hash(index_map: Tensor, codes: int) -> TokenHash:
+    """`token_hash` of one clip, from its index map: integer `[T, grid, grid]`."""
+    return token_hash(index_map.reshape(1, -1), len(index_map), codes)
+
+
 def hash_width(frames: int) -> int:
     """Features of a code in a clip of `frames` frames."""
     return frames * FEATURES_PER_FRAME + MOTION_FEATURES

@@ -21,6 +21,7 @@ from vqedge.model.token_hash import (
     MASS_SCALE,
     MOTION_FEATURES,
     TokenHash,
+    clip_hash,
     token_hash,
 )
 from vqedge.model.vq_attention import ROW_NORM
@@ -102,7 +103,7 @@ class WordBridge(nn.Module):
 
     def ids(self, codes: Tensor, index_map: Tensor) -> Tensor:
         """What the learned codebook makes of one clip's codes `[K, D]`, int32 `[K, levels]`."""
-        ids: Tensor = self.codebook(codes[None], self._hash(index_map, len(codes)).mask).ids[0]
+        ids: Tensor = self.codebook(codes[None], clip_hash(index_map, len(codes)).mask).ids[0]
         return ids
 
     def rows(self, stored: Tensor, index_map: Tensor) -> Rows:
@@ -110,7 +111,7 @@ class WordBridge(nn.Module):
 
         Looked up in the table as it was when the checkpoint was written.
         """
-        hashed = self._hash(index_map, len(stored))
+        hashed = clip_hash(index_map, len(stored))
         words = self.words_of(stored[None], hashed).flatten()
         used = hashed.mask[0][:, None].expand(-1, self.words.per_code).flatten()
         rows = F.embedding(words.clamp(min=0), self.table) * used[:, None]
@@ -183,9 +184,6 @@ class WordBridge(nn.Module):
         width = 2 * MOTION_STEPS + 1
         motion = _step(dy, MOTION_STEPS) * width + _step(dx, MOTION_STEPS)
         return [value.long() for value in (place, size, _span(present, frames), motion)]
-
-    def _hash(self, index_map: Tensor, codes: int) -> TokenHash:
-        return token_hash(index_map.reshape(1, -1), self.config.encoder.frames, codes)
 
 
 def _span(present: Tensor, frames: int) -> Tensor:

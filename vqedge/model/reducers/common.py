@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqedge.model.reducers.protocol import DROPPED
 
-_NORM_EPS = 1e-6
 _STEPS = 2.0**16  # of a score of size 1 that are told apart
 SURE = 4.0  # margin of a choice without an alternative: more than two cosines can differ by
 
@@ -37,11 +35,6 @@ def segments(budget: Tensor, frames: int, patches: int, most: int) -> Segments:
     number = frame * count // frames
     first = number * budget // count
     return Segments(number, (number + 1) * budget // count - first, first)
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows scaled to length one."""
-    return F.normalize(rows, dim=-1, eps=_NORM_EPS)
 
 
 def settled(scores: Tensor) -> Tensor:

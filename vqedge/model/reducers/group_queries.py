@@ -16,6 +16,7 @@ from vqedge.model.nearest_codebook import nearest_codebook
 from vqedge.model.reducers.common import flat, one_hot
 from vqedge.model.reducers.protocol import Reduced
 
+_TEMPERATURE = 1.0  # of the softmax in training
 _SHUT = 1e4  # what a query beyond the budget is behind by
 
 
@@ -28,15 +29,14 @@ class GroupQueries(nn.Module):
     Args:
         codes: queries, rows K of the result. A smaller budget uses the first ones.
         width: D of the features.
-        temperature: of the softmax in training.
     """
 
     reads_attention = False
     drops = False
 
-    def __init__(self, codes: int, width: int, temperature: float = 1.0) -> None:
+    def __init__(self, codes: int, width: int) -> None:
         super().__init__()
-        self.codes, self.temperature = codes, temperature
+        self.codes = codes
         self.queries = nn.Parameter(torch.randn(codes, width) * width**-0.5)
         self.query, self.key = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.value, self.output = (nn.Linear(width, width, bias=False) for _ in range(2))
@@ -71,5 +71,5 @@ class GroupQueries(nn.Module):
     def _drawn(self, logits: Tensor) -> Tensor:
         """A group for every patch, float `[N, K]`: hard, with the gradient of the soft choice."""
         scaled = logits * self.queries.shape[1] ** -0.5
-        drawn: Tensor = F.gumbel_softmax(scaled, tau=self.temperature, hard=True)
+        drawn: Tensor = F.gumbel_softmax(scaled, tau=_TEMPERATURE, hard=True)
         return drawn

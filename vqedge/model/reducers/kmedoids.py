@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqedge.model.reducers.common import Choice, Segments, best, flat, one_hot, segments, settled
 from vqedge.model.reducers.protocol import Reduced
 
-ROUNDS = 10  # the paper allows 100 and stops when nothing moves: after 8 at most, see docs
+_ROUNDS = 10  # the paper allows 100 and stops when nothing moves: after 8 at most, see docs
 _FRAMES_A_SEGMENT = 2
 
 
@@ -29,15 +29,14 @@ class SegmentMedoids(nn.Module):
         codes: rows K of the result, the largest budget.
         frames: T of the clip.
         grid: patches per side of a frame.
-        rounds: of assigning patches and choosing medoids again.
     """
 
     reads_attention = False
     drops = False
 
-    def __init__(self, codes: int, frames: int, grid: int, rounds: int = ROUNDS) -> None:
+    def __init__(self, codes: int, frames: int, grid: int) -> None:
         super().__init__()
-        self.codes, self.frames, self.rounds = codes, frames, rounds
+        self.codes, self.frames = codes, frames
         self.segments = max(frames // _FRAMES_A_SEGMENT, 1)
 
     def reduce(
@@ -53,7 +52,7 @@ class SegmentMedoids(nn.Module):
         cut = segments(budget, self.frames, len(rows), self.segments)
         distance = distances(rows)
         medoids = self._start(rows, cut)
-        for _ in range(self.rounds):
+        for _ in range(_ROUNDS):
             medoids = moved(medoids, assigned(medoids, distance, cut), distance)
         found = assigned(medoids, distance, cut)
         sizes = one_hot(found.rows, self.codes).sum(dim=0)
@@ -105,11 +104,6 @@ def moved(medoids: Medoids, found: Choice, distance: Tensor) -> Medoids:
     cost = torch.where(members > 0, distance @ members, torch.inf)
     patch = torch.where(members.sum(dim=0) > 0, cost.argmin(dim=0), medoids.patch)
     return medoids._replace(patch=patch)
-
-
-def objective(medoids: Medoids, found: Choice, distance: Tensor) -> Tensor:
-    """Sum of the distances of all patches to their medoids."""
-    return distance.gather(1, medoids.patch[found.rows][:, None]).sum()
 
 
 def _of_segment(values: Tensor, inside: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqedge.flops import Transformer, nearest_codebook
-from vqedge.model.quantizer import Quantized
-from vqedge.model.reducers.common import unit
+from vqedge.model.quantizer import Quantized, unit
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what proc(5) wants written

@@ -44,7 +44,8 @@ class Reducer(Protocol):
             features: float `[T, n, D]`.
             budget: int64 scalar in `1..codes`: the most tokens.
             cls_attn: float `[T, n]`, what the CLS token pays attention to.
-            keys: float `[T, n, C]`, what patches are compared by; the features without them.
+            keys: float `[T, n, C]`, what `PruMerge` compares patches by, in place of the features;
+                no other reducer reads them.
             text: float `[C]`, a question; only reducers that follow one read it.
         """
 

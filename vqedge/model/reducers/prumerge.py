@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vqedge.model.quantizer import unit
 from vqedge.model.reducers.common import (
     Choice,
     Segments,
@@ -18,7 +19,6 @@ from vqedge.model.reducers.common import (
     kept_rows,
     one_hot,
     segments,
-    unit,
 )
 from vqedge.model.reducers.protocol import Reduced
 from vqedge.model.reducers.pruning import spread_priority

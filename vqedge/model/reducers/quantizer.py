@@ -7,12 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vqedge.model.nearest_codebook import nearest_codebook
-from vqedge.model.quantizer import Quantized, first_occurrence_order, stacked
-from vqedge.model.reducers.common import flat, one_hot, unit
+from vqedge.model.quantizer import Quantized, nearest_in_use, renumbered, stacked, unit
+from vqedge.model.reducers.common import flat, one_hot
 from vqedge.model.reducers.protocol import DROPPED, Reduced, Reducer
-
-_FAR = 8.0  # every element of an unused row: never the nearest of unit vectors
 
 
 class ReducerQuantizer(nn.Module):
@@ -56,15 +53,12 @@ class ReducerQuantizer(nn.Module):
         """Codes in order of first occurrence, and a map without gaps; `rows` are the patches."""
         assign, margin = found.assign.reshape(-1), found.margin.reshape(-1)
         if self.reducer.drops:
-            codes = torch.where((found.sizes > 0)[:, None], unit(found.tokens), _FAR)
-            nearest, gap = nearest_codebook(unit(rows), codes, "l2")
+            used = (found.sizes > 0)[:, None]
+            nearest, gap = nearest_in_use(unit(rows), found.tokens, used)
             dropped = assign == DROPPED
             assign = torch.where(dropped, nearest.long(), assign)
             margin = torch.where(dropped, gap, margin)
-        members = one_hot(assign, self.codes)
-        order = first_occurrence_order(members)
-        rank = torch.zeros_like(order).scatter(0, order, self.slot)
-        mask = (members.sum(dim=0) > 0)[order]
+        order, rank, mask = renumbered(one_hot(assign, self.codes), self.slot)
         tokens = found.tokens[order] * mask[:, None]
         return Quantized(tokens, rank[assign].to(torch.int32), mask, margin)
 

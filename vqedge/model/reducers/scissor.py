@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqedge.model.nearest_codebook import nearest_codebook
-from vqedge.model.reducers.common import flat, one_hot, unit
+from vqedge.model.quantizer import nearest_in_use, unit
+from vqedge.model.reducers.common import flat, one_hot
 from vqedge.model.reducers.protocol import Reduced
 
-_FAR = 8.0  # every element of an unused row: never the nearest of unit vectors
 _STEPS = 9  # bisections of [0, 1]: tau to two thousandths
 
 
@@ -61,8 +60,8 @@ class Scissor(nn.Module):
         """See `Reducer.reduce`."""
         found = two_passes(features, self.threshold(features, budget), self.codes)
         used = found.used & (torch.arange(self.codes, device=budget.device) < budget)
-        rows, codes = flat(features), torch.where(used[:, None], unit(found.tokens), _FAR)
-        index, margin = nearest_codebook(unit(rows), codes, "l2")
+        rows = flat(features)
+        index, margin = nearest_in_use(unit(rows), found.tokens, used[:, None])
         members = one_hot(index.long(), self.codes)
         sizes = members.sum(dim=0)
         tokens = (members.T @ rows + found.tokens) / (sizes + 1.0)[:, None]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqedge.model.reducers.common import SURE, best, counted, flat, one_hot, settled, unit
+from vqedge.model.quantizer import unit
+from vqedge.model.reducers.common import SURE, best, counted, flat, one_hot, settled
 from vqedge.model.reducers.protocol import DROPPED, Reduced
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqedge.model.quantizer import unit
 from vqedge.model.reducers.common import (
     SURE,
     best,
@@ -20,7 +21,6 @@ from vqedge.model.reducers.common import (
     flat,
     one_hot,
     settled,
-    unit,
 )
 from vqedge.model.reducers.protocol import DROPPED, Reduced
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vqedge.model.reducers.common import counted, flat, means, one_hot, unit
+from vqedge.model.quantizer import unit
+from vqedge.model.reducers.common import counted, flat, means, one_hot
 from vqedge.model.reducers.protocol import DROPPED, Reduced
 from vqedge.model.vit import attention_from_features
 
