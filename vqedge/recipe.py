@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from typing_extensions import Self
 
-from vqedge.checkpoint import model_config_of
+from vqedge.checkpoint import CONFIG, ORIGIN, model_config_of
 from vqedge.config import Config, ModelConfig
 from vqedge.data.seeds import HELD_OUT_SEEDS, HELD_OUT_SPLITS
 from vqedge.data.world import WORLD_VERSION
@@ -23,7 +23,8 @@ from vqedge.errors import ConfigError, UsageError
 from vqedge.reducers import follows_question
 from vqedge.validation import Fault, fault_from_error
 
-_NOT_YAML = (yaml.YAMLError, ValueError)  # 2026-02-30 is a ValueError
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # 2026-02-30 is a ValueError
+_OUTPUT = "runs/tiny"
 
 
 class WorldConfig(Config):
@@ -152,7 +153,7 @@ class TrainConfig(Config):
     optim: OptimConfig = OptimConfig()
     init: Path | None = None
     """Checkpoint to start from; only what it lacks is then taught to name codes first."""
-    output: Path = Path("runs/tiny")
+    output: Path = Path(_OUTPUT)
     seed: NonNegativeInt = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     save_every: PositiveInt = 50
@@ -198,8 +199,9 @@ class TrainConfig(Config):
 
     @property
     def base(self) -> Path:
-        """Folder of imported base weights: the checkpoint that the run starts from."""
-        return self.init or self.output
+        """Folder of imported base weights: the run's own once it has them, until then `init`."""
+        carried = (self.output / ORIGIN).exists()  # the last of them that a save puts there
+        return self.output if carried or self.init is None else self.init
 
 
 def read_recipe(
@@ -207,12 +209,13 @@ def read_recipe(
 ) -> TrainConfig:
     """Read a recipe and apply `key.sub=value` overrides; `output` is one of its own.
 
-    A file without a `model` has that of `init`, which overrides then change.
+    A file without a `model` has that of `init`, which overrides then change; where `init` is gone,
+    that of the run in `output`.
 
     Raises:
         UsageError: an override is none, or says what no recipe may.
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
-        CheckpointError: `init` is none, where its model is wanted.
+        CheckpointError: `init` is none, where its model is wanted, nor is `output`.
     """
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -220,9 +223,7 @@ def read_recipe(
             raise ConfigError(
                 f"{path}: want keys and values; see recipes/world.yaml for an example"
             )
-        _apply(values, overrides or [])
-        if output is not None:
-            values["output"] = str(output)
+        _apply(values, overrides or [], output)
         return TrainConfig.model_validate(values)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; see recipes/world.yaml for an example") from None
@@ -236,17 +237,30 @@ def read_recipe(
         raise ConfigError(f"{path}: {_one_line(error)}") from error
 
 
-def _apply(values: dict[str, Any], overrides: list[str]) -> None:
-    """Apply overrides; where the file has no model they change that of `init`, itself one first."""
-    first = [override for override in overrides if override.startswith("init=")]
+def _apply(values: dict[str, Any], overrides: list[str], output: Path | None) -> None:
+    """Apply overrides; where the file has no model they change that of `init`.
+
+    What says where that is, is applied first.
+    """
+    first = [override for override in overrides if override.startswith(("init=", "output="))]
     for override in first:
         _apply_override(values, override)
+    if output is not None:
+        values["output"] = str(output)
     init = values.get("init")
     if isinstance(init, str) and init and "model" not in values:
-        values["model"] = model_config_of(Path(init)).model_dump(mode="json")
+        folder = _folder_of_model(Path(init), values.get("output", _OUTPUT))
+        values["model"] = model_config_of(folder).model_dump(mode="json")
     for override in overrides:
         if override not in first:
             _apply_override(values, override)
+
+
+def _folder_of_model(init: Path, output: Any) -> Path:
+    """`init`; once that is gone, the folder of the run that began with it."""
+    gone = not (init / CONFIG).exists()
+    run = Path(output) if isinstance(output, str) else None
+    return run if gone and run is not None and (run / CONFIG).exists() else init
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -320,4 +334,6 @@ def _no_such_key(place: Sequence[str | int]) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
     return " ".join(str(error).split())

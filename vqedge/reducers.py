@@ -25,14 +25,17 @@ class Kind:
         reads_attention: it reads what the CLS token attends to.
         all_pairs: it compares all pairs of a clip's patches, in several tables of N x N float32 at
             once.
+        version: of its tokens: one more with every change that gives a clip others.
     """
 
     trained: bool = False
     per_question: bool = False
     reads_attention: bool = False
     all_pairs: bool = False
+    version: int = 1
 
 
+KMEANS: Final = Kind()
 KINDS: Final = {
     "uniform-pool": Kind(),
     "tpool": Kind(),
@@ -85,9 +88,14 @@ def follows_question(kind: str) -> bool:
     return _known(reducer_of(kind)).per_question
 
 
+def version_of(kind: str) -> int:
+    """Of the tokens that a quantizer of this kind makes, by which kept ones are told apart."""
+    return _known(reducer_of(kind)).version
+
+
 def _known(name: str | None) -> Kind:
-    """Of a reducer; what is none, as k-means, is like the plainest."""
-    return KINDS.get(name or "", Kind())
+    """Of a reducer; k-means where it is none."""
+    return KINDS.get(name or "", KMEANS)
 
 
 def checked_kind(kind: str) -> str:

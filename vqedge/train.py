@@ -4,8 +4,8 @@ Everything frozen is done once (`vqedge.training.clips`), so a step is only the 
 language model; and what makes the codes, if that is trained: a reducer with weights, or the last
 blocks of the backbone, for which features are kept instead of codes. A run is a pure function of
 its configuration: clips, budgets and questions derive from (seed, step), so that a killed run
-resumes at its last save and goes on exactly as if it had not been killed: on a CPU, and on a GPU as
-far as its kernels repeat their sums.
+resumes at its last save and goes on exactly as if it had not been killed: on a CPU, and by
+PyTorch's source on a GPU, too (`vqedge.training.processes.repeatable_kernels`; not run on one).
 `accelerate launch --multi_gpu -m vqedge train ...` runs it on several GPUs; `--use_fsdp
 --fsdp_version 2` in place of `--multi_gpu` spreads the frozen language model over them.
 """

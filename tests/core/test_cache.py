@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +37,7 @@ from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import Sizes, make_reducer
 from vqedge.progress import Clock
+from vqedge.reducers import KINDS, Kind
 
 ENCODER = EncoderConfig(frames=2, size=28)
 QUANTIZER = QuantizerConfig(codes=4, default_budget=4, iterations=2)
@@ -166,6 +167,33 @@ def test_a_folder_is_named_by_all_that_changes_codes(tmp_path: Path) -> None:
     codes = (QUANTIZER.model_copy(update={"kind": "reducer:scissor", "codes": n}) for n in (8, 16))
     few, many = (ClipCache(tmp_path, ENCODER, c, GeneratedClips(1, CLIPS), BUDGETS) for c in codes)
     assert few.folder(2) != many.folder(2), "components of a frame are cut at its codes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "changed"),
+    [
+        ("kmeans", "kmeans2", "KMEANS"),
+        ("codebook", "kmeans2", "KMEANS"),
+        ("grid", "grid-of4", "uniform-pool"),
+        ("reducer:prumerge+", "reducer-prumerge+-of4", "prumerge+"),
+    ],
+)
+def test_a_folder_is_named_by_the_version_of_what_makes_its_codes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, method: str, changed: str
+) -> None:
+    """Versions beyond the first; names without one are those of all caches made before."""
+
+    def name() -> str:
+        return reducing_cache(tmp_path, kind).folder(2).name
+
+    before = f"{ENCODER.fingerprint()}-{method}-k2-{GeneratedClips(1, 3).fingerprint}"
+    assert name() == before
+    if changed == "KMEANS":
+        monkeypatch.setattr("vqedge.reducers.KMEANS", Kind(version=2))
+    else:
+        monkeypatch.setitem(KINDS, changed, replace(KINDS[changed], version=2))
+    assert name() == before.replace(method, f"{method}-v2")
+    assert "-v2" not in reducing_cache(tmp_path, "reducer:tome").folder(2).name
 
 
 @pytest.mark.parametrize("kind", ["kmeans", "codebook", "grid", "reducer:tome"])

@@ -102,6 +102,7 @@ FAULTS = {
     "an override reads key.sub=value": ["optim.steps"],
     "'output=2026-02-30': day ": ["output=2026-02-30"],
     "'seed=[': while parsing": ["seed=["],
+    "': is nested too deeply": ["seed=" + "[" * 5000],
     "'precision=int4': Input should be 'fp32' or 'bf16'": ["precision=int4"],
     "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
     "'2' is not one of 1, counted from 0": [
@@ -164,7 +165,16 @@ def test_budgets_that_no_step_draws_are_no_fault(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["optim: {steps: [", "- just\n- a list\n", "just words", "\xff", "output: 2026-02-30"]
+    "text",
+    [
+        "optim: {steps: [",
+        "- just\n- a list\n",
+        "just words",
+        "\xff",
+        "output: 2026-02-30",
+        "[" * 5000,
+    ],
+    ids=range(6),
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"

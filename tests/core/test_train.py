@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,14 +16,17 @@ from safetensors.torch import load_file, save_file
 from tiny_model import CONFIG
 from tiny_run import BUDGETS, LESSONS, MODELS, STEPS, config_for, killed_and_resumed, log_of, run
 
-from vqedge.checkpoint import steps_of
+from vqedge.base.weights import llm_weights
+from vqedge.checkpoint import LLM_WEIGHTS, ORIGIN, steps_of
+from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
 from vqedge.model.checkpoint import LORA, METRICS, MODEL, open_checkpoint
-from vqedge.recipe import TrainConfig
+from vqedge.recipe import TrainConfig, read_recipe
 from vqedge.training import folder as folder_module
 from vqedge.training.clips import training_clips
 from vqedge.training.folder import LESSON, LOG, STATE, RunFolder
 from vqedge.training.naming_lesson import NamingLesson
+from vqedge.training.run import Run
 from vqedge.training.schedule import learning_rate_factor
 
 pytestmark = pytest.mark.usefixtures("train_cache")
@@ -134,10 +138,79 @@ def test_a_run_goes_on_without_its_init_and_remembers_it(tmp_path: Path, whole: 
         assert file.metadata()["init"] == file_sha256(whole / MODEL)
 
 
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path) -> Path:
+    """A checkpoint whose language model's weights lie in it, which runs want to read."""
+    folder = Path(shutil.copytree(whole, tmp_path / "imported"))
+    (folder / LLM_WEIGHTS).write_bytes(b"weights")
+    origin = {"version": 1, "source": "s", "revision": None, "licence": "l", "ignored": []}
+    (folder / ORIGIN).write_text(json.dumps(origin))
+    own = {"source": "checkpoint", "weights_sha256": file_sha256(folder / LLM_WEIGHTS)}
+    model = CONFIG.model_copy(update={"llm": CONFIG.llm.model_copy(update=own)})
+    (folder / "config.json").write_text(model.model_dump_json())
+    for module in ("inputs", "run"):
+        monkeypatch.setattr(f"vqedge.training.{module}.llm_weights", llm_weights)
+    return folder
+
+
+def recipe_of(config: TrainConfig, path: Path) -> Path:
+    """A recipe that leaves its model to `init`."""
+    path.write_text(json.dumps(config.model_dump(mode="json", exclude={"model"})))
+    return path
+
+
+def test_a_run_goes_on_without_the_imported_checkpoint_that_it_began_with(
+    tmp_path: Path, imported: Path
+) -> None:
+    """Its base weights are in the run's folder since the first save, and so is its model."""
+    recipe = recipe_of(config_for(tmp_path / "on", init=imported), tmp_path / "recipe.yaml")
+    run(read_recipe(recipe, ["optim.steps=1"]))
+    shutil.rmtree(imported)
+    for options in ((["output=elsewhere"], tmp_path / "on"), ([f"output={tmp_path / 'on'}"], None)):
+        config = read_recipe(recipe, *options)
+        assert run(config, resume=True).path == tmp_path / "on"
+    numbered = tmp_path / "on" / "step-000004"
+    assert llm_weights(config.model.llm, numbered).path == numbered / LLM_WEIGHTS
+    with pytest.raises(CheckpointError, match="imported: no such folder"):
+        read_recipe(recipe, output=tmp_path / "another")
+
+
+def test_a_run_saves_on_when_the_imported_checkpoint_goes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, imported: Path
+) -> None:
+    config = read_recipe(recipe_of(config_for(tmp_path / "on", init=imported), tmp_path / "a.yaml"))
+    step = Run.step
+
+    def gone(self: Run, number: int, *others: Any) -> dict[str, Any]:
+        shutil.rmtree(imported, ignore_errors=True)
+        return step(self, number, *others)
+
+    monkeypatch.setattr(Run, "step", gone)
+    run(config)
+    assert not imported.exists() and (tmp_path / "on" / "step-000004" / LLM_WEIGHTS).exists()
+
+
+def test_steps_before_a_run_are_those_that_it_began_with(tmp_path: Path, whole: Path) -> None:
+    """`init` may train on while the run goes on, and be gone when it is resumed."""
+    step = Run.step
+
+    def longer(self: Run, number: int, *others: Any) -> dict[str, Any]:
+        (whole / METRICS).write_text('{"step": 900}')
+        return step(self, number, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "step", longer)
+        run(config_for(tmp_path / "on", init=whole))
+    assert steps_of(tmp_path / "on") == STEPS + STEPS
+    shutil.rmtree(whole)
+    run(config_for(tmp_path / "on", steps=STEPS + 1, init=whole), resume=True)
+    assert steps_of(tmp_path / "on") == STEPS + STEPS + 1
+
+
 def test_a_run_of_a_version_that_wrote_down_less_goes_on(whole: Path) -> None:
     with safe_open(whole / STATE, framework="pt") as file:
         info: dict[str, str] = file.metadata()
-    assert info.pop("files") == "[null]"
+    assert (info.pop("files"), info.pop("steps_before")) == ("[null]", "0")
     save_file(load_file(whole / STATE), whole / STATE, info)
     run(config_for(whole, steps=STEPS + 1), resume=True)
     assert [record["step"] for record in log_of(whole)] == [*range(STEPS + 2)]

@@ -25,8 +25,9 @@ from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import LORA, MODEL, load_lora, load_tensors
 from vqedge.model.llm import decoder_of, with_lora
 from vqedge.recipe import OptimConfig
-from vqedge.training.folder import STATE
+from vqedge.training.folder import STATE, RunFolder
 from vqedge.training.processes import accelerator_for, share_of, spreads_llm, told_of, workers_of
+from vqedge.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("train_cache")
 
@@ -255,7 +256,37 @@ def test_a_gpu_is_asked_to_repeat_itself(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("vqedge.training.processes.Accelerator", lambda **_: there)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    accelerator_for(config_for(tmp_path))
+    fused = ("flash_sdp", "mem_efficient_sdp", "cudnn_sdp")
+    try:
+        accelerator_for(config_for(tmp_path))
+        on = [name for name in fused if getattr(torch.backends.cuda, f"{name}_enabled")()]
+    finally:
+        for name in fused:
+            getattr(torch.backends.cuda, f"enable_{name}")(True)
+    assert on == [] and torch.backends.cuda.math_sdp_enabled()
     assert asked == [((True,), {"warn_only": True})] and exact == [True]
     assert not torch.utils.deterministic.fill_uninitialized_memory
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+class Started(Exception):
+    """The run has its language model."""
+
+
+def test_gradients_of_attention_repeat_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No switch of PyTorch's is asked: compiled blocks of a cache have what they were made with."""
+    llm = tiny_llm()
+
+    def started(_: object) -> bool:
+        raise Started
+
+    monkeypatch.setattr("vqedge.training.run.llm_from_gguf", lambda _path: llm)
+    monkeypatch.setattr("vqedge.training.run.spreads_llm", started)
+    config, clips = config_for(tmp_path), SimpleNamespace(mixture=lambda _seed: None)
+    vit, there = SimpleNamespace(position=None), process(0, 1, device="cuda")
+    stand_ins: Any = (RunFolder(config), clips, clips, vit, there)
+    with pytest.raises(Started):
+        Run(config, *stand_ins, compiled=False)
+    assert llm.config._attn_implementation == "eager"

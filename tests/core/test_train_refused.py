@@ -257,7 +257,15 @@ def test_a_save_that_a_crash_cut_off_is_named_with_what_is_left(
 
 
 @pytest.mark.parametrize("name", [STATE, LESSON])
-@pytest.mark.parametrize("told", [None, {"format": "pt"}, {"step": "", "lesson": "naming"}])
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {"format": "pt"},
+        {"step": "", "lesson": "naming"},
+        {"step": "1", "steps_before": "many", "lesson": "naming"},
+    ],
+)
 def test_a_save_that_does_not_say_how_far_it_is(
     whole: Path, name: str, told: dict[str, str] | None
 ) -> None:

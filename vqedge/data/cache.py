@@ -29,7 +29,7 @@ from vqedge.data.features import (
 )
 from vqedge.files import replacing
 from vqedge.progress import Clock
-from vqedge.reducers import reads_attention
+from vqedge.reducers import reads_attention, version_of
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
@@ -71,10 +71,11 @@ def reversed_clips(clips: QuantizedClips, frames: int) -> QuantizedClips:
 
 def _method(quantizer: QuantizerConfig) -> str:
     """Of all that a clip's codes at one budget depend on, beside encoder and clip."""
-    unit = "-unit" if quantizer.unit_means else ""
+    unit, version = "-unit" if quantizer.unit_means else "", version_of(quantizer.kind)
+    how = f"{unit}-v{version}" if version > 1 else unit
     if quantizer.kind in ("kmeans", "codebook"):  # a learned codebook is looked up in training
-        return f"kmeans{quantizer.iterations}{unit}"
-    return f"{quantizer.kind.replace(':', '-')}-of{quantizer.codes}{unit}"
+        return f"kmeans{quantizer.iterations}{how}"
+    return f"{quantizer.kind.replace(':', '-')}-of{quantizer.codes}{how}"
 
 
 @dataclass(frozen=True)

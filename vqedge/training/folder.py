@@ -34,7 +34,7 @@ STATE, LESSON, LOG = "training.safetensors", "naming.safetensors", "metrics.json
 _LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a filesystem, as some of clusters
 _USAGE = "codebook.usage"  # how often entries were picked lately
-_NUMBERED = "step-"
+_NUMBERED, _BEFORE = "step-", "steps_before"
 _LESSON_STEP = -1.0  # lessons come before step 0
 
 
@@ -43,8 +43,9 @@ class RunFolder:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.path = config, config.output
-        weights = config.init and config.init / MODEL  # as they are now: that run may go on
-        self._init = file_sha256(weights) if weights and weights.is_file() else None
+        init = config.init  # its weights and steps are those of now: that run may go on
+        self._init = file_sha256(init / MODEL) if init and (init / MODEL).is_file() else None
+        self._steps_before = (steps_of(init) or 0) if init else 0
 
     def refuse_unwritable(self) -> None:
         """Before any work: a folder that nothing can be saved in.
@@ -132,7 +133,7 @@ class RunFolder:
         with replacing(self.path / STATE) as path:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
-            save_file(tensors, path, {"step": str(step), **self._identity()})
+            save_file(tensors, path, self._info(step))
         (self.path / LESSON).unlink(missing_ok=True)  # what it led to is saved
         self._prune(step)
         draw_curves(self.path / LOG, self.path / CURVES)
@@ -156,9 +157,8 @@ class RunFolder:
         """Write how far a lesson before the first step is."""
         self.path.mkdir(parents=True, exist_ok=True)
         tensors = _all_of(model, _taught(model), optimizer)
-        info = {"lesson": name, "step": str(step), **self._identity()}
         with replacing(self.path / LESSON) as path:
-            save_file(tensors, path, info)
+            save_file(tensors, path, {"lesson": name, **self._info(step)})
 
     def lesson(self) -> tuple[str, int] | None:
         """Which lesson was saved, and how many steps of it; None if there is none.
@@ -199,7 +199,8 @@ class RunFolder:
                 info: dict[str, str] = file.metadata() or {}
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged ({error}); {self._instead_of(name)}") from error
-        if not info.get("step", "").isdecimal() or (name == LESSON and "lesson" not in info):
+        counts = (info.get("step", ""), info.get(_BEFORE, "0"))
+        if not all(map(str.isdecimal, counts)) or (name == LESSON and "lesson" not in info):
             told = "it does not say how far the run is"
             raise CheckpointError(f"{path}: damaged ({told}); {self._instead_of(name)}")
         # what an earlier version did not write down cannot differ
@@ -207,7 +208,8 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path}: was written with another model, other data, another init or seed"
             )
-        self._init = info.get("init", self._init)  # it need not be there any more
+        self._init = info.get("init", self._init)  # as it was: it need not be there any more
+        self._steps_before = int(info.get(_BEFORE, self._steps_before))
         return info
 
     def _instead_of(self, name: str) -> str:
@@ -239,17 +241,20 @@ class RunFolder:
         init = self.config.init
         told = self.config.model_dump(mode="json", exclude={"model", "output", "init"})
         told["init"] = init and init.name  # not whose folder it was in
-        before = (steps_of(init) or 0) if init else 0
         save_checkpoint(
             path,
             self.config.model,
             position,
             model.bridge,
             model.llm,
-            {**record, "steps_before": before, "train": told},
+            {**record, _BEFORE: self._steps_before, "train": told},
             model.reducer,
         )
         carry_weights(self.config.model, self.config.base, path)
+
+    def _info(self, step: int) -> dict[str, str]:
+        """What a save says of itself."""
+        return {"step": str(step), _BEFORE: str(self._steps_before), **self._identity()}
 
     def _identity(self) -> dict[str, str]:
         """What must not change between the parts of a run; steps, rates and clip counts may."""

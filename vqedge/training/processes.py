@@ -136,10 +136,21 @@ def _heed_fsdp() -> None:
 def repeatable_kernels() -> None:
     """Ask PyTorch for the same sums every time; a kernel that cannot give them warns, once.
 
+    The gradients of fused attention, in any of its three kernels, are sums in no fixed order unless
+    such kernels are errors (PyTorch's aten/src/ATen/native/transformers/cuda/attention_backward.cu:
+    with `warn_only` it warns). So none of them is used: attention is two matrix products and a
+    softmax between them. A language model is given it as `eager`, in `vqedge.training.run`, as
+    compiled blocks may come from a cache that knows nothing of the switches here. What compiles
+    them picks no sums by timing then, in PyTorch 2.13; an earlier one may. Taken from PyTorch's
+    source; it was not run on a GPU.
+
     cuBLAS reads its variable when it begins. New memory stays unfilled: filling it costs launches.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
