@@ -13,6 +13,13 @@ SAFE_MARGIN: Final = 1e-3
 """A choice of a code by less than this may turn when sums are rounded in another order."""
 
 
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Log-likelihoods of what logits `[..., n]` are of, in nats."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
 def row_cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """The cosine of each row of `a` `[n, width]` and that of `b`, `[n]`; 0 of a row of zeros."""
     left, right = a.astype(np.float64), b.astype(np.float64)

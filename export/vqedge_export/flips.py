@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from vqedge.agreement import matched_share
+from vqedge.agreement import matched_share, row_cosines
 from vqedge.errors import ExportError
 from vqedge.nearest_codebook import nearest_codebook
 from vqedge_export.graph import FEATURES, TEXT
@@ -52,7 +52,7 @@ class OnnxReader:
         text: a question, of an encoder that reads one; zeros if none is given.
 
     Raises:
-        ExportError: it has no tensor of that name: another exporter wrote it.
+        ExportError: it has no tensor `features`: another exporter wrote it.
     """
 
     def __init__(self, source: Path | onnx.ModelProto, text: Floats | None = None) -> None:
@@ -106,17 +106,16 @@ class _Seen:
     cosines: list[float] = field(default_factory=list)
 
     def add(self, wanted: Reading, found: Reading) -> None:
-        rows, others = _unit(wanted.features), _unit(found.features)
-        codes = _unit(_means(wanted))
-        ids, margin = nearest_codebook(rows, codes)
-        differs = nearest_codebook(others, codes)[0] != ids
+        codes = _means(wanted)
+        ids, margin = nearest_codebook(wanted.features, codes, "cosine")
+        differs = nearest_codebook(found.features, codes, "cosine")[0] != ids
         if np.array_equal(wanted.ids, found.ids):  # a grid's go by place, whatever code is nearest
             differs[:] = False
         self.patches += len(ids)
         self.differ.append(int(differs.sum()))
         self.safe.append(int((differs & (margin > np.quantile(margin, UNSAFE_SHARE))).sum()))
         self.maps.append(1.0 - matched_share(wanted.ids, found.ids))
-        self.cosines.append(float((rows * others).sum(axis=1).mean()))
+        self.cosines.append(float(row_cosines(wanted.features, found.features).mean()))
 
     def figures(self) -> VariantParity:
         return VariantParity(
@@ -134,8 +133,3 @@ def _means(reading: Reading) -> Floats:
     """Codes in use, `[k, width]`: centroids of the features with the same id."""
     used = np.unique(reading.ids)
     return np.stack([reading.features[reading.ids == code].mean(axis=0) for code in used])
-
-
-def _unit(rows: Floats) -> Floats:
-    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-    return unit

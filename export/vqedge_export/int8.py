@@ -11,6 +11,7 @@ it is moved into the rows of the matrices that read it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -62,14 +63,17 @@ def _even_out_channels(
 ) -> None:
     """Divide what a LayerNormalization gives by a factor a channel, multiply it back in the layers.
 
-    The product is the same. Where anything else reads the normalised tensor, nothing is changed.
+    The product is the same. Where anything else reads the normalised tensor, or one of the weights
+    that would change, nothing is changed.
     """
+    times_read = Counter(name for node in graph.node for name in node.input)
     for norm in graph.node:
         if norm.op_type != "LayerNormalization":
             continue
         readers = [node for node in graph.node if norm.output[0] in node.input]
         ours = [node for node in readers if node in layers]
-        if not ours or len(ours) < len(readers):
+        read = {*norm.input[1:3], *(node.input[1] for node in ours)}
+        if not ours or len(ours) < len(readers) or any(times_read[name] > 1 for name in read):
             continue
         scale, shift = (numpy_helper.to_array(weights[name]) for name in norm.input[1:3])
         matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in ours]

@@ -46,15 +46,20 @@ def linear_layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def replace_nodes(
     graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], tensors: Sequence[TensorProto] = ()
 ) -> None:
-    """Put `nodes` in place of the graph's, add `tensors`, leave out tensors that nobody reads."""
-    read = {name for node in nodes for name in node.input}
+    """Put `nodes` in place of the graph's and `tensors` in that of tensors nobody reads then."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+    drop_unread(graph)
+    graph.initializer.extend(tensors)
+
+
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Leave out tensors that no node reads."""
+    read = {name for node in graph.node for name in node.input}
     for place in reversed(range(len(graph.initializer))):  # a copy of all would stay in memory
         if graph.initializer[place].name not in read:
             del graph.initializer[place]
-    graph.initializer.extend(item for item in tensors if item.name in read)
 
 
 def channel_factors(width: Floats, matrices: Sequence[Floats]) -> Floats:

@@ -33,6 +33,7 @@ from vqedge_export.graph import (
     save_model,
     stripped,
 )
+from vqedge_export.layers import drop_unread
 from vqedge_export.op_function import OPSET, attach_function
 
 INPUTS = ("frames", "budget")
@@ -170,18 +171,29 @@ def _symbolic(graph: Any, x: Any, codebook: Any, metric: Any) -> Any:
 
 
 def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without notes of the tracer: they name source files and change from run to run."""
+    """With each weight under its own name, and without the tracer's notes.
+
+    Those name source files and change from run to run.
+    """
     model.producer_name, model.producer_version, model.doc_string = "vqedge", "", ""
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    unused = {i.name for i in model.graph.initializer} - {
-        n for node in model.graph.node for n in node.input
-    }
-    kept = [item for item in model.graph.initializer if item.name not in unused]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    _copy_shared(model.graph)
+    drop_unread(model.graph)
     return model
+
+
+def _copy_shared(graph: onnx.GraphProto) -> None:
+    """Store equal weights one by one: the tracer stores one, and nodes that hand on its values."""
+    stored = {item.name: item for item in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Identity"]:
+        if node.input[0] in stored:
+            copy = graph.initializer.add()
+            copy.CopyFrom(stored[node.input[0]])
+            copy.name = node.output[0]
+            stored[copy.name] = copy
+            graph.node.remove(node)
 
 
 def _name_features(graph: onnx.GraphProto) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from vqedge.agreement import SAFE_MARGIN, row_cosines
+from vqedge.agreement import SAFE_MARGIN, log_softmax, row_cosines
 from vqedge.budget import ADAPTIVE
 from vqedge.config import ModelConfig
 from vqedge.data.clips import QuestionAnswer
@@ -312,12 +312,6 @@ def _questions(index: int) -> list[QuestionAnswer]:
 
 def _kl(reference: Rows, found: Rows) -> Doubles:
     """KL(reference || found) per row, in nats."""
-    log_p, log_q = _log_softmax(reference), _log_softmax(found)
+    log_p, log_q = log_softmax(reference), log_softmax(found)
     divergence: Doubles = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return divergence
-
-
-def _log_softmax(logits: Rows) -> Doubles:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    normalised: Doubles = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normalised

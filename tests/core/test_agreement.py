@@ -5,7 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vqedge.agreement import chance_of_loss, matched_share, patch_cosine, row_cosines
+from vqedge.agreement import (
+    chance_of_loss,
+    log_softmax,
+    matched_share,
+    patch_cosine,
+    row_cosines,
+)
+
+
+def test_log_likelihoods_are_of_the_last_axis_whatever_its_size() -> None:
+    logits = np.array([[1e4, 1e4 + 1, 1e4 - 1], [0, 0, 0]], np.float32)
+    found = log_softmax(logits)
+    assert found[0].tolist() == pytest.approx([-1.4076059, -0.4076059, -2.4076059])
+    assert found[1].tolist() == pytest.approx([-np.log(3)] * 3)
+    assert (found == np.stack([log_softmax(row) for row in logits])).all()
 
 
 def test_cosines_are_of_rows_in_pairs_and_none_is_nan() -> None:

@@ -48,7 +48,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 def gguf_of(folder: Path) -> Path:
     source = HfFolder(folder)
     path = folder / "llm.gguf"
-    write_gguf(path, source, language_of(source, source.config))
+    write_gguf(path, source, language_of(source))
     return path
 
 
@@ -255,18 +255,18 @@ def test_a_language_model_that_cannot_be_written(
 ) -> None:
     folder = write_llava(tmp_path / "source")
     source = HfFolder(folder)
+    source.config |= change
     with pytest.raises(CheckpointError) as caught:
-        language_of(source, source.config | change)
+        language_of(source)
     assert message in str(caught.value)
 
 
 def test_positions_are_read_from_where_transformers_5_keeps_them(tmp_path: Path) -> None:
     source = HfFolder(write_llava(tmp_path / "source"))
-    older = dict(source.config)
-    newer = {**older, "rope_parameters": {"rope_theta": older.pop("rope_theta")}}
-    del newer["rope_theta"]
-    assert language_of(source, newer).config.frequency_base == 1e6
-    assert language_of(source, older).config.frequency_base == 1e4, "what Qwen2 has by default"
+    base = source.config.pop("rope_theta")
+    assert language_of(source).config.frequency_base == 1e4, "what Qwen2 has by default"
+    source.config["rope_parameters"] = {"rope_theta": base}
+    assert language_of(source).config.frequency_base == base == 1e6
 
 
 def test_an_output_table_that_differs_from_the_one_it_is_tied_to(tmp_path: Path) -> None:
@@ -302,5 +302,5 @@ def test_a_file_that_cannot_be_finished_is_closed(
     monkeypatch.setattr(gguf.GGUFWriter, "open_output_file", noted)
     source = HfFolder(folder)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN"):
-        write_gguf(tmp_path / "llm.gguf", source, language_of(source, source.config))
+        write_gguf(tmp_path / "llm.gguf", source, language_of(source))
     assert writers and not any(writer.fout for writer in writers)

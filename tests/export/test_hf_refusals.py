@@ -262,6 +262,32 @@ def test_more_names_than_a_line_can_hold_are_counted(source: Path) -> None:
     assert names == [f"unknown: model.{letter * 200}.weight" for letter in string.ascii_lowercase]
 
 
+_IMPORT = """
+import sys
+from pathlib import Path
+from vqedge.errors import CheckpointError
+from vqedge_export.hf.importing import checkpoint_from_folder
+
+try:
+    checkpoint_from_folder(Path(sys.argv[1]), Path(sys.argv[2]))
+except CheckpointError as error:
+    sys.exit("every name: " not in str(error))
+"""
+
+
+def test_names_of_tensors_are_written_in_any_language_whatever_the_machine_speaks(
+    source: Path,
+) -> None:
+    names = [f"model.{'ü' * 200}{number}.weight" for number in range(26)]
+    write_shards(source, state_of(source) | {name: torch.zeros(2) for name in names})
+    out = source.parent / "out"
+    english = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", _IMPORT, str(source), str(out)]
+    subprocess.run(command, check=True, timeout=120, env=os.environ | english)
+    written = out.with_name("out.tensors.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(written) == sorted(f"unknown: {name}" for name in names)
+
+
 def test_what_is_known_to_be_harmless_is_named_not_refused(source: Path) -> None:
     state = state_of(source)
     inner = "model.vision_tower.vision_tower.vision_model."

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from hf_maker import tiny_tower, write_json, write_tower
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from vqedge.base.backbones import BACKBONES
 from vqedge.base.weights import encoder_weights
@@ -21,6 +21,7 @@ from vqedge.errors import CheckpointError, ConfigError, ExportError
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, open_checkpoint
 from vqedge.model.vit import ViT
 from vqedge_export import graph
+from vqedge_export.flips import OnnxReader, encoders_compared
 from vqedge_export.graph import BaseArrays, checkpoint_arrays, copied, filled, save_model
 from vqedge_export.hf.importing import checkpoint_from_folder
 from vqedge_export.int8 import int8_encoder
@@ -100,6 +101,33 @@ def test_the_exported_graph_gives_the_same_ids(
     engine = prepare(copied(model), "int8", channels=measured_channels(model, [frames]))
     told = [n.name for n in engine.graph.node if n.op_type == "DequantizeLinear"]
     assert len(told) == (4 + 6) * BLOCK, "inputs and weights of the layers of each block"
+
+
+def test_weights_that_are_equal_are_found_under_the_name_of_each(
+    family: str, tmp_path: Path
+) -> None:
+    """Before training they are: norms of ones and zeros, biases of zeros."""
+    source = write_tower(tmp_path / "source", family)
+    state = load_file(source / "model.safetensors")
+    for name, value in state.items():
+        if "norm" in name or name.endswith("bias"):
+            value.fill_("norm" in name and name.endswith("weight"))
+    save_file(state, source / "model.safetensors")
+    out = checkpoint_from_folder(source, tmp_path / "checkpoint", frames=FRAMES, block=BLOCK).path
+    checkpoint = open_checkpoint(out)
+    weights = encoder_weights(checkpoint.config.encoder, out).path
+    base = BaseArrays(checkpoint.config.encoder.source, weights)
+    model = filled(stripped_graph(checkpoint, weights), checkpoint_arrays(out / MODEL), base)
+    stored = {item.name for item in model.graph.initializer}
+    norms = {name for name in base if ".blocks." in name and ".norm" in name}
+    assert len(norms) == 4 * BLOCK and norms <= stored
+    size = checkpoint.config.encoder.size
+    clip = np.random.default_rng(1).integers(0, 256, (FRAMES, size, size, 3), dtype=np.uint8)
+    lighter = {"int8": int8_encoder(model), "fp16": prepare(copied(model), "fp16")}
+    others = {name: OnnxReader(item) for name, item in lighter.items()}
+    for name, figures in encoders_compared(OnnxReader(model), others, [clip], 8).items():
+        print(f"{family} {name}: {figures.feature_cosine:.6f}")
+        assert figures.feature_cosine > 0.999
 
 
 def test_an_encoder_that_no_onnx_file_can_hold(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from vqedge_export.assemble import check_precision
 from vqedge_export.flips import OnnxReader, Reading, encoders_compared
 from vqedge_export.graph import copied, filled
 from vqedge_export.int8 import int8_encoder
-from vqedge_export.layers import column_scales, linear_layers, quantised_columns
+from vqedge_export.layers import VIT, column_scales, linear_layers, quantised_columns
 from vqedge_export.report import VariantParity
 from vqedge_runtime.encoders.ort import OrtEncoder
 
@@ -112,6 +113,44 @@ def test_evening_out_channels_changes_the_integers_not_the_product(
     exact, even, int8, plain8 = (OnnxReader(both / f"{n}.onnx")(clip, 32).features for n in names)
     np.testing.assert_allclose(even, exact, atol=2e-3)
     assert not np.array_equal(int8, plain8)
+
+
+@pytest.mark.parametrize("shared", ["norms", "matrices"])
+def test_what_two_read_is_not_evened_out(shared: str) -> None:
+    """Its channels would be divided, or its rows multiplied, twice."""
+    rng = np.random.default_rng(0)
+    names = [f"w{place}" for place in ((0, 0) if shared == "matrices" else (0, 1))]
+    weights = {name: rng.normal(size=(64, 64)).astype(np.float32) / 10 for name in names}
+    weights["w0"][:8] *= 20  # rows that call for uneven factors
+    nodes, source = [], "x"
+    for place, matrix in enumerate(names):
+        vectors = [f"{name}{0 if shared == 'norms' else place}" for name in ("scale", "shift")]
+        weights |= {vectors[0]: np.ones(64, np.float32), vectors[1]: np.zeros(64, np.float32)}
+        normed, product, name = f"n{place}", f"y{place}", f"{VIT}{place}"
+        norm = [source, *vectors]
+        nodes += [
+            onnx.helper.make_node("LayerNormalization", norm, [normed], name=f"{name}/norm"),
+            onnx.helper.make_node("MatMul", [normed, matrix], [product], name=f"{name}/fc"),
+        ]
+        source = product
+    ends = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [16, 64])]
+        for name in ("x", source)
+    )
+    stored = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, shared, *ends, stored),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    x = rng.normal(size=(16, 64)).astype(np.float32)
+    (exact,), (int8,) = (
+        ort.InferenceSession(item.SerializeToString()).run(None, {"x": x})
+        for item in (model, int8_encoder(model))
+    )
+    error = float(np.abs(int8 - exact).max() / np.abs(exact).max())
+    print(f"{error:.1%} of the largest value")
+    assert 0 < error < 0.06
 
 
 def test_a_graph_of_another_exporter_is_refused() -> None:

@@ -69,17 +69,19 @@ def test_a_session_outlives_the_file_it_was_opened_from() -> None:
     np.testing.assert_allclose(found, (rows @ weight).ravel(), rtol=1e-4, atol=1e-5)
 
 
-_MEASURE = """
+_MEGABYTES = """
 from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from vqedge_export.layers import VIT
 from vqedge_export.tensorrt.calibration import measured_channels
+from vqedge_export.tensorrt.half import halved
 
 def most_megabytes():
     status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
     return int(status.split()[0]) // 1024
-
+"""
+_MEASURE = """
 LAYERS, ROWS, WIDTH = 40, 32_768, 64  # 8 MB a tensor
 names = [f"x{place}" for place in range(LAYERS + 1)]
 nodes = [
@@ -107,10 +109,43 @@ print(most_megabytes() - before)
 """
 
 
+_HALVE = """
+COUNT, WIDTH = 16, 2048  # 16 MB a weight
+nodes = [helper.make_node("Conv", ["pixels", "patch"], ["x0"], name=f"{VIT}patch/Conv")]
+for i in range(COUNT):
+    nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"{VIT}{i}"))
+nodes.append(helper.make_node("Identity", [f"x{COUNT}"], ["features"]))
+patch = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "patch")
+model = helper.make_model(helper.make_graph(nodes, "layers", [], [], [patch]))
+for i in range(COUNT):
+    weight = model.graph.initializer.add(
+        name=f"w{i}", data_type=TensorProto.FLOAT, dims=[WIDTH, WIDTH]
+    )
+    weight.raw_data = np.full(WIDTH * WIDTH, i + 1, np.float32).tobytes()
+before = most_megabytes()
+halved(model)
+kinds = {item.data_type for item in model.graph.initializer}
+assert kinds == {TensorProto.FLOAT16, TensorProto.INT64}
+print(most_megabytes() - before)
+"""
+
+
+def megabytes_of(script: str) -> int:
+    """What a script adds to the memory of its process, at most."""
+    command = [sys.executable, "-c", _MEGABYTES + script]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    print(f"{run.stdout.strip()} MB")
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells the memory used")
+def test_halving_makes_no_second_copy_of_the_weights() -> None:
+    """256 MB in float32: their halves, and the same as a part of the model."""
+    assert megabytes_of(_HALVE) < 400
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells the memory used")
 def test_measuring_layers_keeps_none_of_their_inputs() -> None:
     """All at once are 320 MB here, and 9 GB for a clip of a large tower."""
-    run = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    print(f"{run.stdout.strip()} MB")
-    assert int(run.stdout) < 160
+    assert megabytes_of(_MEASURE) < 160

@@ -142,6 +142,14 @@ def test_any_shape_of_map(shape: tuple[int, int, int]) -> None:
     assert html_from_picture(plain)
 
 
+@pytest.mark.parametrize(("aspect", "drawn"), [(10.0, 2.0), (1.5, 1.5), (0.1, 0.5)])
+def test_a_panorama_is_drawn_narrower_wherever_it_is(aspect: float, drawn: float) -> None:
+    wide = picture(aspect=aspect)
+    layout = layout_of(wide)
+    assert layout.cell_width / layout.cell_height == pytest.approx(drawn, rel=0.02)
+    assert html_from_picture(wide).decode().count(f"aspect-ratio:{drawn:.4f}") == 4
+
+
 def test_an_image_has_no_span() -> None:
     still = picture(MAP[:1], end_s=0.0, times_s=(0.0,))
     assert "still" in still.summary

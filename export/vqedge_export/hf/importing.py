@@ -155,7 +155,8 @@ def _names_beside(out: Path) -> Iterator[None]:
         path = out.with_name(f"{out.name}.tensors.txt")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{printable(line)}\n" for line in error.lines))
+            lines = "".join(f"{printable(line)}\n" for line in error.lines)
+            path.write_text(lines, encoding="utf-8")
         except OSError:
             raise error from None
         raise CheckpointError(f"{error}; every name: {path}") from error

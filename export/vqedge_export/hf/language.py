@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +93,14 @@ class Language:
 
     Attributes:
         config: of the source.
-        tied: its output table is its embedding table.
     """
 
     config: Qwen2
-    tied: bool
+
+    @property
+    def tied(self) -> bool:
+        """Its output table is its embedding table."""
+        return self.config.tie_word_embeddings
 
     @property
     def parts(self) -> list[Part]:
@@ -123,17 +126,16 @@ class Language:
         return shapes
 
 
-def language_of(folder: HfFolder, config: Mapping[str, Any]) -> Language:
+def language_of(folder: HfFolder) -> Language:
     """Read the configuration of a folder's language model.
 
     Raises:
         CheckpointError: it is none that we can write.
     """
     try:
-        read = Qwen2.model_validate(dict(config))
+        return Language(Qwen2.model_validate(folder.config))
     except ValidationError as error:
         raise CheckpointError(f"{folder.path}/config.json: {first_fault(error)}") from error
-    return Language(read, read.tie_word_embeddings)
 
 
 def write_gguf(path: Path, folder: HfFolder, language: Language) -> None:

@@ -71,7 +71,7 @@ def plan_from_llava(folder: HfFolder, mode: str | None, frames: int) -> Plan:
     _require_layout(folder)
     mode = _mode(folder, mode)
     source, tower = tower_of_llava(folder)
-    language = language_of(folder, folder.config)
+    language = language_of(folder)
     width = language.config.hidden_size
     rule = DEFAULT_RULE if mode == PAPER else PUBLISHED_RULE
     more = rule._asdict() | {"final_norm": False, "projected": width, "frames": frames}

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vqedge.errors import ExportError
+from vqedge_export.layers import drop_unread
 from vqedge_export.tensorrt.region import Region, vit_region
 
 LARGEST_HALF = 65504.0  # that a float16 holds
@@ -43,20 +44,14 @@ def _halve_constants(model: onnx.ModelProto, region: Region) -> None:
     for name in used:
         for node in region.nodes:
             _rename(node.input, name, f"{name}_half")
-    still_used = {name for node in model.graph.node for name in node.input}
-    kept = [item for item in model.graph.initializer if item.name in still_used]
     halves = [_half_tensor(constants[name], f"{name}_half") for name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend([*kept, *halves])
+    drop_unread(model.graph)
+    model.graph.initializer.extend(halves)
 
 
 def _float_constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
     """Float32 weights, and values of Constant nodes, by name."""
-    tensors = {}
-    for item in model.graph.initializer:
-        copy = TensorProto()
-        copy.CopyFrom(item)
-        tensors[item.name] = copy
+    tensors = {item.name: item for item in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
             values = [item.t for item in node.attribute if item.name == "value"]

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vqedge_runtime.encoders import Frames
 from vqedge_runtime.viz.palette import Colors, lightness
+from vqedge_runtime.viz.picture import plain
 
 Ink = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -50,8 +51,7 @@ class Canvas:
         align: Literal["l", "m", "r"] = "l",
     ) -> None:
         """Words on a base line; what cannot be printed is a question mark."""
-        printable = "".join(letter if letter.isprintable() else "?" for letter in words)
-        self._draw.text(at, printable, fill=ink, font=_font(size), anchor=f"{align}s")
+        self._draw.text(at, plain(words), fill=ink, font=_font(size), anchor=f"{align}s")
 
     def box(self, box: Box, ink: Ink) -> None:
         """A filled box: left, top, right, bottom, the last two left out."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vqedge_runtime.viz.canvas import resized
-from vqedge_runtime.viz.picture import Picture
+from vqedge_runtime.viz.picture import Picture, plain
 
 _SIDE = 224  # of an embedded frame, at most
 _QUALITY = 82
@@ -71,7 +71,7 @@ def html_from_picture(picture: Picture) -> bytes:
 
 def _words(text: str) -> str:
     """Text that is text in a page: markup escaped, what cannot be printed a question mark."""
-    return escape("".join(letter if letter.isprintable() else "?" for letter in text))
+    return escape(plain(text))
 
 
 def _pointing(picture: Picture) -> str:
@@ -107,7 +107,6 @@ def _frames(picture: Picture) -> str:
 def _figure(picture: Picture, number: int) -> str:
     index_map = picture.codes.index_map[number]
     rows, columns = index_map.shape
-    wide = min(max(picture.aspect, 0.5), 2.0)
     image = ""
     if picture.frames_thwc is not None:
         data = _jpeg(picture.frames_thwc[number])
@@ -121,7 +120,7 @@ def _figure(picture: Picture, number: int) -> str:
     )
     return (
         f'<figure><svg viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" '
-        f'style="aspect-ratio:{wide:.4f}">{image}<g class="map">{paths}</g></svg>'
+        f'style="aspect-ratio:{picture.shown_aspect:.4f}">{image}<g class="map">{paths}</g></svg>'
         f"<figcaption>{picture.times_s[number]:.2f} s</figcaption></figure>"
     )
 
@@ -142,10 +141,7 @@ def _table(picture: Picture) -> str:
 
 
 def _row(picture: Picture, code: int) -> str:
-    color, mass = _hex(picture, code), picture.mass
-    drops = (
-        {item.code: item.drop_nats for item in picture.evidence.codes} if picture.evidence else {}
-    )
+    color, mass, drops = _hex(picture, code), picture.mass, picture.drops
     mark = " mark" if code in picture.marked else ""
     evidence = f'<td class="n">{drops[code]:+.2g}</td>' if code in drops else ""
     return (

@@ -11,7 +11,7 @@ from PIL import Image
 from vqedge_runtime.encoders import Frames
 from vqedge_runtime.viz.canvas import ACCENT, PAPER, Canvas, overlaid, resized
 from vqedge_runtime.viz.picture import Picture
-from vqedge_runtime.viz.sheet import layout_of, sheet
+from vqedge_runtime.viz.sheet import ROW, layout_of, sheet
 
 _FPS = 10
 _LEAST_S, _MOST_S = 4.0, 60.0  # a film is as long as its clip, within limits
@@ -65,8 +65,7 @@ class _Film:
         """The big frame, if there are pixels, and its map."""
         if number not in self._pairs:
             picture = self._picture
-            wide = round(_BIG * min(max(picture.aspect, 0.5), 2.0))
-            wide = min(wide, (self.sides[0] - 3 * _SPACE) // 2)
+            wide = min(round(_BIG * picture.shown_aspect), (self.sides[0] - 3 * _SPACE) // 2)
             frame = None if picture.frames_thwc is None else picture.frames_thwc[number]
             index_map = picture.codes.index_map[number]
             over = overlaid(index_map, picture.colors, (wide, _BIG), frame, picture.marked)
@@ -77,5 +76,5 @@ class _Film:
     def _cursor(self, canvas: Canvas, moment: float) -> None:
         layout = self._layout
         x = layout.left + moment * (layout.right - layout.left)
-        bottom = self._top + layout.rows + 16 * len(self._picture.shown_codes)
+        bottom = self._top + layout.rows + ROW * len(self._picture.shown_codes)
         canvas.box((x, self._top + layout.rows - 4, x + 2, bottom), ACCENT)

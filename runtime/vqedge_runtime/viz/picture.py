@@ -16,6 +16,12 @@ from vqedge_runtime.viz.palette import Colors, colors
 
 MAX_FRAMES, MAX_CODES = 24, 64  # more do not fit a page
 MAX_CELLS = 1 << 21  # of the timeline, whatever a file says
+_MOST_ASPECT = 2.0
+
+
+def plain(words: str) -> str:
+    """Words to show: what cannot be printed is a question mark."""
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,17 @@ class Picture:
         """Share of each frame that each code has, `[T, k]`."""
         return mass_of(self.codes)
 
+    @cached_property
+    def drops(self) -> dict[int, float]:
+        """Each code's evidence in nats; none if nothing was asked, or the clip has one code."""
+        codes = self.evidence.codes if self.evidence else ()
+        return {item.code: item.drop_nats for item in codes}
+
+    @property
+    def shown_aspect(self) -> float:
+        """Width by height as drawn: twice as wide as high at most, or as high as wide."""
+        return min(max(self.aspect, 1 / _MOST_ASPECT), _MOST_ASPECT)
+
     @property
     def colors(self) -> Colors:
         """Of each code, uint8 `[k, 3]`."""
@@ -84,9 +101,8 @@ class Picture:
     def shown_codes(self) -> tuple[int, ...]:
         """Codes to list, in order: those with the most evidence, else the most mass."""
         weight = self.mass.mean(0)
-        if self.evidence is not None and self.evidence.codes:
-            drops = {item.code: item.drop_nats for item in self.evidence.codes}
-            weight = np.array([drops[code] for code in range(self.codes.count)])
+        if self.drops:
+            weight = np.array([self.drops[code] for code in range(self.codes.count)])
         first = np.argsort(-weight, kind="stable")[:MAX_CODES]
         return tuple(sorted(first.tolist()))
 

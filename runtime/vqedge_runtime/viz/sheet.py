@@ -28,7 +28,8 @@ _MARGIN, _GAP = 28, 6
 _GUTTER = 60  # left of the columns
 _PLACES = 58  # right of them: the code's share
 _BAR = 150  # and its evidence
-_ROW, _BAND_HEIGHT = 16, 13
+ROW = 16  # height of a code's
+_BAND_HEIGHT = 13
 _WIDEST, _NARROWEST, _ALL_COLUMNS = 136, 44, 1100
 _BIG, _PLAIN, _SMALL = 22, 13, 11
 _LEAST_WIDTH = 560
@@ -60,7 +61,7 @@ def layout_of(picture: Picture) -> Layout:
     """Measure the sheet of a picture."""
     columns = len(picture.shown_frames)
     cell = max(_NARROWEST, min(_WIDEST, (_ALL_COLUMNS + _GAP) // columns - _GAP))
-    cell_height = round(cell / min(max(picture.aspect, 0.5), 2.0))
+    cell_height = round(cell / picture.shown_aspect)
     left = _MARGIN + _GUTTER
     right = left + columns * (cell + _GAP) - _GAP
     asked = picture.evidence is not None
@@ -70,7 +71,7 @@ def layout_of(picture: Picture) -> Layout:
     frames = heads + 10
     maps = frames if picture.frames_thwc is None else frames + cell_height + _GAP
     rows = maps + cell_height + 40
-    height = rows + len(picture.shown_codes) * _ROW + 30 + _MARGIN
+    height = rows + len(picture.shown_codes) * ROW + 30 + _MARGIN
     tops = (heads, frames, maps, rows)
     return Layout(cell, cell_height, columns, left, right, width, tuple(lines), *tops, height)
 
@@ -125,9 +126,9 @@ def _timeline(canvas: Canvas, picture: Picture, layout: Layout) -> None:
         canvas.text((x, layout.rows - 12), "evidence, nats", _SMALL, QUIET)
         _span(canvas, picture, layout)
     for row, code in enumerate(picture.shown_codes):
-        top = layout.rows + row * _ROW
+        top = layout.rows + row * ROW
         if row % 2 == 0:
-            canvas.box((_MARGIN, top, layout.width - _MARGIN, top + _ROW), BAND)
+            canvas.box((_MARGIN, top, layout.width - _MARGIN, top + ROW), BAND)
         _code(canvas, picture, layout, code, top)
 
 
@@ -142,7 +143,7 @@ def _code(canvas: Canvas, picture: Picture, layout: Layout, code: int, top: int)
     most = picture.mass.max()
     for column, number in enumerate(picture.shown_frames):
         if mass[number]:
-            x, middle = layout.column(column), top + _ROW / 2
+            x, middle = layout.column(column), top + ROW / 2
             half = max(2.0, _BAND_HEIGHT * (mass[number] / most) ** 0.5) / 2
             end = min(x + layout.cell_width + _GAP, layout.right)
             canvas.box((x, middle - half, end, middle + half), color)
@@ -156,15 +157,14 @@ def _evidence(
     canvas: Canvas, picture: Picture, layout: Layout, code: int, top: int, color: Ink
 ) -> None:
     """A bar to the right for what speaks for the answer, to the left for what speaks against."""
-    assert picture.evidence is not None
-    drops = {item.code: item.drop_nats for item in picture.evidence.codes}
+    drops = picture.drops
     if code not in drops:
         return
     most = max(map(abs, drops.values())) or 1.0
     half = (_BAR - 80) / 2
     zero = layout.right + _PLACES + 20 + half
     low, high = sorted((0.0, half * drops[code] / most))
-    canvas.box((zero - 1, top, zero, top + _ROW), RULE)
+    canvas.box((zero - 1, top, zero, top + ROW), RULE)
     canvas.box((zero + low, top + 4, zero + high, top + 12), color)
     ink = INK if code in picture.marked else QUIET
     end = layout.right + _PLACES + _BAR
