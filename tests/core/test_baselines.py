@@ -27,7 +27,7 @@ from vqedge.commands.measured import model_of_bundle, versions
 from vqedge.commands.session import RunsOn
 from vqedge.config import AttentionConfig, ModelConfig, QuantizerConfig
 from vqedge.data.suites import Item, suite_items
-from vqedge.errors import CheckpointError, ConfigError
+from vqedge.errors import CheckpointError, ConfigError, VideoError
 from vqedge.evaluate import Answerer, Reply
 from vqedge.recipe import TrainConfig, read_recipe
 from vqedge_runtime import TokenSet, VideoQA
@@ -210,7 +210,7 @@ def run(
 def test_the_report_holds_a_row_for_each(
     run: Callable[..., tuple[str, str]], tmp_path: Path, opened: list[tuple[str, Any]]
 ) -> None:
-    out, err = run(baselines=tmp_path / "runs", budget=16, as_json=True)
+    out, err = run(baselines=True, baselines_dir=tmp_path / "runs", budget=16, as_json=True)
     document = json.loads(out.splitlines()[-1])
     rows = document["baselines"]
     assert list(rows) == ["shuffled frames", "blind", "random codes"]
@@ -229,7 +229,7 @@ def test_the_report_holds_a_row_for_each(
 def test_the_table_has_a_line_and_a_column_for_each(
     run: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:
-    out, _ = run(baselines=tmp_path / "runs")
+    out, _ = run(baselines=True, baselines_dir=tmp_path / "runs")
     lines = out.splitlines()
     rows = lines[next(n for n, line in enumerate(lines) if line.startswith("itself")) :]
     assert rows[0].split()[:2] == ["itself", "90.0%"] and rows[0].endswith("16.0 tokens, 300 steps")
@@ -242,6 +242,65 @@ def test_the_table_has_a_line_and_a_column_for_each(
             assert row[:end].endswith("%"), "columns are not below their names"
     kinds = [row.split()[0] for row in rows[5:]]
     assert kinds == sorted(kinds) and "direction" in kinds
+
+
+def test_a_baseline_that_fails_does_not_lose_the_report(
+    run: Callable[..., tuple[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def damaged(path: Path, _: Any) -> Stub:
+        raise CheckpointError(f"{path.name}: not a readable safetensors file")
+
+    write_checkpoint(tmp_path / "runs" / "zero", TWO_CHANGES)
+    real = baselines.opened_checkpoint
+    opens = lambda path, budget: (damaged if path.name == "random" else real)(path, budget)  # noqa: E731
+    monkeypatch.setattr(baselines, "opened_checkpoint", opens)
+    with pytest.raises(VideoError, match=r"^1 clips, questions or models failed; they are listed"):
+        run(baselines=True, baselines_dir=tmp_path / "runs", as_json=True)
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    failure = "random codes: random: not a readable safetensors file"
+    assert document["n"] == 40 and document["failed"] == [failure]
+    assert err.splitlines()[-1] == f"failed: {failure}"
+    others = "quantizer.codes=128, attention.hash=none"
+    assert list(document["baselines"]) == ["shuffled frames", "blind", others]
+
+
+class OfTheFirstClip(Stub):
+    """Cannot read the others."""
+
+    first: object = None
+
+    def replies(self, items: Sequence[Item]) -> Iterator[Reply]:
+        self.first = self.first or items[0].clip
+        if items[0].clip != self.first:
+            raise VideoError("cannot be decoded")
+        return super().replies(items)
+
+
+def test_what_fails_in_a_baseline_alone_is_told(
+    run: Callable[..., tuple[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(baselines, "opened_checkpoint", lambda *_: OfTheFirstClip(0.6))
+    lines = [
+        {"video": name, "question": "What?", "answer": "red", "kind": kind}
+        for name, kind in (("a.mp4", "color"), ("b.mp4", "shape"))
+    ]
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text("\n".join(map(json.dumps, lines)))
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    with pytest.raises(VideoError, match="1 clips, questions or models failed"):
+        run(suite=str(suite), baselines=True, baselines_dir=tmp_path / "runs")
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "failed: random codes: cannot be decoded"
+    *_, color, shape = out.splitlines()
+    assert len(color.split()) == 5 and len(shape.split()) == 4, "it has no answer of this kind"
 
 
 def test_the_report_says_what_was_measured(

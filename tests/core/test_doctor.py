@@ -244,17 +244,19 @@ def test_the_bundles_engine_is_told_or_what_it_lacks(
 
 
 def test_the_fix_of_a_damaged_bundle_replaces_that_bundle(tmp_path: Path) -> None:
-    for name, checkpoint in (("tiny.vqedge", "models/tiny"), ("my own.vqedge", "CHECKPOINT")):
+    """Where there is no clone, too: a device has a wheel and the bundle."""
+    for name in ("tiny.vqedge", "my own.vqedge"):
         root = tmp_path / name
         (line,) = doctor._bundle(root)
-        assert line.fix == shlex.join(["vqedge", "assemble", "models/tiny", "-o", str(root)])
+        made = shlex.join(["vqedge", "assemble", "models/tiny", "-o", str(root)])
+        assert line.fix == made
         write_bundle(root)
         (line,) = doctor._bundle(root)
         assert line.ok
         (root / "encoder.onnx").write_bytes(b"damaged")
         (line,) = doctor._bundle(root)
-        told = ["vqedge", "assemble", checkpoint, "-o", str(root), "--overwrite"]
-        assert line.fix == shlex.join(told)
+        again = f"make it: {made} --overwrite" if name == "tiny.vqedge" else "export it again"
+        assert line.fix == f"copy the bundle again, or {again}"
     (tmp_path / "clip.mp4").touch()
     for other in (tmp_path, tmp_path / "clip.mp4"):  # --overwrite would be refused
         (line,) = doctor._bundle(other)
@@ -272,6 +274,38 @@ def test_a_bundles_language_model_is_tried_whatever_is_wrong_with_the_rest(
     assert doctor._some_gguf(root) is None
     (root / "llm.gguf").unlink()
     assert doctor._some_gguf(root) is None
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "required"),
+    [
+        (doctor._openvino, "vqedge.commands.doctor._version", False),
+        (doctor._backends, "vqedge.commands.doctor.open_bundle", False),
+        (doctor._nvidia_driver, "vqedge.commands.doctor.Cuda", False),
+        (doctor._disk, "shutil.disk_usage", False),
+        (doctor._base_weights, "vqedge.commands.doctor.cached", False),
+        (doctor._bundle, "vqedge.commands.doctor.open_bundle", True),
+        (doctor._video, "vqedge.data.demo.write_demo", True),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_check_that_fails_itself_fails_the_doctor_only_if_answers_need_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: Any, broken: str, required: bool
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(broken, fails)
+    *_, line = doctor._findings(check, tmp_path / "a.vqedge")
+    assert (line.found, line.ok, line.required) == ("RuntimeError: broken", False, required)
+
+
+def test_the_disk_of_a_cache_that_cannot_be_looked_into_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / ("a" * 300)))
+    (line,) = doctor._findings(doctor._disk, None)
+    assert line.found.endswith(" GB free")
 
 
 @pytest.mark.parametrize(("free", "told"), [(0.9e9, "0.9 GB free"), (12e9, "12.0 GB free")])

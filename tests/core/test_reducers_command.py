@@ -20,15 +20,22 @@ from torch import nn
 import vqedge.cli
 import vqedge.commands.reducers as command
 from vqedge.budget import ADAPTIVE
-from vqedge.checkpoint import checkpoint_sha256
+from vqedge.checkpoint import LORA, checkpoint_sha256
 from vqedge.commands import reducer_costs
 from vqedge.commands.measured import versions
 from vqedge.commands.reducer_costs import Costs
-from vqedge.commands.reducers import OWN, budgets_from_text, names_from_text, run_reducers
+from vqedge.commands.reducers import (
+    OWN,
+    ReducersOptions,
+    budgets_from_text,
+    names_from_text,
+    run_reducers,
+    trained_checkpoints,
+)
 from vqedge.config import EncoderConfig, LlmConfig, ModelConfig, QuantizerConfig
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item
-from vqedge.errors import ConfigError, UsageError, VideoError
+from vqedge.errors import CheckpointError, ConfigError, UsageError, VideoError, VqedgeError
 from vqedge.evaluate import Reply
 from vqedge.model import reduced_answer
 from vqedge.model.checkpoint import open_checkpoint
@@ -108,15 +115,15 @@ def test_as_many_as_the_clip_needs_is_the_last_budget() -> None:
         budgets_from_text("auto", QuantizerConfig(kind="grid"))
 
 
-def test_it_wants_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give --checkpoint DIR, as models/tiny"):
-        run_reducers("all", "synthetic", None, trained=tmp_path)
+def test_it_wants_a_checkpoint() -> None:
+    with pytest.raises(UsageError, match="give --checkpoint DIR, as models/tiny"):
+        ReducersOptions("all", None)
 
 
-def test_what_says_nothing_of_reducers_is_refused_by_name() -> None:
-    command.require_alone({"-m": False, "--show": False})
-    with pytest.raises(ConfigError, match="every reducer alike: leave out -m, --show"):
-        command.require_alone({"-m": True, "--baselines": False, "--show": True})
+def test_what_says_nothing_of_reducers_is_refused_by_name(tmp_path: Path) -> None:
+    ReducersOptions("all", tmp_path, beside={"-m": False, "--show": False})
+    with pytest.raises(UsageError, match="every reducer alike: leave out -m, --show"):
+        ReducersOptions("all", None, beside={"-m": True, "--baselines": False, "--show": True})
 
 
 @pytest.mark.parametrize(
@@ -275,7 +282,7 @@ def test_trained_checkpoints_are_found_and_those_missing_are_named(
     bench = object.__new__(command._Bench)
     bench.timed = []
     bench.items = command.suite_items("synthetic", 20)
-    rows = list(bench.trained([OWN, "tome", "scissor"], [8, 32], tmp_path))
+    rows = list(bench.trained(trained_checkpoints([OWN, "tome", "scissor"], tmp_path), [8, 32]))
     assert [(row["reducer"], row["budget"], row["steps"]) for row in rows] == [
         ("tome", 8, 120),
         ("tome", 32, 120),
@@ -312,7 +319,8 @@ def test_clips_that_cannot_be_read_are_left_out_of_all_rows_and_told(
         suite.write_text("\n".join(map(json.dumps, lines)))
         for name in names:
             (tmp_path / name).touch()
-        run_reducers("vqtoken", str(suite), checkpoint, trained=tmp_path / "none", as_json=True)
+        options = ReducersOptions("vqtoken", checkpoint, trained=tmp_path / "none")
+        run_reducers(str(suite), options=options, as_json=True)
 
     timed: list[str] = []
 
@@ -326,7 +334,7 @@ def test_clips_that_cannot_be_read_are_left_out_of_all_rows_and_told(
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: stub)
     monkeypatch.setattr(reducer_costs, "Costs", costs)
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
-    with pytest.raises(VideoError, match="2 clips or questions could not be read"):
+    with pytest.raises(VideoError, match="2 clips, questions or models failed"):
         ask(["bad.mp4", *(f"{number}.mp4" for number in range(6)), "bad2.mp4"])
     out, err = capsys.readouterr()
     document = json.loads(out.splitlines()[-1])
@@ -360,17 +368,85 @@ def test_the_document_is_of_the_model_that_was_opened(
     monkeypatch.setattr(command._Bench, "_reduced", lambda *_: lambda _budget: stub)
     monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
-    run_reducers(OWN, "synthetic", checkpoint, limit=20, trained=tmp_path / "none", as_json=True)
+    options = ReducersOptions(OWN, checkpoint, limit=20, trained=tmp_path / "none")
+    run_reducers("synthetic", options=options, as_json=True)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["model"] == {"name": "ours", "checkpoint_sha256": sha256}
     assert document["checkpoint"] == {"name": "ours", "steps": 300}
     assert document["versions"] == versions()
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Checkpoints are stand-ins, one called `damaged` does not open; the list fills with names."""
+
+    def fake(path: Path) -> Stub:
+        log.append(path.name)
+        if path.name == "damaged":
+            raise CheckpointError("damaged: not a readable safetensors file")
+        return stub
+
+    log: list[str] = []
+    stub: Any = Stub(0.6)
+    stub.config = ModelConfig()
+    stub.encoder = SimpleNamespace(quantizer=SimpleNamespace(quantizer=None))
+    monkeypatch.setattr(command, "opened_checkpoint", fake)
+    for name, made in (("_reduced", lambda _: stub), ("_prefill", 2.5), ("_timed", [])):
+        monkeypatch.setattr(command._Bench, name, lambda *_, made=made: made)
+    monkeypatch.setattr(reducer_costs, "Costs", lambda *_: SimpleNamespace(at=lambda _: {}))
+    return log
+
+
+def test_a_reducer_that_fails_does_not_lose_the_rows_of_others(
+    tmp_path: Path,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def quantizer(_: Any, name: str) -> None:
+        if name == "tome":
+            raise ConfigError("reducer:tome: does not fit")
+
+    def run(names: str) -> None:
+        options = ReducersOptions(names, ours, "8", limit=12, trained=tmp_path / "runs")
+        run_reducers("synthetic", options=options, as_json=True)
+
+    monkeypatch.setattr(command._Bench, "_quantizer", quantizer)
+    ours = write_checkpoint(tmp_path / "ours")
+    for name, kind in (("damaged", "reducer:vtm"), ("means", "kmeans")):
+        config = ModelConfig(quantizer=QuantizerConfig(kind=kind))
+        write_checkpoint(tmp_path / "runs" / name, config, 120)
+    with pytest.raises(VideoError, match="2 clips, questions or models failed"):
+        run(f"tome,vtm,{OWN}")
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    rows = [(row["reducer"], row["protocol"]) for row in document["rows"]]
+    assert rows == [("vtm", "drop-in"), (OWN, "drop-in"), (OWN, "trained")]
+    assert document["failed"] == [
+        "tome, drop-in: reducer:tome: does not fit",
+        "vtm, trained: damaged: not a readable safetensors file",
+    ]
+    assert err.splitlines()[-2:] == [f"failed: {line}" for line in document["failed"]]
+    with pytest.raises(VqedgeError, match=r"^tome, drop-in: reducer:tome: does not fit$"):
+        run("tome")
+    assert not capsys.readouterr().out, "there is no row to print"
+
+
+def test_an_incomplete_checkpoint_is_told_before_hours_of_questions(
+    tmp_path: Path, opened: list[str]
+) -> None:
+    ours, tome = (write_checkpoint(tmp_path / name) for name in ("ours", "runs/means"))
+    (tome / LORA).unlink()
+    options = ReducersOptions(OWN, ours, limit=12, trained=tmp_path / "runs")
+    with pytest.raises(CheckpointError, match=f"means: no {LORA}"):
+        run_reducers("synthetic", options=options)
+    assert not opened
+
+
 def test_every_checkpoint_of_one_reducer_is_found(tmp_path: Path) -> None:
     tome = ModelConfig(quantizer=QuantizerConfig(kind="reducer:tome"))
     folders = [write_checkpoint(tmp_path / name, tome, 120) for name in ("tome", "tome-long")]
-    assert command._checkpoints(["tome"], tmp_path) == dict(
+    assert trained_checkpoints(["tome"], tmp_path) == dict(
         zip(["tome", "tome (tome-long)"], folders, strict=True)
     )
 
@@ -385,7 +461,8 @@ def test_a_kind_of_one_budget_has_one_row(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(command._Bench, "_prefill", lambda *_: 2.5)
     bench = object.__new__(command._Bench)
     bench.timed, bench.items = [], command.suite_items("synthetic", 20)
-    rows = list(bench.trained(["query-window"], [1, 2, 5], tmp_path))
+    found = {"query-window": tmp_path / "asked"}
+    rows = list(bench.trained(found, [1, 2, 5]))
     assert [(row["reducer"], row["budget"]) for row in rows] == [("query-window", 4)]
     monkeypatch.setattr(command._Bench, "_quantizer", lambda *_: None)
     bench.answerer = fake
@@ -441,7 +518,8 @@ def test_auto_is_a_row_of_k_means_only(
     wanted = [(OWN, 8), (OWN, "auto"), ("tome", 8)]
     assert [(row["reducer"], row["budget"]) for row in rows] == wanted
     assert ADAPTIVE in asked, "the answers are those of the adaptive budget"
-    rows = list(bench.trained([OWN, "tome"], [8, ADAPTIVE], tmp_path))
+    found = trained_checkpoints([OWN, "tome"], tmp_path)
+    rows = list(bench.trained(found, [8, ADAPTIVE]))
     assert [(row["reducer"], row["budget"]) for row in rows] == wanted
     command._print_table(rows)
     assert "vqtoken        trained  auto 100.0%" in capsys.readouterr().out
@@ -472,15 +550,8 @@ def test_rows_of_the_real_checkpoint(
 ) -> None:
     """And of itself as if it were trained: the same answers in both tables."""
     shutil.copytree(checkpoint, tmp_path / "again")
-    run_reducers(
-        f"{OWN},prumerge",
-        "synthetic",
-        checkpoint,
-        budget="8",
-        limit=4,
-        trained=tmp_path,
-        as_json=True,
-    )
+    options = ReducersOptions(f"{OWN},prumerge", checkpoint, "8", limit=4, trained=tmp_path)
+    run_reducers("synthetic", options=options, as_json=True)
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (document["n"], document["clips"], document["tokens_before"]) == (4, 1, 2048)
     own, attended, trained = document["rows"]

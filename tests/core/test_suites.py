@@ -339,6 +339,13 @@ def test_of_next_qa_videos_with_one_id_the_first_kind_is_taken(
     assert clips == [VideoFile(videos / "4010069381.mp4"), VideoFile(videos / "1164/7.mkv")]
 
 
+def test_next_qa_videos_may_end_in_capitals(tmp_path: Path, videos: Path) -> None:
+    (videos / "8.MP4").touch()
+    path = nextqa(tmp_path, ROW.replace("4010069381", "8"))
+    clips = [item.clip for item in suite_items(str(path), videos=videos)]
+    assert clips == [VideoFile(videos / "8.MP4")] and missing_videos(str(path), videos) == 0
+
+
 def test_a_next_qa_file_and_its_folder_are_read_once(
     tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

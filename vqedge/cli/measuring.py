@@ -17,22 +17,39 @@ from vqedge.cli.options import (
     GpuLayersOption,
     JsonOption,
     ThreadsOption,
+    given_path,
 )
-from vqedge.errors import UsageError
+
+SuiteOption = Annotated[
+    str,
+    typer.Option(
+        help="synthetic, photos:INDEX.jsonl, photos-confirm:INDEX.jsonl, captions, "
+        "captions:INDEX.jsonl, bindings, each also with :SEED; FILE.jsonl or FILE.csv (NExT-QA)."
+    ),
+]
+BaselinesDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=given_path,
+        help="Folder of the checkpoints to compare a --checkpoint with [default: runs/baselines].",
+    ),
+]
+ReducersDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=given_path,
+        help="Folder of the checkpoints that were trained with a reducer [default: runs/reducers].",
+    ),
+]
 
 
 @app.command("eval")
 def evaluate(
     bundle: BundleOption = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Evaluate in PyTorch instead.")] = None,
-    suite: Annotated[
-        str,
-        typer.Option(
-            help="synthetic, photos:INDEX.jsonl, photos-confirm:INDEX.jsonl, captions, "
-            "captions:INDEX.jsonl, bindings, each also with :SEED; FILE.jsonl or FILE.csv "
-            "(NExT-QA)."
-        ),
-    ] = "synthetic",
+    checkpoint: Annotated[
+        Path | None, typer.Option(parser=given_path, help="Evaluate in PyTorch instead.")
+    ] = None,
+    suite: SuiteOption = "synthetic",
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Most questions [default: 300 of clips that are made, else all]."),
@@ -44,30 +61,19 @@ def evaluate(
         ),
     ] = None,
     videos: Annotated[
-        Path | None, typer.Option(help="Folder of the videos of a CSV or JSONL suite.")
+        Path | None,
+        typer.Option(parser=given_path, help="Folder of the videos of a CSV or JSONL suite."),
     ] = None,
     baselines: Annotated[
         bool,
         typer.Option("--baselines", help="Ask with shuffled frames, blind, and other trainings."),
     ] = False,
-    baselines_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the checkpoints to compare a --checkpoint with "
-            "[default: runs/baselines]."
-        ),
-    ] = None,
+    baselines_dir: BaselinesDirOption = None,
     reducers: Annotated[
         str | None,
         typer.Option(help="Other reducers' tokens through a --checkpoint: all, or names as tome."),
     ] = None,
-    reducers_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the checkpoints that were trained with a reducer "
-            "[default: runs/reducers]."
-        ),
-    ] = None,
+    reducers_dir: ReducersDirOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -78,58 +84,50 @@ def evaluate(
 
     Example: vqedge eval -m tiny.vqedge --suite synthetic --limit 300 --json
     """
-    if reducers is not None:
-        from vqedge.commands.reducers import require_alone, run_reducers
+    from vqedge.commands.evaluate import EvalOptions, run_eval
+    from vqedge.commands.reducers import ReducersOptions, run_reducers
+    from vqedge.commands.session import RunsOn
 
-        require_alone(
-            {
-                "-m": bundle is not None,
-                "--baselines": baselines,
-                "--baselines-dir": baselines_dir is not None,
-                "--backend": backend != "auto",
-                "--threads": threads is not None,
-                "--gpu-layers": gpu_layers is not None,
-                "--show": show,
-            }
-        )
-        run_reducers(
-            reducers,
-            suite,
-            checkpoint,
+    if reducers is not None:
+        beside = {
+            "-m": bundle is not None,
+            "--baselines": baselines,
+            "--baselines-dir": baselines_dir is not None,
+            "--backend": backend != "auto",
+            "--threads": threads is not None,
+            "--gpu-layers": gpu_layers is not None,
+            "--show": show,
+        }
+        asked = ReducersOptions(
+            names=reducers,
+            checkpoint=checkpoint,
             budget=budget,
             limit=limit,
             videos=videos,
-            trained=reducers_dir or Path("runs/reducers"),
-            as_json=as_json,
+            trained=reducers_dir,
+            beside=beside,
         )
+        run_reducers(suite, options=asked, as_json=as_json)
         return
-    from vqedge.commands.evaluate import EvalOptions, run_eval
-    from vqedge.commands.session import RunsOn
-
-    _refuse_idle("--reducers-dir", reducers_dir, "--reducers NAMES")
-    if not baselines:
-        _refuse_idle("--baselines-dir", baselines_dir, "--baselines")
     options = EvalOptions(
         checkpoint=checkpoint,
         limit=limit,
         budget=budget_from_text(budget),
         videos=videos,
-        baselines=(baselines_dir or Path("runs/baselines")) if baselines else None,
+        baselines=baselines,
+        baselines_dir=baselines_dir,
+        reducers_dir=reducers_dir,
         runs_on=RunsOn(backend, threads, gpu_layers),
         show=show,
     )
     run_eval(suite, bundle, options=options, as_json=as_json)
 
 
-def _refuse_idle(option: str, folder: Path | None, reader: str) -> None:
-    if folder is not None:
-        raise UsageError(f"{option}: is where {reader.split()[0]} looks; add {reader}")
-
-
 @app.command()
 def bench(
     video: Annotated[
-        Path | None, typer.Argument(help="Clip to time [default: a generated one].")
+        Path | None,
+        typer.Argument(parser=given_path, help="Clip to time [default: a generated one]."),
     ] = None,
     bundle: BundleOption = None,
     runs: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 5,
@@ -159,7 +157,10 @@ def bench(
 @app.command()
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Bundle, checkpoint, .vqt, .onnx, .gguf, .safetensors, .engine.")
+        Path,
+        typer.Argument(
+            parser=given_path, help="Bundle, checkpoint, .vqt, .onnx, .gguf, .safetensors, .engine."
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:

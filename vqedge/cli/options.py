@@ -7,18 +7,36 @@ from typing import Annotated, Optional
 
 import typer
 
+
+def not_empty(text: str) -> str:
+    """What names a file or folder; empty, as a variable that is not set, it would name this folder.
+
+    Raises:
+        BadParameter: it is empty.
+    """
+    if not text:
+        raise typer.BadParameter("it is empty; give a path")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """Every path of the command line; see `not_empty`."""
+    return Path(not_empty(text))
+
+
 BundleOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
     typer.Option(
         "-m",
         "--model",
+        parser=given_path,
         metavar="BUNDLE",
         help="Bundle to use [default: $VQEDGE_BUNDLE, tiny.vqedge or build/tiny.vqedge].",
     ),
 ]
 BundleArgument = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Argument(help="The bundle [default: that of -m]."),
+    typer.Argument(parser=given_path, help="The bundle [default: that of -m]."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
@@ -79,7 +97,9 @@ CapabilitiesOption = Annotated[
 CalibrateOption = Annotated[
     Path | None,
     typer.Option(
-        "--calibrate", help="Folder of videos to calibrate int8 engines on, beside generated clips."
+        "--calibrate",
+        parser=given_path,
+        help="Folder of videos to calibrate int8 engines on, beside generated clips.",
     ),
 ]
 PluginOption = Annotated[

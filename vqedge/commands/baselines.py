@@ -149,7 +149,7 @@ def report_of(subject: Subject, suite: str, items: Sequence[Item], on_item: OnIt
 
 
 def print_comparison(reports: Mapping[str, EvalReport]) -> None:
-    """One line a report, then accuracy by kind with a column each."""
+    """One line a report, then accuracy by kind with a column each, empty where one has no such."""
     documents = {name: report.to_dict() for name, report in reports.items()}
     for name, document in documents.items():
         low, high = document["interval"]
@@ -157,12 +157,16 @@ def print_comparison(reports: Mapping[str, EvalReport]) -> None:
         share = f"{document['accuracy']:6.1%} [{low:.1%}, {high:.1%}]"
         result(f"{name:<24} {share}  {document['tokens_mean']:.1f} tokens{steps}")
     result(" " * 12 + "".join(f"  {name:>7}" for name in documents))
-    for kind in next(iter(documents.values()))["by_kind"]:
-        shares = (
-            f"  {document['by_kind'][kind]['accuracy']:{max(len(name), 7)}.1%}"
+    for kind in sorted({kind for document in documents.values() for kind in document["by_kind"]}):
+        cells = (
+            f"  {_share(document['by_kind'].get(kind)):>{max(len(name), 7)}}"
             for name, document in documents.items()
         )
-        result(f"{kind:<12}" + "".join(shares))
+        result(f"{kind:<12}{''.join(cells)}".rstrip())
+
+
+def _share(row: Mapping[str, Any] | None) -> str:
+    return f"{row['accuracy']:.1%}" if row else ""
 
 
 def _opened(name: str, answerer: Answerer) -> Subject:

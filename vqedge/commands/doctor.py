@@ -92,7 +92,7 @@ def _findings(check: Check, bundle: Path | None) -> Iterator[Finding]:
         logger.debug("%s", check.__name__, exc_info=True)
         name = check.__name__.strip("_").replace("_", " ")
         fix = "mend what the lines above name, then try again"
-        found, required = f"{type(error).__name__}: {error}", check not in _FOR_ENGINES
+        found, required = f"{type(error).__name__}: {error}", check not in _OPTIONAL_CHECKS
         yield Finding(name, found, "to be checked", False, fix, required)
 
 
@@ -233,7 +233,7 @@ def _flavours() -> list[Flavour]:
 
 def _disk(_: Path | None) -> Iterator[Finding]:
     folder = cache_root()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     free_gb = shutil.disk_usage(there).free / 1e9
     found, needed = f"{free_gb:.1f} GB free", f">= {_MIN_FREE_GB:g} GB, to fetch or assemble"
     fix = "free some space, or set VQEDGE_CACHE to another disk"
@@ -268,13 +268,15 @@ def _bundle(bundle: Path | None) -> Iterator[Finding]:
 
 
 def _bundle_fix(root: Path) -> str:
-    """What makes it; in the place of a damaged one, what made that."""
+    """What makes it; of a damaged one, what mends it where there is no clone, too."""
     if not os.path.lexists(root):
         return f"vqedge assemble models/tiny -o {shlex.quote(str(root))}"
     if not replaceable(root):
         return "give a bundle, or make one: vqedge assemble models/tiny -o NAME.vqedge"
-    checkpoint = "models/tiny" if root.name == _TINY else "CHECKPOINT"
-    return f"vqedge assemble {checkpoint} -o {shlex.quote(str(root))} --overwrite"
+    again = "copy the bundle again, or "
+    if root.name != _TINY:
+        return again + "export it again"
+    return again + f"make it: vqedge assemble models/tiny -o {shlex.quote(str(root))} --overwrite"
 
 
 def _llama_cpp(bundle: Path | None) -> Iterator[Finding]:
@@ -336,7 +338,8 @@ CHECKS: tuple[Check, ...] = (
     _bundle,
     _llama_cpp,
 )
-_FOR_ENGINES = (_nvidia_driver, _plugin, _engine)  # the default job needs none
+# an answer needs nothing of them
+_OPTIONAL_CHECKS = (_openvino, _backends, _nvidia_driver, _plugin, _engine, _disk, _base_weights)
 
 
 def _version(name: str) -> str | None:

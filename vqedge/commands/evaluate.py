@@ -23,11 +23,13 @@ from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, missing_videos, suite_items, suite_version
-from vqedge.errors import UsageError
+from vqedge.errors import UsageError, VqedgeError
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
 from vqedge_runtime.vqt import is_vqt
+
+_BASELINES = Path("runs/baselines")
 
 
 class BundleAnswerer:
@@ -87,24 +89,32 @@ class EvalOptions:
         limit: most questions.
         budget: most tokens a clip.
         videos: folder of the videos that the suite names.
-        baselines: folder of the checkpoints to compare with, if that is wanted.
+        baselines: compare it with others.
+        baselines_dir: folder of the checkpoints to compare with, in place of the usual one.
+        reducers_dir: of no use here; given by mistake.
         runs_on: where a bundle's models run.
         show: print every answer on stderr.
 
     Raises:
-        UsageError: a checkpoint, and a backend for it.
+        UsageError: a checkpoint, and a backend for it; or a folder that nothing looks into.
     """
 
     checkpoint: Path | None = None
     limit: int | None = None
     budget: Budget | None = None
     videos: Path | None = None
-    baselines: Path | None = None
+    baselines: bool = False
+    baselines_dir: Path | None = None
+    reducers_dir: Path | None = None
     runs_on: RunsOn = BEST_HERE
     show: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no suite makes right, before any file is opened."""
+        if self.reducers_dir is not None:
+            raise UsageError("--reducers-dir: is where --reducers looks; add --reducers NAMES")
+        if self.baselines_dir is not None and not self.baselines:
+            raise UsageError("--baselines-dir: is where --baselines looks; add --baselines")
         if self.checkpoint is not None and self.runs_on != BEST_HERE:
             raise UsageError(
                 "--checkpoint runs in PyTorch: leave out --backend, --threads and --gpu-layers"
@@ -122,15 +132,18 @@ def run_eval(
 
     Raises:
         UsageError: a bundle and a checkpoint, or no such suite.
-        VideoError: clips or questions cannot be read; all others were asked, and the report is
+        ConfigError: the suite names a `.vqt`, and what is asked for wants frames.
+        VideoError: clips, questions or baselines failed; all others were asked, and the report is
             printed.
     """
     wanted = options or EvalOptions()
     if bundle is not None and wanted.checkpoint is not None:
         raise UsageError("give a bundle (-m) or --checkpoint, not both")
     items = suite_items(suite, wanted.limit, wanted.videos)
-    if wanted.baselines is not None:
+    if wanted.baselines:
         require_frames(items, "--baselines", "shuffle")
+    if wanted.budget is not None and wanted.checkpoint is None:
+        require_frames(items, "--budget", "encode")
     with ExitStack() as stack:
         answerer = _answerer(stack, bundle, wanted)
         told = _measured(answerer, suite, bundle, wanted) if as_json else {}
@@ -138,12 +151,15 @@ def run_eval(
         steps = steps_of(wanted.checkpoint) if wanted.checkpoint else None
         report = _asked(Subject(suite, lambda: answerer, steps), suite, items, wanted.show)
         for other in others:
-            report.baselines[other.name] = _asked(other, suite, items, wanted.show)
+            try:
+                report.baselines[other.name] = _asked(other, suite, items, wanted.show)
+            except VqedgeError as error:  # the report of all others is not lost
+                report.failed.append(f"{other.name}: {error}")
     if as_json:
         json_result(report.to_dict() | told)
     else:
         _print_table(report)
-    require_all_read(report.failed)
+    require_all_read(_failures(report))
 
 
 def _answerer(stack: ExitStack, bundle: Path | None, wanted: EvalOptions) -> PerturbedAnswerer:
@@ -178,9 +194,10 @@ def _measured(
 
 def _others(answerer: PerturbedAnswerer, wanted: EvalOptions) -> Sequence[Subject]:
     """What the answers are compared with, if that is wanted."""
-    if wanted.baselines is None:
+    if not wanted.baselines:
         return ()
-    return baselines_of(answerer, wanted.checkpoint, wanted.baselines, wanted.budget)
+    folder = wanted.baselines_dir or _BASELINES
+    return baselines_of(answerer, wanted.checkpoint, folder, wanted.budget)
 
 
 def _asked(subject: Subject, suite: str, items: Sequence[Item], show: bool) -> EvalReport:
@@ -190,6 +207,17 @@ def _asked(subject: Subject, suite: str, items: Sequence[Item], show: bool) -> E
         return report_of(subject, suite, items, _show)
     with progress(subject.name, len(items)) as advance:
         return report_of(subject, suite, items, lambda *_: advance(""))
+
+
+def _failures(report: EvalReport) -> list[str]:
+    """Its own, and what failed in a baseline alone."""
+    alone = [
+        f"{name}: {line}"
+        for name, baseline in report.baselines.items()
+        for line in baseline.failed
+        if line not in report.failed
+    ]
+    return report.failed + alone
 
 
 def _show(item: Item, reply: Reply, hit: bool) -> None:

@@ -66,10 +66,10 @@ def require_frames(items: Iterable[Item], option: str, purpose: str) -> None:
 
 
 def require_all_read(failed: Sequence[str]) -> None:
-    """Say what of a suite could not be read, once the figures of the rest are printed.
+    """Say what of a suite failed, once the figures of the rest are printed.
 
     Args:
-        failed: why, a line for each clip or question.
+        failed: why, a line for each clip, question, or model that was to be asked.
 
     Raises:
         VideoError: there is one.
@@ -78,8 +78,8 @@ def require_all_read(failed: Sequence[str]) -> None:
         say(f"failed: {failure}")
     if failed:
         raise VideoError(
-            f"{len(failed)} clips or questions could not be read; they are listed above, "
-            "the figures are of all others"
+            f"{len(failed)} clips, questions or models failed; they are listed above, the figures "
+            "are of all others"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,7 @@ from vqedge.commands.measured import machine, model_of_checkpoint, versions
 from vqedge.commands.output import json_result, result, say
 from vqedge.config import QuantizerConfig
 from vqedge.data.suites import Item, suite_items, suite_version
-from vqedge.errors import UsageError, VideoError, VqtError
+from vqedge.errors import UsageError, VideoError, VqedgeError, VqtError
 from vqedge.evaluate import EvalReport, evaluate
 from vqedge.reducers import (
     PREFIX,
@@ -38,10 +39,50 @@ if TYPE_CHECKING:
 OWN = "vqtoken"  # the checkpoint's own quantizer; its row says its kind if that is no k-means
 _CLIPS = 5  # that time, memory and error are measured on
 _AUTO = "auto"
+_TRAINED = Path("runs/reducers")
 _KEYS = (
     *("n", "clips", "accuracy", "interval", "by_clip", "failed"),
     *("tokens_mean", "tokdense", "by_kind"),
 )
+
+Row = dict[str, Any]
+"""Of one reducer at one budget, as scripts read it."""
+
+
+@dataclass(frozen=True)
+class ReducersOptions:
+    """Which reducers are evaluated, and on what: see `vqedge eval --help`.
+
+    Attributes:
+        names: of the reducers, as users write them.
+        checkpoint: whose bridge reads their tokens.
+        budget: one or several, as users write them.
+        limit: most questions.
+        videos: folder of the videos that the suite names.
+        trained: folder of the checkpoints that were trained with one, in place of the usual one.
+        beside: of every option that says nothing of reducers, whether it was given.
+
+    Raises:
+        UsageError: no checkpoint, or such an option.
+    """
+
+    names: str
+    checkpoint: Path | None
+    budget: str | None = None
+    limit: int | None = None
+    videos: Path | None = None
+    trained: Path | None = None
+    beside: Mapping[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no suite makes right, before any file is opened."""
+        if odd := [option for option, there in self.beside.items() if there]:
+            raise UsageError(
+                f"--reducers runs a --checkpoint in PyTorch, every reducer alike: leave out "
+                f"{', '.join(odd)}"
+            )
+        if self.checkpoint is None:
+            raise UsageError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
 
 
 def names_from_text(text: str) -> list[str]:
@@ -56,22 +97,6 @@ def names_from_text(text: str) -> list[str]:
         if name not in known:
             raise UsageError(f"--reducers {name}: choose all, or of {', '.join(known)}")
     return names
-
-
-def require_alone(given: Mapping[str, bool]) -> None:
-    """See that no option was given that says nothing of reducers in PyTorch.
-
-    Args:
-        given: of every such option, whether it was.
-
-    Raises:
-        UsageError: names those that were.
-    """
-    if odd := [option for option, there in given.items() if there]:
-        raise UsageError(
-            f"--reducers runs a --checkpoint in PyTorch, every reducer alike: leave out "
-            f"{', '.join(odd)}"
-        )
 
 
 def budgets_from_text(text: str | None, quantizer: QuantizerConfig) -> list[int]:
@@ -127,49 +152,48 @@ def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
     return [name for name in names if has_room(name, patches)]
 
 
-def run_reducers(
-    names: str,
-    suite: str,
-    checkpoint: Path | None,
-    *,
-    budget: str | None = None,
-    limit: int | None = None,
-    videos: Path | None = None,
-    trained: Path,
-    as_json: bool = False,
-) -> None:
-    """Evaluate and print a row for every reducer and budget; `trained` is a folder of checkpoints.
+def run_reducers(suite: str, *, options: ReducersOptions, as_json: bool = False) -> None:
+    """Evaluate and print a row for every reducer and budget.
 
     Raises:
-        UsageError: no checkpoint, or a reducer or budget that is none.
+        UsageError: a reducer or budget that is none.
         ConfigError: a budget that the checkpoint does not have.
-        VideoError: clips or questions cannot be read; all others were asked, and the rows are
+        CheckpointError: it is incomplete, or one that was trained is.
+        VideoError: clips, questions or reducers failed; all others were asked, and the rows are
             printed.
+        VqedgeError: all reducers failed; why the first one did.
     """
-    if checkpoint is None:
-        raise UsageError("--reducers runs in PyTorch: give --checkpoint DIR, as models/tiny")
-    chosen = names_from_text(names)
+    checkpoint = options.checkpoint
+    assert checkpoint is not None
+    chosen = names_from_text(options.names)
     config = model_config_of(checkpoint)
-    chosen = with_room(chosen, config.encoder.patches, leave_out=names == "all")
-    budgets = budgets_from_text(budget, config.quantizer)
+    chosen = with_room(chosen, config.encoder.patches, leave_out=options.names == "all")
+    budgets = budgets_from_text(options.budget, config.quantizer)
     require_adaptive(chosen, budgets)
-    items = suite_items(suite, limit, videos)
+    items = suite_items(suite, options.limit, options.videos)
+    trained = trained_checkpoints(chosen, options.trained or _TRAINED)
     bench = _Bench(checkpoint, suite, items)
-    rows = [*bench.drop_in(chosen, budgets), *bench.trained(chosen, budgets, trained)]
+    rows = [*bench.drop_in(chosen, budgets), *bench.trained(trained, budgets)]
+    if bench.failed and not rows:
+        raise VqedgeError(bench.failed[0])
     if as_json:
-        json_result(bench.head() | {"rows": rows})
+        json_result(bench.head() | {"rows": rows, "failed": bench.failed})
     else:
         _print_table(rows)
-    require_all_read(list(dict.fromkeys(line for row in rows for line in row["failed"])))
+    unread = dict.fromkeys(line for row in rows for line in row["failed"])
+    require_all_read([*unread, *bench.failed])
 
 
 class _Bench:
-    """One checkpoint and the clips of a suite, shared by all reducers."""
+    """One checkpoint and the clips of a suite, shared by all reducers.
+
+    `failed` fills with why reducers have no rows, or not all.
+    """
 
     def __init__(self, checkpoint: Path, suite: str, items: Sequence[Item]) -> None:
         from vqedge.model.reduced_answer import SharedPatches
 
-        self.suite, self.items = suite, items
+        self.suite, self.items, self.failed = suite, items, list[str]()
         self.answerer = opened_checkpoint(checkpoint)
         # now: the files may change while questions are asked
         self.version, self.model = suite_version(suite), model_of_checkpoint(checkpoint)
@@ -199,32 +223,38 @@ class _Bench:
             "versions": versions(),
         }
 
-    def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def drop_in(self, names: Sequence[str], budgets: Sequence[int]) -> Iterator[Row]:
         """Rows of reducers whose tokens the checkpoint's bridge reads, though it never saw them."""
-        own = self.answerer.config.quantizer.kind
-        fixed = [budget for budget in budgets if budget != ADAPTIVE]
         for name in (name for name in names if name not in TRAINABLE):
-            kind = own if name == OWN else PREFIX + name
-            row_name = kind if name == OWN and own != "kmeans" else name
-            reduced = self._reduced(self.answerer, kind, self._quantizer(name))
-            fitting = _fitting(budgets, self.answerer.config.quantizer) if name == OWN else fixed
-            yield from self._rows(row_name, "drop-in", reduced, fitting)
+            yield from self._until_it_fails(f"{name}, drop-in", self._dropped_in(name, budgets))
 
-    def trained(
-        self, names: Sequence[str], budgets: Sequence[int], folder: Path
-    ) -> Iterator[dict[str, Any]]:
-        """Rows of the checkpoints in a folder, trained with these reducers; names those missing."""
-        found = _checkpoints(names, folder)
-        for name in (name for name in names if name not in found):
-            kind = f"model.quantizer.kind={'kmeans' if name == OWN else PREFIX + name}"
-            command = f"vqedge train recipes/reducers.yaml {kind} -o {folder / name}"
-            say(f"{name} was not trained: {command}")
+    def trained(self, found: Mapping[str, Path], budgets: Sequence[int]) -> Iterator[Row]:
+        """Rows of checkpoints that were trained with a reducer, by its name."""
         for name, path in found.items():
-            answerer, steps = opened_checkpoint(path), steps_of(path)
-            quantizer = answerer.config.quantizer
-            reduced = self._reduced(answerer, quantizer.kind, answerer.encoder.quantizer.quantizer)
-            for row in self._rows(name, "trained", reduced, _fitting(budgets, quantizer)):
-                yield row | {"steps": steps}
+            yield from self._until_it_fails(f"{name}, trained", self._trained(name, path, budgets))
+
+    def _until_it_fails(self, what: str, rows: Iterator[Row]) -> Iterator[Row]:
+        """Those of one reducer; others have theirs whatever becomes of it."""
+        try:
+            yield from rows
+        except VqedgeError as error:
+            self.failed.append(f"{what}: {error}")
+
+    def _dropped_in(self, name: str, budgets: Sequence[int]) -> Iterator[Row]:
+        config = self.answerer.config.quantizer
+        kind = config.kind if name == OWN else PREFIX + name
+        row_name = kind if name == OWN and kind != "kmeans" else name
+        reduced = self._reduced(self.answerer, kind, self._quantizer(name))
+        fixed = [budget for budget in budgets if budget != ADAPTIVE]
+        fitting = _fitting(budgets, config) if name == OWN else fixed
+        yield from self._rows(row_name, "drop-in", reduced, fitting)
+
+    def _trained(self, name: str, path: Path, budgets: Sequence[int]) -> Iterator[Row]:
+        answerer, steps = opened_checkpoint(path), steps_of(path)
+        quantizer = answerer.config.quantizer
+        reduced = self._reduced(answerer, quantizer.kind, answerer.encoder.quantizer.quantizer)
+        for row in self._rows(name, "trained", reduced, _fitting(budgets, quantizer)):
+            yield row | {"steps": steps}
 
     def _rows(
         self,
@@ -232,7 +262,7 @@ class _Bench:
         protocol: str,
         reduced: Callable[[int], ReducedAnswerer],
         budgets: Sequence[int],
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Row]:
         """Answers and costs at every budget."""
         from vqedge.commands.reducer_costs import Costs
 
@@ -303,10 +333,13 @@ def _shown(budget: int) -> int | str:
     return _AUTO if budget == ADAPTIVE else budget
 
 
-def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Those in sub-folders that were trained with one of these, by its name.
+def trained_checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Those in sub-folders that were trained with one of these, by its name; says what is missing.
 
     A second one with the same reducer has its folder's name in brackets behind it.
+
+    Raises:
+        CheckpointError: one in the folder is incomplete.
     """
     found: dict[str, Path] = {}
     for path in sorted(file.parent for file in folder.glob(f"*/{CONFIG}")):
@@ -314,16 +347,20 @@ def _checkpoints(names: Sequence[str], folder: Path) -> dict[str, Path]:
         name = OWN if kind == "kmeans" else reducer_of(kind)
         if name is not None and name in names:
             found[f"{name} ({path.name})" if name in found else name] = path
+    for name in (name for name in names if name not in found):
+        kind = f"model.quantizer.kind={'kmeans' if name == OWN else PREFIX + name}"
+        command = f"vqedge train recipes/reducers.yaml {kind} -o {folder / name}"
+        say(f"{name} was not trained: {command}")
     return found
 
 
-def _row(name: str, protocol: str, budget: int, report: EvalReport) -> dict[str, Any]:
+def _row(name: str, protocol: str, budget: int, report: EvalReport) -> Row:
     document = report.to_dict()
     row = {"reducer": name, "protocol": protocol, "budget": _shown(budget)}
     return row | {key: document[key] for key in _KEYS}
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+def _print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         low, high = row["interval"]
         line = (

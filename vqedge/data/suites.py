@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 # raised when the same clips are asked other questions
 _WORLD_ASKED, _PHOTOS_ASKED, _CAPTIONS_ASKED, _BINDINGS_ASKED = 2, 3, 1, 1
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
+# the first is taken where a video is there in several
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
 
@@ -114,7 +115,8 @@ def frames_of(
         uint8 RGB `[count, size, size, 3]`.
 
     Raises:
-        VideoError: the file cannot be decoded.
+        VideoError: the file, or a photo of the clip, cannot be decoded.
+        VqtError: the file is a `.vqt`.
     """
     if isinstance(clip, VideoFile):
         frames = read(clip.path, count, size, clip.start_s, clip.end_s)
@@ -329,7 +331,7 @@ def _videos_by_name(videos: Path) -> dict[str, Path]:
     paths = [*sorted(videos.glob("*")), *sorted(videos.glob("*/*"))]
     for suffix in _VIDEO_SUFFIXES:
         for path in paths:
-            if path.suffix == suffix and path.is_file():
+            if path.suffix.lower() == suffix and path.is_file():
                 found.setdefault(path.stem, path)
     return found
 
