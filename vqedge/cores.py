@@ -8,6 +8,11 @@ import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+from vqedge.errors import UsageError
+
+MOST_THREADS: Final = 512  # as many as llama.cpp is built for, its GGML_MAX_N_THREADS
 
 
 def usable_cores() -> int:
@@ -18,6 +23,20 @@ def usable_cores() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(cores, quota_cores() or cores)
+
+
+def check_threads(threads: int | None, name: str = "threads") -> None:
+    """Refuse so many threads that they bring a machine down, or none; None is nobody's wish.
+
+    Args:
+        threads: that somebody asks for.
+        name: of the option that says so.
+
+    Raises:
+        UsageError: so.
+    """
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"{name} {threads}: give 1 to {MOST_THREADS}, or leave it out")
 
 
 def quota_cores(

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 from vqedge.engines import MODULES, Flavour
@@ -19,6 +20,7 @@ TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"  # an engine runs only where it is as it 
 _FIRST_ERRORS = 3  # the first one names the cause, later ones its consequences
 _LAST_WARNINGS = 3
 _LONGEST = 400
+_MAKING = Lock()
 
 
 def tensorrt_module(flavour: Flavour) -> Any:
@@ -36,7 +38,6 @@ def tensorrt_module(flavour: Flavour) -> Any:
         ) from error
 
 
-@cache
 def log_of(trt: Any) -> Any:
     """The logger of a TensorRT that keeps its errors; `last_words()` gives them in one line, once.
 
@@ -44,6 +45,12 @@ def log_of(trt: Any) -> Any:
     the whole process: TensorRT goes on using the first that it was given. Call `forget()` before
     what may fail, or it is told what failed earlier.
     """
+    with _MAKING:  # a cache lets threads in side by side
+        return _made_log(trt)
+
+
+@cache
+def _made_log(trt: Any) -> Any:
     severity = trt.ILogger.Severity
     bad = (severity.ERROR, severity.INTERNAL_ERROR)
     talk = (severity.WARNING, severity.INFO)

@@ -63,6 +63,8 @@ class Video:
             each; before there is one, `tokens` holds none.
         encoder: what encoded it, as `Backend` says it; empty where there are no tokens yet, and in
             pickles of older versions.
+        note: what the user should know of it, as that it ends earlier than its file says; or
+            nothing.
     """
 
     tokens: TokenSet
@@ -77,6 +79,7 @@ class Video:
     stamp: tuple[int, int] | None = None
     frames_thwc: Frames | None = field(default=None, repr=False)
     encoder: str = ""
+    note: str = ""
 
     @property
     def end_s(self) -> float:

@@ -22,6 +22,8 @@ from vqedge.files import replacing
 from vqedge_runtime.encoders import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
+from vqedge_runtime.video.clip import PastTheEnd
+from vqedge_runtime.video.faults import PassingVideoError
 from vqedge_runtime.vqt import Header, VqtWriter, header_for, require_video
 from vqedge_runtime.vqt.file import most_segments, vqt_errors
 from vqedge_runtime.vqt.header import PART_US
@@ -226,7 +228,11 @@ class BatchEncoder:
         return self.opened
 
     def _write(self, writer: VqtWriter, clips: Iterator[_Ahead]) -> str:
-        """Encode and write windows up to the last one that decodes; a note if the rest does not."""
+        """Encode and write windows up to the last one that decodes; a note if the rest does not.
+
+        Raises:
+            VideoError: none decodes, or what stopped it may be gone at the next try.
+        """
         note = ""
         for window, future in clips:
             if future is None:
@@ -234,17 +240,18 @@ class BatchEncoder:
             try:
                 clip = future.result()
             except VideoError as error:
-                if not writer.segments:
+                if isinstance(error, PassingVideoError) or not writer.segments:
                     raise
                 note = f"ends at {window.start_s:g} s: {error}"
+                if isinstance(error, PastTheEnd):
+                    note = error.note
                 break
             codes = self._open().encode(clip.frames_thwc, self.budget)
             times = (clip.start_s, clip.duration_s, clip.times_s)
             writer.add(segment_from_codes(codes, *times))
             self.on_progress(window.job, window.share_done)
-            end_s = clip.start_s + clip.duration_s
+            note, end_s = clip.note, clip.start_s + clip.duration_s
             if window.end_s is not None and end_s < window.end_s - _SHORTEST_S:
-                note = f"ends at {end_s:g} s, earlier than it says"
                 break
         writer.finish()
         return note

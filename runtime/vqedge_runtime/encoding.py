@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from vqedge.budget import Budget
 from vqedge.bundle import Manifest
-from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.errors import BackendUnavailable, ConfigError, VideoError
 from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.budget import checked_budget
@@ -101,7 +101,7 @@ class EncodingSession:
 
         Raises:
             Stopped: `stopped` says so.
-            VideoError: nothing in the file can be decoded, or the span is empty.
+            VideoError: nothing in the file can be decoded, or the span or the path is empty.
             VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
             ConfigError: the budget is no whole number or out of range, "auto" where the bundle has
                 a fixed one, or one of a `.vqt`, which has its tokens already.
@@ -109,6 +109,8 @@ class EncodingSession:
             BundleError: the encoder's file cannot be run.
         """
         self._check_open()
+        if not os.fspath(video):  # to Path it is the current folder
+            raise VideoError("the video's path is empty; give a file or a folder")
         path = Path(video)
         if is_vqt(path):
             if budget is not None:
@@ -239,6 +241,7 @@ class EncodingSession:
             budget,
             frames_thwc=to_ask,
             encoder="" if to_ask is not None else self.encoder.name,
+            note=clip.note,
         )
 
     def _to_ask(self, frames: Frames) -> Frames | None:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from vqedge.errors import printable
 from vqedge.files import cache_root, replacing
 
 SUFFIX = ".kv"
@@ -27,6 +29,8 @@ _MAGIC = _KIND + b"\x01"
 _HEAD_BYTES = len(_MAGIC) + 32
 _SECRET_BYTES = 32
 _MOST_BYTES = 1 << 30
+
+logger = logging.getLogger(__name__)
 
 
 def kv_path(vqt: Path) -> Path:
@@ -57,14 +61,29 @@ def read_kv(path: Path, identity: bytes) -> bytes | None:
 
 
 def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
-    """Write a file whole or not at all, and over no file of another kind; whether it was done."""
+    """Write a file whole or not at all, and over no file of another kind.
+
+    Returns:
+        whether it was done; a warning says why not.
+    """
     mac = _mac(identity, state)
+    if mac is None:
+        logger.warning(
+            "%s: cannot be written, so that no .kv can be signed and the next ask reads the video "
+            "anew; name another folder in VQEDGE_CACHE",
+            printable(str(cache_root())),
+        )
+        return False
     with suppress(OSError):
-        if mac is not None and not _is_of_others(path):
+        if not _is_of_others(path):
             with replacing(path) as temporary, temporary.open("wb") as file:
                 file.write(_MAGIC + mac)
                 file.write(state)
             return True
+    logger.warning(
+        "%s: cannot be written, or is another program's; the next ask reads the video anew",
+        printable(str(path)),
+    )
     return False
 
 

@@ -8,7 +8,6 @@ with VideoQA.open("tiny.vqedge") as qa:
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing_extensions import Self
 
 from vqedge.bundle import Manifest, open_bundle
-from vqedge.errors import ConfigError, printable
+from vqedge.cores import check_threads
+from vqedge.errors import ConfigError
 from vqedge_runtime.answers import (
     NO_ENCODER,
     Answer,
@@ -55,8 +55,6 @@ from vqedge_runtime.llm import (
 from vqedge_runtime.llm.prefixes import MOST_BYTES
 from vqedge_runtime.opening import Opening
 from vqedge_runtime.vqt import PER_QUESTION
-
-logger = logging.getLogger(__name__)
 
 
 class VideoQA(EncodingSession):
@@ -119,6 +117,7 @@ class VideoQA(EncodingSession):
             ConfigError: a number is out of range.
             PromptError: the language model's chat template cannot be used.
         """
+        check_threads(threads)
         opened = open_bundle(Path(bundle))
         manifest = opened.manifest
         require_backend(encoder)
@@ -183,11 +182,7 @@ class VideoQA(EncodingSession):
             held = self.llm.prefill_video(video.rows)
             return replace(held, ms=(time.perf_counter() - began) * 1e3)
         prefix = self.llm.prefill_video(video.rows)
-        if not write_kv(Path(kv), identity, self.llm.prefix_state(video.rows)):
-            logger.warning(
-                "%s: cannot be written, or is another program's; the next ask reads the video anew",
-                printable(str(kv)),
-            )
+        write_kv(Path(kv), identity, self.llm.prefix_state(video.rows))
         return prefix
 
     def asked(self, video: Video, question: str) -> Video:
@@ -305,7 +300,7 @@ class VideoQA(EncodingSession):
         return AnswerStream(stream, lambda result: self._answer(encoded, result, spent))
 
     def evidence(self, video: Video | PathLike, question: str, answer: str) -> Evidence:
-        """Which codes an answer hangs on, and when they are to be seen; up to 48 more prompts.
+        """Which codes an answer hangs on, and when they are to be seen; up to 49 more prompts.
 
         Ends a stream.
 

@@ -14,6 +14,7 @@ from vqedge_runtime.tokens import Codes, TokenSet
 from vqedge_runtime.video import images_in
 from vqedge_runtime.video.clip import fault_of_span
 from vqedge_runtime.video.faults import video_fault, video_faults
+from vqedge_runtime.video.source import require_media_file
 from vqedge_runtime.vqt import (
     Header,
     Origin,
@@ -62,6 +63,7 @@ def origin_from_path(path: Path, stamp: tuple[int, int] | None = None) -> Origin
 def _origin_from_path(path: Path) -> Origin:
     with video_faults(path):
         if not path.is_dir():
+            require_media_file(path)
             return Origin(path.stat().st_size, file_sha256(path))
         digest, size_bytes = hashlib.sha256(), 0
         for image in images_in(path):

@@ -44,6 +44,11 @@ class Codes:
         return len(self.values)
 
     @property
+    def patch_counts(self) -> npt.NDArray[np.int64]:
+        """How many patches have each code, `[k]`."""
+        return np.bincount(self.index_map.ravel(), minlength=self.count)
+
+    @property
     def ids(self) -> npt.NDArray[np.int32] | None:
         """Ids of a learned codebook, which mean the same in every video; None without one."""
         return self.values.astype(np.int32) if self.values.dtype.kind == "i" else None

@@ -173,7 +173,7 @@ def test_the_likeliest_choice_is_that_of_the_runtimes_rule(parts: Any) -> None:
             totals = tuple(slow_totals(parts, clip, question, choices))
             counts = tuple(len(choice) + 1 for choice in choices)
             means = [total / count for total, count in zip(totals, counts, strict=True)]
-            expected.append(ChoiceScores(choices, totals, counts).best)
+            expected.append(ChoiceScores(choices, totals).best)
             by_mean.append(choices[means.index(max(means))])
             found.append(reply_of(answerer, item_of(clip, question, *choices)).text)
     assert found == expected

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vqedge.cores import quota_cores
+from vqedge.cores import MOST_THREADS, check_threads, quota_cores
+from vqedge.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,14 @@ def test_the_smallest_quota_of_a_service_and_of_what_it_is_in(
     (tmp_path / "system.slice/ask.service/cpu.max").write_text("200000 100000\n")
     (tmp_path / "own").write_text(own)
     assert quota_cores(tmp_path, tmp_path / "own") == cores
+
+
+def test_more_threads_than_llama_cpp_takes_are_refused() -> None:
+    for fits in (None, 1, MOST_THREADS):
+        check_threads(fits)
+    for wrong in (0, -1, MOST_THREADS + 1):
+        with pytest.raises(UsageError, match=f"--threads {wrong}: give 1 to 512, or leave it out"):
+            check_threads(wrong, "--threads")
 
 
 @pytest.mark.parametrize("told", ["4,2", ""])

@@ -81,7 +81,7 @@ def test_the_unreduced_prompt_is_read_whole_in_a_context_that_is_there(
     found = bench._asked_unreduced(qa, clip, 2)
     assert sizes[0] < 400 < sizes[1] == sizes[2], "the first is a warm-up"
     assert [answer.reused_prefix for answer in found] == [False, False]
-    assert {answer.video_tokens for answer in found} == {400}
+    assert {400 < answer.prompt_tokens < 500 for answer in found} == {True}
 
 
 def test_of_a_code_of_many_words_the_unreduced_prompt_has_the_first(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ from vqedge_runtime.tokens import TokenSet
 
 
 class Timed(FakeEncoder):
-    """A fake that takes its time, and counts how often it was opened."""
+    """A fake that takes its time, by a clock of its own, and counts how often it was opened."""
+
+    now_s = 0.0
 
     def __init__(self, label: str, seconds: float, opened: list[str]) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Timed(FakeEncoder):
         return self.label
 
     def encode(self, frames_thwc: np.ndarray, budget: int, text: Any = None) -> TokenSet:
-        time.sleep(self.seconds)
+        Timed.now_s += self.seconds
         return super().encode(frames_thwc, budget)
 
 
@@ -57,7 +58,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def timed(label: str, seconds: float) -> Any:
         return lambda *_: Timed(label, seconds, opened)
 
-    rows = {"onnxruntime": timed("slow", 0.03), "openvino": timed("quick", 0.001)}
+    monkeypatch.setattr(auto.time, "perf_counter", lambda: Timed.now_s)
+    rows = {"onnxruntime": timed("slow", 0.3), "openvino": timed("quick", 0.1)}
     for name, opens in (rows | {"onnxruntime-cuda": broken}).items():
         monkeypatch.setitem(ENCODERS, name, EncoderBackend(opens, lambda: None))
     return opened
@@ -273,12 +275,19 @@ def test_one_candidate_is_taken_without_measuring(
     assert opened == ["slow"]
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(
-    bundle: Bundle, opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_cache_that_cannot_be_written_costs_time_only_and_is_told(
+    bundle: Bundle,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "file" / "below"))
     assert open_encoder("auto", bundle).name.startswith("quick")
+    told = [record for record in caplog.records if "VQEDGE_CACHE" in record.getMessage()]
+    assert len(told) == 1 and told[0].levelname == "WARNING"
+    assert told[0].getMessage().startswith(f"{tmp_path}/file/below: cannot be written")
 
 
 def test_nothing_that_runs_is_an_error_with_the_reasons(

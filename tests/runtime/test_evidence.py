@@ -40,7 +40,7 @@ class Additive(FakeLanguageModel):
         self, video: VideoRows, question: str, choices: Sequence[str]
     ) -> ChoiceScores:
         super().score_choices(video, question, choices)
-        return ChoiceScores(tuple(choices), (float(video.rows[:, 0].sum()),), (2,))
+        return ChoiceScores(tuple(choices), (float(video.rows[:, 0].sum()),))
 
 
 def test_a_drop_is_what_the_answer_loses_without_the_code() -> None:
@@ -63,7 +63,7 @@ class Either(FakeLanguageModel):
     ) -> ChoiceScores:
         super().score_choices(video, question, choices)
         seen = set(video.rows[:, 0].astype(int)) & {4, 13}
-        return ChoiceScores(tuple(choices), (-0.001 if seen else -9.0,), (2,))
+        return ChoiceScores(tuple(choices), (-0.001 if seen else -9.0,))
 
 
 def test_codes_that_show_the_same_thing_both_have_evidence() -> None:

@@ -81,8 +81,24 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text().startswith("Button")
 
 
-def test_where_nothing_can_be_written_nothing_is(tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_nothing_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert not write_kv(tmp_path / "no" / "such" / "folder.kv", b"who", STATE)
+    [record] = caplog.records
+    assert "folder.kv: cannot be written, or is another program's" in record.getMessage()
+
+
+def test_where_no_secret_can_be_kept_the_cache_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VQEDGE_CACHE", str(tmp_path / "file"))
+    assert not write_kv(tmp_path / "clip.kv", b"who", STATE)
+    [record] = caplog.records
+    message = record.getMessage()
+    assert record.levelname == "WARNING" and "VQEDGE_CACHE" in message
+    assert message.startswith(f"{tmp_path}/file: cannot be written") and "clip.kv" not in message
 
 
 @pytest.mark.parametrize("left", [b"", b"half"])

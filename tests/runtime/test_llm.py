@@ -134,7 +134,6 @@ def test_rows_beyond_one_batch_are_read_and_the_context_grows(wild: Any) -> None
     long = video(5, rows=700)
     assert wild._reader.context.size == 256
     answer = wild.ask(long, "So?", DecodingOptions(max_tokens=2))
-    assert answer.video_tokens == 700
     assert answer.prompt_tokens > 700
     assert wild._reader.context.size == CONTEXT
     assert wild.ask(long, "So?", DecodingOptions(max_tokens=2)).reused_prefix
@@ -159,7 +158,7 @@ def test_an_interrupt_while_the_context_grows_leaves_the_model_usable(
     monkeypatch.setattr(context, "close", interrupted)
     with pytest.raises(KeyboardInterrupt):
         wild.prefill_video(video(5, rows=700))
-    assert wild.ask(video(4), "So?", DecodingOptions(max_tokens=1)).video_tokens == 8
+    assert wild.ask(video(4), "So?", DecodingOptions(max_tokens=1)).prompt_tokens > 8
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_counts(wild: Any) -> None:
@@ -175,9 +174,27 @@ def test_a_prompt_longer_than_the_context_is_refused_with_counts(wild: Any) -> N
 def test_max_context_is_kept(wild_path: Path) -> None:
     with (
         open_llama_cpp(wild_path, threads=1, max_context=256) as llm,
-        pytest.raises(PromptError, match="has 256"),
+        pytest.raises(PromptError, match="max_context is 256; shorten"),
     ):
         llm.prefill_video(video(rows=300))
+
+
+def test_max_context_holds_the_template_and_a_row(wild: Any, wild_path: Path) -> None:
+    least = len(wild.prompt_ids("So?")[0]) + 1
+    for limit in (1, least - 1):
+        with pytest.raises(ConfigError, match=rf"max_context is {limit}, .* take {least}; "):
+            open_llama_cpp(wild_path, threads=1, max_context=limit)
+    with open_llama_cpp(wild_path, threads=1, max_context=least) as llm:
+        assert llm.prefill_video(video(rows=1)).tokens == least
+
+
+@pytest.mark.parametrize(("context", "rows"), [(1, 60), (300, 400)])
+def test_a_first_context_of_any_size_takes_whatever_there_is_room_for(
+    wild: Any, wild_path: Path, context: int, rows: int
+) -> None:
+    clip, options = video(rows=rows), DecodingOptions(max_tokens=1)
+    with open_llama_cpp(wild_path, threads=1, context=context) as llm:
+        assert llm.ask(clip, "So?", options).text == wild.ask(clip, "So?", options).text
 
 
 @pytest.mark.parametrize("question", ["", " \n\t "])
@@ -293,13 +310,12 @@ def test_choices_score_as_each_prompt_from_scratch(
     scores = llm.score_choices(clip, question, choices)
     reader = llm._reader
     prompt = [*llm.tokens_from_text("\n" + question), *reader._after]
-    for choice, total, count in zip(choices, scores.totals, scores.token_counts, strict=True):
+    for choice, total in zip(choices, scores.totals, strict=True):
         (answer,) = llm._answers.ids([choice])
         logits = llm.logits(reader._before, clip.rows, prompt + answer).astype(np.float64)
         rows = logits[-len(answer) - 1 : -1]
         expected = sum(r[t] - np.log(np.exp(r).sum()) for r, t in zip(rows, answer, strict=True))
         assert total == pytest.approx(expected, abs=2e-3)
-        assert count == len(answer)
     assert sum(scores.probabilities) == pytest.approx(1)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from own_memory import anonymous_mb
@@ -142,6 +146,20 @@ def test_hundreds_of_questions_do_not_grow_the_process(wild_path: Path) -> None:
         grown = anonymous_mb() - before
     print(f"grown by {grown:.2f} MB")
     assert grown < 4
+
+
+def test_threads_that_start_llama_cpp_together_start_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes on calling the log that it was given last, so there must be no other."""
+    from vqedge_runtime.llm import native
+
+    library = Mock(llama_backend_init=lambda: time.sleep(0.1))
+    monkeypatch.setattr(native, "lib", library)
+    monkeypatch.setattr(native, "_started", functools.cache(native._started.__wrapped__))
+    with ThreadPoolExecutor(4) as pool:
+        logs = {started.result() for started in [pool.submit(native.backend) for _ in range(4)]}
+    assert len(logs) == library.llama_log_callback.call_count == 1
 
 
 def test_a_model_left_open_ends_with_the_process_in_silence(parrot_path: Path) -> None:

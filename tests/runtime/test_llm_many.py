@@ -54,7 +54,7 @@ def test_answers_are_those_of_each_prompt_alone(parrot: Any) -> None:
     assert [answer.text for answer in found] == [SPEECH] * 17
     assert all(answer.stopped for answer in found)
     one = [parrot.ask(prompt.video, prompt.question) for prompt in prompts]
-    for field in ("prompt_tokens", "video_tokens", "generated_tokens"):
+    for field in ("prompt_tokens", "generated_tokens"):
         assert [getattr(a, field) for a in found] == [getattr(a, field) for a in one]
     cut = parrot.ask_many(prompts[:2], DecodingOptions(max_tokens=3))
     assert [(a.text, a.stopped) for a in cut] == [("é�", False)] * 2
@@ -145,6 +145,25 @@ def test_what_is_refused_leaves_the_model_usable(wild: Any) -> None:
     wild.close()
     with pytest.raises(BackendUnavailable, match="closed"):
         wild.ask_many([Prompt(clip, "Still there?")])
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (Prompt(video(9), " "), PromptError),
+        (Prompt(video(9), "why " * CONTEXT), PromptError),
+        (Prompt(video(9, rows=CONTEXT), "Which?"), PromptError),
+        (Prompt(video(width=64), "Which?"), BundleError),
+    ],
+)
+def test_what_the_last_prompt_cannot_be_asked_is_told_before_any_is_read(
+    wild: Any, monkeypatch: pytest.MonkeyPatch, bad: Prompt, error: type[Exception]
+) -> None:
+    prompts = [*(Prompt(clip, "Which?") for clip in clips(20)), bad]  # 20 are more than one group
+    monkeypatch.setattr(type(wild._reader.context), "_decode", lambda *_: pytest.fail("it read"))
+    for ask in (lambda: wild.ask_many(prompts), lambda: wild.score_many(prompts, "so")):
+        with pytest.raises(error):
+            ask()
 
 
 def test_a_stream_is_ended_by_newer_prompts(wild: Any) -> None:

@@ -12,7 +12,7 @@ from tiny_bundle import write_bundle
 
 from vqedge.bundle import Bundle
 from vqedge.commands.ask import run_ask
-from vqedge.errors import BackendUnavailable
+from vqedge.errors import BackendUnavailable, ConfigError
 from vqedge_runtime import VideoQA
 from vqedge_runtime import session as session_module
 from vqedge_runtime.bridge.fake import FakeBridge
@@ -130,6 +130,16 @@ def test_without_ahead_nothing_is_opened_until_it_is_needed(
         assert tried == []
         qa.encode_frames(FRAMES)
     assert tried == ["MainThread"]
+
+
+@pytest.mark.parametrize("threads", [0, 20_000])
+def test_so_many_threads_are_refused_before_anything_is_opened(
+    threads: int, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = opened_in(monkeypatch)
+    with pytest.raises(ConfigError, match=f"threads {threads}: give 1 to 512"):
+        VideoQA.open(models, encoder="onnxruntime", encoder_ahead=True, threads=threads)
+    assert tried == []
 
 
 def test_llama_cpp_is_started_before_there_is_another_thread(

@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import bench_search as bench
 import numpy as np
 import pytest
+import tiny_vqt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -191,6 +192,26 @@ def test_clips_of_another_model_are_not_compared(folder: Path, made: bench.Made)
     assert {(item.match, item.path) for item in found} == {(-1.0, None)}
 
 
+def test_what_shares_no_first_id_is_no_hit_and_has_a_match_of_0(tmp_path: Path) -> None:
+    """As comparing with all says, whether or not another code of the query shares one."""
+    head = tiny_vqt.header(**tiny_vqt.LEARNED)
+    there = tiny_vqt.segment(learned=True).codes  # their first ids are 1, 3 and 15
+    write(tmp_path / "a.vqt", head, there)
+    for values, hits, found in (
+        ([[7, 2], [8, 4], [9, 0]], [], [(0, None)] * 3),
+        ([[7, 2], [3, 0], [15, 0]], [b"a.vqt"], [(0, None), (0.5, b"a.vqt"), (1, b"a.vqt")]),
+    ):
+        codes = Codes(there.index_map, np.array(values, np.int32))
+        assert [match for match, _ in found] == matches(codes.values, there.values).max(1).tolist()
+        query = Query(codes, space_of(head))
+        _, (alike, new) = ask_folder(tmp_path, lambda i, q=query: (similar(i, q, 5), novel(i, q)))
+        assert [hit.path for hit in alike] == hits
+        assert [(item.match, item.path) for item in new] == found
+    alone = Query(there, space_of(head), path=b"a.vqt")
+    _, new = ask_folder(tmp_path, lambda index: novel(index, alone))
+    assert {item.match for item in new} == {-1}, "a clip is not compared with itself"
+
+
 def test_segments_are_clips(tmp_path: Path, made: bench.Made) -> None:
     write(tmp_path / "long.vqt", made.header, *made.codes[:3])
     query = Query(made.codes[1], space_of(made.header))
@@ -295,6 +316,20 @@ def test_codes_too_large_to_search_are_not_even_read(
     state, _ = ask_folder(folder, lambda _: None)
     assert (state.clips, len(state.bad)) == (0, CLIPS)
     assert "a segment may hold more than 0 MiB of codes; encode it with fewer" in state.bad[0][1]
+
+
+def test_maps_count_to_what_one_file_may_add(
+    tmp_path: Path, made: bench.Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = made.codes[0]
+    map_bytes = len(zlib.compress(codes.index_map.astype("<u2").tobytes(), 1))
+    write(tmp_path / "a.vqt", made.header, codes, codes)
+    numbers = codes.values.nbytes * 2
+    for most, clips in ((numbers + 2 * map_bytes, 2), (numbers + 2 * map_bytes - 1, 0)):
+        monkeypatch.setattr(index_module, "_MOST_BYTES", most)
+        (tmp_path / NAME).unlink(missing_ok=True)
+        state, _ = ask_folder(tmp_path, lambda _: None)
+        assert (state.clips, len(state.bad)) == (clips, not clips), state.bad
 
 
 def test_a_damaged_file_is_read_once_and_told_every_time(

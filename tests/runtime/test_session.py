@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from fake_clips import Gray
 from tiny_bundle import asking_facts, tiny_facts, tiny_quantizer, write_bundle
+from video_maker import image_bytes, numbered
 
 from vqedge.bundle import BundleFacts
 from vqedge.commands.evaluate import BundleAnswerer
@@ -255,6 +256,16 @@ def test_choices_take_no_options(qa: VideoQA) -> None:
     video = qa.encode_frames(FRAMES)
     with pytest.raises(ConfigError, match="options are for an answer that is generated"):
         qa.ask(video, "Which?", choices=["red", "blue"], options=DecodingOptions(seed=1))
+
+
+def test_an_empty_path_is_not_the_current_folder(
+    qa: VideoQA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(image_bytes(numbered(0)))
+    assert qa.encode(".").frames == 8
+    with pytest.raises(VideoError, match="the video's path is empty; give a file or a folder"):
+        qa.encode("")
 
 
 @pytest.mark.parametrize("budget", [8.5, 8.0, True, "8", b"auto"])

@@ -28,7 +28,7 @@ from video_maker import (
 
 from vqedge.errors import VideoError
 from vqedge_runtime.video import Clip, clip_from_path, source
-from vqedge_runtime.video.faults import video_faults
+from vqedge_runtime.video.faults import PassingVideoError, video_faults
 
 ODD = Path(__file__).parents[3] / "shared" / "data" / "odd"
 INDEX = {}
@@ -126,6 +126,30 @@ def test_foreign_errors_are_worded_in_one_place(error: Exception, words: str) ->
 
 
 @pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(5, "x"), True),
+        (PermissionError(13, "x"), True),
+        (FileNotFoundError(2, "x"), True),
+        (TimeoutError(), True),
+        (MemoryError(), True),
+        (av.error.MemoryError(12, "x"), True),
+        (av.error.ExitError(1, "x"), True),
+        (av.error.OSError(5, "x"), False),
+        (av.error.InvalidDataError(1, "x"), False),
+        (av.error.EOFError(1, "x"), False),
+        (NotImplementedError("yaf32le"), False),
+        (ValueError("x"), False),
+    ],
+    ids=lambda value: f"{type(value).__module__}.{type(value).__name__}",
+)
+def test_what_another_try_may_read_is_told_from_damage(error: Exception, passes: bool) -> None:
+    with pytest.raises(VideoError) as caught, video_faults(Path("a.mp4")):
+        raise error
+    assert isinstance(caught.value, PassingVideoError) == passes
+
+
+@pytest.mark.parametrize(
     ("start_s", "end_s", "words"),
     [
         (-1.0, None, "start -1.0 is not a time"),
@@ -160,8 +184,9 @@ def test_names_are_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Path(name).write_bytes(b"broken")
         assert "is not a video" in fault(Path(name))
     assert fault(Path("a\nb.mp4")).startswith(r"a\nb.mp4: "), "the line break is not lost"
-    for name in ("http://127.0.0.1/x.mp4", "RTSP://127.0.0.1:554/x.mp4"):
-        assert "x.mp4: is a URL, and only local files are read; download it" in fault(Path(name))
+    for name in ("http://127.0.0.1/x.mp4", "RTSP://127.0.0.1:554/x.mp4", "file:///none/x.mp4"):
+        with pytest.raises(VideoError, match=f"^{name}: is a URL, and only local files are read; "):
+            clip_from_path(Path(name), 8, 16)
     for name in ("frame%d.png", "c:/none.mp4", "at 10:/30.mp4"):
         assert "no such file" in fault(Path(name))
 
@@ -264,6 +289,7 @@ def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Time and size have ends."""
     path = write_video(tmp_path / "a.mp4", range(0, 800, 100))
     monkeypatch.setattr(source, "MAX_DECODE_S", 0.0)
-    assert "took more than 0 s" in fault(path)
+    with pytest.raises(PassingVideoError, match="took more than 0 s"):
+        clip_from_path(path, 4, 16)
     monkeypatch.setattr(source, "MAX_VIDEO_PIXELS", 64 * 47)
     assert "64 x 48 is more than" in fault(path)

@@ -91,7 +91,7 @@ def _run_hits(query: Query, folder: Path, settings: SearchOptions, as_json: bool
         json_result({"hits": [_hit_document(hit) for hit in hits], **_state_document(state)})
         return
     if not hits:
-        say(_nothing(settings))
+        say(_nothing(query, settings))
     for hit in hits:
         result(_hit_line(hit))
 
@@ -106,9 +106,11 @@ def _hits(index: sqlite3.Connection, query: Query, settings: SearchOptions) -> l
     return [hit for hit in found if hit.similarity >= settings.threshold]
 
 
-def _nothing(settings: SearchOptions) -> str:
+def _nothing(query: Query, settings: SearchOptions) -> str:
     if settings.duplicates:
         return "no duplicate"
+    if query.codes.ids is not None and not settings.threshold:
+        return "no clip of this bundle's kind shares a first id with it"
     if settings.threshold is not None:
         return f"no clip of this bundle's kind with a similarity of {settings.threshold:g}"
     return "no clip of this bundle's kind to compare"

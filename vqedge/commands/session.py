@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vqedge.budget import Budget
 from vqedge.commands.output import bundle_or_default, say
+from vqedge.cores import check_threads
 from vqedge_runtime import VideoQA
 from vqedge_runtime.encoders import AUTO, check_backend
 
@@ -17,7 +18,7 @@ class RunsOn:
     """Where encoder and language model run: see `vqedge ask --help`.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, or more threads than anybody has use for.
     """
 
     backend: str = AUTO
@@ -25,8 +26,9 @@ class RunsOn:
     gpu_layers: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a backend that there is not, before any file is opened."""
+        """Refuse what no bundle makes right, before any file is opened."""
         check_backend(self.backend)
+        check_threads(self.threads, "--threads")
 
 
 BEST_HERE = RunsOn()

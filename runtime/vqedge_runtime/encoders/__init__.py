@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.bundle import Bundle, Manifest
+from vqedge.cores import check_threads
 from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, UsageError
 from vqedge.nearest_codebook import OP_NAME
@@ -160,10 +161,11 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
     """Open an encoder backend by name, or the one that is fastest here.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, or more threads than there can be.
         BackendUnavailable: it cannot run here or on this bundle.
         BundleError: the file cannot be run.
     """
+    check_threads(threads)
     require_backend(name)
     if name == AUTO:
         from vqedge_runtime.encoders.auto import open_fastest

@@ -30,7 +30,7 @@ from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver, nvidia_device_files
 from vqedge.engines import MODULES
-from vqedge.errors import BackendUnavailable
+from vqedge.errors import BackendUnavailable, printable
 from vqedge.files import cache_root, locked, replacing
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
 from vqedge_runtime.encoders.providers import installed_versions
@@ -292,10 +292,16 @@ def _memory() -> _Memory:
 
 
 def _remember(key: str, measured: Measured) -> None:
-    """Add to the file; a cache that cannot be written costs the next start time only."""
+    """Add to the file; a cache that cannot be written costs every start time, and is told."""
     machines = [*_memory().machines.items(), (key, measured)][-_KEPT:]
-    with suppress(OSError):
+    try:
         memory_file().parent.mkdir(parents=True, exist_ok=True)
         with replacing(memory_file()) as temporary:
             text = _Memory(machines=dict(machines)).model_dump_json(indent=2)
             temporary.write_text(text + "\n", encoding="utf-8")
+    except OSError:
+        logger.warning(
+            "%s: cannot be written, so that every start measures again; name another folder in "
+            "VQEDGE_CACHE",
+            printable(str(cache_root())),
+        )

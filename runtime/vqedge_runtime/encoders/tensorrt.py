@@ -127,13 +127,19 @@ class TensorRTEncoder:
 
         Raises:
             BackendUnavailable: the encoder was closed, or the GPU failed.
-            BundleError: the engine failed.
+            BundleError: the engine failed, or takes frames or a text of another shape or type.
         """
         if self._context is None:
             raise BackendUnavailable("the encoder is closed; open the bundle again")
         self._cuda.use()
         for name, values in inputs_for(frames_thwc, budget, text).items():
-            self._inputs[name].array[...] = values
+            taken = self._inputs[name].array
+            if (values.dtype, values.shape) != (taken.dtype, taken.shape):  # NumPy would convert
+                given = f"{values.dtype} {values.shape}"
+                raise BundleError(
+                    f"{self._file}: {name} is {given}, want {taken.dtype} {taken.shape}"
+                )
+            taken[...] = values
         self._run()
         return codes_from_outputs({n: item.array.copy() for n, item in self._outputs.items()})
 

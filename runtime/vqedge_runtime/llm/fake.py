@@ -140,7 +140,6 @@ class FakeLanguageModel:
             lambda: Generation(
                 text="".join(said),
                 prompt_tokens=prefix.tokens + len(words),
-                video_tokens=prefix.tokens,
                 generated_tokens=len(said),
                 reused_prefix=prefix.reused,
                 stopped=len(said) == len(tokens),
@@ -172,11 +171,7 @@ class FakeLanguageModel:
             if self._scores
             else tuple(-float(i) for i in range(len(choices)))
         )
-        return ChoiceScores(
-            choices=tuple(choices),
-            totals=totals,
-            token_counts=tuple(len(choice.split()) + 1 for choice in choices),
-        )
+        return ChoiceScores(choices=tuple(choices), totals=totals)
 
     def ask_many(
         self, prompts: Sequence[Prompt], options: DecodingOptions | None = None

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from vqedge.cores import usable_cores
+from vqedge.agreement import log_softmax
+from vqedge.cores import check_threads, usable_cores
 from vqedge.errors import ConfigError, StreamEnded
 from vqedge.prompt import SYSTEM, question_text
 from vqedge_runtime.llm import many
@@ -37,7 +38,7 @@ from vqedge_runtime.llm.protocol import (
     check_choices,
 )
 from vqedge_runtime.llm.reader import Reader
-from vqedge_runtime.llm.scoring import Answers, log_likelihoods
+from vqedge_runtime.llm.scoring import Answers
 from vqedge_runtime.llm.turn import Turn, ms_since
 
 _GREEDY = DecodingOptions()
@@ -93,8 +94,8 @@ class LlamaCpp:
             ConfigError: a number is out of range.
             PromptError: the file's chat template cannot be used.
         """
-        numbers = {"threads": threads, "context": context, "max_context": max_context}
-        for name, value in numbers.items():
+        check_threads(threads)
+        for name, value in {"context": context, "max_context": max_context}.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         with ExitStack() as stack:
@@ -277,7 +278,6 @@ class LlamaCpp:
             return ChoiceScores(
                 choices=tuple(choices),
                 totals=totals,
-                token_counts=tuple(map(len, answers)),
                 prefix_ms=turn.prefix.ms,
                 question_ms=turn.question_ms,
                 total_ms=ms_since(turn.started),
@@ -342,7 +342,6 @@ class LlamaCpp:
         self._turn = Turn(
             prefix=prefix,
             prompt_tokens=prefix.tokens + suffix_tokens,
-            video_tokens=len(video.rows),
             question_ms=ms_since(started) - prefix.ms,
             started=started,
         )
@@ -375,7 +374,7 @@ class LlamaCpp:
         groups = [answers[i : i + BRANCHES] for i in range(0, len(answers), BRANCHES)]
         turn = self._begin(video, question, max(sum(map(len, group)) for group in groups))
         self._turn = None  # the branches overwrite the logits a stream would go on from
-        first = log_likelihoods(self._reader.context.last_logits())
+        first = log_softmax(self._reader.context.last_logits())
         totals = (total for group in groups for total in self._branch(turn, first, group))
         return turn, tuple(totals)
 
@@ -391,7 +390,7 @@ class LlamaCpp:
             for number in range(1, len(answers) + 1):
                 context.fork(0, number, turn.prompt_tokens)
             for (number, token), row in zip(targets, context.logits(cells), strict=True):
-                totals[number] += float(log_likelihoods(row)[token])
+                totals[number] += float(log_softmax(row)[token])
         return totals
 
 

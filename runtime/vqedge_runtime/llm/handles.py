@@ -23,6 +23,7 @@ from vqedge_runtime.llm.native import Owned, backend, check_team, lib, native_ba
 from vqedge_runtime.llm.protocol import DecodingOptions
 
 _BATCH = 512  # cells in one native call
+_ROUND = 256  # llama.cpp rounds a context up to this, and aborts at a batch above what it was told
 _OUTPUTS = 16  # logit rows in one native call; more abort the process, a limit of 512 costs 87 MB
 
 
@@ -194,14 +195,14 @@ class Context(Owned):
 
         Args:
             model: its weights stay as long as this is open.
-            size: positions in all sequences together, >= 1; llama.cpp rounds up to 256.
+            size: positions in all sequences together, >= 1, rounded up to a multiple of 256.
             threads: for reading and for generating.
 
         Raises:
             BackendUnavailable: llama.cpp cannot allocate it.
         """
         params = lib.llama_context_default_params()
-        params.n_ctx = size
+        params.n_ctx = -(-size // _ROUND) * _ROUND
         params.n_batch = params.n_ubatch = _BATCH
         params.n_threads = params.n_threads_batch = threads
         params.n_seq_max = BRANCHES + 1

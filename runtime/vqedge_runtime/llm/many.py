@@ -5,8 +5,8 @@
     sequence 2   ...
 
 What a prompt has in common with the video held is read once: all of it for several questions about
-one video, the rows before the one left out for evidence, the template for different videos. The
-numbers are those of one prompt at a time up to the rounding of larger matrix products.
+one video, the rows that it begins with like it, the template for different videos. The numbers are
+those of one prompt at a time up to the rounding of larger matrix products.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
+from vqedge.agreement import log_softmax
 from vqedge_runtime.llm.cells import BRANCHES, Cells
 from vqedge_runtime.llm.handles import Model, Sampler
 from vqedge_runtime.llm.protocol import DecodingOptions, Generation, Prompt
 from vqedge_runtime.llm.reader import Placed, Reader
-from vqedge_runtime.llm.scoring import log_likelihoods
 from vqedge_runtime.llm.turn import Turn
 
 
@@ -31,11 +31,12 @@ def generate(
     Raises:
         BackendUnavailable: the model is closed or failed.
         BundleError: rows are not as wide as the model's.
-        PromptError: a question is empty, or does not fit the context.
+        PromptError: a question is empty, or does not fit the context; told before any is read.
     """
     found: list[Generation] = []
-    for group in _groups(reader, prompts, options.max_tokens):
-        found += _generated(model, reader, prompts[group], options)
+    suffixes = reader.suffixes(prompts, options.max_tokens)
+    for group in _groups(reader, prompts, suffixes, options.max_tokens):
+        found += _generated(model, reader, prompts[group], suffixes[group], options)
     return found
 
 
@@ -48,17 +49,20 @@ def score(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) -> l
         answer: ids, the end of turn included.
     """
     totals: list[float] = []
-    for group in _groups(reader, prompts, len(answer)):
-        totals += _scored(reader, prompts[group], answer)
+    suffixes = reader.suffixes(prompts, len(answer))
+    for group in _groups(reader, prompts, suffixes, len(answer)):
+        totals += _scored(reader, prompts[group], suffixes[group], answer)
     return totals
 
 
-def _groups(reader: Reader, prompts: Sequence[Prompt], answer_tokens: int) -> Iterator[slice]:
+def _groups(
+    reader: Reader, prompts: Sequence[Prompt], suffixes: Sequence[Sequence[int]], answer_tokens: int
+) -> Iterator[slice]:
     """Runs of prompts that the context can hold with an answer each, as long as they can be."""
     first, used = 0, 0
     videos: set[str] = set()
     for place, prompt in enumerate(prompts):
-        asked = len(reader.question_ids(prompt.question)) + answer_tokens
+        asked = len(suffixes[place]) + answer_tokens
         rows = len(prompt.video.rows)
         new = 0 if prompt.video.key in videos else rows
         full = place - first == BRANCHES or used + asked + new > reader.room_aside
@@ -73,12 +77,17 @@ def _groups(reader: Reader, prompts: Sequence[Prompt], answer_tokens: int) -> It
 
 
 def _generated(
-    model: Model, reader: Reader, prompts: Sequence[Prompt], options: DecodingOptions
+    model: Model,
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    suffixes: Sequence[Sequence[int]],
+    options: DecodingOptions,
 ) -> list[Generation]:
     started = time.perf_counter()
     with ExitStack() as stack:
-        placed = stack.enter_context(reader.read_side_by_side(prompts, options.max_tokens))
-        turns = [_turn(prompt, at, started) for prompt, at in zip(prompts, placed, strict=True)]
+        reading = reader.read_side_by_side(prompts, suffixes, options.max_tokens)
+        placed = stack.enter_context(reading)
+        turns = [_turn(at, started) for at in placed]
         samplers = [stack.enter_context(Sampler(model, options)) for _ in turns]
         unread = {number: at.question for number, at in enumerate(placed)}
         while unread:
@@ -97,19 +106,23 @@ def _generated(
     return [turn.generation() for turn in turns]
 
 
-def _turn(prompt: Prompt, placed: Placed, started: float) -> Turn:
+def _turn(placed: Placed, started: float) -> Turn:
     return Turn(
         prefix=placed.prefix,
         prompt_tokens=placed.prefix.tokens + len(placed.question),
-        video_tokens=len(prompt.video.rows),
         question_ms=0.0,  # read together with the others' and the first tokens
         started=started,
     )
 
 
-def _scored(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) -> list[float]:
+def _scored(
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    suffixes: Sequence[Sequence[int]],
+    answer: Sequence[int],
+) -> list[float]:
     totals = [0.0] * len(prompts)
-    with reader.read_side_by_side(prompts, len(answer)) as placed:
+    with reader.read_side_by_side(prompts, suffixes, len(answer)) as placed:
         cells: list[Cells] = []
         for number, at in enumerate(placed, 1):
             after = at.prefix.tokens + len(at.question)
@@ -117,5 +130,5 @@ def _scored(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) ->
         targets = [(number, token) for number in range(len(prompts)) for token in answer]
         rows = reader.context.logits(Cells.joined(cells))
         for (number, token), row in zip(targets, rows, strict=True):
-            totals[number] += float(log_likelihoods(row)[token])
+            totals[number] += float(log_softmax(row)[token])
     return totals

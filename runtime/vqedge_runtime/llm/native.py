@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 _LEVEL_ERROR, _LEVEL_CONTINUED = 3, 5
 _SPINS = "1000"  # iterations, some microseconds
+_STARTING = threading.Lock()
 
 
 @contextmanager
@@ -85,9 +86,14 @@ class NativeLog:
         return "; ".join(self.errors) or "llama.cpp gave no reason"
 
 
-@functools.cache
 def backend() -> NativeLog:
     """llama.cpp, started once in a process and stopped at its end."""
+    with _STARTING:  # a cache lets threads in side by side, and llama.cpp keeps one log only
+        return _started()
+
+
+@functools.cache
+def _started() -> NativeLog:
     log = NativeLog()
     lib.llama_log_set(log.callback, ctypes.c_void_p(0))
     lib.llama_backend_init()

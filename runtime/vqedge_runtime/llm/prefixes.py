@@ -15,7 +15,7 @@ class Prefixes:
         most_bytes: of all states together.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.size_bytes = most_bytes, 0
         self._states: OrderedDict[Hashable, bytes] = OrderedDict()
 

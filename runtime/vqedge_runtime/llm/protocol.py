@@ -146,7 +146,6 @@ class Generation:
     Attributes:
         text: the answer as generated.
         prompt_tokens: positions before the answer, the video's included.
-        video_tokens: rows of the video among them.
         generated_tokens: tokens of the answer, without the end-of-turn token.
         prefix_ms: time for template and video, about 0 if reused.
         question_ms: time for the question's tokens.
@@ -158,7 +157,6 @@ class Generation:
 
     text: str
     prompt_tokens: int = 0
-    video_tokens: int = 0
     generated_tokens: int = 0
     prefix_ms: float = 0.0
     question_ms: float = 0.0
@@ -197,7 +195,6 @@ class ChoiceScores:
     Attributes:
         choices: the answers, in the order given.
         totals: summed log-likelihood of each, natural logarithm.
-        token_counts: tokens of each, the end of turn included.
         prefix_ms: see `Generation`.
         question_ms: see `Generation`.
         total_ms: from the call to the last score.
@@ -205,7 +202,6 @@ class ChoiceScores:
 
     choices: tuple[str, ...]
     totals: tuple[float, ...]
-    token_counts: tuple[int, ...]
     prefix_ms: float = 0.0
     question_ms: float = 0.0
     total_ms: float = 0.0

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vqedge.errors import BackendUnavailable, BundleError, PromptError
-from vqedge.prompt import SYSTEM, prompt_parts, question_text, text_between_turns
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptError
+from vqedge.prompt import prompt_parts, question_text, text_between_turns
 from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.handles import Context, Model
-from vqedge_runtime.llm.prefixes import MOST_BYTES, Prefixes
+from vqedge_runtime.llm.prefixes import Prefixes
 from vqedge_runtime.llm.protocol import Exchange, Prefix, Prompt, Rows, VideoRows
 
 
@@ -48,8 +48,8 @@ class Reader:
         threads: int,
         size: int,
         limit: int,
-        system: str = SYSTEM,
-        most_aside_bytes: int = MOST_BYTES,
+        system: str,
+        most_aside_bytes: int,
     ) -> None:
         """Tokenise the template and allocate the first context.
 
@@ -63,6 +63,7 @@ class Reader:
 
         Raises:
             BackendUnavailable: no memory for the context.
+            ConfigError: the template does not fit the limit with a row after it.
             PromptError: the file's chat template cannot be used.
         """
         self._model = model
@@ -75,6 +76,10 @@ class Reader:
         self._aside = Prefixes(most_aside_bytes)
         self._template_held = False
         self._before, self._after, self._between = _template_ids(model, system)
+        if limit <= len(self._before):
+            least = len(self._before) + 1
+            what = f"{self._bound}, the chat template and one row of a video take {least}"
+            raise ConfigError(f"{what}; allow more")
         self._context_for(len(self._before))
         self._hold_template()
 
@@ -159,22 +164,19 @@ class Reader:
 
     @contextmanager
     def read_side_by_side(
-        self, prompts: Sequence[Prompt], answer_tokens: int
+        self, prompts: Sequence[Prompt], suffixes: Sequence[Sequence[int]], answer_tokens: int
     ) -> Iterator[list[Placed]]:
         """Read the video of every prompt into a sequence of its own: 1, 2, ... in the block.
 
         Args:
             prompts: at least one, at most `BRANCHES`.
+            suffixes: what `suffixes` gave of them.
             answer_tokens: room to leave for each answer.
 
         Raises:
             BackendUnavailable: closed, or llama.cpp failed.
-            BundleError: rows are not as wide as the model's.
-            PromptError: a question is empty, or all does not fit the context.
+            PromptError: all does not fit the context.
         """
-        for prompt in prompts:
-            self._check_width(prompt.video.rows)
-        suffixes = [self._suffix(prompt.question) for prompt in prompts]
         videos = {prompt.video.key: prompt.video for prompt in prompts}
         trunk = prompts[0].video if len(videos) == 1 else self._held
         rows = len(trunk.rows) if trunk else 0
@@ -190,6 +192,25 @@ class Reader:
                 Placed(prefix, Cells.at(prefix.tokens, suffix, "last", number))
                 for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True), 1)
             ]
+
+    def suffixes(self, prompts: Sequence[Prompt], answer_tokens: int) -> list[list[int]]:
+        """Ids after the video of each prompt, every one of which can be read alone.
+
+        Args:
+            prompts: in any number.
+            answer_tokens: room to leave for an answer.
+
+        Raises:
+            BundleError: rows are not as wide as the model's.
+            PromptError: a question is empty, or does not fit the context.
+        """
+        found: list[list[int]] = []
+        for prompt in prompts:
+            self._check_width(prompt.video.rows)
+            suffix = self._suffix(prompt.question)
+            self._needed(len(prompt.video.rows), len(suffix), answer_tokens)
+            found.append(suffix)
+        return found
 
     def question_ids(self, question: str) -> list[int]:
         """Ids after the video.
@@ -336,16 +357,27 @@ class Reader:
             self._template_held = True
 
     def _make_room(self, video: int, question: int, answer: int) -> None:
+        self._context_for(self._needed(video, question, answer))
+
+    def _needed(self, video: int, question: int, answer: int) -> int:
+        """Positions that a prompt and its answer take, which the context can have."""
         count = len(self._before) + video + question + answer
         self._check_fit(count, f"{video} video, {question} question and {answer} answer tokens")
-        self._context_for(count)
+        return count
 
     def _check_fit(self, count: int, what: str) -> None:
         if count > self._limit:
             raise PromptError(
-                f"{what} need a context of {count}, {self._model.path.name} has {self._limit}; "
+                f"{what} need a context of {count}, {self._bound}; "
                 "shorten the question, or lower the budget or max_tokens"
             )
+
+    @property
+    def _bound(self) -> str:
+        """How long a context may be, and who says so."""
+        if self._limit < self._model.trained_context:
+            return f"max_context is {self._limit}"
+        return f"{self._model.path.name} has {self._limit}"
 
     def _context_for(self, count: int) -> Context:
         """A context of at least `count` positions; a new one holds nothing."""

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-
-import numpy as np
-import numpy.typing as npt
 
 from vqedge.errors import PromptError
 from vqedge_runtime.llm.handles import Model
-from vqedge_runtime.llm.protocol import Rows
 
 
 class Answers:
@@ -34,13 +29,6 @@ class Answers:
             raise PromptError("every answer needs a word, as 'red'")
         texts = (answer.strip() for answer in answers)
         return [[*self._model.tokens_from_text(text, special=False), self._end] for text in texts]
-
-
-def log_likelihoods(logits: Rows) -> npt.NDArray[np.float64]:
-    """Log-softmax of one row."""
-    wide = logits.astype(np.float64)
-    peak = float(wide.max())
-    return wide - (peak + math.log(np.exp(wide - peak).sum()))
 
 
 def _end_of_turn(model: Model) -> int:

@@ -19,7 +19,6 @@ class Turn:
     Attributes:
         prefix: template and video.
         prompt_tokens: positions before the answer.
-        video_tokens: rows of the video among them.
         question_ms: time for the question.
         started: when the question came, of `time.perf_counter`.
         unread: the last token generated, not in the context yet.
@@ -27,7 +26,6 @@ class Turn:
 
     prefix: Prefix
     prompt_tokens: int
-    video_tokens: int
     question_ms: float
     started: float
     unread: int | None = None
@@ -77,7 +75,6 @@ class Turn:
         return Generation(
             text=self.text,
             prompt_tokens=self.prompt_tokens,
-            video_tokens=self.video_tokens,
             generated_tokens=self.generated,
             prefix_ms=self.prefix.ms,
             question_ms=self.question_ms,

@@ -46,6 +46,11 @@ class Row:
     numbers: Values
     packed_map: bytes
 
+    @property
+    def size_bytes(self) -> int:
+        """Roughly, of what is held and stored of it."""
+        return self.numbers.nbytes + len(self.packed_map)
+
 
 @dataclass(frozen=True)
 class Read:
@@ -73,7 +78,7 @@ class Read:
     @property
     def size_bytes(self) -> int:
         """Roughly, of the rows."""
-        return sum(row.numbers.nbytes + len(row.packed_map) for row in self.rows)
+        return sum(row.size_bytes for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -175,17 +180,17 @@ def _rows(file: VqtFile) -> Iterator[Row]:
     size_bytes = 0
     for number in range(len(file.spans_us)):
         row = _row(number, file.segment(number))
-        size_bytes += row.numbers.nbytes
+        size_bytes += row.size_bytes
         if size_bytes > _MOST_BYTES:
-            raise VqtError(f"holds more than {_MOST_BYTES >> 20} MiB of codes; split it")
+            raise VqtError(f"holds more than {_MOST_BYTES >> 20} MiB of codes and maps; split it")
         yield row
 
 
 def _row(number: int, segment: Segment) -> Row:
     codes = segment.codes
-    patches = np.bincount(codes.index_map.ravel(), minlength=codes.count)
     packed = zlib.compress(codes.index_map.astype("<u2").tobytes(), 1)
-    weights, span = weights_from_patches(patches), (segment.start_us / 1e6, segment.end_us / 1e6)
+    weights = weights_from_patches(codes.patch_counts)
+    span = segment.start_us / 1e6, segment.end_us / 1e6
     return Row(number, *span, weights, codes.values, packed)
 
 

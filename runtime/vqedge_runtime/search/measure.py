@@ -36,8 +36,7 @@ class Features:
 
 def features_from_codes(codes: Codes) -> Features:
     """The features of a clip."""
-    patches = np.bincount(codes.index_map.ravel(), minlength=codes.count)
-    return Features(comparable(codes.values), weights_from_patches(patches))
+    return Features(comparable(codes.values), weights_from_patches(codes.patch_counts))
 
 
 def weights_from_patches(patches: npt.NDArray[np.int64]) -> Floats:

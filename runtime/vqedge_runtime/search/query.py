@@ -1,8 +1,9 @@
 """Questions to an index: which clips are alike, which are the same, what is new.
 
-Every answer is the one that comparing with all clips would give. A clip is compared only if the
-bound on its similarity says that it could be among the answers: for centroids from their sketches,
-for ids from the postings of their first level (clips that share none have similarity 0).
+Every answer is the one that comparing with all clips would give; but clips of a learned codebook
+that share no id of the first level with the query, and so have similarity 0, are no answers. A clip
+is compared only if the bound on its similarity says that it could be among the answers: for
+centroids from their sketches, for ids from the postings of their first level.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vqedge_runtime.search.measure import (
     similarity,
 )
 from vqedge_runtime.tokens import Codes
+from vqedge_runtime.vqt.header import NO_SHA256
 
 _AT_ONCE = 64  # clips read and compared between two looks at the bounds
 _CHUNK = 1024  # clips bounded at once
@@ -67,8 +69,9 @@ class Novelty:
     Attributes:
         code: its number.
         share: of the query's patches.
-        match: the best match of it, at most 1; -1 where there is nothing to compare.
-        path: the file that has the best match; None where there is none.
+        match: the best match of it, at most 1; of ids 0 where no code shares the first; -1 where
+            there is nothing to compare.
+        path: the file that has the best match; None where no code matches.
     """
 
     code: int
@@ -91,7 +94,7 @@ class Query:
 
     codes: Codes
     space: str
-    source: str = "00" * 32
+    source: str = NO_SHA256
     path: bytes | None = None
     segment: int = 0
 
@@ -131,8 +134,7 @@ def novel(connection: sqlite3.Connection, query: Query) -> list[Novelty]:
     """How well each code of a query is known in the folder, in the order of their numbers."""
     reader = _Reader(connection, query)
     best, where = reader.best_matches()
-    patches = np.bincount(query.codes.index_map.ravel(), minlength=query.codes.count)
-    shares = patches / query.codes.index_map.size
+    shares = query.codes.patch_counts / query.codes.index_map.size
     return [
         Novelty(code, float(shares[code]), float(best[code]), where[code])
         for code in range(query.codes.count)
@@ -183,7 +185,8 @@ class _Reader:
     def best_matches(self) -> tuple[Floats, list[bytes | None]]:
         """Each code's best match and the file that has it."""
         count = len(self._features.weights)
-        best, owner = np.full(count, -1, np.float32), np.full(count, -1, np.int64)
+        least = 0 if self._kind == "codebook" and self._has_clips() else -1  # of any match
+        best, owner = np.full(count, least, np.float32), np.full(count, -1, np.int64)
         bounds, seen = self._clips.code_bounds, np.zeros(len(self._clips.ids), np.bool_)
         while len(bounds):
             ahead = np.where(seen, -np.inf, (bounds - best).max(1)) + _ROUNDING
@@ -205,7 +208,7 @@ class _Reader:
             (int(self._clips.ids[rank]),),
         ).fetchone()
         codes = codes_from_blobs(numbers, packed, self._kind, count)
-        same = source == self._query.source != "00" * 32
+        same = source == self._query.source != NO_SHA256
         return Hit(*self.place(rank), score, alignment(self._query.codes, codes), same)
 
     def place(self, rank: int) -> tuple[bytes, int, float, float]:
@@ -252,6 +255,12 @@ class _Reader:
             " AND NOT (path IS ? AND segment = ?) AND sketch IS NOT NULL ORDER BY path, segment",
             (self._space, self._query.path, self._query.segment),
         )
+
+    def _has_clips(self) -> bool:
+        """Whether there is any to compare with, like the query or not."""
+        query = "SELECT 1 FROM clips WHERE space = ? AND NOT (path IS ? AND segment = ?) LIMIT 1"
+        own = self._query.path, self._query.segment
+        return self._connection.execute(query, (self._space, *own)).fetchone() is not None
 
     def _learned_rows(self) -> sqlite3.Cursor:
         """Clips that share an id of the first level."""

@@ -48,6 +48,7 @@ class Clip:
         height: of the source as displayed, after rotation, in pixels.
         decode_ms: wall time of reading and decoding, in milliseconds.
         preprocess_ms: wall time of resizing, rotation and colour conversion, in milliseconds.
+        note: what the user should know of it, or nothing.
     """
 
     frames_thwc: npt.NDArray[np.uint8]
@@ -58,6 +59,16 @@ class Clip:
     height: int
     decode_ms: float
     preprocess_ms: float
+    note: str = ""
+
+
+class PastTheEnd(VideoError):
+    """A span begins after the video's end; `note` is what the user should know of that end."""
+
+    def __init__(self, fault: VideoError, note: str) -> None:
+        """Say what `fault` says."""
+        super().__init__(str(fault))
+        self.note = note
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class _Plan:
     duration_s: float | None = None
     can_seek: bool = True
     ends_early: bool = False
+    note: str = ""
 
 
 def clip_from_path(
@@ -185,23 +197,26 @@ def _clips_from_file(request: _Request) -> Iterator[Clip]:
             except CannotSeek:
                 plan = replace(plan, can_seek=False)
             except EndsEarly as early:
-                plan = replace(plan, duration_s=early.end_s, ends_early=True)
+                note = _note_of_end(source, early.end_s)
+                plan = replace(plan, duration_s=early.end_s, ends_early=True, note=note)
 
 
 def _clips_from_source(source: Source, request: _Request, plan: _Plan) -> Iterator[Clip]:
-    duration_s, clamp, still = plan.duration_s or 0.0, plan.ends_early, source.is_still
+    still, clamp = source.is_still, plan.ends_early
     spans, fault = [], None
     for wanted in request.spans:
         try:
-            spans.append(_span(request.path, wanted, duration_s, clamp, still))
+            spans.append(_span(request.path, wanted, plan, still))
         except VideoError as error:  # told when those before it are done
             fault = error
             break
     instants_s = [_instants_s(request, span, source.step_s) for span in spans]
     cursor = Cursor(source, plan.can_seek, list(chain(*instants_s)))
-    for span, at_s in zip(spans, instants_s, strict=True):
+    for (_, asked_s), span, at_s in zip(request.spans, spans, instants_s, strict=False):
         cursor.begin_span()
-        yield _clip_from_shots(request, span, at_s, lambda t: cursor.shot_at(t, hold_last=clamp))
+        clip = _clip_from_shots(request, span, at_s, lambda t: cursor.shot_at(t, hold_last=clamp))
+        whole = asked_s is not None and asked_s <= span[1] + END_SLACK_S
+        yield replace(clip, note="" if whole else plan.note)
     if fault is not None:
         raise fault
 
@@ -217,7 +232,7 @@ def _clips_from_folder(request: _Request) -> Iterator[Clip]:
         return held[0]
 
     for wanted in request.spans:
-        span = _span(request.path, wanted, float(len(images)), clamp=False, still=False)
+        span = _span(request.path, wanted, _Plan(float(len(images))), still=False)
         yield _clip_from_shots(request, span, _instants_s(request, span, 1.0), shot_at)
 
 
@@ -311,16 +326,23 @@ def fault_of_span(span: Span, mark: str = "") -> tuple[str, str] | None:
     return what, "give a start below the end"
 
 
-def _span(
-    path: Path, wanted: Span, duration_s: float, clamp: bool, still: bool
-) -> tuple[float, float]:
+def _note_of_end(source: Source, end_s: float) -> str:
+    """That the last frame is over before the header's end, where nothing else lasts until then."""
+    said_s = (source.declared_duration_s() or 0.0) - END_SLACK_S
+    if end_s >= said_s or source.lasts_until(said_s):
+        return ""
+    return f"ends at {end_s:g} s, earlier than it says"
+
+
+def _span(path: Path, wanted: Span, plan: _Plan, still: bool) -> tuple[float, float]:
+    duration_s = plan.duration_s or 0.0
     if still and (wanted[0] or wanted[1] is not None):
         raise video_fault(path, "is a still image, without times", "leave out start and end")
     start_s = wanted[0] or 0.0
     end_s = duration_s if wanted[1] is None else wanted[1]
     if start_s and start_s >= duration_s:
-        raise _outside(path, f"start {start_s:g}", duration_s)
-    if end_s > duration_s + END_SLACK_S and not clamp:
+        raise PastTheEnd(_outside(path, f"start {start_s:g}", duration_s), plan.note)
+    if end_s > duration_s + END_SLACK_S and not plan.ends_early:
         raise _outside(path, f"end {end_s:g}", duration_s)
     return start_s, min(end_s, duration_s)
 

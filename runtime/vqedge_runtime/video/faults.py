@@ -15,6 +15,11 @@ _CONVERT = "convert it, for example: ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv42
 _RECORD = "download it, or record a part of it: ffmpeg -i URL -t 10 clip.mp4"
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # longer than the letter of a drive
 
+
+class PassingVideoError(VideoError):
+    """What says nothing about the file: the disk, memory or time; another try may go well."""
+
+
 # (exception types, what is wrong, the next step); the first match wins, since PyAV's errors are
 # built-in ones, too.
 _CAUSES: tuple[tuple[tuple[type[BaseException], ...], str, str], ...] = (
@@ -41,9 +46,11 @@ _FOREIGN = (
 )
 
 
-def video_fault(path: Path, what: str, next_step: str) -> VideoError:
+def video_fault(
+    path: Path, what: str, next_step: str, kind: type[VideoError] = VideoError
+) -> VideoError:
     """The one-line error every part of this package raises: `<path>: <what>; <next step>`."""
-    return VideoError(f"{printable(str(path))}: {what}; {next_step}")
+    return kind(f"{printable(str(path))}: {what}; {next_step}")
 
 
 @contextmanager
@@ -60,9 +67,19 @@ def video_faults(path: Path) -> Iterator[None]:
 
 
 def _fault_from(path: Path, error: BaseException) -> VideoError:
-    if isinstance(error, FileNotFoundError) and _URL.match(str(path)):
-        return video_fault(path, "is a URL, and only local files are read", _RECORD)
+    if isinstance(error, FileNotFoundError) and (url := _URL.match(str(path))):
+        slashes = "//" if url[0].lower() == "file:/" else "/"  # a path keeps one of them
+        given = f"{url[0]}{slashes}{str(path)[url.end() :]}"
+        return VideoError(f"{printable(given)}: is a URL, and only local files are read; {_RECORD}")
+    kind = PassingVideoError if _passes(error) else VideoError
     for types, what, next_step in _CAUSES:
         if isinstance(error, types):
-            return video_fault(path, what, next_step)
+            return video_fault(path, what, next_step, kind)
     return video_fault(path, "cannot be decoded by FFmpeg", _CONVERT)
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether it is the system's word, or FFmpeg's about memory or time, not about the file."""
+    if isinstance(error, MemoryError | av.error.ExitError):
+        return True
+    return isinstance(error, OSError) and not isinstance(error, av.error.FFmpegError)

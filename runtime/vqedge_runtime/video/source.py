@@ -5,22 +5,24 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import FileIO
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
 from av.container import InputContainer
-from av.stream import Disposition
+from av.packet import Packet
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vqedge.cores import usable_cores
 from vqedge.errors import Stopped, printable
-from vqedge_runtime.video.faults import video_fault
+from vqedge_runtime.video.faults import PassingVideoError, video_fault
 from vqedge_runtime.video.skim import VideoPacket, skimmed
 
 # What a hostile or broken file may cost.
@@ -135,18 +137,39 @@ class Source:
         """Seconds a frame stays on screen; 0.0 when the file does not say."""
         return self._seconds(max(0, frame.duration or 0))
 
+    def lasts_until(self, time_s: float) -> bool:
+        """Whether the header tells one length for all streams, and any of them is that long.
+
+        Args:
+            time_s: which the end of a packet has to reach; uses the source up.
+        """
+        if self._stream.duration:  # it tells that of the pictures
+            return False
+        with suppress(av.error.FFmpegError):  # then it is read from where it is, or from the start
+            self._container.seek(min(round(time_s * _MICROSECONDS), _FARTHEST))
+        ends_s = (
+            (packet.pts + (packet.duration or 0)) * packet.time_base
+            for packet in self._read(())
+            if packet.pts is not None and packet.time_base is not None
+        )
+        return any(end_s >= time_s for end_s in ends_s)
+
     def packets(self) -> Iterator[VideoPacket | None]:
         """Packets of the video stream, then None; a damaged stretch is read over, not an error."""
+        yield from cast(Iterator[VideoPacket], self._read((self._stream,)))
+        yield None
+
+    def _read(self, streams: Sequence[Stream]) -> Iterator[Packet[Stream]]:
+        """Packets of some streams, of all if none is named."""
         for _ in range(MAX_READ_ERRORS):
             try:
-                for packet in self._container.demux(self._stream):
+                for packet in self._container.demux(*streams):
                     self._check(packet)
                     if packet.size:
                         yield packet
                 break
             except (av.error.FFmpegError, IndexError):
                 continue  # IndexError: PyAV 18.1 trips over a stream that begins mid-file
-        yield None
 
     def frames(
         self, after_seek: bool = False, instants_s: Sequence[float] | None = None
@@ -215,13 +238,13 @@ class Source:
         except av.error.FFmpegError:
             return []  # a damaged packet: the caller counts packets that give no frame
 
-    def _check(self, packet: VideoPacket) -> None:
+    def _check(self, packet: Packet[Stream]) -> None:
         check_wanted(self.path, self._stopped)
         if packet.has_sidedata("encryption_info"):
             raise video_fault(self.path, "is encrypted (DRM)", "give a copy without protection")
         if time.monotonic() > self._deadline:
             what = f"took more than {MAX_DECODE_S:.0f} s to decode"
-            raise video_fault(self.path, what, "give a shorter span")
+            raise video_fault(self.path, what, "give a shorter span", PassingVideoError)
 
 
 @contextmanager
@@ -237,7 +260,7 @@ def opened(path: Path, stopped: Callable[[], bool] = never) -> Iterator[Source]:
         VideoError: special or empty file, playlist, no video stream, unknown codec, too large.
         OSError, ValueError, av.error.FFmpegError: for `video_faults` to word.
     """
-    _require_media_file(path)
+    require_media_file(path)
     with path.open("rb", buffering=0) as file:
         _refuse_playlist(path, file)
         with _container_from(file) as container:
@@ -263,7 +286,13 @@ def _container_from(file: FileIO) -> InputContainer:
     )
 
 
-def _require_media_file(path: Path) -> None:
+def require_media_file(path: Path) -> None:
+    """Refuse what has no end or nothing in it, before it is opened.
+
+    Raises:
+        VideoError: not a regular file, or an empty one.
+        OSError, ValueError: for `video_faults` to word.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise video_fault(path, "is not a regular file", "give a video file, an image or a folder")

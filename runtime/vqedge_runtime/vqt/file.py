@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from vqedge.errors import VqtError, printable
+from vqedge.files import disk_fault
 from vqedge_runtime.vqt.header import (
     HEADER_BYTES,
     MAGIC,
@@ -219,7 +220,9 @@ def vqt_errors(path: Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise VqtError(f"{printable(str(path))}: no such file; check the path") from None
     except (OSError, ValueError) as error:
-        raise VqtError(f"{printable(str(path))}: {error}; check the path and its rights") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        told = disk_fault(error, path) or f"{path}: {why}; check the path and its disk"
+        raise VqtError(printable(told)) from error
 
 
 def _bodies(data: memoryview) -> Iterator[memoryview]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vqedge.bundle import Manifest
 from vqedge.errors import ConfigError, VqtError
 from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS
-from vqedge_runtime.vqt.header import Header, Origin
+from vqedge_runtime.vqt.header import NO_SHA256, Header, Origin
 
 PER_QUESTION = (
     "this bundle makes a clip's tokens anew for every question, so that none can be kept, read "
@@ -52,7 +52,7 @@ def header_for(
         codes=manifest.quantizer.codes,
         encoder_sha256=hashes["encoder"],
         bridge_sha256=hashes["bridge"],
-        codebook_sha256=codebook.sha256 if codebook else "00" * 32,
+        codebook_sha256=codebook.sha256 if codebook else NO_SHA256,
         budget=budget,
         window_us=window_us,
         origin=origin or Origin(),

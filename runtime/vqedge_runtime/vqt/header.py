@@ -24,7 +24,7 @@ _KINDS: tuple[Literal["kmeans", "codebook"], ...] = ("kmeans", "codebook")
 _LAYOUT = struct.Struct("<8sHBBHHHHIHQQ32s32s32s32s")
 _LEAD = struct.Struct("<8sH")
 HEADER_BYTES: Final = _LAYOUT.size
-_NO_CODEBOOK = "00" * 32
+NO_SHA256: Final = "00" * 32  # of no file, and of no codebook
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Origin:
     """
 
     size_bytes: int = 0
-    sha256: str = "00" * 32
+    sha256: str = NO_SHA256
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Header:
     codes: int
     encoder_sha256: str
     bridge_sha256: str
-    codebook_sha256: str = _NO_CODEBOOK
+    codebook_sha256: str = NO_SHA256
     budget: int = 0
     window_us: int = 0
     origin: Origin = field(default_factory=Origin)
@@ -179,11 +179,12 @@ def _check(header: Header) -> None:
         "bits": (header.bits, *((0, 0) if learned or not header.bits else (MIN_BITS, MAX_BITS))),
         "width": (header.width, 2 if learned else 1, MAX_WIDTH),
         "budget": (header.budget, 0, header.codes),
+        "segments' length in microseconds": (header.window_us, 0, PART_US),
     }
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise VqtError(f"{name} {value} is not within {low} and {high}; encode the video again")
-    if learned == (header.codebook_sha256 == _NO_CODEBOOK):
+    if learned == (header.codebook_sha256 == NO_SHA256):
         raise VqtError(
             f"kind {header.kind} does not go with codebook "
             f"{header.codebook_sha256[:8]}; encode the video again"
