@@ -11,15 +11,16 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _POLL_S = 0.1
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".vqedge-{}.tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSALS = {  # of a disk or its owner, not of a program
+    *_FULL,
     *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 }
 _IN_RUST = re.compile(r"\(os error (\d+)\)")  # so safetensors tells it
@@ -48,14 +49,21 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def disk_fault(error: Exception) -> str | None:
-    """What the disk refuses, and where, if that is why a file could not be read or written."""
+def disk_fault(error: Exception, place: Path | None = None) -> str | None:
+    """Where the disk refuses what, and the next step; None if that is not what failed.
+
+    Args:
+        error: that a file could not be read or written for.
+        place: where, if the error does not say.
+    """
     told = _IN_RUST.search(str(error))
     number = error.errno if isinstance(error, OSError) else told and int(told[1])
     if number not in _REFUSALS or number is None:
         return None
-    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    return f"{where}{os.strerror(number)}"
+    named = error.filename if isinstance(error, OSError) else None
+    where, there = (f"{named or place}: ", " there") if named or place else ("", "")
+    step = f"make room{there} or allow more" if number in _FULL else "check the path and its rights"
+    return f"{where}{os.strerror(number)}; {step}"
 
 
 def surplus(paths: Iterable[Path], most: int, keep: Path) -> list[Path]:
@@ -83,15 +91,20 @@ def replacing(path: Path) -> Iterator[Path]:
     Nor after a power cut: the bytes are on the disk before the name is.
 
     Raises:
-        OSError: the file cannot be written or renamed.
+        OSError: the file cannot be written or renamed; it names `path`.
     """
     temporary = path.with_name(_TEMPORARY.format(secrets.token_hex(8)))  # fits where any name does
     try:
         yield temporary
         flush(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in _REFUSALS and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone, or what the disk refuses was told
+            temporary.unlink()
 
 
 def remove_unfinished(folder: Path) -> None:

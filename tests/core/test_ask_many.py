@@ -304,3 +304,21 @@ def test_an_encoder_is_opened_once_when_it_is_needed(folder: Path) -> None:
     with pytest.raises(BackendUnavailable, match="closed"):
         never.encode(folder.parent / "demo.mp4")
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_video_that_ends_early_is_told(
+    many: bool,
+    llm: FakeLanguageModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_demo(tmp_path / "demo.mp4")
+    (tmp_path / "q.txt").write_text(QUESTIONS[0])
+    whole, note = VideoQA.encode, "ends at 1 s, earlier than it says"
+    monkeypatch.setattr(VideoQA, "encode", lambda *asked: replace(whole(*asked), note=note))
+    llm.enqueue("Red.")
+    wanted = AskOptions(questions=tmp_path / "q.txt") if many else AskOptions()
+    command.run_ask(tmp_path / "demo.mp4", None if many else QUESTIONS[0], options=wanted)
+    assert f"{tmp_path / 'demo.mp4'}: {note}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -35,6 +36,7 @@ from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, auto
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
+from vqedge_runtime.video import source as source_module
 from vqedge_runtime.video.source import Source
 from vqedge_runtime.video_words import PromptPiece
 from vqedge_runtime.vqt import open_vqt
@@ -195,6 +197,15 @@ def test_a_video_that_cannot_be_read(run: Any) -> None:
     assert [path.name for path in Path().iterdir()] == ["a.mp4"], "something was left behind"
 
 
+def test_what_is_no_file_is_not_hashed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody writes to, and a device without end."""
+    monkeypatch.setattr("vqedge_runtime.stored.file_sha256", lambda _: pytest.fail("it was read"))
+    os.mkfifo("pipe.mp4")
+    for name in ("pipe.mp4", "/dev/zero"):
+        found = run("encode", name, "-o", "a.vqt")
+        assert f"{name}: is not a regular file; pipe it into -" in complaint(found)
+
+
 def test_a_folder_of_frames_is_one_video(run: Any, clip: Path) -> None:
     Path("frames").mkdir()
     with av.open(str(clip)) as container:
@@ -219,6 +230,30 @@ def test_a_folder_with_a_bad_file(run: Any, clip: Path, encoder: FakeEncoder) ->
     assert "failed: clips/bad.mp4: is not a video" in found.err
     assert encoder.calls == 3
     assert sorted(map(str, Path("out").rglob("*.*"))) == found.lines
+
+
+def test_a_link_that_leads_nowhere_is_a_video_that_fails(run: Any, clip: Path) -> None:
+    """As to a disk that is not mounted."""
+    videos = folder_of(clip, "a.mp4")
+    (videos / "b.mp4").symlink_to("nowhere.mp4")
+    (videos / "notes.txt").symlink_to("nowhere.txt")
+    found = run("encode", videos, "-o", "out")
+    assert found.lines == ["out/a.mp4.vqt"] and "1 of 2 videos" in complaint(found)
+    assert "failed: clips/b.mp4: no such file or folder" in found.err
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(batches.VqtWriter, "finish", full)
+    told = "out/a.vqt: No space left on device; make room there or allow more"
+    assert complaint(run("encode", clip, "-o", "out/a.vqt")) == f"vqedge: {told}"
+    found = run("encode", clip, "-o", "out/a.vqt", "--json")
+    assert json.loads(found.lines[0])["files"][0]["error"] == told
+    assert not list(Path("out").iterdir())
 
 
 def test_paths_go_to_stdout_while_the_bar_is_at_a_terminal(
@@ -443,6 +478,8 @@ def test_segments_that_no_file_holds_are_refused_before_any_work(
         and "--segment" in words
     )
     assert "give seconds" in complaint(run("encode", clip, "-o", "a.vqt", "--segment", "inf"), 2)
+    words = complaint(run("encode", clip, "-o", "a.vqt", "--segment", "1e14"))
+    assert "segments' length in microseconds 100000000000000000000 is not within 0" in words
     assert encoder.calls == 0
 
 
@@ -494,6 +531,31 @@ def test_a_video_that_ends_early(run: Any, share: float) -> None:
     assert found.code == 0 and "cut.mkv: ends at " in found.err
     spans = open_vqt(Path("a.vqt")).spans_us
     assert 2 <= len(spans) <= 4 and spans[1] == (10_000_000, 10_000_000)
+
+
+def test_a_disk_that_fails_for_a_moment_leaves_no_file_that_ends_there(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = clip.stat().st_size // 2
+
+    class Failing(source_module._NamelessFile):
+        def __init__(self, file: io.FileIO) -> None:
+            super().__init__(file)
+            self._file, self.read = file, self._read
+
+        def _read(self, size: int) -> bytes:
+            if half < self.tell() < 1.8 * half:  # its index is after that
+                raise OSError(5, "Input/output error")
+            return bytes(self._file.read(size))
+
+    arguments = ("encode", clip, "-o", "a.vqt", "--segment", "0.5")
+    with monkeypatch.context() as patched:
+        patched.setattr(source_module, "_READ_SIZE_BYTES", 4096)
+        patched.setattr(source_module, "_NamelessFile", Failing)
+        assert "demo.mp4: cannot be read from disk" in complaint(run(*arguments))
+    assert not Path("a.vqt").exists()
+    assert run(*arguments).code == 0
+    assert sum(length for _, length in open_vqt(Path("a.vqt")).spans_us) == 3_000_000
 
 
 @pytest.mark.slow
@@ -803,6 +865,18 @@ def test_eval_takes_a_file(run: Any, clip: Path, qa: VideoQA, encoder: FakeEncod
     qa.llm.enqueue("Red.")
     shuffled = run("eval", "--suite", "mine.jsonl", "--baselines", "--json")
     assert "a.vqt holds no frames to shuffle" in complaint(shuffled)
+
+
+def test_eval_refuses_a_budget_for_a_file_before_anything_is_asked(
+    run: Any, clip: Path, qa: VideoQA
+) -> None:
+    assert isinstance(qa.llm, FakeLanguageModel)
+    run("encode", clip, "-o", "a.vqt")
+    lines = [{"video": str(v), "question": "What?", "answer": "red"} for v in (clip, "a.vqt")]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = run("eval", "--suite", "mine.jsonl", "--budget", "8")
+    assert "--budget: a.vqt holds no frames to encode; name its video" in complaint(found)
+    assert found.code == 1 and not qa.llm.calls
 
 
 def test_inspecting_a_file(run: Any, clip: Path) -> None:

@@ -17,8 +17,11 @@ from vqedge.cli import _terminable
 VQEDGE = [sys.executable, "-m", "vqedge"]
 
 
-def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
-    """Also if it comes twice, as `timeout` sends it."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_is_ended_leaves_no_temporary_file(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Also if it is told twice, as by `timeout`, or by a shell and its terminal."""
     env, pipe = {**os.environ, "TMPDIR": str(tmp_path)}, subprocess.PIPE
     command = [*VQEDGE, "ask", "-", "What?"]
     with subprocess.Popen(command, stdin=pipe, stderr=pipe, env=env) as child:
@@ -26,9 +29,9 @@ def test_sigterm_leaves_no_temporary_file(tmp_path: Path) -> None:
         while not any(tmp_path.glob("*/stdin")):
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        child.terminate()
-        child.terminate()
-        assert child.wait(timeout=60.0) == 143
+        child.send_signal(number)
+        child.send_signal(number)
+        assert child.wait(timeout=60.0) == code
         assert child.stderr is not None and not child.stderr.read()
     assert not list(tmp_path.iterdir())
 
@@ -44,6 +47,41 @@ def test_sigterm_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
         now_s[0] += 2.0
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As SIGHUP by `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _terminable():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["fetch", "--help"]])
+def test_a_command_that_nobody_reads_ends_as_by_sigpipe(words: list[str], buffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    done = subprocess.run(
+        [*VQEDGE, *words], stdout=writing, stderr=subprocess.PIPE, env=env, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_an_output_that_is_full_is_one_line(tmp_path: Path, buffered: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    line = f"exec {shlex.join([*VQEDGE, 'inspect', str(tmp_path), '--json'])} > /dev/full"
+    env = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    found = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, env=env)
+    assert found.returncode == 1 and found.stderr.count("\n") == 1
+    assert found.stderr.startswith("vqedge: standard output: No space left on device; make room")
 
 
 def test_a_standard_input_that_is_closed_is_empty(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
-from vqedge.files import replacing, surplus
+import pytest
+
+from vqedge.files import disk_fault, replacing, surplus
 
 
 def test_any_name_that_a_filesystem_takes_can_be_replaced(tmp_path: Path) -> None:
@@ -17,6 +20,33 @@ def test_any_name_that_a_filesystem_takes_can_be_replaced(tmp_path: Path) -> Non
         assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_disk_refuses_names_the_file_and_not_the_one_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """A write names none; and nothing can be removed on a disk that takes nothing."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), ".tmp")
+
+    path = tmp_path / "a.vqt"
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OSError) as caught, replacing(path) as temporary:
+        raise OSError(errno.EROFS, "it says", *([str(temporary)] if named else []))
+    told = "Read-only file system; check the path and its rights"
+    assert disk_fault(caught.value) == f"{path}: {told}"
+
+
+def test_a_disk_fault_says_where_and_what_next() -> None:
+    full = OSError(errno.ENOSPC, "full")
+    assert disk_fault(full) == "No space left on device; make room or allow more"
+    there = "/tmp: No space left on device; make room there or allow more"
+    assert disk_fault(full, Path("/tmp")) == there
+    full.filename = "/other"
+    assert disk_fault(full, Path("/tmp")) == there.replace("tmp", "other")
+    assert disk_fault(OSError(errno.EIO, "broken")) is disk_fault(ValueError("28")) is None
 
 
 def test_what_is_in_use_stays_and_what_the_clock_says_is_to_come_goes_first(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ import pytest
 from command_line import vqedge_here
 from PIL import Image
 from tiny_bundle import write_bundle
-from tiny_vqt import header, segment
+from tiny_vqt import LEARNED, header, segment
 
 import vqedge.commands.encode
 import vqedge.commands.encoded
 import vqedge.commands.search
 from vqedge.bundle import Bundle
 from vqedge.commands.evidence import evidence_for
-from vqedge_runtime import VideoQA
+from vqedge_runtime import TokenSet, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
@@ -102,6 +102,31 @@ def test_viz_as_json_with_a_question(run: Any, clip: Path, llm: FakeLanguageMode
     assert (document["question"], document["answer"]) == ("What <b>?", "red")
     assert [item["code"] for item in document["evidence"]] == [3, 0, 1, 2]
     assert document["mass"][0] == [0.25] * 4
+
+
+@pytest.mark.parametrize("end", ["png", "html", "mp4"])
+def test_an_answer_without_words_is_told_and_drawn_without_evidence(
+    run: Any, clip: Path, llm: FakeLanguageModel, end: str
+) -> None:
+    llm.enqueue("")
+    found = run("viz", clip, "-o", f"a.{end}", "--question", "What?", "--json")
+    document = json.loads(found.lines[-1])
+    assert found.code == 0 and Path(document["out"]).stat().st_size > 1000
+    assert (document["question"], document["answer"]) == ("What?", "")
+    assert "evidence" not in document and "log_likelihood" not in document
+    assert "the model gave no words; ask in other words\n" in found.err
+
+
+def test_rows_that_are_no_codes_are_drawn_without_evidence(
+    run: Any, clip: Path, llm: FakeLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TokenSet, "rows_per_code", None)
+    llm.enqueue("red")
+    found = run("viz", clip, "-o", "a.html", "--question", "What?", "--json")
+    document = json.loads(found.lines[-1])
+    assert (found.code, document["answer"]) == (0, "red") and "evidence" not in document
+    assert "\nred\nno evidence is marked: no row of this bundle's is one code's" in found.err
+    assert Path("a.html").exists()
 
 
 def test_ask_tells_its_evidence(run: Any, clip: Path, llm: FakeLanguageModel) -> None:
@@ -257,6 +282,21 @@ def query(tmp_path: Path) -> Path:
         codes = replace(segment().codes, values=np.array(values, np.float16))
         (tmp_path / name).write_bytes(vqt_bytes(header(), [replace(segment(), codes=codes)]))
     return tmp_path / "q.vqt"
+
+
+def test_clips_that_share_no_first_id_are_not_said_to_be_none(run: Any) -> None:
+    head, there = header(**LEARNED), segment(learned=True)
+    others = np.array([[7, 2], [8, 4], [9, 0]], np.int32)
+    Path("tokens").mkdir()
+    Path("tokens/a.vqt").write_bytes(vqt_bytes(head, [there]))
+    query = replace(there, codes=replace(there.codes, values=others))
+    Path("q.vqt").write_bytes(vqt_bytes(head, [query]))
+    found = run("search", "q.vqt", "tokens")
+    assert (found.code, found.lines) == (0, [])
+    assert "no clip of this bundle's kind shares a first id with it" in found.err
+    found = run("search", "q.vqt", "tokens", "--novel")
+    assert "3 of 3 codes are new here" in found.err
+    assert [len(line.split()) for line in found.lines] == [3] * 3, "none has a nearest"
 
 
 def test_clips_below_the_threshold_are_not_listed(run: Any, query: Path) -> None:

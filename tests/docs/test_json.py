@@ -24,12 +24,13 @@ from tiny_report import parity_report
 from typer.main import get_command
 
 import vqedge.cli
+from vqedge.checkpoint import METRICS
 from vqedge.commands import bench, doctor, encode, encoded, evaluate, fetch, words
 from vqedge.commands import reducers as reducing
 from vqedge.commands.reducer_costs import Costs
 from vqedge.config import ModelConfig
 from vqedge.data.suites import Item
-from vqedge.errors import BackendUnavailable, VideoError
+from vqedge.errors import BackendUnavailable, CheckpointError, VideoError
 from vqedge.evaluate import Reply
 from vqedge_export.report import (
     TOLERANCES,
@@ -271,7 +272,13 @@ def reduced(rig: Rig) -> Iterator[Document]:
         ModelConfig(),
         SimpleNamespace(quantizer=SimpleNamespace(quantizer=None)),
     )
-    rig.patch.setattr(reducing, "opened_checkpoint", lambda *_: stub)
+
+    def opens(path: Path) -> Any:
+        if path.name == "damaged":
+            raise CheckpointError("damaged: not a readable safetensors file")
+        return stub
+
+    rig.patch.setattr(reducing, "opened_checkpoint", opens)
     rig.patch.setattr("vqedge.commands.reducer_costs.Costs", lambda *_: costs)
     for name, made in (
         ("_reduced", lambda _: stub),
@@ -281,8 +288,14 @@ def reduced(rig: Rig) -> Iterator[Document]:
     ):
         rig.patch.setattr(reducing._Bench, name, lambda *_, made=made: made)
     checkpoint = write_checkpoint(Path("trained/means"))
+    write_checkpoint(Path("trained/damaged"))
     flags = ("--checkpoint", checkpoint, "--reducers-dir", "trained", "--limit", "12")
-    yield rig("eval", "--reducers", "vqtoken", "--budget", "4", *flags, code=1)
+    asking = ("eval", "--reducers", "vqtoken", "--budget", "4", *flags)
+    yield rig(*asking, code=1)
+    (checkpoint / METRICS).unlink()
+    imported = rig(*asking, code=1)
+    assert imported["checkpoint"]["steps"] is imported["rows"][-1]["steps"] is None
+    yield imported
 
 
 def benched(rig: Rig) -> Iterator[Document]:
@@ -296,6 +309,9 @@ def benched(rig: Rig) -> Iterator[Document]:
     rig.patch.setattr(bench, "_LOW_PRECISION", {"a"})
     rig.patch.setattr(bench, "cpu_flags", lambda: {"a"})
     yield rig("bench", rig.clip, "--runs", "1")
+    document = rig("bench", "--runs", "1")
+    assert f"`{document['video']}`" in PAGE, "no path"
+    yield document
 
 
 def inspected(rig: Rig) -> Iterator[Document]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vqedge.cli import asking, making, measuring  # they add their commands, in this order
-from vqedge.cli.app import INTERNAL_ERROR, INTERRUPTED, TERMINATED, USAGE_ERROR, USER_ERROR, app
+from vqedge.cli.app import INTERNAL_ERROR, OF_SIGNAL, USAGE_ERROR, USER_ERROR, app
 from vqedge.errors import UsageError, VqedgeError, printable
 from vqedge.files import disk_fault
 from vqedge.packages import install_line
@@ -25,7 +25,8 @@ __all__ = ["app", "asking", "main", "making", "measuring"]
 
 _DEBUG, _VERBOSE = "--debug", "--verbose"
 _ANYWHERE = (_DEBUG, _VERBOSE)  # taken before or after the command
-_TWICE_S = 1.0  # `timeout` sends SIGTERM twice, at once
+_TWICE_S = 1.0  # `timeout` sends SIGTERM twice, at once; a shell and a terminal SIGHUP
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # of an ssh session that is closed: the second
 
 
 def main() -> None:
@@ -46,10 +47,11 @@ def _run() -> None:
     except VqedgeError as error:
         _fail(error, USER_ERROR, f"vqedge: {error}")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(USER_ERROR)
+        sys.exit(OF_SIGNAL + signal.SIGINT)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer makes 1 of it, without a word
+            sys.exit(OF_SIGNAL + signal.SIGPIPE)
+        raise
     except Exception as error:
         if known := _lacking(error) or _refused(error):
             _fail(error, USER_ERROR, f"vqedge: {known}")
@@ -60,23 +62,28 @@ def _run() -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that temporary files go and children end.
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: temporary files go and children end.
 
-    It may be sent again: what it raises within a callback of a C library ends nothing.
+    They may be sent again: what they raise within a callback of a C library ends nothing. What is
+    ignored from the start, as by `nohup`, stays so.
     """
     last_s = -_TWICE_S
 
-    def leave(*_: object) -> None:
+    def leave(number: int, _: object) -> None:
         nonlocal last_s
         again, last_s = time.monotonic() - last_s < _TWICE_S, time.monotonic()
         if not again:
-            sys.exit(TERMINATED)
+            sys.exit(OF_SIGNAL + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
+    heard = [number for number in _ENDINGS if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _take_any_text() -> None:
@@ -96,6 +103,10 @@ def _fail(error: BaseException, code: int, line: str) -> None:
     if _DEBUG in sys.argv:
         traceback.print_exception(error)
     print(line, file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # the interpreter would try it again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -112,6 +123,5 @@ def _refused(error: Exception) -> str | None:
     """What the disk refuses, if that is what failed."""
     fault = disk_fault(error)
     return fault and (
-        f"{printable(fault)}; make room there or allow it, or name another place: "
-        "-o for results, VQEDGE_CACHE for the cache"
+        f"{printable(fault)}, or name another place: -o for results, VQEDGE_CACHE for the cache"
     )

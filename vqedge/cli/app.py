@@ -10,8 +10,8 @@ import typer
 
 from vqedge import __version__
 
-# Exit codes; 2 is click's too, the last two are what shells make of SIGINT and SIGTERM.
-USER_ERROR, USAGE_ERROR, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+# Exit codes; 2 is click's too, and shells add a signal's number to the last.
+USER_ERROR, USAGE_ERROR, INTERNAL_ERROR, OF_SIGNAL = 1, 2, 3, 128
 
 app = typer.Typer(
     name="vqedge",
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        print(f"vqedge {__version__}")
+        print(f"vqedge {__version__}", flush=True)
         raise typer.Exit
 
 

@@ -22,6 +22,8 @@ from vqedge.cli.options import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    given_path,
+    not_empty,
 )
 from vqedge.errors import UsageError
 
@@ -32,7 +34,8 @@ def ask(
     video: Annotated[
         Path,
         typer.Argument(
-            help="Video, GIF, image, folder of frames, .vqt, folder of .vqt; - is stdin."
+            parser=given_path,
+            help="Video, GIF, image, folder of frames, .vqt, folder of .vqt; - is stdin.",
         ),
     ],
     question: Annotated[
@@ -64,7 +67,10 @@ def ask(
         ),
     ] = False,
     questions: Annotated[
-        Path | None, typer.Option(help="File of questions, one a line, asked together; - is stdin.")
+        Path | None,
+        typer.Option(
+            parser=given_path, help="File of questions, one a line, asked together; - is stdin."
+        ),
     ] = None,
     keep_kv: Annotated[
         bool,
@@ -115,7 +121,9 @@ def _refuse_more(question: str | None, words: list[str]) -> None:
 
 @app.command()
 def chat(
-    video: Annotated[Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt.")],
+    video: Annotated[
+        Path, typer.Argument(parser=given_path, help="Video, GIF, image, folder of frames, .vqt.")
+    ],
     bundle: BundleOption = None,
     budget: BudgetOption = None,
     start: Annotated[
@@ -157,13 +165,15 @@ def chat(
 @app.command()
 def encode(
     videos: Annotated[
-        list[Path], typer.Argument(help="Videos, folders of them, or - for standard input.")
+        list[Path],
+        typer.Argument(parser=given_path, help="Videos, folders of them, or - for standard input."),
     ],
     out: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--out",
+            parser=not_empty,
             metavar="PATH",
             help="File to make, FOLDER/ or - for standard output; of several videos the folder.",
         ),
@@ -231,10 +241,19 @@ def encode(
 @app.command()
 def viz(
     video: Annotated[
-        Path, typer.Argument(help="Video, GIF, image, folder of frames, .vqt; - is stdin.")
+        Path,
+        typer.Argument(
+            parser=given_path, help="Video, GIF, image, folder of frames, .vqt; - is stdin."
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Picture to make: name.png, name.html or name.mp4.")
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=given_path,
+            help="Picture to make: name.png, name.html or name.mp4.",
+        ),
     ],
     bundle: BundleOption = None,
     question: Annotated[
@@ -268,8 +287,13 @@ def viz(
 
 @app.command()
 def search(
-    query: Annotated[Path, typer.Argument(help="A .vqt, or a video to encode first; - is stdin.")],
-    folder: Annotated[Path, typer.Argument(help="Folder of .vqt files; it gets an index.")],
+    query: Annotated[
+        Path,
+        typer.Argument(parser=given_path, help="A .vqt, or a video to encode first; - is stdin."),
+    ],
+    folder: Annotated[
+        Path, typer.Argument(parser=given_path, help="Folder of .vqt files; it gets an index.")
+    ],
     bundle: BundleOption = None,
     duplicates: Annotated[
         bool, typer.Option("--duplicates", help="Only clips that show the same at the same time.")

@@ -17,18 +17,24 @@ from vqedge.cli.options import (
     LlmQuantOption,
     PluginOption,
     PrecisionOption,
+    given_path,
+    not_empty,
 )
 
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run, as recipes/world.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(parser=given_path, help="YAML file of the run, as recipes/world.yaml.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Changes: key.sub=value ...; --print-config shows all keys."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last save.")] = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Output folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", parser=given_path, help="Output folder.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="Save and stop after this time.")
     ] = None,
@@ -60,9 +66,16 @@ def train(
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Hugging Face folder, or OWNER/NAME of the hub.")
+        str,
+        typer.Argument(
+            parser=not_empty,
+            metavar="SOURCE",
+            help="Hugging Face folder, or OWNER/NAME of the hub.",
+        ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint folder to make.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=given_path, help="Checkpoint folder to make.")
+    ],
     mode: Annotated[
         str | None,
         typer.Option(
@@ -121,9 +134,11 @@ def import_(
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Folder of `vqedge train` or `vqedge import`.")
+        Path, typer.Argument(parser=given_path, help="Folder of `vqedge train` or `vqedge import`.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=given_path, help="Bundle to make, as tiny.vqedge.")
+    ],
     target: Annotated[
         str | None,
         typer.Option(
@@ -174,8 +189,12 @@ def export(
 
 @app.command()
 def assemble(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that holds encoder.graph.onnx.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Bundle to make, as tiny.vqedge.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=given_path, help="Folder that holds encoder.graph.onnx.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", parser=given_path, help="Bundle to make, as tiny.vqedge.")
+    ],
     llm_quant: LlmQuantOption = None,
     precision: PrecisionOption = None,
     overwrite: Annotated[
@@ -258,7 +277,7 @@ def check(
     bundle: BundleArgument = None,
     model: BundleOption = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Measure parity with it (needs torch).")
+        Path | None, typer.Option(parser=given_path, help="Measure parity with it (needs torch).")
     ] = None,
     backend: Annotated[
         str | None,
@@ -273,8 +292,9 @@ def check(
     videos: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             help="Folder of clips for --backend; without one, for the lighter encoders "
-            "(needs onnx)."
+            "(needs onnx).",
         ),
     ] = None,
     limit: Annotated[

@@ -182,9 +182,13 @@ def _one(
     qa: VideoQA, given: Given, options: AskOptions, failed: list[str]
 ) -> Iterator[tuple[Path, Video]]:
     try:
-        yield given.name, qa.encode(given.path, options.budget, *options.span)
+        video = qa.encode(given.path, options.budget, *options.span)
     except VqedgeError as error:
         failed.append(given.told(str(error)))
+        return
+    if video.note:
+        say(f"{given.name}: {video.note}")
+    yield given.name, video
 
 
 def _stored(qa: VideoQA, given: Given, failed: list[str]) -> Iterator[tuple[Path, Video]]:

@@ -166,6 +166,8 @@ class Chat:
         length = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
         tokens = f"{video.tokens.count} tokens" if video.tokens.count else "tokens by question"
         say(f"{path}: {length}, {tokens}; /help for commands")
+        if video.note:
+            say(f"{path}: {video.note}")
         return video
 
 

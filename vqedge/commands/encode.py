@@ -18,7 +18,7 @@ from rich.progress import TaskProgressColumn
 from vqedge.budget import Budget
 from vqedge.bundle import Bundle, open_bundle
 from vqedge.commands.output import bundle_or_default, json_result, result, say
-from vqedge.commands.pipe import STDIN, given_video
+from vqedge.commands.pipe import STDIN, given_video, refuse_pipe
 from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
@@ -222,6 +222,8 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
 
 def _jobs_of(videos: Sequence[Path], out: str) -> list[Job]:
     """One job a video, none of them through a pipe."""
+    for video in videos:
+        refuse_pipe(video)
     place = Path(out)
     found = list(dict.fromkeys(pair for video in videos for pair in _found(video)))
     if not found:
@@ -256,7 +258,9 @@ def _holds_videos(path: Path) -> bool:
 
 
 def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "." and path.is_file()
+    """By its name; a link that leads nowhere is one that fails."""
+    named = path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."
+    return named and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _means_folder(out: str) -> bool:

@@ -9,9 +9,13 @@ from vqedge.progress import progress
 from vqedge_runtime import Answer, VideoQA
 from vqedge_runtime.evidence import Evidence, find_evidence
 
+NO_WORDS = "the model gave no words; ask in other words"
 
-def evidence_for(qa: VideoQA, answer: Answer, question: str) -> Evidence:
-    """Leave codes out, with a bar on stderr."""
+
+def evidence_for(qa: VideoQA, answer: Answer, question: str) -> Evidence | None:
+    """Leave codes out, with a bar on stderr; None where the model gave no words."""
+    if not answer.text.strip():
+        return None
     with progress("evidence", answer.video.tokens.codes.count) as step:
         return find_evidence(
             qa.llm, answer.video, question, answer.text, lambda code: step(f"code {code}")

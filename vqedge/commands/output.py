@@ -19,8 +19,16 @@ def say(text: str) -> None:
 
 
 def result(text: str, end: str = "\n") -> None:
-    """Result: goes to stdout."""
-    print(text, end=end, flush=True)
+    """Result: goes to stdout.
+
+    Raises:
+        OSError: that cannot be written to, which the error then names.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def json_result(document: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge.errors import VideoError, VqedgeError
+from vqedge.files import disk_fault
 from vqedge_runtime.video import images_in
-from vqedge_runtime.video.faults import video_faults
+from vqedge_runtime.video.faults import video_fault, video_faults
 from vqedge_runtime.vqt import vqt_files
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
@@ -49,23 +50,35 @@ def given_video(video: Path, *, or_many: bool = False) -> Iterator[Given]:
         or_many: a folder of `.vqt` files is welcome too.
 
     Raises:
-        VideoError: there is no such file, or too much comes through the pipe.
+        VideoError: there is no such file, it is a pipe itself, or what comes through the pipe
+            cannot be kept.
         VqtError: there is no such `.vqt`.
     """
     if video != STDIN:
+        refuse_pipe(video)
         stored = tuple(sorted(vqt_files(video))) if or_many and os.path.isdir(video) else ()
         if not stored:
             require_there(video)
         yield Given(video, video, stored)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        given = Given(Path(folder) / "stdin", video)
-        _copy_stdin(given.path)
+    with ExitStack() as stack:
+        given = Given(_kept_stdin(stack), video)
         try:
             yield given
         except VqedgeError as error:
             error.args = (given.told(str(error)), *error.args[1:])
             raise
+
+
+def refuse_pipe(video: Path) -> None:
+    """Tell how a pipe or a device is read that has a path, as `<(...)` and `/dev/stdin`.
+
+    Raises:
+        VideoError: it is one.
+    """
+    if os.path.exists(video) and not (os.path.isfile(video) or os.path.isdir(video)):
+        how = "pipe it into -, as: ... | vqedge ask - 'What moves?'"
+        raise video_fault(video, "is not a regular file", how)
 
 
 def require_there(video: Path) -> None:
@@ -85,12 +98,24 @@ def require_there(video: Path) -> None:
             images_in(video)
 
 
-def _copy_stdin(path: Path) -> None:
-    """Write what comes through the pipe to a file.
+def _kept_stdin(stack: ExitStack) -> Path:
+    """What comes through the pipe, in a file until the stack is left.
 
     Raises:
-        VideoError: it is more than `MAX_STDIN_BYTES`.
+        VideoError: it is more than `MAX_STDIN_BYTES`, or than there is room for.
     """
+    try:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin"
+        _copy_stdin(path)
+    except OSError as error:
+        told = disk_fault(error, Path(tempfile.gettempdir()))
+        if told is None:
+            raise
+        raise VideoError(f"-: {told}, or set TMPDIR to another folder") from error
+    return path
+
+
+def _copy_stdin(path: Path) -> None:
     copied_bytes = 0
     with path.open("wb") as file:
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):

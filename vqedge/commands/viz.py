@@ -9,14 +9,16 @@ from typing import Any
 from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
-from vqedge.commands.evidence import evidence_document, evidence_for, evidence_line
+from vqedge.commands.evidence import NO_WORDS, evidence_document, evidence_for, evidence_line
 from vqedge.commands.output import bundle_or_default, json_result, result, say
 from vqedge.commands.pipe import Given, given_video
 from vqedge.commands.question import check_question
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, printable
+from vqedge_runtime import Answer, VideoQA
 from vqedge_runtime.budget import checked_budget
+from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, Span, clip_from_path
@@ -66,20 +68,21 @@ def run_viz(
     if settings.question is not None:
         check_question(settings.question)
     with given_video(video) as given:
-        picture = _seen(given, bundle, settings)
+        picture, answer = _seen(given, bundle, settings)
     write_picture(picture, out)
     if as_json:
-        json_result(_document(picture, out))
+        json_result(_document(picture, out, answer))
     else:
         result(str(out))
 
 
-def _seen(video: Given, bundle: Path | None, settings: VizOptions) -> Picture:
+def _seen(video: Given, bundle: Path | None, settings: VizOptions) -> tuple[Picture, Answer | None]:
+    """What is drawn, and the answer if something was asked."""
     if settings.question is not None:
         return _asked(video, bundle, settings, settings.question)
     if is_vqt(video.path):
-        return _stored(video, settings)
-    return _encoded(video, bundle, settings)
+        return _stored(video, settings), None
+    return _encoded(video, bundle, settings), None
 
 
 def _stored(video: Given, settings: VizOptions) -> Picture:
@@ -100,26 +103,40 @@ def _encoded(video: Given, bundle: Path | None, settings: VizOptions) -> Picture
     return _picture(video, clip, codes)
 
 
-def _asked(video: Given, bundle: Path | None, settings: VizOptions, question: str) -> Picture:
-    """The same with an answer and its evidence."""
+def _asked(
+    video: Given, bundle: Path | None, settings: VizOptions, question: str
+) -> tuple[Picture, Answer]:
+    """The same with an answer and its evidence, if it has any."""
     with open_session(bundle, settings.runs_on, is_vqt(video.path)) as qa:
         encoded = qa.encode(video.path, settings.budget, *settings.span)
         answer = qa.ask(encoded, question)
+        say(answer.text if answer.text.strip() else NO_WORDS)
         codes = answer.video.tokens.codes
-        evidence = evidence_for(qa, answer, question)
+        evidence = _evidence(qa, answer, question)
         spec = qa.manifest.encoder
-    say(answer.text)
-    say(evidence_line(evidence))
     if is_vqt(video.path):
         span = (encoded.start_s, encoded.end_s)
         picture = Picture(_title(video), codes, encoded.times_s, *span)
     else:
         clip = clip_from_path(video.path, spec.frames, spec.size, *settings.span, rule=spec.rule)
         picture = _picture(video, clip, codes)
-    return replace(picture, question=" ".join(question.split()), evidence=evidence)
+    return replace(picture, question=" ".join(question.split()), evidence=evidence), answer
+
+
+def _evidence(qa: VideoQA, answer: Answer, question: str) -> Evidence | None:
+    """What is marked, told in a line; nothing where none can be looked for."""
+    if answer.video.tokens.rows_per_code is None:
+        say("no evidence is marked: no row of this bundle's is one code's")
+        return None
+    evidence = evidence_for(qa, answer, question)
+    if evidence is not None:
+        say(evidence_line(evidence))
+    return evidence
 
 
 def _picture(video: Given, clip: Clip, codes: Codes) -> Picture:
+    if clip.note:
+        say(f"{video.name}: {clip.note}")
     end_s, aspect = clip.start_s + clip.duration_s, clip.width / clip.height
     times = (clip.times_s, clip.start_s, end_s)
     return Picture(_title(video), codes, *times, clip.frames_thwc, aspect)
@@ -129,7 +146,7 @@ def _title(video: Given) -> str:
     return printable(video.name.absolute().name)
 
 
-def _document(picture: Picture, out: Path) -> dict[str, Any]:
+def _document(picture: Picture, out: Path, answer: Answer | None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "out": str(out),
         "frames": len(picture.times_s),
@@ -137,7 +154,8 @@ def _document(picture: Picture, out: Path) -> dict[str, Any]:
         "codes": picture.codes.count,
         "mass": [[round(share, 6) for share in frame] for frame in picture.mass.tolist()],
     }
+    if answer is not None:
+        document |= {"question": picture.question, "answer": answer.text}
     if picture.evidence is not None:
-        document |= {"question": picture.question, "answer": picture.evidence.answer}
         document |= evidence_document(picture.evidence)
     return document
