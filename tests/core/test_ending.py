@@ -15,6 +15,11 @@ import pytest
 from vqedge.cli import _terminable
 
 VQEDGE = [sys.executable, "-m", "vqedge"]
+HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+os.execv(sys.executable, [sys.executable, "-m", "vqedge", *sys.argv[1:]])
+"""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -23,7 +28,7 @@ def test_a_command_that_is_ended_leaves_no_temporary_file(
 ) -> None:
     """Also if it is told twice, as by `timeout`, or by a shell and its terminal."""
     env, pipe = {**os.environ, "TMPDIR": str(tmp_path)}, subprocess.PIPE
-    command = [*VQEDGE, "ask", "-", "What?"]
+    command = [sys.executable, "-c", HEARING, "ask", "-", "What?"]
     with subprocess.Popen(command, stdin=pipe, stderr=pipe, env=env) as child:
         deadline = time.monotonic() + 60.0
         while not any(tmp_path.glob("*/stdin")):

@@ -61,12 +61,13 @@ def test_doctor_fails_on_a_damaged_bundle(
 def test_what_to_do_can_be_copied_from_a_narrow_terminal(
     bundle_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (bundle_copy / "llm.gguf").unlink()
+    tiny = bundle_copy.rename(bundle_copy.with_name("tiny.vqedge"))
+    (tiny / "llm.gguf").unlink()
     monkeypatch.setenv("COLUMNS", "40")
-    assert not run_doctor(bundle_copy)
+    assert not run_doctor(tiny)
+    make = f"vqedge assemble models/tiny -o {tiny} --overwrite"
     lines = capsys.readouterr().out.splitlines()
-    fix = f"fix bundle: vqedge assemble CHECKPOINT -o {bundle_copy} --overwrite"
-    assert fix in lines
+    assert f"fix bundle: copy the bundle again, or make it: {make}" in lines
 
 
 def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
