@@ -115,11 +115,14 @@ def test_the_device_cuts_the_prompt_as_the_published_code_does(source: Path, llm
     wanted = tokenizer.encode(before, add_special_tokens=False).ids
     reader = llm._reader
     assert reader._before == wanted
-    assert reader._after == tokenizer.encode(after, add_special_tokens=False).ids
+    assert reader._chat.after_question == tokenizer.encode(after, add_special_tokens=False).ids
     words = tokenizer.encode("\nWhat moves?", add_special_tokens=False).ids
     assert llm.tokens_from_text(question_text("What  moves? ")) == words
     ours = tokenizer_from_gguf(source / "llm.gguf", SYSTEM)
-    assert (ours.before_video, ours.question("What moves?")) == (wanted, words + reader._after)
+    assert (ours.before_video, ours.question("What moves?")) == (
+        wanted,
+        words + reader._chat.after_question,
+    )
 
 
 def test_facts_for_the_manifest(source: Path, llm: LlamaCpp) -> None:

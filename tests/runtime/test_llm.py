@@ -309,7 +309,7 @@ def test_choices_score_as_each_prompt_from_scratch(
     clip, question = video(6, width=llm.width), "Which?"
     scores = llm.score_choices(clip, question, choices)
     reader = llm._reader
-    prompt = [*llm.tokens_from_text("\n" + question), *reader._after]
+    prompt = [*llm.tokens_from_text("\n" + question), *reader._chat.after_question]
     for choice, total in zip(choices, scores.totals, strict=True):
         (answer,) = llm._answers.ids([choice])
         logits = llm.logits(reader._before, clip.rows, prompt + answer).astype(np.float64)

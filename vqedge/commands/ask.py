@@ -11,7 +11,7 @@ from typing import Any
 from vqedge.commands.ask_many import ask_many, is_many, questions_from_file
 from vqedge.commands.ask_options import AskOptions
 from vqedge.commands.evidence import NO_WORDS, evidence_document, evidence_for, evidence_line
-from vqedge.commands.output import json_result, result, say
+from vqedge.commands.output import json_result, result, say, say_note
 from vqedge.commands.pipe import STDIN, Given, given_video
 from vqedge.commands.question import check_question
 from vqedge.commands.session import open_ahead
@@ -100,8 +100,7 @@ def _ask_one(qa: VideoQA, given: Given, question: str, wanted: AskOptions, as_js
     say(str(qa.backend_for(is_vqt(given.path))))
     if isinstance(encoded.source, Origin) and wanted.span != (None, None):
         say(f"segment from {encoded.start_s:g} to {encoded.end_s:g} s")
-    if encoded.note:
-        say(f"{given.name}: {encoded.note}")
+    say_note(given.name, encoded.note)
     prefix_ms = qa.prefill(encoded, kv_path(given.path)).ms if wanted.keep_kv else 0.0
     answer = _answer(qa, encoded, question, wanted, streamed).including_encoding(prefix_ms)
     if not as_json:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.commands.ask_options import AskOptions
-from vqedge.commands.output import json_result, result, say
+from vqedge.commands.output import json_result, result, say, say_note
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge.prompt import first_words
@@ -186,8 +186,7 @@ def _one(
     except VqedgeError as error:
         failed.append(given.told(str(error)))
         return
-    if video.note:
-        say(f"{given.name}: {video.note}")
+    say_note(given.name, video.note)
     yield given.name, video
 
 

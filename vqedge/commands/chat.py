@@ -12,7 +12,7 @@ from pathlib import Path
 from vqedge.budget import Budget
 from vqedge.commands.ask import say_if_cut
 from vqedge.commands.encode import with_suffix
-from vqedge.commands.output import result, say
+from vqedge.commands.output import result, say, say_note
 from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
@@ -166,8 +166,7 @@ class Chat:
         length = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
         tokens = f"{video.tokens.count} tokens" if video.tokens.count else "tokens by question"
         say(f"{path}: {length}, {tokens}; /help for commands")
-        if video.note:
-            say(f"{path}: {video.note}")
+        say_note(path, video.note)
         return video
 
 

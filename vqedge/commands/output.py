@@ -18,6 +18,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_note(video: Path, note: str) -> None:
+    """What a user should know of a video, if there is anything."""
+    if note:
+        say(f"{video}: {note}")
+
+
 def result(text: str, end: str = "\n") -> None:
     """Result: goes to stdout.
 

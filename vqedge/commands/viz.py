@@ -10,7 +10,7 @@ from vqedge.budget import Budget
 from vqedge.bundle import open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import NO_WORDS, evidence_document, evidence_for, evidence_line
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import bundle_or_default, json_result, result, say, say_note
 from vqedge.commands.pipe import Given, given_video
 from vqedge.commands.question import check_question
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
@@ -135,8 +135,7 @@ def _evidence(qa: VideoQA, answer: Answer, question: str) -> Evidence | None:
 
 
 def _picture(video: Given, clip: Clip, codes: Codes) -> Picture:
-    if clip.note:
-        say(f"{video.name}: {clip.note}")
+    say_note(video.name, clip.note)
     end_s, aspect = clip.start_s + clip.duration_s, clip.width / clip.height
     times = (clip.times_s, clip.start_s, end_s)
     return Picture(_title(video), codes, *times, clip.frames_thwc, aspect)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, BundleError, ConfigError, PromptError
-from vqedge.prompt import prompt_parts, question_text, text_between_turns
 from vqedge_runtime.llm.cells import Cells, Ids
+from vqedge_runtime.llm.chat_template import ChatTemplate
 from vqedge_runtime.llm.handles import Context, Model
 from vqedge_runtime.llm.prefixes import Prefixes
 from vqedge_runtime.llm.protocol import Exchange, Prefix, Prompt, Rows, VideoRows
@@ -75,7 +75,8 @@ class Reader:
         self._held: VideoRows | None = None  # the video in sequence 0, after the template
         self._aside = Prefixes(most_aside_bytes)
         self._template_held = False
-        self._before, self._after, self._between = _template_ids(model, system)
+        self._chat = ChatTemplate(model, system)
+        self._before = self._chat.before_video
         if limit <= len(self._before):
             least = len(self._before) + 1
             what = f"{self._bound}, the chat template and one row of a video take {least}"
@@ -156,7 +157,7 @@ class Reader:
                 has no second turn.
         """
         self._check_width(video.rows)
-        suffix = self._suffix(question, history)
+        suffix = self._chat.after_video(question, history)
         self._make_room(len(video.rows), len(suffix), answer_tokens)
         prefix = self._hold(video)
         self.context.read(Cells.at(prefix.tokens, suffix, logits="last"))
@@ -207,7 +208,7 @@ class Reader:
         found: list[list[int]] = []
         for prompt in prompts:
             self._check_width(prompt.video.rows)
-            suffix = self._suffix(prompt.question)
+            suffix = self._chat.after_video(prompt.question)
             self._needed(len(prompt.video.rows), len(suffix), answer_tokens)
             found.append(suffix)
         return found
@@ -218,7 +219,7 @@ class Reader:
         Raises:
             PromptError: the question is empty.
         """
-        return self._suffix(question)
+        return self._chat.after_video(question)
 
     @property
     def room_aside(self) -> int:
@@ -283,24 +284,6 @@ class Reader:
     @property
     def _held_rows(self) -> int:
         return 0 if self._held is None else len(self._held.rows)
-
-    def _suffix(self, question: str, history: Sequence[Exchange] = ()) -> list[int]:
-        """Ids after the video."""
-        if history and self._between is None:
-            raise PromptError(
-                f"the chat template of {self._model.path.name} tells a second turn otherwise; "
-                "ask without history"
-            )
-        ids: list[int] = []
-        for past in history:
-            answer = self._model.tokens_from_text(past.answer, special=False)
-            ids += [*self._turn(past.question, not ids), *answer, *(self._between or ())]
-        return ids + self._turn(question, not ids)
-
-    def _turn(self, question: str, first: bool) -> list[int]:
-        """Ids of a question, up to its answer."""
-        text = question_text(question, after_video=first)
-        return self._model.tokens_from_text(text, special=False) + self._after
 
     def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
         self._set_aside()
@@ -398,21 +381,6 @@ class Reader:
                 f"the video's rows are {inputs.shape[1]} wide, {self._model.path.name} reads "
                 f"{self._model.width}; they are not of one bundle: export it again"
             )
-
-
-def _template_ids(model: Model, system: str) -> tuple[list[int], list[int], list[int] | None]:
-    """Ids before the video, after a question, and between an answer and the next question."""
-    parts = prompt_parts(model.render_chat, system)
-    before = model.tokens_from_text(parts.before_video, special=True)
-    first = model.first_token
-    if first is not None and before[:1] != [first]:
-        before.insert(0, first)
-    between = text_between_turns(model.render_chat, system)
-    return (
-        before,
-        model.tokens_from_text(parts.after_question, special=True),
-        None if between is None else model.tokens_from_text(between, special=True),
-    )
 
 
 def _shared(held: VideoRows | None, video: VideoRows) -> int:
