@@ -310,10 +310,11 @@ _MISSING_BARRIER = {
 _MISSING_WAIT = {"tensor_kernel.cuh": {"wait_copies(ahead - 1);": ""}}
 _HOPPER = "hopper_kernel.cuh"
 _UNSEEN_COPIES = {_HOPPER: {"publish_copies();": ""}}
-_MISSING_HOPPER_BARRIER = {_HOPPER: {"sync_block();  // this slice is there": "// this slice is"}}
+_MISSING_HOPPER_BARRIER = {_HOPPER: {"publish_copies();\n    sync_block();": "publish_copies();"}}
 _MISSING_HOPPER_WAIT = {_HOPPER: {"wait_copies(ahead - 1);": ""}}
 _OVERTAKEN_PRODUCTS = {_HOPPER: {"wait_products<1>": "wait_products<2>"}}
 _UNFINISHED_PRODUCTS = {_HOPPER: {"wait_products<0>": "wait_products<1>"}}
+_OVERWRITTEN_SLICE = {_HOPPER: {"int free_stage = ahead;": "int free_stage = ahead - 1;"}}
 _SKEWED_RING = {_HOPPER: {"kPermutationBytes - address": "kPermutationBytes + 128 - address"}}
 _LATE_TIE = {"best.cuh": {"other.code < code);": "other.code > code);"}}
 
@@ -328,6 +329,7 @@ _LATE_TIE = {"best.cuh": {"other.code < code);": "other.code > code);"}}
         _MISSING_HOPPER_WAIT,
         _OVERTAKEN_PRODUCTS,
         _UNFINISHED_PRODUCTS,
+        _OVERWRITTEN_SLICE,
         _SKEWED_RING,
         _LATE_TIE,
     ],

@@ -34,7 +34,8 @@ struct HopperBlock : TensorBlock<T, HopperTile> {
   }
 
   // Starts the products of a slice's 64 columns. Those of the first slice begin the sums.
-  __device__ void multiply_slice(unsigned char const* slice, bool first) {
+  template <bool First>
+  __device__ void multiply_slice(unsigned char const* slice) {
     int const group_row = this->warp_row / 4 * kGroupRows;
     unsigned char const* const rows = slice + group_row * HopperTile::kSliceRowBytes;
     unsigned char const* const codes = slice + HopperTile::kRows * HopperTile::kSliceRowBytes;
@@ -42,7 +43,7 @@ struct HopperBlock : TensorBlock<T, HopperTile> {
 #pragma unroll
     for (int column = 0; column < HopperTile::kSliceRowBytes; column += 32) {
       multiply_group(this->sums[0], group_matrix(rows + column), group_matrix(codes + column),
-          !first || column > 0, T(0.0F));
+          !First || column > 0, T(0.0F));
     }
     close_products();
   }
@@ -57,6 +58,21 @@ struct HopperBlock : TensorBlock<T, HopperTile> {
     }
   }
 
+  // Waits until the next slice is there for all, and all are done with the slice two before it.
+  __device__ void await_slice(int ahead) {
+    wait_copies(ahead - 1);
+    publish_copies();
+    sync_block();
+  }
+
+  __device__ void add_squares_if_cosine(unsigned char* slice) {
+    if (p.metric == VQEDGE_COSINE) {
+      add_slice_squares(slice);
+    }
+  }
+
+  // The first slice comes before the loop: there, CUDA 12 would have each product wait for the one
+  // before it, as sums that begin in a loop are not the products' alone.
   __device__ void multiply_all() {
     int const steps = static_cast<int>(ceil_div(p.d, HopperTile::kColumns));
     int const ahead = p.stages - 2;
@@ -66,25 +82,25 @@ struct HopperBlock : TensorBlock<T, HopperTile> {
       }
       commit_copies();
     }
+    unsigned char* slice = this->ring;
     int stage = 0;
     int free_stage = ahead;
-    for (int step = 0; step < steps; ++step) {
-      wait_copies(ahead - 1);
-      publish_copies();
-      sync_block();  // this slice is there for all, and all are done with the one before the last
-      unsigned char* const slice = this->ring + stage * HopperTile::kStageBytes;
-      multiply_slice(slice, step == 0);
-      if (step + ahead < steps) {
-        this->load_slice(free_stage, step + ahead);
+    await_slice(ahead);
+    multiply_slice<true>(slice);
+    for (int step = ahead; step < steps + ahead - 1; ++step) {
+      if (step < steps) {
+        this->load_slice(free_stage, step);
       }
       commit_copies();
-      if (p.metric == VQEDGE_COSINE) {
-        add_slice_squares(slice);
-      }
-      wait_products<1>(this->sums[0]);  // the slice before is done with
+      add_squares_if_cosine(slice);
+      wait_products<1>(this->sums[0]);  // of the slice before this one
+      await_slice(ahead);
       stage = stage + 1 == p.stages ? 0 : stage + 1;
       free_stage = free_stage + 1 == p.stages ? 0 : free_stage + 1;
+      slice = this->ring + stage * HopperTile::kStageBytes;
+      multiply_slice<false>(slice);
     }
+    add_squares_if_cosine(slice);
     wait_products<0>(this->sums[0]);
     sync_block();  // the ring is free
   }
