@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from vqedge.checkpoint import CONFIG, ORIGIN, model_config_of
@@ -25,6 +32,7 @@ from vqedge.validation import Fault, fault_from_error
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # 2026-02-30 is a ValueError
 _OUTPUT = "runs/tiny"
+_MOST_WORKERS = 256  # each is a process of its own, with PyTorch in it
 
 
 class WorldConfig(Config):
@@ -80,8 +88,15 @@ class DataConfig(Config):
     keep_features: bool = False
     """Keep the patch features on disk, 1.6 MB a clip, for runs with other quantizers; those of a
     reducer with weights are always kept."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: int | Literal["auto"] = "auto"
     """Processes that draw and decode clips while others are encoded; `auto`: as there are cores."""
+
+    @field_validator("workers")
+    @classmethod
+    def _not_too_many(cls, workers: int | Literal["auto"]) -> int | Literal["auto"]:
+        if workers != "auto" and not 0 <= workers <= _MOST_WORKERS:
+            raise ValueError(f"give 0 to {_MOST_WORKERS}, or auto")
+        return workers
 
 
 class OptimConfig(Config):

@@ -93,6 +93,7 @@ FAULTS = {
     "'validation=[]': Tuple should have at least 1 item": ["validation=[]"],
     "heads 5 do not divide width 384": ["model.attention.heads=5"],
     "'seed=-1': Input should be greater than or equal to 0": ["seed=-1"],
+    "'data.workers=1000': give 0 to 256, or auto": ["data.workers=1000"],
     "'optim.steps=many': Input should be a valid integer": ["optim.steps=many"],
     "'optim.steps.more=1': optim.steps: Input should be": ["optim={}", "optim.steps.more=1"],
     "'optim.learning_rate=.inf': Input should be a finite": ["optim.learning_rate=.inf"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -256,9 +258,19 @@ def test_a_name_of_no_format_and_a_place_that_cannot_be(tmp_path: Path) -> None:
         write_picture(picture(), tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="give a place to write to"):
+    with pytest.raises(ConfigError, match=r"^-o .*file: .*; check the path and its rights$"):
         write_picture(picture(), tmp_path / "file/a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_says_to_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"^-o .*a\.png: No space left .*; make room there"):
+        write_picture(picture(), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_of_a_picture_is_made(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vqedge.errors import ConfigError, UsageError
-from vqedge.files import replacing
+from vqedge.files import disk_fault, replacing
 from vqedge_runtime.viz.picture import Picture
 
 Writer = Callable[[Picture], bytes]
@@ -62,7 +62,8 @@ def write_picture(picture: Picture, path: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
-        raise ConfigError(f"-o {path}: {error.strerror}; give a place to write to") from error
+        why = disk_fault(error, path) or f"{path}: {error.strerror}; give a place to write to"
+        raise ConfigError(f"-o {why}") from error
 
 
 __all__ = ["Picture", "write_picture", "writer_for"]
