@@ -316,6 +316,10 @@ _OVERTAKEN_PRODUCTS = {_HOPPER: {"wait_products<1>": "wait_products<2>"}}
 _UNFINISHED_PRODUCTS = {_HOPPER: {"wait_products<0>": "wait_products<1>"}}
 _OVERWRITTEN_SLICE = {_HOPPER: {"int free_stage = ahead;": "int free_stage = ahead - 1;"}}
 _SKEWED_RING = {_HOPPER: {"kPermutationBytes - address": "kPermutationBytes + 128 - address"}}
+_ANOTHERS_SQUARES = {
+    "tensor_kernel.cuh": {"n / Tile::kOwnFragments == warp_row": "n % 4 == warp_row"}
+}
+_CODES_BEYOND = {"tensor_kernel.cuh": {"Full || n * 8 + i < left": "Full || true"}}
 _LATE_TIE = {"best.cuh": {"other.code < code);": "other.code > code);"}}
 
 
@@ -331,6 +335,8 @@ _LATE_TIE = {"best.cuh": {"other.code < code);": "other.code > code);"}}
         _UNFINISHED_PRODUCTS,
         _OVERWRITTEN_SLICE,
         _SKEWED_RING,
+        _ANOTHERS_SQUARES,
+        _CODES_BEYOND,
         _LATE_TIE,
     ],
     ids=str,
@@ -349,8 +355,8 @@ def test_the_emulation_notices_a_broken_kernel(
         "kernel = EmulatedKernel(Path(sys.argv[1]))\n"
         "for device, copies in ((MIDDLE, 2), (HOPPER, 5)):\n"
         "    c = np.concatenate([x[:30]] * copies)\n"
-        "    ids, _ = kernel.on(device)(x, c, 'l2')\n"
-        "    if not np.array_equal(ids, nearest_codebook(x, c, 'l2')[0]): sys.exit(1)\n"
+        "    found, wanted = kernel.on(device)(x, c, 'l2'), nearest_codebook(x, c, 'l2')\n"
+        "    if not all(map(np.array_equal, found, wanted)): sys.exit(1)\n"
     )
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", script, str(library), here]

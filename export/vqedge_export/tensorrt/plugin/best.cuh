@@ -36,6 +36,11 @@ struct alignas(16) Best {
     score = nearer ? other.score : score;
   }
 
+  // Moves the codes that were seen up by the number of the first of them.
+  __host__ __device__ void count_from(int32_t first) {
+    code = code == kNoCode ? kNoCode : code + first;
+  }
+
   // The lowest of the best codes. If every score is -inf, that is code 0.
   __host__ __device__ int32_t index() const { return broken || code == kNoCode ? 0 : code; }
 

@@ -17,6 +17,7 @@ struct FmaTile {
   static constexpr int kColumns = 16;
   static constexpr int kThreadRows = 8;
   static constexpr int kThreadCodes = Codes / 16;
+  static constexpr int kTogether = kThreadCodes < 4 ? kThreadCodes : 4;  // one load of 16 bytes
   static constexpr int kRowStride = kRows + 4;  // padded against bank conflicts, still 16-byte rows
   static constexpr int kCodeStride = Codes + 4;
   static constexpr int kStageFloats = kColumns * (kRowStride + kCodeStride);
@@ -61,7 +62,7 @@ struct FmaBlock {
   Place place;
   float* ring;
   int thread_row;   // of 16
-  int thread_code;  // of 16
+  int thread_code;  // the first of its codes; `further` tells the others
   float next_rows[8];
   float next_codes[8];
   float sums[Tile::kThreadRows][Tile::kThreadCodes] = {};
@@ -72,10 +73,16 @@ struct FmaBlock {
         place(place_of(block_id(), ceil_div(problem.n, Tile::kRows), problem.code_tiles)),
         ring(reinterpret_cast<float*>(shared)),
         thread_row(thread_id() / 16),
-        thread_code(thread_id() % 16) {}
+        thread_code(thread_id() % 16 * Tile::kTogether) {}
+
+  // How far code j of a thread is from its first: few lie together, the next few 16 times as far.
+  __device__ static constexpr int further(int j) {
+    return j / Tile::kTogether * 16 * Tile::kTogether + j % Tile::kTogether;
+  }
 
   __device__ int64_t first_row() const { return place.row_tile * Tile::kRows; }
   __device__ int64_t first_code() const { return place.code_tile * Tile::kCodes; }
+  __device__ bool all_codes() const { return first_code() + Tile::kCodes <= p.k; }
 
   // Two threads a row, eight columns each; of a narrow tile's codes, the first threads only.
   __device__ void load_slice(int step) {
@@ -112,7 +119,7 @@ struct FmaBlock {
     }
 #pragma unroll
     for (int j = 0; j < Tile::kThreadCodes; ++j) {
-      code[j] = codes[thread_code + j * 16];
+      code[j] = codes[thread_code + further(j)];
     }
 #pragma unroll
     for (int i = 0; i < Tile::kThreadRows; ++i) {
@@ -149,25 +156,29 @@ struct FmaBlock {
     }
   }
 
-  // Sixteen neighbouring threads share a row.
+  // Sixteen neighbouring threads share a row. `Full`: the tile has all of its codes.
+  template <bool Full>
   __device__ void write_rows() {
+    int64_t const first = first_code() + thread_code;  // their numbers ascend
+    Term terms[Tile::kThreadCodes];
+#pragma unroll
+    for (int j = 0; j < Tile::kThreadCodes; ++j) {
+      terms[j] = term_of(p, first + further(j));
+    }
 #pragma unroll
     for (int i = 0; i < Tile::kThreadRows; ++i) {
       Best best;
 #pragma unroll
       for (int j = 0; j < Tile::kThreadCodes; ++j) {
-        int64_t const code = first_code() + thread_code + j * 16;
-        if (code < p.k) {
-          Term const term = term_of(p, code);
-          float const score = fmaf(sums[i][j], term.scale, -term.offset);
-          best.see(score, static_cast<int32_t>(code));
-        }
+        float const score = fmaf(sums[i][j], terms[j].scale, -terms[j].offset);
+        best.see(Full || first + further(j) < p.k ? score : -INFINITY, further(j));
       }
+      best.count_from(static_cast<int32_t>(first));
       for (int lanes = 8; lanes > 0; lanes /= 2) {
         best.merge(shuffle_xor(best, lanes));
       }
       int64_t const row = first_row() + thread_row * Tile::kThreadRows + i;
-      if (thread_code == 0 && row < p.n) {
+      if (thread_id() % 16 == 0 && row < p.n) {
         write_best(p, place, row, best, squares[i]);
       }
     }
@@ -179,7 +190,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) fma_kernel(Problem p) {
   if constexpr (needs_fma<T>()) {
     FmaBlock<T, Tile> block(p, shared_memory());
     block.multiply_all();
-    block.write_rows();
+    if (block.all_codes()) {
+      block.template write_rows<true>();
+    } else {
+      block.template write_rows<false>();
+    }
   } else {
     refuse();
   }

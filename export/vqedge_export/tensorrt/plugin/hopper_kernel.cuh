@@ -74,14 +74,9 @@ struct HopperBlock : TensorBlock<T, HopperTile> {
   // The first slice comes before the loop: there, CUDA 12 would have each product wait for the one
   // before it, as sums that begin in a loop are not the products' alone.
   __device__ void multiply_all() {
-    int const steps = static_cast<int>(ceil_div(p.d, HopperTile::kColumns));
+    int const steps = this->steps();
     int const ahead = p.stages - 2;
-    for (int step = 0; step < ahead; ++step) {
-      if (step < steps) {
-        this->load_slice(step, step);
-      }
-      commit_copies();
-    }
+    this->load_ahead(ahead);
     unsigned char* slice = this->ring;
     int stage = 0;
     int free_stage = ahead;

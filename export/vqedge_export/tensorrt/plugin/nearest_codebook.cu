@@ -93,14 +93,29 @@ cudaError_t launch_hopper(Problem p, Device const& device, cudaStream_t stream) 
       HopperTile::kThreads, HopperTile::shared_bytes(p.stages) + kHopperSlack, stream);
 }
 
+template <typename T>
+cudaError_t prepare(Problem& p, cudaStream_t stream) {
+  if (p.metric == VQEDGE_DOT) {
+    p.terms = nullptr;
+    return cudaSuccess;
+  }
+  int64_t const blocks = ceil_div(p.k * kWarp, kPrepareThreads);
+  return launch(prepare_kernel<T>, blocks, kPrepareThreads, 0, stream, p);
+}
+
 // The wide tile moves fewest bytes per score, if the device can hold it and gets enough blocks.
 template <typename T>
-cudaError_t run_tensor(Problem const& p, Device const& device, cudaStream_t stream) {
+cudaError_t run_tensor(Problem p, Device const& device, cudaStream_t stream) {
+  static_assert(NarrowTile::kOwnTerms && SmallTile::kOwnTerms && !MiddleTile::kOwnTerms);
   if (p.k <= NarrowTile::kCodes) {
     return launch_tensor<T, NarrowTile>(p, device, stream);
   }
   if (p.k <= SmallTile::kCodes) {
     return launch_tensor<T, SmallTile>(p, device, stream);
+  }
+  cudaError_t const status = prepare<T>(p, stream);
+  if (status != cudaSuccess) {
+    return status;
   }
   static_assert(WideTile::kRows == HopperTile::kRows && WideTile::kCodes == HopperTile::kCodes);
   int64_t const wide_blocks = ceil_div(p.n, WideTile::kRows) * ceil_div(p.k, WideTile::kCodes);
@@ -125,7 +140,11 @@ cudaError_t launch_fma(Problem const& p, cudaStream_t stream) {
 }
 
 template <typename T>
-cudaError_t run_fma(Problem const& p, cudaStream_t stream) {
+cudaError_t run_fma(Problem p, cudaStream_t stream) {
+  cudaError_t const status = prepare<T>(p, stream);
+  if (status != cudaSuccess) {
+    return status;
+  }
   if (p.k <= NarrowFmaTile::kCodes) {
     return launch_fma<T, NarrowFmaTile>(p, stream);
   }
@@ -136,21 +155,7 @@ cudaError_t run_fma(Problem const& p, cudaStream_t stream) {
 }
 
 template <typename T>
-cudaError_t prepare(Problem& p, cudaStream_t stream) {
-  if (p.metric == VQEDGE_DOT) {
-    p.terms = nullptr;
-    return cudaSuccess;
-  }
-  int64_t const blocks = ceil_div(p.k * kWarp, kPrepareThreads);
-  return launch(prepare_kernel<T>, blocks, kPrepareThreads, 0, stream, p);
-}
-
-template <typename T>
-cudaError_t run(Problem p, Device const& device, cudaStream_t stream) {
-  cudaError_t const status = prepare<T>(p, stream);
-  if (status != cudaSuccess) {
-    return status;
-  }
+cudaError_t run(Problem const& p, Device const& device, cudaStream_t stream) {
   if constexpr (sizeof(T) == 2) {
     if (std::is_same_v<T, __half> || device.major >= 8) {
       return run_tensor<T>(p, device, stream);

@@ -19,6 +19,11 @@ struct alignas(8) Term {
   float offset;
 };
 
+struct alignas(16) TermPair {
+  Term even;
+  Term odd;
+};
+
 struct Problem {
   void const* x;
   void const* codebook;
@@ -68,6 +73,16 @@ __device__ void copy_chunk(
   T* const out = static_cast<T*>(shared);
   for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) {
     out[i] = i < values ? source[i] : T(0.0F);
+  }
+}
+
+// A code's term from the sum of its squares, and that of its values times 0: NaN if one is not
+// finite.
+__device__ inline Term term_from_sums(int32_t metric, float square, float poison) {
+  switch (metric) {
+    case VQEDGE_L2: return {2.0F, square};
+    case VQEDGE_COSINE: return {1.0F / fmaxf(sqrtf(square), kCosineEps) + poison, 0.0F};
+    default: return {1.0F, 0.0F};
   }
 }
 
@@ -129,9 +144,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(Problem p) {
     poison += shuffle_xor(poison, lanes);
   }
   if (lane == 0 && code < p.k) {
-    p.terms[code] = p.metric == VQEDGE_L2
-        ? Term{2.0F, square}
-        : Term{1.0F / fmaxf(sqrtf(square), kCosineEps) + poison, 0.0F};
+    p.terms[code] = term_from_sums(p.metric, square, poison);
   }
 }
 

@@ -22,10 +22,13 @@ struct TensorTile {
   static constexpr int kColumns = 64;                  // of a slice
   static constexpr int kSliceRowBytes = kColumns * 2;  // eight chunks of 16 bytes
   static constexpr int kStageBytes = (Rows + Codes) * kSliceRowBytes;
+  static constexpr bool kOwnTerms = Codes <= 64;  // it holds all codes, and needs no kernel before
+  static constexpr int kOwnFragments = kCodeFragments / (WarpsByRow * WarpsByCode);
   static constexpr int kExtraBytes = Codes * sizeof(Term) + Rows * sizeof(float);
 
   static_assert(kRowFragments == WarpsByCode, "each warp squares one row fragment");
   static_assert(kCodeFragments % 2 == 0, "codes are loaded 16 at a time");
+  static_assert(kStageBytes % 16 == 0, "terms are read two at a time");
   static_assert(kThreads >= Rows, "one thread a row at the end");
   static_assert(WarpsByCode * Rows * sizeof(Best) <= 2 * kStageBytes, "the ring holds the Bests");
 
@@ -54,6 +57,27 @@ __device__ inline unsigned char* chunk_at(unsigned char* slice, int row, int chu
   return slice + row * 128 + ((chunk ^ (row & 7)) << 4);
 }
 
+// What a lane adds up of each code in its share, towards the code's term.
+template <int Fragments>
+struct CodeSums {
+  float square[Fragments] = {};
+  float poison[Fragments] = {};
+
+  __device__ void add(int i, float2 pair) {
+    square[i] = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, square[i]));
+    poison[i] = fmaf(pair.x, 0.0F, fmaf(pair.y, 0.0F, poison[i]));
+  }
+};
+
+template <>
+struct CodeSums<0> {};
+
+// Of the four lanes that share a row or a code.
+__device__ inline float sum_of_four(float sum) {
+  sum += shuffle_xor(sum, 1);
+  return sum + shuffle_xor(sum, 2);
+}
+
 template <typename T, class Tile>
 struct TensorBlock {
   Problem const& p;
@@ -66,6 +90,7 @@ struct TensorBlock {
   int warp_code;
   float sums[Tile::kRowFragments][Tile::kCodeFragments][4];
   float square[2] = {};  // of rows lane / 4 and lane / 4 + 8 of row fragment 0
+  CodeSums<Tile::kOwnTerms ? Tile::kOwnFragments : 0> own;
 
   __device__ TensorBlock(Problem const& problem, unsigned char* shared)
       : p(problem),
@@ -79,6 +104,8 @@ struct TensorBlock {
 
   __device__ int64_t first_row() const { return place.row_tile * Tile::kRows; }
   __device__ int64_t first_code() const { return place.code_tile * Tile::kCodes; }
+  __device__ bool all_codes() const { return first_code() + Tile::kCodes <= p.k; }
+  __device__ int steps() const { return static_cast<int>(ceil_div(p.d, Tile::kColumns)); }
 
   // First row of a row fragment. Warps that share rows start with different ones: fragment 0 is the
   // one whose squares this warp sums.
@@ -145,6 +172,10 @@ struct TensorBlock {
         multiply(sums[m][n], rows[m], codes[0], codes[1], T(0.0F));
         multiply(sums[m][n + 1], rows[m], codes[2], codes[3], T(0.0F));
       }
+      if constexpr (Tile::kOwnTerms) {
+        add_code(n, codes[0], codes[1]);
+        add_code(n + 1, codes[2], codes[3]);
+      }
     }
   }
 
@@ -154,6 +185,27 @@ struct TensorBlock {
     for (int i = 0; i < 4; ++i) {
       float2 const pair = to_floats(row[i], T(0.0F));
       square[i % 2] = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, square[i % 2]));
+    }
+  }
+
+  // Of the code fragments, each warp squares its share.
+  __device__ void add_code(int n, uint32_t first, uint32_t second) {
+    if (n / Tile::kOwnFragments == warp_row) {
+      own.add(n % Tile::kOwnFragments, to_floats(first, T(0.0F)));
+      own.add(n % Tile::kOwnFragments, to_floats(second, T(0.0F)));
+    }
+  }
+
+  // The terms of all codes from the squares that were added up meanwhile.
+  __device__ void make_terms() {
+#pragma unroll
+    for (int i = 0; i < Tile::kOwnFragments; ++i) {
+      float const square_sum = sum_of_four(own.square[i]);
+      float const poison = sum_of_four(own.poison[i]);
+      if (lane % 4 == 0) {
+        terms[(warp_row * Tile::kOwnFragments + i) * 8 + lane / 4] =
+            term_from_sums(p.metric, square_sum, poison);
+      }
     }
   }
 
@@ -170,22 +222,29 @@ struct TensorBlock {
     }
   }
 
-  __device__ void multiply_all() {
-    clear_sums();
-    int const steps = static_cast<int>(ceil_div(p.d, Tile::kColumns));
-    int const ahead = p.stages - 1;
-    for (int step = 0; step < ahead; ++step) {
-      if (step < steps) {
+  // Begins all loads that wait for nothing: of the first slices, and of terms that were prepared.
+  __device__ void load_ahead(int slices) {
+    for (int step = 0; step < slices; ++step) {
+      if (step < steps()) {
         load_slice(step, step);
       }
       commit_copies();
     }
+    if constexpr (!Tile::kOwnTerms) {
+      load_terms();
+    }
+  }
+
+  __device__ void multiply_all() {
+    clear_sums();
+    int const ahead = p.stages - 1;
+    load_ahead(ahead);
     int stage = 0;
     int free_stage = ahead;
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps(); ++step) {
       wait_copies(ahead - 1);
       sync_block();  // this slice is there for all, and all have left the one before
-      if (step + ahead < steps) {
+      if (step + ahead < steps()) {
         load_slice(free_stage, step + ahead);
       }
       commit_copies();
@@ -196,49 +255,56 @@ struct TensorBlock {
       free_stage = stage;
       stage = stage == ahead ? 0 : stage + 1;
     }
+    if constexpr (Tile::kOwnTerms) {
+      make_terms();
+    }
     sync_block();  // the ring is free
   }
 
-  // This lane's scores of one of its rows, then those of the three lanes that share the row.
-  __device__ Best best_of(int m, int half) const {
-    int64_t const left = p.k - first_code();
-    int const codes = static_cast<int>(left < Tile::kCodes ? left : Tile::kCodes);
-    int32_t const first = static_cast<int32_t>(first_code());
-    Best best;
+  // This lane's scores of its two rows of a row fragment. `Full`: the tile has all of its codes.
+  template <bool Full>
+  __device__ void see_codes(int m, Best (&best)[2]) const {
+    int const first = warp_code * Tile::kWarpCodes + lane % 4 * 2;
+    int64_t const left = p.k - first_code() - first;
 #pragma unroll
     for (int n = 0; n < Tile::kCodeFragments; ++n) {
+      TermPair const two = *reinterpret_cast<TermPair const*>(terms + first + n * 8);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        int const code = warp_code * Tile::kWarpCodes + n * 8 + lane % 4 * 2 + i;
-        if (code < codes) {
-          Term const term = terms[code];
-          best.see(fmaf(sums[m][n][half * 2 + i], term.scale, -term.offset), first + code);
+        Term const term = i == 0 ? two.even : two.odd;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float const score = fmaf(sums[m][n][half * 2 + i], term.scale, -term.offset);
+          best[half].see(Full || n * 8 + i < left ? score : -INFINITY, n * 8 + i);
         }
       }
     }
-    best.merge(shuffle_xor(best, 1));
-    best.merge(shuffle_xor(best, 2));
-    return best;
+#pragma unroll
+    for (Best& one : best) {
+      one.count_from(static_cast<int32_t>(first_code()) + first);
+      one.merge(shuffle_xor(one, 1));  // of the three lanes that share the row
+      one.merge(shuffle_xor(one, 2));
+    }
   }
 
   // Leaves one Best a row and column of warps in the ring, and the rows' squares beside it.
+  template <bool Full>
   __device__ void reduce_warp(Best* slots) {
 #pragma unroll
     for (int m = 0; m < Tile::kRowFragments; ++m) {
+      Best best[2];
+      see_codes<Full>(m, best);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         int const row = fragment_row(m) + half * 8 + lane / 4;
-        Best const best = best_of(m, half);
         if (lane % 4 == 0) {
-          slots[warp_code * Tile::kRows + row] = best;
+          slots[warp_code * Tile::kRows + row] = best[half];
         }
       }
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = square[half];
-      sum += shuffle_xor(sum, 1);
-      sum += shuffle_xor(sum, 2);
+      float const sum = sum_of_four(square[half]);
       if (lane % 4 == 0) {
         squares[fragment_row(0) + half * 8 + lane / 4] = sum;
       }
@@ -262,9 +328,12 @@ struct TensorBlock {
 template <class Block>
 __device__ void find_nearest(Block& block) {
   Best* const slots = reinterpret_cast<Best*>(block.ring);
-  block.load_terms();
   block.multiply_all();
-  block.reduce_warp(slots);
+  if (block.all_codes()) {
+    block.template reduce_warp<true>(slots);
+  } else {
+    block.template reduce_warp<false>(slots);
+  }
   sync_block();
   block.write_rows(slots);
 }
