@@ -28,7 +28,8 @@ __device__ inline uint32_t shared_address(void const* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Starts copying 16 bytes to shared memory, or zeros if not `inside`. Both sides 16-byte aligned.
+// Starts copying 16 bytes to shared memory, or zeros if not `inside`: then `global` is not read.
+// Both sides 16-byte aligned.
 __device__ inline void copy_16(void* shared, void const* global, bool inside) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),

@@ -61,15 +61,9 @@ __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(__half value) { return __half2float(value); }
 __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 
-// The next 16 bytes of a row into shared memory: `values` of them are there, the rest becomes zero.
-// `anywhere` is an address that may be read. Unaligned rows go element by element.
+// The next 16 bytes of an unaligned row into shared memory; beyond `values` of them, zeros.
 template <typename T>
-__device__ void copy_chunk(
-    void* shared, T const* source, T const* anywhere, int values, bool aligned) {
-  if (aligned) {
-    copy_16(shared, values > 0 ? source : anywhere, values > 0);
-    return;
-  }
+__device__ void copy_values(void* shared, T const* source, int values) {
   T* const out = static_cast<T*>(shared);
   for (int i = 0; i < static_cast<int>(16 / sizeof(T)); ++i) {
     out[i] = i < values ? source[i] : T(0.0F);

@@ -137,13 +137,19 @@ struct TensorBlock {
     static_assert(Count % kAtOnce == 0, "every thread copies as much");
     int const column = step * Tile::kColumns + thread_id() % 8 * 8;
     int const left = static_cast<int>(total - first < Count ? total - first : Count);
-    T const* const source = matrix + (first + thread_id() / 8) * p.d + column;
+    T const* source = matrix + (first + thread_id() / 8) * p.d + column;
+    int64_t const stride = static_cast<int64_t>(kAtOnce) * p.d;
+    int row = thread_id() / 8;
+    if (p.aligned) {
 #pragma unroll
-    for (int i = 0; i < Count / kAtOnce; ++i) {
-      int const row = i * kAtOnce + thread_id() / 8;
-      int const values = row < left ? p.d - column : 0;
-      copy_chunk(chunk_at(part, row, thread_id() % 8),
-          source + static_cast<int64_t>(i) * kAtOnce * p.d, matrix, values, p.aligned);
+      for (int i = 0; i < Count / kAtOnce; ++i, row += kAtOnce, source += stride) {
+        copy_16(chunk_at(part, row, thread_id() % 8), source, row < left && column < p.d);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < Count / kAtOnce; ++i, row += kAtOnce, source += stride) {
+      copy_values(chunk_at(part, row, thread_id() % 8), source, row < left ? p.d - column : 0);
     }
   }
 
