@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +106,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is gone, or what the disk refuses was told
             temporary.unlink()
+
+
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """What is written to `path` meanwhile may be read by whom the user's umask lets read a file.
+
+    safetensors 0.8 makes files that nobody but their owner reads.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
 
 
 def remove_unfinished(folder: Path) -> None:

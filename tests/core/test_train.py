@@ -111,6 +111,14 @@ def test_the_log_of_a_run_that_saved_nothing_is_begun_anew(tmp_path: Path) -> No
     assert [record.get("step") for record in log_of(tmp_path)] == [0, 1]
 
 
+def test_others_may_read_what_a_run_leaves(whole: Path, tmp_path: Path) -> None:
+    """As the user's umask says, which made a new file here; not the writer of safetensors."""
+    (tmp_path / "new").touch()
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".json", ".safetensors"}
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_every_step_is_logged(whole: Path) -> None:
     log = log_of(whole)
     first, *log = log

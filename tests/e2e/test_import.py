@@ -87,6 +87,12 @@ def test_the_bundle_says_what_it_was_made_of(exported: Path) -> None:
     assert "source: apache-2.0; encoder.safetensors of an imported model" in notice
 
 
+def test_others_may_read_what_was_imported(work: Path, exported: Path) -> None:
+    (work / "new").touch()
+    files = [path for path in (work / "vqtoken").iterdir() if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(work / "new").stat().st_mode}
+
+
 def test_ask_answers_the_same_again_and_again(work: Path, exported: Path) -> None:
     options = ("-m", exported, "--backend", "onnxruntime", "--json")
     first, second = (run_vqedge("ask", work / "demo.mp4", QUESTION, *options) for _ in range(2))

@@ -27,7 +27,7 @@ from vqedge.data.features import (
     missing_shards,
     shard_path,
 )
-from vqedge.files import replacing
+from vqedge.files import replacing, usual_mode
 from vqedge.progress import Clock
 from vqedge.reducers import reads_attention, version_of
 
@@ -147,5 +147,6 @@ class ClipCache:
         for budget, found in zip(budgets, results, strict=True):
             tensors = found.codes.to(torch.float16).cpu(), found.indices.to(torch.uint8).cpu()
             self.folder(budget).mkdir(parents=True, exist_ok=True)
-            with replacing(shard_path(self.folder(budget), shard)) as path:
+            shard_file = shard_path(self.folder(budget), shard)
+            with replacing(shard_file) as path, usual_mode(path):
                 save_file(dict(zip(_TENSORS, tensors, strict=True)), path)

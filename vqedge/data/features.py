@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
 from vqedge.errors import VqedgeError
-from vqedge.files import replacing
+from vqedge.files import replacing, usual_mode
 from vqedge.progress import STOP_SIGNALS, Clock
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def encoded_shards(
 def save_features(folder: Path, shard: int, rows: Tensor) -> None:
     """Write the features of a shard, 1.6 MB a clip at 8 frames of 224."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(shard_path(folder, shard)) as path:
+    with replacing(shard_path(folder, shard)) as path, usual_mode(path):
         save_file({"features": rows.cpu()}, path)
 
 

@@ -22,7 +22,7 @@ from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError
-from vqedge.files import replacing
+from vqedge.files import replacing, usual_mode
 from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
 from vqedge.model.last_blocks import BACKBONE_PREFIX, last_blocks
 from vqedge.model.llm import llm_from_gguf, with_lora
@@ -98,10 +98,10 @@ def save_checkpoint(
         weights = reducer.kept().state_dict()
         tensors |= {f"{reducer.prefix}{name}": _half(value) for name, value in weights.items()}
     tensors[POSITION] = position.detach().float().contiguous().cpu()
-    with replacing(path / MODEL) as file:
+    with replacing(path / MODEL) as file, usual_mode(file):
         save_file(tensors, file)
     lora = {name: _half(value) for name, value in _lora_state(llm).items()}
-    with replacing(path / LORA) as file:
+    with replacing(path / LORA) as file, usual_mode(file):
         save_file(lora, file)
     _write_json(path / CONFIG, config.model_dump(mode="json"))
     _write_json(path / METRICS, metrics)

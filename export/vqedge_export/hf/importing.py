@@ -19,7 +19,7 @@ from vqedge.base.weights import Origin
 from vqedge.checkpoint import CONFIG, ENCODER_WEIGHTS, LLM_WEIGHTS, LORA, MODEL, ORIGIN
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ConfigError, printable
-from vqedge.files import file_sha256
+from vqedge.files import file_sha256, usual_mode
 from vqedge.model.checkpoint import BRIDGE_PREFIX, POSITION
 from vqedge.model.encoder import Bridge
 from vqedge.model.reducers.registry import reducer_quantizer
@@ -90,8 +90,9 @@ def checkpoint_from_folder(
         plan = _reducing(_plan(folder, mode, frames, block, size), reducer)
     with _new_folder(out) as work:
         config = _write_base(work, folder, plan)
-        save_file(_trained(work, folder, plan), work / MODEL)
-        save_file({}, work / LORA)  # an adapter comes with training
+        with usual_mode(work / MODEL), usual_mode(work / LORA):
+            save_file(_trained(work, folder, plan), work / MODEL)
+            save_file({}, work / LORA)  # an adapter comes with training
         origin = Origin(
             source=(name or folder.path.resolve().name)[:_LONGEST_NAME],
             revision=revision,
