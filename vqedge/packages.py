@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import re
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -32,6 +34,12 @@ _EXTRAS = {
 
 
 _TEGRA = Path("/etc/nv_tegra_release")
+
+
+def folders_of(module: str) -> Iterator[Path]:
+    """Where the files of a package are, without importing it; none if it is not installed."""
+    spec = importlib.util.find_spec(module)
+    yield from map(Path, (spec.submodule_search_locations or ()) if spec else ())
 
 
 def install_line(module: str) -> str:

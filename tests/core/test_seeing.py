@@ -184,7 +184,10 @@ def test_without_the_flag_there_is_no_evidence(
     [
         (["viz", "none.mp4", "-o", "a.png"], "none.mp4"),
         (["viz", "none.vqt", "-o", "a.png"], "none.vqt: no such file"),
-        (["viz", "CLIP", "-o", "/dev/null/a.png"], "-o /dev/null: "),
+        (
+            ["viz", "CLIP", "-o", "/dev/null/a.png"],
+            "-o /dev/null: File exists; check the path",
+        ),
         (["viz", "CLIP", "-o", "a.png", "--budget", "99"], "budget 99"),
         (["search", "CLIP", "none"], "none: no such folder"),
         (["search", "CLIP", "clips"], "clips: no .vqt files in it; make them with: vqedge encode"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from emulated_kernel import (
 
 from vqedge.errors import BackendUnavailable
 from vqedge.nearest_codebook import OP_NAME, OP_VERSION, Metric, nearest_codebook
+from vqedge.packages import folders_of
 from vqedge_export.tensorrt.cuda_toolkit import Nvcc, find_nvcc
 from vqedge_export.tensorrt.plugin_build import (
     HEADERS,
@@ -36,6 +36,7 @@ from vqedge_export.tensorrt.plugin_build import (
 
 HEADERS_VARIABLE = "VQEDGE_TENSORRT_INCLUDE"
 COMPILED = "vqedge/compiled_kernel"  # in pytest's cache: what the last one was made of
+STRICT = ("--warn-on-spills", "--warn-on-local-memory-usage", "--warning-as-error")  # of ptxas
 BEFORE_BLACKWELL = (75, 80, 86, 87, 89, 90)
 SUPPORTED = (*BEFORE_BLACKWELL, 100, 101, 110, 120)  # a Thor is 101 to CUDA 12, 110 to CUDA 13
 KNOWN_BY_CUDA = {12: BEFORE_BLACKWELL, 13: (*BEFORE_BLACKWELL, 100, 110, 120)}  # at least
@@ -67,7 +68,7 @@ def test_the_kernel_compiles_for_every_gpu_and_spills_no_register(
     assert set(wanted) >= set(KNOWN_BY_CUDA[int(nvcc.version.split(".")[0])])
     flags = [
         *("--fatbin", "-std=c++17", "-O3", "--Werror=all-warnings", "--threads=2"),
-        "--ptxas-options=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error",
+        f"--ptxas-options={','.join(STRICT)}",
         *architecture_flags(wanted),
     ]
     made_of, cache = digest_of_sources(nvcc.version, *flags), request.config.cache
@@ -100,9 +101,8 @@ def test_the_assembler_of_cuda_12_says_nothing_of_it(
     flags = ["-std=c++17", "-O3", "-DVQEDGE_SM90A", f"--gpu-architecture=compute_{architecture}"]
     subprocess.run([nvcc.path, "--ptx", *flags, "-o", ptx, source], check=True)
     ptx.write_text(re.sub(r"^\.version .*$", ".version 8.5", ptx.read_text(), count=1, flags=re.M))
-    strict = ["-O3", "--warn-on-spills", "--warn-on-local-memory-usage", "--warning-as-error"]
     output = tmp_path / "kernel.cubin"
-    command = [older_assembler(), *strict, f"-arch=sm_{architecture}", "-o", output, ptx]
+    command = [older_assembler(), "-O3", *STRICT, f"-arch=sm_{architecture}", "-o", output, ptx]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert not run.stderr
@@ -111,9 +111,8 @@ def test_the_assembler_of_cuda_12_says_nothing_of_it(
 
 def older_assembler() -> Path:
     """ptxas of the package nvidia-cuda-nvcc-cu12."""
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (found := Path(folder) / "cuda_nvcc/bin/ptxas").is_file():
+    for folder in folders_of("nvidia"):
+        if (found := folder / "cuda_nvcc/bin/ptxas").is_file():
             return found
     pytest.skip("no ptxas of CUDA 12 here; pip install nvidia-cuda-nvcc-cu12")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
@@ -27,9 +27,10 @@ from vqedge.data.features import (
     missing_shards,
     shard_path,
 )
-from vqedge.files import replacing, usual_mode
+from vqedge.files import replacing
 from vqedge.progress import Clock
 from vqedge.reducers import reads_attention, version_of
+from vqedge.tensor_files import save_file
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
@@ -147,6 +148,5 @@ class ClipCache:
         for budget, found in zip(budgets, results, strict=True):
             tensors = found.codes.to(torch.float16).cpu(), found.indices.to(torch.uint8).cpu()
             self.folder(budget).mkdir(parents=True, exist_ok=True)
-            shard_file = shard_path(self.folder(budget), shard)
-            with replacing(shard_file) as path, usual_mode(path):
+            with replacing(shard_path(self.folder(budget), shard)) as path:
                 save_file(dict(zip(_TENSORS, tensors, strict=True)), path)

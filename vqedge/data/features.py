@@ -17,15 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
 from vqedge.errors import VqedgeError
-from vqedge.files import replacing, usual_mode
+from vqedge.files import replacing
 from vqedge.progress import STOP_SIGNALS, Clock
+from vqedge.tensor_files import save_file
 
 if TYPE_CHECKING:
     from vqedge.model.encoder import ClipQuantizer
@@ -270,7 +271,7 @@ def encoded_shards(
 def save_features(folder: Path, shard: int, rows: Tensor) -> None:
     """Write the features of a shard, 1.6 MB a clip at 8 frames of 224."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(shard_path(folder, shard)) as path, usual_mode(path):
+    with replacing(shard_path(folder, shard)) as path:
         save_file({"features": rows.cpu()}, path)
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError
-from vqedge.files import replacing, usual_mode
+from vqedge.files import replacing
 from vqedge.model.encoder import ClipQuantizer, TrainedBridge, VideoEncoder, bridge_from_config
 from vqedge.model.last_blocks import BACKBONE_PREFIX, last_blocks
 from vqedge.model.llm import llm_from_gguf, with_lora
@@ -30,6 +30,7 @@ from vqedge.model.reducers.training import REDUCER_PREFIX
 from vqedge.model.trained_reducer import TrainedReducer
 from vqedge.model.vit import vit_from_source
 from vqedge.reducers import has_weights
+from vqedge.tensor_files import save_file
 
 BRIDGE_PREFIX = "bridge."
 _ROWS_OF_WORDS = f"{BRIDGE_PREFIX}table"
@@ -98,10 +99,10 @@ def save_checkpoint(
         weights = reducer.kept().state_dict()
         tensors |= {f"{reducer.prefix}{name}": _half(value) for name, value in weights.items()}
     tensors[POSITION] = position.detach().float().contiguous().cpu()
-    with replacing(path / MODEL) as file, usual_mode(file):
+    with replacing(path / MODEL) as file:
         save_file(tensors, file)
     lora = {name: _half(value) for name, value in _lora_state(llm).items()}
-    with replacing(path / LORA) as file, usual_mode(file):
+    with replacing(path / LORA) as file:
         save_file(lora, file)
     _write_json(path / CONFIG, config.model_dump(mode="json"))
     _write_json(path / METRICS, metrics)

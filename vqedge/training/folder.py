@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vqedge.base.weights import carry_weights
 from vqedge.checkpoint import CONFIG, MODEL, steps_of
 from vqedge.errors import CheckpointError
-from vqedge.files import file_sha256, remove_unfinished, replacing, try_lock, usual_mode
+from vqedge.files import file_sha256, remove_unfinished, replacing, try_lock
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.recipe import TrainConfig, file_identity, source_identity
+from vqedge.tensor_files import save_file
 from vqedge.training.curves import CURVES, draw_curves
 from vqedge.training.state import restore_state, state_of
 
@@ -130,7 +131,7 @@ class RunFolder:
         self._checkpoint(self.path, record, model, position)
         if self.config.keep and step:
             self._checkpoint(_numbered(self.path, step), record, model, position)
-        with replacing(self.path / STATE) as path, usual_mode(path):
+        with replacing(self.path / STATE) as path:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
             save_file(tensors, path, self._info(step))
@@ -157,7 +158,7 @@ class RunFolder:
         """Write how far a lesson before the first step is."""
         self.path.mkdir(parents=True, exist_ok=True)
         tensors = _all_of(model, _taught(model), optimizer)
-        with replacing(self.path / LESSON) as path, usual_mode(path):
+        with replacing(self.path / LESSON) as path:
             save_file(tensors, path, {"lesson": name, **self._info(step)})
 
     def lesson(self) -> tuple[str, int] | None:

@@ -6,7 +6,6 @@ exports.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from vqedge.cuda import Cuda
 from vqedge.errors import BackendUnavailable
+from vqedge.packages import folders_of
 
 _HOME_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
 _DEFAULT_HOME = Path("/usr/local/cuda")
@@ -106,9 +106,8 @@ def _candidates() -> Iterator[Path]:
 
 def _wheel_candidates() -> Iterator[Path]:
     """nvidia-cuda-nvcc puts its files into `nvidia/cu13/bin`, next to those of its companions."""
-    spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        yield from sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True)
+    for folder in folders_of("nvidia"):
+        yield from sorted(folder.glob("cu*/bin/nvcc"), reverse=True)
 
 
 def _nvcc_at(path: Path) -> Nvcc:

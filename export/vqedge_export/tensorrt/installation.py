@@ -6,7 +6,6 @@ The wheels hold no headers. They come with the Debian packages (JetPack has them
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge.errors import BackendUnavailable
+from vqedge.packages import folders_of
 
 ROOT_VARIABLE = "TENSORRT_ROOT"
 MIN_MAJOR = 10
@@ -150,8 +150,7 @@ def _library_folders() -> Iterator[Path]:
 
 
 def _wheel_folders() -> Iterator[Path]:
-    spec = importlib.util.find_spec("tensorrt_libs")
-    yield from map(Path, (spec.submodule_search_locations or ()) if spec else ())
+    yield from folders_of("tensorrt_libs")
 
 
 def _by_version(path: Path) -> tuple[int, ...]:
