@@ -1,10 +1,10 @@
-"""What a lighter encoder changes: how many patches get another id, and how safe those ids were.
+"""What a lighter encoder changes: how many patches are nearest to another code, and how safely.
 
 Per-clip k-means starts from the farthest patches, so that the least change of the features may
 start it elsewhere: the index maps of two encoders then differ in numbers and in parts, though both
 are good clusterings. The statement that means something is about one NearestCodebook: the codes of
 the float32 encoder, the features of both. The difference of the maps is told as well, after their
-codes were matched. Where two maps are the same, no id is another.
+codes were matched. Where two maps are the same, no patch counts as nearer to another code.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ class _Seen:
         return VariantParity(
             clips=len(self.differ),
             patches=self.patches,
-            ids_differ=sum(self.differ) / self.patches,
-            safe_ids_differ=sum(self.safe) / self.patches,
-            worst_clip_ids_differ=max(self.differ) * len(self.differ) / self.patches,
+            nearest_differ=sum(self.differ) / self.patches,
+            safe_nearest_differ=sum(self.safe) / self.patches,
+            worst_clip_nearest_differ=max(self.differ) * len(self.differ) / self.patches,
             maps_differ=float(np.mean(self.maps)),
             feature_cosine=float(np.mean(self.cosines)),
         )

@@ -48,7 +48,7 @@ class Tolerance(_Record):
     token_cosine: float = 0.999  # of the worst row in the clips whose patches all agree
     safe_codebook_ids_differ: float = 0.0  # the same of a learned codebook's ids
     codebook_ids_differ: float = 0.001
-    variant_safe_ids_differ: float = MOST_SAFE_IDS
+    variant_safe_nearest_differ: float = MOST_SAFE_IDS
     top1_agreement: float
     kl_mean: float  # nats
 
@@ -78,9 +78,9 @@ class VariantParity(_Record):
 
     clips: int
     patches: int
-    ids_differ: Figure  # share of patches whose nearest code, of the same codes, is another one
-    safe_ids_differ: Figure  # of them those with a margin above the clip's 5th percentile
-    worst_clip_ids_differ: Figure
+    nearest_differ: Figure  # share of patches whose nearest code, of the same codes, is another
+    safe_nearest_differ: Figure  # the same of those above the clip's 5th percentile of margins
+    worst_clip_nearest_differ: Figure
     maps_differ: Figure  # share of patches on another part of the index map, codes matched
     feature_cosine: Figure  # mean over patches
 
@@ -140,10 +140,10 @@ class BackendParity(_Record):
     ids_differ: Figure
     safe_ids_differ: Figure
     margin_where_ids_differ: Figure
-    maps_differ: float | None = None  # not in reports of version 0.1.0
+    maps_differ: Figure
     token_cosine: float | None
     token_cosine_mean: Figure
-    token_cosine_patches: float | None = None  # nor these two
+    token_cosine_patches: float | None
     answers: AnswerParity | None = None
 
 
@@ -175,7 +175,7 @@ class ParityReport(_Record):
             at_most["safe_codebook_ids_differ"] = self.codebook.safe_ids_differ
             at_most["codebook_ids_differ"] = self.codebook.ids_differ
         for name, variant in self.variants.items():
-            at_most[f"variant_safe_ids_differ of {name}"] = variant.safe_ids_differ
+            at_most[f"variant_safe_nearest_differ of {name}"] = variant.safe_nearest_differ
         at_least = {
             "token_cosine": self.encoder.token_cosine,
             "top1_agreement": self.llm.top1_agreement,

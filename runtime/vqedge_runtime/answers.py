@@ -61,8 +61,7 @@ class Video:
             when it was encoded.
         frames_thwc: of a bundle whose tokens follow the question, what they are made of, anew for
             each; before there is one, `tokens` holds none.
-        encoder: what encoded it, as `Backend` says it; empty where there are no tokens yet, and in
-            pickles of older versions.
+        encoder: what encoded it, as `Backend` says it; empty where there are no tokens yet.
         note: what the user should know of it, as that it ends earlier than its file says; or
             nothing.
     """

@@ -32,7 +32,7 @@ from vqedge_export.tensorrt.calibration import (
 from vqedge_export.tensorrt.prepare import prepare
 
 CLIPS = 8
-FIGURES = ("ids_differ", "safe_ids_differ", "maps_differ", "feature_cosine")
+FIGURES = ("nearest_differ", "safe_nearest_differ", "maps_differ", "feature_cosine")
 
 
 def lowered(full: onnx.ModelProto, precision: str, spec: EncoderRecord) -> onnx.ModelProto:
@@ -59,7 +59,7 @@ def main() -> None:
     each = []
     for clip in clips_of(sys.argv[3] if len(sys.argv) > 3 else None, spec):
         one = encoders_compared(reference, others, [clip], budget)["lowered"]
-        print(f"{one.ids_differ:.2%} of ids, {one.maps_differ:.2%} of the map", flush=True)
+        print(f"{one.nearest_differ:.2%} of ids, {one.maps_differ:.2%} of the map", flush=True)
         each.append(one)
     means = {name: fmean(getattr(one, name) for one in each) for name in FIGURES}
     machine = {"machine": platform.machine(), "onnxruntime": onnxruntime.__version__}

@@ -17,7 +17,7 @@ from vqedge.bundle import BundleFacts, VariantRecord, bundle_writer, open_bundle
 from vqedge.commands import check_flips
 from vqedge.commands import export as exporting
 from vqedge.commands.check import run_check
-from vqedge.commands.check_figures import answers_told
+from vqedge.commands.check_figures import answers_told, tokens_told
 from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items, suite_version
@@ -33,6 +33,7 @@ from vqedge_export.report import (
 )
 from vqedge_runtime import session
 from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.compare import BackendFigures
 from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
@@ -41,9 +42,9 @@ from vqedge_runtime.vqt.header import MAGIC
 VARIANT = VariantParity(
     clips=3,
     patches=768,
-    ids_differ=0.01,
-    safe_ids_differ=0.0,
-    worst_clip_ids_differ=0.02,
+    nearest_differ=0.01,
+    safe_nearest_differ=0.0,
+    worst_clip_nearest_differ=0.02,
     maps_differ=0.1,
     feature_cosine=0.99,
 )
@@ -55,8 +56,10 @@ BACKEND = BackendParity(
     ids_differ=0.0,
     safe_ids_differ=0.0,
     margin_where_ids_differ=0.0,
+    maps_differ=0.0,
     token_cosine=1.0,
     token_cosine_mean=1.0,
+    token_cosine_patches=1.0,
 )
 
 
@@ -149,8 +152,8 @@ def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
     monkeypatch.setattr(check_flips, "frames_in_folder", noted)
     rows = check_flips.flips_of(opened, tmp_path)
     assert order == ["read", "compared"] * 2, "one clip at a time: a folder may be large"
-    assert (rows["same"].clips, rows["same"].ids_differ) == (2, 0.0)
-    assert rows["other"].ids_differ > 0.9 and rows["other"].safe_ids_differ > 0.9
+    assert (rows["same"].clips, rows["same"].nearest_differ) == (2, 0.0)
+    assert rows["other"].nearest_differ > 0.9 and rows["other"].safe_nearest_differ > 0.9
     assert check_flips.flips_of(opened, tmp_path, 1)["same"].clips == 1
     monkeypatch.setattr(check_flips, "_readers", lambda _: {})
     with pytest.raises(ConfigError, match="no lighter encoder to compare"):
@@ -272,6 +275,15 @@ def test_a_backend_is_measured_on_the_clips_and_the_questions_of_its_user(
         "0 of 1 answers to mine.jsonl are the same; 100.0% right, 100.0% of the reference; "
         "1 clip is too few to tell a loss: raise --limit"
     )
+
+
+@pytest.mark.parametrize(("same", "told"), [(1, True), (0, False)])
+def test_ids_are_told_where_any_map_is_the_same(same: int, told: bool) -> None:
+    figures = BACKEND.model_dump(exclude={"engine", "clips_of", "answers"})
+    found = BackendFigures(**figures | {"clips_same": same, "ids_differ": 0.5, "maps_differ": 0.25})
+    line = tokens_told(found, "videos")
+    assert f"{same} the same; " in line and "25.00% of patches on another part" in line
+    assert ("50.00% of ids differ" in line) is told
 
 
 def test_a_loss_is_said_with_its_chance() -> None:

@@ -87,7 +87,7 @@ def test_it_computes_almost_the_same(both: Path) -> None:
     clips = [frames_from_scene(scene_from_seed(11, index), 2) for index in range(4)]
     others = {"int8": OnnxReader(both / "int8.onnx")}
     figures = encoders_compared(OnnxReader(both / "fp32.onnx"), others, clips, 32)["int8"]
-    assert figures.safe_ids_differ <= 0.01
+    assert figures.safe_nearest_differ <= 0.01
     assert 0.99 < figures.feature_cosine < 0.999999  # that it is another encoder at all
     codes = OrtEncoder(both / "int8.onnx", 1).encode(clips[0], 32)
     assert codes.count == 32 and np.isfinite(codes.values).all()
@@ -195,7 +195,7 @@ def test_the_same_encoder_differs_in_nothing() -> None:
     rows = np.random.default_rng(0).normal(size=(60, 8))
     one = reading(rows, [i % 5 for i in range(60)])
     figures = figures_of(one, one)
-    assert (figures.ids_differ, figures.maps_differ) == (0.0, 0.0)
+    assert (figures.nearest_differ, figures.maps_differ) == (0.0, 0.0)
     assert figures.feature_cosine == pytest.approx(1.0)
 
 
@@ -209,7 +209,7 @@ def test_moved_features_are_counted_and_renamed_ids_are_not() -> None:
     moved[:10] = np.roll(moved[:10], 1, axis=1)
     elsewhere = np.argmax(moved, axis=1)
     figures = figures_of(wanted, reading(moved, elsewhere.tolist()))
-    assert figures.ids_differ == figures.worst_clip_ids_differ == 0.25
+    assert figures.nearest_differ == figures.worst_clip_nearest_differ == 0.25
     assert figures.patches == 40
 
 
@@ -217,5 +217,5 @@ def test_ids_that_go_by_place_differ_in_nothing_whatever_moves() -> None:
     rows = np.random.default_rng(0).normal(size=(60, 8))
     cells = [i // 15 for i in range(60)]
     figures = figures_of(reading(rows, cells), reading(np.roll(rows, 1, axis=0), cells))
-    assert (figures.ids_differ, figures.safe_ids_differ, figures.maps_differ) == (0.0, 0.0, 0.0)
+    assert (figures.nearest_differ, figures.safe_nearest_differ, figures.maps_differ) == (0.0, 0.0, 0.0)
     assert figures.feature_cosine < 0.9

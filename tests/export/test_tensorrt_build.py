@@ -298,7 +298,8 @@ def test_figures_of_the_engine_that_ran_before_leave_the_report(
     root = unreported_bundle(tmp_path, source)
     bundle, first = build_into_bundle(root, "tensorrt-rtx", RTX)
     zero = dict.fromkeys(("ids_differ", "safe_ids_differ", "margin_where_ids_differ"), 0.0)
-    zero |= {"token_cosine": None, "token_cosine_mean": 1.0, "clips": 1, "clips_same": 1}
+    zero |= {"token_cosine": None, "token_cosine_mean": 1.0, "token_cosine_patches": None}
+    zero |= {"maps_differ": 0.0, "clips": 1, "clips_same": 1}
     row = BackendParity(backend="b", reference="r", **zero)
     rows = {"tensorrt-rtx": row.model_copy(update={"engine": first.key})}
     rows |= {"openvino": row, "auto": row, "tensorrt": row}

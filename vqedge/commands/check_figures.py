@@ -127,11 +127,13 @@ def tokens_told(found: BackendFigures, what: str) -> str:
     """A line on what a backend makes of `what`, as `generated clips`."""
     cosine = found.token_cosine_patches
     cosine = found.token_cosine_mean if cosine is None else cosine
+    ids = ""
+    if found.clips_same:  # else k-means started elsewhere, and numbers alone tell nothing
+        ids = f"{found.ids_differ:.2%} of ids differ, {found.safe_ids_differ:.2%} at a safe margin; "
     return (
         f"{found.backend} against {found.reference} on {found.clips} {what}: "
-        f"{found.clips_same} the same; {found.ids_differ:.2%} of ids differ, "
-        f"{found.safe_ids_differ:.2%} at a safe margin; {found.maps_differ:.2%} of patches on "
-        f"another part of the map; token cosine {cosine:.4f}"
+        f"{found.clips_same} the same; {ids}{found.maps_differ:.2%} of patches on another part of "
+        f"the map, codes matched; token cosine {cosine:.4f}"
     )
 
 

@@ -239,7 +239,7 @@ def _calibrated(full: onnx.ModelProto, source: Source, clips: Sequence[Frames]) 
     lowered = prepare(copied(full), "int8", channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
     figures = require_ids_kept(full, lowered, unseen, source.quantizer.default_budget)
-    logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.ids_differ)
+    logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.nearest_differ)
     return lowered
 
 

@@ -140,9 +140,9 @@ def require_ids_kept(
     """
     others = {"int8": OnnxReader(lowered)}
     figures = encoders_compared(OnnxReader(full), others, clips, budget)["int8"]
-    if not figures.safe_ids_differ <= MOST_SAFE_IDS:
+    if not figures.safe_nearest_differ <= MOST_SAFE_IDS:
         raise ParityError(
-            f"int8 turns {figures.safe_ids_differ:.2%} of the safe ids, at most "
+            f"int8 turns {figures.safe_nearest_differ:.2%} of the safe ids, at most "
             f"{MOST_SAFE_IDS:.0%} is allowed; calibrate on clips like those it is for "
             "(vqedge build --calibrate FOLDER), or use --precision fp16"
         )
