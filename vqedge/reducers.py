@@ -63,14 +63,11 @@ TRAINING_FREE: Final = tuple(name for name, kind in KINDS.items() if not kind.tr
 TRAINABLE: Final = tuple(name for name, kind in KINDS.items() if kind.trained)
 MOST_IN_PAIRS: Final = 8192  # of those with `all_pairs`
 """The most patches of a clip that they take: 0.3 GB a table then, and 0.4 to 1.4 GB in all."""
-_SHORT: Final = {"grid": "uniform-pool", "random": "random-prune"}  # kinds with a name of their own
 
 
 def reducer_of(kind: str) -> str | None:
     """The reducer that a `quantizer.kind` names; None for k-means and the learned codebook."""
-    if kind.startswith(PREFIX):
-        return kind.removeprefix(PREFIX)
-    return _SHORT.get(kind)
+    return kind.removeprefix(PREFIX) if kind.startswith(PREFIX) else None
 
 
 def reads_attention(kind: str) -> bool:
@@ -105,7 +102,7 @@ def checked_kind(kind: str) -> str:
         ValueError: there is none.
     """
     name = reducer_of(kind)
-    known = ("kmeans", "codebook", *_SHORT)
+    known = ("kmeans", "codebook")
     if kind in known or (kind.startswith(PREFIX) and name in KINDS):
         return kind
     choices = ", ".join((*known, *(f"{PREFIX}{name}" for name in KINDS)))

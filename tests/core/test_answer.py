@@ -70,7 +70,7 @@ class Read:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A checkpoint of stand-ins: `encoder()` and `llm()` are the same objects every time."""
-    monkeypatch.setattr(answer, "_MAX_TOKENS", LONGEST)
+    monkeypatch.setattr(answer, "MAX_TOKENS", LONGEST)
     monkeypatch.setattr(answer, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
     monkeypatch.setattr(answer, "tokenizer_from_gguf", lambda _path, _system: TOKENIZER)
     encoder, llm = Rows(), tiny_llm()
@@ -274,7 +274,7 @@ def test_a_budget_that_a_checkpoint_does_not_have(budget: int) -> None:
         checked_budget(QuantizerConfig(), budget)
 
 
-@pytest.mark.parametrize("kind", ["grid", "random"])
+@pytest.mark.parametrize("kind", ["reducer:uniform-pool", "reducer:random-prune"])
 def test_what_cannot_adapt_is_not_asked_to(kind: Any) -> None:
     with pytest.raises(ConfigError, match="budget auto: this checkpoint has a fixed budget"):
         checked_budget(QuantizerConfig(kind=kind), "auto")

@@ -36,7 +36,7 @@ from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 
 OURS = ModelConfig()
-RANDOM = OURS.model_copy(update={"quantizer": QuantizerConfig(kind="random")})
+RANDOM = OURS.model_copy(update={"quantizer": QuantizerConfig(kind="reducer:random-prune")})
 TWO_CHANGES = OURS.model_copy(
     update={"quantizer": QuantizerConfig(codes=128), "attention": AttentionConfig(hash="none")}
 )
@@ -80,7 +80,9 @@ def test_the_command_that_is_printed_trains_what_is_missing(
     assert difference(config.model, read_recipe(recipe).model) == comparison.name
     assert (config.optim.naming_steps == 0) == config.model.attention.blind, "nothing to name"
     half = config.optim.naming_share == read_recipe(recipe).optim.naming_share
-    assert half == (config.model.quantizer.kind != "grid"), "no cell is half of a thing"
+    assert half == (config.model.quantizer.kind != "reducer:uniform-pool"), (
+        "no cell is half of a thing"
+    )
 
 
 def test_comparisons_have_names_and_folders_of_their_own() -> None:

@@ -157,7 +157,7 @@ def test_a_folder_is_named_by_all_that_changes_codes(tmp_path: Path) -> None:
     """A new field of the quantizer has to be put in one of these lists."""
     same = {"default_budget": 2, "adaptive_error": 0.9, "levels": 2, "entries": 7}
     same |= {"codebook_width": 3, "codes": 64}
-    other = {"kind": "grid", "iterations": 1, "unit_means": True}
+    other = {"kind": "reducer:uniform-pool", "iterations": 1, "unit_means": True}
     assert same.keys() | other.keys() == QuantizerConfig.model_fields.keys()
     for changes, alike in ((same, True), (other, False)):
         for name, value in changes.items():
@@ -174,7 +174,7 @@ def test_a_folder_is_named_by_all_that_changes_codes(tmp_path: Path) -> None:
     [
         ("kmeans", "kmeans2", "KMEANS"),
         ("codebook", "kmeans2", "KMEANS"),
-        ("grid", "grid-of4", "uniform-pool"),
+        ("reducer:uniform-pool", "reducer-uniform-pool-of4", "uniform-pool"),
         ("reducer:prumerge+", "reducer-prumerge+-of4", "prumerge+"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_folder_is_named_by_the_version_of_what_makes_its_codes(
     assert "-v2" not in reducing_cache(tmp_path, "reducer:tome").folder(2).name
 
 
-@pytest.mark.parametrize("kind", ["kmeans", "codebook", "grid", "reducer:tome"])
+@pytest.mark.parametrize("kind", ["kmeans", "codebook", "reducer:uniform-pool", "reducer:tome"])
 def test_means_of_features_of_length_one_have_a_folder_of_their_own(
     tmp_path: Path, kind: str
 ) -> None:

@@ -324,8 +324,9 @@ def test_every_kind_has_its_quantizer() -> None:
         made = quantizer_from_config(ModelConfig(quantizer=quantizer))
         assert isinstance(made, KMeansQuantizer)
         assert (made.codes, made.iterations, made.adaptive_error) == (64, 8, 0.125)
-    for kind, reducer in {"grid": BlockReducer, "random": RandomPruning}.items():
-        made = quantizer_from_config(ModelConfig(quantizer=QuantizerConfig(kind=kind)))
+    for name, reducer in {"uniform-pool": BlockReducer, "random-prune": RandomPruning}.items():
+        config = QuantizerConfig(kind=f"reducer:{name}")
+        made = quantizer_from_config(ModelConfig(quantizer=config))
         assert isinstance(made, ReducerQuantizer) and isinstance(made.reducer, reducer)
 
 

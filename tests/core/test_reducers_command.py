@@ -109,10 +109,10 @@ def test_as_many_as_the_clip_needs_is_the_last_budget() -> None:
     assert budgets_from_text("auto", QuantizerConfig()) == [ADAPTIVE]
     command.require_adaptive([OWN, "tome"], [8, ADAPTIVE])
     command.require_adaptive(["tome"], [8])
-    with pytest.raises(UsageError, match="--budget auto: vqtoken only has it"):
+    with pytest.raises(UsageError, match="--budget auto: only vqtoken has it"):
         command.require_adaptive(["tome"], [8, ADAPTIVE])
     with pytest.raises(ConfigError, match="budget auto: this checkpoint has a fixed budget"):
-        budgets_from_text("auto", QuantizerConfig(kind="grid"))
+        budgets_from_text("auto", QuantizerConfig(kind="reducer:uniform-pool"))
 
 
 def test_it_wants_a_checkpoint() -> None:

@@ -20,6 +20,7 @@ from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer, save_checkpoint
 from vqedge.model.encoder import Bridge, trained_reducer
+from vqedge.reducers import PREFIX
 from vqedge_export.graph import (
     BaseArrays,
     adaptive_error_of,
@@ -36,8 +37,7 @@ from vqedge_export.records import encoder_record, quantizer_record
 from vqedge_runtime.bridge.ort import OrtBridge
 from vqedge_runtime.encoders.ort import OrtEncoder
 
-KINDS = {"grid": "uniform-pool", "random": "random-prune", "reducer:prumerge": "prumerge"}
-KINDS |= {f"reducer:{name}": name for name in ("tome", "group-queries", "resampler")}
+KINDS = ("uniform-pool", "random-prune", "prumerge", "tome", "group-queries", "resampler")
 ASKING = "reducer:query-window"
 
 
@@ -46,7 +46,8 @@ def reducing(
     request: pytest.FixtureRequest, vit_source: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Checkpoint, onnx.ModelProto]:
     """A checkpoint with a random bridge, and its whole graph."""
-    checkpoint = random_checkpoint(tmp_path_factory.mktemp("reducing"), config_of(request.param))
+    config = config_of(f"{PREFIX}{request.param}")
+    checkpoint = random_checkpoint(tmp_path_factory.mktemp("reducing"), config)
     return checkpoint, whole_graph(checkpoint, vit_source)
 
 
@@ -99,7 +100,7 @@ def test_it_is_described_as_codes_by_value_of_a_fixed_budget(
 ) -> None:
     checkpoint, graph = reducing
     config = checkpoint.config
-    assert noted_reducer(graph) == KINDS[config.quantizer.kind]
+    assert f"{PREFIX}{noted_reducer(graph)}" == config.quantizer.kind
     assert adaptive_error_of(graph) is None
     record = quantizer_record(graph, config, {})
     assert (record.kind, record.iterations, record.codebook) == ("kmeans", 0, None)
