@@ -65,8 +65,9 @@ def _accuracy() -> str:
     return "\n".join(
         [
             f"Exact match with 95 % interval ({backend}), on clips that were never trained on. The "
-            "kinds of questions were weighted by what the development sets showed, by the clips of "
-            "the first two rows nothing was chosen ([how far](docs/results.md#other-seeds)):",
+            "development sets decided how often each kind of question was asked in training; nothing "
+            "was decided by the clips of the first two rows "
+            "([how far](docs/results.md#other-seeds)):",
             "",
             table(("questions", "n", "tokens of 2,048", "accuracy", "TokDense"), rows),
             "",
@@ -83,10 +84,11 @@ def _against_a_grid(
     """Codes of things against a grid that had the same lessons and steps."""
     *_, steps = next(iter(curves.values()))
     return (
-        f"Two models trained alike, {steps} steps: {vq['accuracy']:.1%} with codes of "
-        f"patches that are alike, {grid['accuracy']:.1%} with as many means over a uniform grid, "
-        f"a difference of {points(vq, grid)} points; the most frequent answers score "
-        f"{vq['prior']:.1%} (n={vq['n']:,}, "
+        f"What clustering is worth, of two models trained alike for {steps} steps: "
+        f"{vq['accuracy']:.1%} where a token is a cluster of similar patches, "
+        f"{grid['accuracy']:.1%} where it is the mean of a cell of a uniform grid, a difference of "
+        f"{points(vq, grid)} points; the most frequent answers score {vq['prior']:.1%} "
+        f"(n={vq['n']:,}, "
         "[more of these](docs/results.md#what-each-part-is-worth))."
     )
 

@@ -177,8 +177,8 @@ def test_the_headline_is_of_two_that_were_trained_alike() -> None:
     vq, grid, curves = map(_pages.measured, _pages.LONG)
     assert [*curves["vq-long"]] == [*curves["grid-long"]]
     headline = _readme._against_a_grid(vq, grid, curves)
-    assert f"{vq['accuracy']:.1%} with codes" in headline
-    assert f"{grid['accuracy']:.1%} with as many means" in headline
+    assert f"{vq['accuracy']:.1%} where a token is a cluster" in headline
+    assert f"{grid['accuracy']:.1%} where it is the mean" in headline
     assert (vq["suite_version"], vq["n"]) == (grid["suite_version"], grid["n"])
     script = (ROOT / "scripts" / "compare").read_text(encoding="utf-8")
     steps = re.findall(r'longer="optim.steps=(\d+)', script)
