@@ -12,6 +12,7 @@ it is moved into the rows of the matrices that read it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,26 +64,36 @@ def _even_out_channels(
 ) -> None:
     """Divide what a LayerNormalization gives by a factor a channel, multiply it back in the layers.
 
-    The product is the same. Where anything else reads the normalised tensor, or one of the weights
-    that would change, nothing is changed.
+    The product is the same.
+    """
+    for norm, readers in _norms_of_layers(graph, layers):
+        names = [node.input[1] for node in readers]
+        scale, shift = (numpy_helper.to_array(weights[name]) for name in norm.input[1:3])
+        matrices = [numpy_helper.to_array(weights[name]) for name in names]
+        factor = channel_factors(_WIDE * np.abs(scale) + np.abs(shift), matrices)
+        changed = {norm.input[1]: scale / factor, norm.input[2]: shift / factor}
+        changed |= {n: matrix * factor[:, None] for n, matrix in zip(names, matrices, strict=True)}
+        for name, values in changed.items():
+            weights[name].CopyFrom(numpy_helper.from_array(values, name))
+
+
+def _norms_of_layers(
+    graph: onnx.GraphProto, layers: list[onnx.NodeProto]
+) -> Iterator[tuple[onnx.NodeProto, list[onnx.NodeProto]]]:
+    """Each LayerNormalization that `layers` alone read, and which of them do.
+
+    Left out is one where anything else reads a weight that would change.
     """
     times_read = Counter(name for node in graph.node for name in node.input)
     for norm in graph.node:
         if norm.op_type != "LayerNormalization":
             continue
         readers = [node for node in graph.node if norm.output[0] in node.input]
-        ours = [node for node in readers if node in layers]
-        read = {*norm.input[1:3], *(node.input[1] for node in ours)}
-        if not ours or len(ours) < len(readers) or any(times_read[name] > 1 for name in read):
+        if not readers or any(node not in layers for node in readers):
             continue
-        scale, shift = (numpy_helper.to_array(weights[name]) for name in norm.input[1:3])
-        matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in ours]
-        factor = channel_factors(_WIDE * np.abs(scale) + np.abs(shift), matrices)
-        changed = {norm.input[1]: scale / factor, norm.input[2]: shift / factor}
-        for node, matrix in zip(ours, matrices, strict=True):
-            changed[node.input[1]] = matrix * factor[:, None]
-        for name, values in changed.items():
-            weights[name].CopyFrom(numpy_helper.from_array(values, name))
+        changed = {*norm.input[1:3], *(node.input[1] for node in readers)}
+        if all(times_read[name] == 1 for name in changed):
+            yield norm, readers
 
 
 def _activation_nodes(source: str) -> list[onnx.NodeProto]:
