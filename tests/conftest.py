@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -154,3 +155,11 @@ def qa(bundle: Path) -> Iterator[VideoQA]:
 
     with VideoQA.open(bundle, encoder="onnxruntime") as session:
         yield session
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT is a KeyboardInterrupt, also where a shell in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -17,6 +17,7 @@ from vqedge.choices import chosen
 from vqedge.config import LlmConfig
 from vqedge.cores import usable_cores
 from vqedge.errors import ExportError
+from vqedge.signals import signals_later
 from vqedge_export.gguf_merge import AddedTokens, Floats, write_merged
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,17 @@ LLM_QUANTS: dict[str, int] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """llama.cpp talks to our log inside, to whom it talked before afterwards."""
+    """llama.cpp talks to our log inside, to whom it talked before afterwards.
+
+    Nor do signals end it before then, see `signals_later`.
+    """
     before, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(user_data))
     callback = llama_cpp.llama_log_callback(_log)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p())
     try:
-        yield
+        with signals_later():
+            yield
     finally:
         llama_cpp.llama_log_set(before, user_data)
 
@@ -117,7 +122,10 @@ def quantize(source: Path, out: Path, quant: str) -> None:
             os.fsencode(source), os.fsencode(out), ctypes.byref(params)
         )
     if code != 0:
-        raise ExportError(f"llama.cpp could not quantise {source.name} to {quant} (code {code})")
+        raise ExportError(
+            f"llama.cpp could not quantise the language model to {quant} (code {code}); is there "
+            "room on the disk? --debug shows what it says"
+        )
 
 
 def llm_facts(path: Path) -> LlmFacts:

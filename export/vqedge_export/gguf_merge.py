@@ -19,6 +19,7 @@ from typing_extensions import Unpack
 
 from vqedge.config import LlmConfig
 from vqedge.errors import CheckpointError
+from vqedge.model.gguf_reading import sound_reader
 
 Floats = npt.NDArray[np.floating]
 Shape = tuple[int, ...]
@@ -103,9 +104,10 @@ def write_merged(
         added: tokens to put into the vocabulary, as control tokens.
 
     Raises:
-        CheckpointError: the adapter or the added rows do not fit the base; nothing is written.
+        CheckpointError: the adapter or the added rows do not fit the base, before anything is
+            written; or their sum is beyond float16.
     """
-    reader = gguf.GGUFReader(base)
+    reader = sound_reader(base)
     arch = str(reader.fields["general.architecture"].contents())
     deltas = _deltas(lora, config, reader, arch)
     _require_fits(deltas, added, reader, base)
@@ -169,7 +171,12 @@ def _merged(tensor: gguf.ReaderTensor, delta: _Delta | None, added: AddedTokens 
     weight: Floats = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if delta is not None:
         weight = weight + delta.dense()
-    weight = weight.astype(_kept_as(weight.shape))
+    with np.errstate(over="ignore"):  # told below
+        weight = weight.astype(_kept_as(weight.shape))
+    if delta is not None and not np.isfinite(weight).all():
+        raise CheckpointError(
+            f"lora.safetensors: what it adds to {tensor.name} is beyond float16; train it again"
+        )
     if added is None or tensor.name not in (_EMBEDDING, _OUTPUT):
         return weight
     rows = added.rows if tensor.name == _EMBEDDING else np.zeros_like(added.rows)

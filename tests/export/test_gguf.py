@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from tiny_gguf import wild_tensors, write_gguf
 
 from vqedge.config import LlmConfig
 from vqedge.errors import CheckpointError, ExportError, UsageError
-from vqedge.model.llm import llm_from_gguf, with_lora
+from vqedge.model.llm import llm_from_gguf, tokenizer_from_gguf, with_lora
 from vqedge_export.gguf import LLM_QUANTS, gguf_from_lora, llm_facts, quantize
 from vqedge_runtime.llm import open_llama_cpp
 
@@ -59,6 +62,13 @@ def adapted(base_gguf: Path, reader: gguf.GGUFReader) -> Any:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     return llm.eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizers(base_gguf: Path) -> Iterator[Any]:
+    """That of training, and the language model of the device."""
+    with open_llama_cpp(base_gguf, threads=1, context=256) as device:
+        yield tokenizer_from_gguf(base_gguf), device
 
 
 def _pair(name: str, rows: int = 576, columns: int = 576, rank: int = 16) -> dict[str, Array]:
@@ -154,6 +164,30 @@ def test_a_path_that_is_no_text_is_quantised_as_well(monkeypatch: pytest.MonkeyP
     assert called.call_args.args[:2] == (b"caf\xe9.gguf", b"th\xe9.gguf")
 
 
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("work", ["quantise", "load"])
+def test_an_interrupt_while_llama_cpp_works_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """Python hears it in the callback of the log, from which nothing can be raised."""
+    path = write_gguf(tmp_path / "wild.gguf", wild_tensors())
+    heard = Mock(side_effect=lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("vqedge_export.gguf.logger.debug", heard)
+    with pytest.raises(KeyboardInterrupt):
+        _ = quantize(path, tmp_path / "q8.gguf", "Q8_0") if work == "quantise" else llm_facts(path)
+    assert heard.call_count > 1, "it was not stopped in the midst"
+
+
+@pytest.mark.parametrize(
+    "text", ["½", "is Ⅳ", "① and ²", "7月 at 12:30", "two  3s", "x² ٣٤٥", "say <|im_end|> now"]
+)
+def test_training_cuts_text_as_llama_cpp_does(tokenizers: Any, text: str) -> None:
+    """As SmolLM2 does: every digit for itself, whatever it is beside."""
+    training, device = tokenizers
+    assert training.question(text) == device.prompt_ids(text)[1]
+    assert training.answer(text)[:-1] == device.tokens_from_text(text)
+
+
 @pytest.mark.parametrize("quant", ["Q3", "q8_0", ""])
 def test_an_unknown_type_of_weights(base_gguf: Path, tmp_path: Path, quant: str) -> None:
     with pytest.raises(UsageError, match="choose one of F16, Q8_0, Q4_K_M, Q4_0"):
@@ -169,6 +203,7 @@ MISFITS = {
     "ranks differ": _pair(PREFIX) | {f"{PREFIX}.lora_A.weight": np.zeros((8, 576), np.float16)},
     "too narrow": _pair(PREFIX, columns=64),
     "too short": _pair(PREFIX, rows=288),
+    "too large": {name: array + np.float16(300) for name, array in _pair(PREFIX).items()},
 }
 
 

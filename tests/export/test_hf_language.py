@@ -115,13 +115,13 @@ def test_the_device_cuts_the_prompt_as_the_published_code_does(source: Path, llm
     wanted = tokenizer.encode(before, add_special_tokens=False).ids
     reader = llm._reader
     assert reader._before == wanted
-    assert reader._chat.after_question == tokenizer.encode(after, add_special_tokens=False).ids
+    assert reader.chat.after_question == tokenizer.encode(after, add_special_tokens=False).ids
     words = tokenizer.encode("\nWhat moves?", add_special_tokens=False).ids
     assert llm.tokens_from_text(question_text("What  moves? ")) == words
     ours = tokenizer_from_gguf(source / "llm.gguf", SYSTEM)
     assert (ours.before_video, ours.question("What moves?")) == (
         wanted,
-        words + reader._chat.after_question,
+        words + reader.chat.after_question,
     )
 
 
@@ -162,6 +162,18 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise(
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: ") as caught:
         vocabulary_of(HfFolder(folder), 400)
     assert message in str(caught.value)
+
+
+def test_what_looks_special_is_never_read_in_a_question(tmp_path: Path) -> None:
+    """Some published tokenizers say of such tokens that they are not."""
+    folder = write_llava(tmp_path / "source", dtype=torch.float32)
+    values = HfFolder(folder).json("tokenizer.json")
+    for token in values["added_tokens"]:
+        token["special"] = False
+    write_json(folder / "tokenizer.json", values)
+    with open_llama_cpp(gguf_of(folder), threads=1) as llm:
+        for token in values["added_tokens"]:
+            assert token["id"] not in llm.tokens_from_text(f"a {token['content']} b")
 
 
 @pytest.fixture

@@ -42,6 +42,15 @@ def parrot(parrot_path: Path) -> Iterator[Any]:
     yield from _opened(parrot_path)
 
 
+@pytest.fixture(scope="module")
+def base() -> Iterator[Any]:
+    """The real one that `models/tiny` begins with, open on one thread; skips where it is not."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    from tiny_gguf import base_gguf
+
+    yield from _opened(base_gguf())
+
+
 def _written(name: str, factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     import tiny_gguf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -101,6 +102,31 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     watch(Context)
     watch(Model)
     return kinds
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("at", ["loaded meta data", "constructing llama_context"])
+def test_an_interrupt_while_llama_cpp_opens_a_model_ends_it(
+    parrot_path: Path, freed: list[str], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Python hears it in the callback of the log, from which nothing can be raised."""
+    from vqedge_runtime.llm import native
+
+    native.backend()
+    heard = []
+
+    def debug(_form: str, line: str) -> None:
+        if at in line and not heard:
+            heard.append(line)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(native._log, "debug", debug)
+    with pytest.raises(KeyboardInterrupt):
+        open_llama_cpp(parrot_path, threads=1, context=256)
+    gc.collect()
+    assert heard and freed[-1:] == ["Model"]
+    with open_llama_cpp(parrot_path, threads=1, context=256) as llm:
+        assert llm.ask(video(), "Speak").text == SPEECH
 
 
 def test_a_model_in_a_cycle_is_freed_after_its_context(parrot_path: Path, freed: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A GGUF file parsed once for all that transformers reads of it.
+"""A GGUF file parsed once for all that transformers reads of it, and not before its head is sound.
 
 transformers 4.57 parses the file for the configuration, for the names of the weights and for the
 weights, and makes the table of all names anew for every module: six of the ten seconds that a model
@@ -10,18 +10,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import gguf
 
-_NAMES = ("GGUFReader", "get_tensor_name_map")
+from vqedge.errors import CheckpointError
+from vqedge.gguf_head import check_head
+
+_READER = "GGUFReader"
+_NAMES = (_READER, "get_tensor_name_map")
+
+
+def sound_reader(path: str | Path, read: Any = None) -> gguf.GGUFReader:
+    """gguf-py's reader of a file that may be a stranger's.
+
+    Args:
+        path: the file.
+        read: what makes the reader, if not `gguf.GGUFReader`.
+
+    Raises:
+        CheckpointError: the file does not hold what its head counts.
+    """
+    try:
+        check_head(Path(path))
+    except ValueError as error:
+        told = f"{path}: not a readable GGUF file ({error}); import or copy it again"
+        raise CheckpointError(told) from error
+    reader: gguf.GGUFReader = (read or gguf.GGUFReader)(path)
+    return reader
 
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
     """Within it `gguf` parses a file once: a large vocabulary takes 0.2 GB, so not for longer."""
     asked = {name: getattr(gguf, name) for name in _NAMES}
-    for name, call in asked.items():
+    calls = {**asked, _READER: partial(sound_reader, read=asked[_READER])}
+    for name, call in calls.items():
         setattr(gguf, name, lru_cache(maxsize=1)(call))
     try:
         yield

@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -24,6 +26,7 @@ from vqedge.model.gguf_reading import parsed_once
 from vqedge.prompt import SYSTEM, prompt_parts, question_text
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_RULES = "tokenizer.ggml.pre"  # by which llama.cpp cuts words, by name
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class PromptTokenizer:
 
     def answer(self, answer: str) -> list[int]:
         """Ids of an answer, closed by the end-of-turn token."""
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end]
+        ids = self.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)
+        return [*ids["input_ids"], self.end]
 
 
 def tokenizer_from_gguf(path: Path, system: str = SYSTEM) -> PromptTokenizer:
@@ -56,6 +60,11 @@ def tokenizer_from_gguf(path: Path, system: str = SYSTEM) -> PromptTokenizer:
     with _only_errors(), parsed_once():
         # AutoTokenizer reads the file twice, seconds each, for a class that cuts no differently
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+        # of the same spelling as transformers', so that it is not parsed again
+        rules = gguf.GGUFReader(os.path.join(path.parent, path.name)).get_field(_RULES)
+    if rules is not None and rules.contents() == "smollm":  # transformers cuts by GPT-2's
+        cutters = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(cutters)
     parts = prompt_parts(
         lambda messages: tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True

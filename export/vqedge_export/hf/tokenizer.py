@@ -137,7 +137,9 @@ def _kind(index: int, by_id: Mapping[int, str], extra: Mapping[int, Any]) -> int
         return int(gguf.TokenType.UNUSED)
     if index not in extra:
         return int(gguf.TokenType.NORMAL)
-    return int(gguf.TokenType.CONTROL if extra[index]["special"] else gguf.TokenType.USER_DEFINED)
+    looks_special = by_id[index].startswith("<|") and by_id[index].endswith("|>")  # and is not said
+    control = extra[index]["special"] or looks_special
+    return int(gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED)
 
 
 def _merge(pair: str | list[str]) -> str:

@@ -31,6 +31,7 @@ class ChatTemplate:
         self.after_question = model.tokens_from_text(parts.after_question, special=True)
         between = text_between_turns(model.render_chat, system)
         self._between = None if between is None else model.tokens_from_text(between, special=True)
+        self._end = _end_of_turn(model)
 
     def after_video(self, question: str, history: Sequence[Exchange] = ()) -> list[int]:
         """Ids from the first question on, up to the answer to come.
@@ -49,7 +50,25 @@ class ChatTemplate:
             ids += [*self._turn(past.question, not ids), *answer, *(self._between or ())]
         return ids + self._turn(question, not ids)
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer with its end of turn, to be scored; space around it is ignored.
+
+        Raises:
+            PromptError: the answer is empty.
+        """
+        if not answer.strip():
+            raise PromptError("every answer needs a word, as 'red'")
+        return [*self._model.tokens_from_text(answer.strip(), special=False), self._end]
+
     def _turn(self, question: str, first: bool) -> list[int]:
         """Ids of a question, up to its answer."""
         text = question_text(question, after_video=first)
         return self._model.tokens_from_text(text, special=False) + self.after_question
+
+
+def _end_of_turn(model: Model) -> int:
+    """The id that the chat template puts after an answer."""
+    talk = [{"role": "user", "content": "-"}, {"role": "assistant", "content": "[[answer]]"}]
+    _, _, tail = model.render_chat(talk, open_answer=False).partition("[[answer]]")
+    ids = model.tokens_from_text(tail, special=True)
+    return next(filter(model.is_end, ids), model.end_of_text)

@@ -12,15 +12,13 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from typing_extensions import Self
 
-from vqedge.agreement import log_softmax
 from vqedge.cores import check_threads, usable_cores
 from vqedge.errors import ConfigError, StreamEnded
 from vqedge.prompt import SYSTEM, question_text
 from vqedge_runtime.llm import many
-from vqedge_runtime.llm.cells import BRANCHES, Cells, Ids
+from vqedge_runtime.llm.cells import Cells, Ids
 from vqedge_runtime.llm.embeddings import EmbeddingTable
 from vqedge_runtime.llm.handles import Model, Sampler
 from vqedge_runtime.llm.native import system_info
@@ -38,7 +36,7 @@ from vqedge_runtime.llm.protocol import (
     check_choices,
 )
 from vqedge_runtime.llm.reader import Reader
-from vqedge_runtime.llm.scoring import Answers
+from vqedge_runtime.llm.scoring import groups_of, totals_of
 from vqedge_runtime.llm.turn import Turn, ms_since
 
 _GREEDY = DecodingOptions()
@@ -59,7 +57,6 @@ class LlamaCpp:
         self._model = model
         self._reader = reader
         self._turn: Turn | None = None
-        self._answers = Answers(model)
         self.name = f"llama.cpp {_device(model.gpu_layers)} {model.quantisation}"
         self.width = model.width
 
@@ -121,7 +118,8 @@ class LlamaCpp:
             PromptError: the question is empty.
         """
         with self._lock:
-            return list(self._reader.template), self._reader.question_ids(question)
+            chat = self._reader.chat
+            return list(chat.before_video), chat.after_video(question)
 
     def question_embedding(self, question: str) -> Rows:
         """The mean of the input embeddings of a question's words, float32 `[width]`.
@@ -182,7 +180,7 @@ class LlamaCpp:
     @property
     def state_identity(self) -> str:
         """Of what a prefix's state depends on beside file and rows: build, device, template."""
-        return f"{system_info()} {self.name} {self._reader.template}"
+        return f"{system_info()} {self.name} {tuple(self._reader.chat.before_video)}"
 
     def stream(
         self,
@@ -197,7 +195,8 @@ class LlamaCpp:
             video: what is asked about.
             question: the user's words.
             options: how to pick tokens.
-            history: earlier turns about the same video, the oldest first; read again each time.
+            history: earlier turns about the same video, the oldest first; what they begin with as
+                those of the last call is not read again.
 
         Raises:
             BackendUnavailable: the model is closed or failed.
@@ -253,8 +252,7 @@ class LlamaCpp:
         """
         with self._lock:
             self._turn = None
-            (ids,) = self._answers.ids([answer])
-            return many.score(self._reader, prompts, ids)
+            return many.score(self._reader, prompts, self._reader.chat.answer_ids(answer))
 
     def score_choices(
         self, video: VideoRows, question: str, choices: Sequence[str]
@@ -273,8 +271,11 @@ class LlamaCpp:
         """
         check_choices(choices)
         with self._lock:
-            answers = self._answers.ids(choices)
-            turn, totals = self._read_and_score(video, question, answers)
+            answers = [self._reader.chat.answer_ids(choice) for choice in choices]
+            groups = groups_of(answers, self._reader.room_after(video, question))
+            turn = self._begin(video, question, max(sum(map(len, group)) for group in groups))
+            self._turn = None  # the branches overwrite the logits a stream would go on from
+            totals = totals_of(self._reader.context, turn.prompt_tokens, groups)
             return ChoiceScores(
                 choices=tuple(choices),
                 totals=totals,
@@ -366,32 +367,6 @@ class LlamaCpp:
             if turn.unread is not None:
                 context.read(Cells.at(turn.end, [turn.unread], logits="last"))
             return turn.next_token(self._model, context, sampler)
-
-    def _read_and_score(
-        self, video: VideoRows, question: str, answers: Sequence[Sequence[int]]
-    ) -> tuple[Turn, tuple[float, ...]]:
-        """The prompt once, then groups of answers as parallel branches of it."""
-        groups = [answers[i : i + BRANCHES] for i in range(0, len(answers), BRANCHES)]
-        turn = self._begin(video, question, max(sum(map(len, group)) for group in groups))
-        self._turn = None  # the branches overwrite the logits a stream would go on from
-        first = log_softmax(self._reader.context.last_logits())
-        totals = (total for group in groups for total in self._branch(turn, first, group))
-        return turn, tuple(totals)
-
-    def _branch(
-        self, turn: Turn, first: npt.NDArray[np.float64], answers: Sequence[Sequence[int]]
-    ) -> list[float]:
-        """Log-likelihood of each answer, given that of every first token."""
-        totals = [float(first[answer[0]]) for answer in answers]
-        cells = Cells.branching(turn.prompt_tokens, [answer[:-1] for answer in answers])
-        targets = [(number, token) for number, answer in enumerate(answers) for token in answer[1:]]
-        context = self._reader.context
-        with context.branches(len(answers)):
-            for number in range(1, len(answers) + 1):
-                context.fork(0, number, turn.prompt_tokens)
-            for (number, token), row in zip(targets, context.logits(cells), strict=True):
-                totals[number] += float(log_softmax(row)[token])
-        return totals
 
 
 def _device(gpu_layers: int) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import BackendUnavailable, BundleError, PromptError
+from vqedge.signals import signals_later
 from vqedge_runtime.llm.cells import BRANCHES, Cells
 from vqedge_runtime.llm.native import Owned, backend, check_team, lib, native_batch
 from vqedge_runtime.llm.protocol import DecodingOptions
@@ -59,7 +60,8 @@ class Model(Owned):
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         log.errors.clear()
-        self._pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        with signals_later():
+            self._pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         if self._pointer is None:
             if gpu_layers:
                 raise BackendUnavailable(
@@ -212,13 +214,14 @@ class Context(Owned):
         backend().errors.clear()
         self._model = model
         self._threads = threads
-        self._pointer = lib.llama_init_from_model(model.pointer, params)
-        if self._pointer is None:
-            raise BackendUnavailable(
-                f"no memory for a context of {size} tokens ({backend().reason()}); "
-                "ask for a smaller one"
-            )
-        model.add_context()
+        with signals_later():
+            self._pointer = lib.llama_init_from_model(model.pointer, params)
+            if self._pointer is None:
+                raise BackendUnavailable(
+                    f"no memory for a context of {size} tokens ({backend().reason()}); "
+                    "ask for a smaller one"
+                )
+            model.add_context()
         self.size = int(lib.llama_n_ctx(self._pointer))
 
     def _free(self, pointer: Any) -> None:

@@ -26,7 +26,7 @@ from vqedge_runtime.llm.cells import Cells
 
 _log = logging.getLogger(__name__)
 
-_LEVEL_ERROR, _LEVEL_CONTINUED = 3, 5
+_LEVEL_ERROR, _LEVEL_CONTINUED = 4, 5  # ggml.h; 3 is a warning
 _SPINS = "1000"  # iterations, some microseconds
 _STARTING = threading.Lock()
 
@@ -95,6 +95,8 @@ def backend() -> NativeLog:
 @functools.cache
 def _started() -> NativeLog:
     log = NativeLog()
+    # an assertion that fails would call gdb, which may hang and prints where answers belong
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     lib.llama_log_set(log.callback, ctypes.c_void_p(0))
     lib.llama_backend_init()
     atexit.register(lib.llama_backend_free)

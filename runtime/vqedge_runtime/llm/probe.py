@@ -8,7 +8,6 @@ set that is not there. Here that is a result, not the end of the caller.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -49,11 +48,9 @@ def probe_decode(path: Path, timeout_s: float = 120.0) -> ProbeResult:
         path: the file.
         timeout_s: give up after this long.
     """
-    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}  # or an abort waits for a debugger
     try:
         run = subprocess.run(
             module_command(__name__, str(path)),
-            env=environment,
             capture_output=True,
             text=True,
             errors="replace",

@@ -46,7 +46,9 @@ class VideoRows:
         if rows.ndim != 2 or not rows.size:
             raise BundleError(f"video rows must be [K >= 1, width], got {rows.shape}; encode again")
         if not np.isfinite(rows).all():
-            raise BundleError("the encoder gave NaN or infinity; run: vqedge check BUNDLE")
+            raise BundleError(
+                "the encoder gave NaN or infinity; try another --backend, or export again"
+            )
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "key", rows_key(rows))
 
@@ -78,7 +80,7 @@ class DecodingOptions:
 
     Attributes:
         max_tokens: the answer is cut there, >= 1.
-        temperature: >= 0.
+        temperature: 0, or 0.001 to 1000: float32 cannot divide logits by any number.
         top_p: sample from the likeliest tokens holding this mass, in (0, 1].
         top_k: sample from this many tokens, 0 for all.
         seed: 0 to 2**32 - 2; the same seed gives the same answer on the same build.
@@ -102,7 +104,10 @@ class DecodingOptions:
             self._convert(name, Real, float, "a number")
         ranges = {
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
-            "temperature": (0 <= self.temperature < inf, "0 or more"),
+            "temperature": (
+                self.temperature == 0 or 1e-3 <= self.temperature <= 1e3,
+                "0, or 0.001 to 1000",
+            ),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 or more"),
             # llama.cpp reads 2**32 - 1 as "random"

@@ -3,9 +3,10 @@
     [template] [K video rows] [question, template]
     |------- prefix --------| |------ suffix ------|
 
-The prefix of the last video stays, so the next question about it reads its own tokens only. When
-another video takes its place it is set aside in memory (see `prefixes`), and put back, bit for bit,
-when it is asked about again. The template before the video is read when the model is opened.
+The prefix of the last video stays, so the next question about it reads its own tokens only, and of
+earlier turns what the last question's did not begin with. When another video takes its place it is
+set aside in memory (see `prefixes`), and put back, bit for bit, when it is asked about again. The
+template before the video is read when the model is opened.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import eq
 
 import numpy as np
 import numpy.typing as npt
@@ -73,10 +75,11 @@ class Reader:
         self._closed = False
         self._context: Context | None = None
         self._held: VideoRows | None = None  # the video in sequence 0, after the template
+        self._suffix: list[int] = []  # ids in sequence 0 after that video
         self._aside = Prefixes(most_aside_bytes)
         self._template_held = False
-        self._chat = ChatTemplate(model, system)
-        self._before = self._chat.before_video
+        self.chat = ChatTemplate(model, system)
+        self._before = self.chat.before_video
         if limit <= len(self._before):
             least = len(self._before) + 1
             what = f"{self._bound}, the chat template and one row of a video take {least}"
@@ -127,11 +130,6 @@ class Reader:
         self._held = None
         self._aside.clear()
 
-    @property
-    def template(self) -> tuple[int, ...]:
-        """Ids before the video."""
-        return tuple(self._before)
-
     def read_question(
         self,
         video: VideoRows,
@@ -157,10 +155,12 @@ class Reader:
                 has no second turn.
         """
         self._check_width(video.rows)
-        suffix = self._chat.after_video(question, history)
+        suffix = self.chat.after_video(question, history)
         self._make_room(len(video.rows), len(suffix), answer_tokens)
-        prefix = self._hold(video)
-        self.context.read(Cells.at(prefix.tokens, suffix, logits="last"))
+        kept = self._keep_turns(video, suffix) if history else 0
+        prefix = Prefix(self._length(video), 0.0, reused=True) if kept else self._hold(video)
+        self.context.read(Cells.at(prefix.tokens + kept, suffix[kept:], logits="last"))
+        self._suffix = suffix
         return prefix, len(suffix)
 
     @contextmanager
@@ -208,23 +208,25 @@ class Reader:
         found: list[list[int]] = []
         for prompt in prompts:
             self._check_width(prompt.video.rows)
-            suffix = self._chat.after_video(prompt.question)
+            suffix = self.chat.after_video(prompt.question)
             self._needed(len(prompt.video.rows), len(suffix), answer_tokens)
             found.append(suffix)
         return found
 
-    def question_ids(self, question: str) -> list[int]:
-        """Ids after the video.
+    def room_after(self, video: VideoRows, question: str) -> int:
+        """Positions that the largest context has after a question, at least one.
 
         Raises:
-            PromptError: the question is empty.
+            PromptError: the question is empty, or there is none.
         """
-        return self._chat.after_video(question)
+        suffix = self.chat.after_video(question)
+        return self._limit - self._needed(len(video.rows), len(suffix), 1) + 1
 
     @property
     def room_aside(self) -> int:
         """Positions that the largest context has beside the template and the video held."""
-        return self._limit - len(self._before) - self._held_rows
+        held = 0 if self._held is None else len(self._held.rows)
+        return self._limit - len(self._before) - held
 
     def logits(self, pieces: Sequence[Sequence[int] | Ids | Rows]) -> Iterator[Rows]:
         """Read ids and rows from scratch; the logits after each position, float32 `[vocab]`.
@@ -281,10 +283,6 @@ class Reader:
     def _holds(self, video: VideoRows) -> bool:
         return self._held is not None and self._held.key == video.key
 
-    @property
-    def _held_rows(self) -> int:
-        return 0 if self._held is None else len(self._held.rows)
-
     def _logits(self, context: Context, arrays: Sequence[Ids | Rows]) -> Iterator[Rows]:
         self._set_aside()
         self._template_held = False
@@ -294,7 +292,16 @@ class Reader:
             yield from context.logits(Cells.at(start, array, logits="all"))
             start += len(array)
 
+    def _keep_turns(self, video: VideoRows, suffix: list[int]) -> int:
+        """Leave what this suffix begins with after the video held; how many ids that are."""
+        same = [*map(eq, self._suffix, suffix[:-1]), False]  # the last is read for its logits
+        kept = same.index(False)
+        self._suffix = []  # until this one is read, should that be interrupted
+        fits = self._holds(video) and self.context.truncate(self._length(video) + kept)
+        return kept if fits else 0
+
     def _hold(self, video: VideoRows) -> Prefix:
+        self._suffix = []
         started = time.perf_counter()
         length = self._length(video)
         context = self.context
@@ -311,7 +318,7 @@ class Reader:
 
     def _set_aside(self) -> None:
         """Hold no video any longer; keep the prefix of the one held, if it is not too large."""
-        held, self._held = self._held, None
+        held, self._held, self._suffix = self._held, None, []
         if held is None or not self.context.truncate(self._length(held)):
             return
         if self.context.state_bytes <= self._aside.most_bytes:
