@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
+from vqedge.json_text import without_repeats
 from vqedge.validation import first_fault
 
 CONFIG = "config.json"
@@ -41,10 +42,15 @@ def model_config_of(folder: Path) -> ModelConfig:
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; is this a folder from `vqedge train`?")
+    data = (folder / CONFIG).read_bytes()
     try:
-        return ModelConfig.model_validate_json((folder / CONFIG).read_bytes())
+        config = ModelConfig.model_validate_json(data)
+        json.loads(data, object_pairs_hook=without_repeats)  # pydantic takes the last of two
     except ValidationError as error:
         raise CheckpointError(f"{folder / CONFIG}: {first_fault(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}; copy it again") from error
+    return config
 
 
 def steps_of(folder: Path) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -66,20 +66,23 @@ OnItem = Callable[[Item, Reply, bool], None]
 
 @dataclass
 class Tally:
-    """Right answers among all, of every clip that was asked about."""
+    """Right answers among all, of every clip that was asked about.
+
+    Parts of one video are one clip here: answers about them are right or wrong together.
+    """
 
     right: list[int] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
-    last: object = None
+    places: dict[Hashable, int] = field(default_factory=dict)
 
-    def add(self, hit: bool, clip: object) -> None:
-        """Count one answer; those about one clip come one after another."""
-        if not self.asked or clip != self.last:
+    def add(self, hit: bool, clip: Hashable) -> None:
+        """Count one answer about a clip, in whatever order."""
+        place = self.places.setdefault(clip, len(self.asked))
+        if place == len(self.asked):
             self.right.append(0)
             self.asked.append(0)
-        self.right[-1] += hit
-        self.asked[-1] += 1
-        self.last = clip
+        self.right[place] += hit
+        self.asked[place] += 1
 
     @property
     def total(self) -> int:
@@ -245,10 +248,11 @@ def evaluate(
     for item, reply in _answered(answerer, items, failed):
         hit = reply.text == item.answer if item.choices else is_right(reply.text, item.answer)
         tokens += reply.tokens
-        overall.add(hit, item.clip)
-        by_kind.setdefault(item.kind, Tally()).add(hit, item.clip)
+        clip = item.seen_in
+        overall.add(hit, clip)
+        by_kind.setdefault(item.kind, Tally()).add(hit, clip)
         if item.group:
-            by_group.setdefault(item.group, Tally()).add(hit, item.clip)
+            by_group.setdefault(item.group, Tally()).add(hit, clip)
         answered.append((item, reply.text))
         on_item(item, reply, hit)
     if not overall.total:
@@ -304,8 +308,8 @@ def _facts_told(answered: Iterable[tuple[Item, str]]) -> tuple[Tally, Tally]:
         if item.facts:
             told, nothing_else = _told(item.facts, answer)
             for fact in told:
-                facts.add(fact, item.clip)
-            described.add(all(told) and nothing_else, item.clip)
+                facts.add(fact, item.seen_in)
+            described.add(all(told) and nothing_else, item.seen_in)
     return facts, described
 
 

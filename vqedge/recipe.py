@@ -26,11 +26,13 @@ from vqedge.checkpoint import CONFIG, ORIGIN, model_config_of
 from vqedge.config import Config, ModelConfig
 from vqedge.data.seeds import HELD_OUT_SEEDS, HELD_OUT_SPLITS
 from vqedge.data.world import WORLD_VERSION
-from vqedge.errors import ConfigError, UsageError
+from vqedge.errors import ConfigError, UsageError, first_line
+from vqedge.files import text_within
 from vqedge.reducers import follows_question
 from vqedge.validation import Fault, fault_from_error
 
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # 2026-02-30 is a ValueError
+_MOST_BYTES = 1 << 20
+_MERGE = "tag:yaml.org,2002:merge"  # <<, which may stand twice
 _OUTPUT = "runs/tiny"
 _MOST_WORKERS = 256  # each is a process of its own, with PyTorch in it
 
@@ -233,7 +235,7 @@ def read_recipe(
         CheckpointError: `init` is none, where its model is wanted, nor is `output`.
     """
     try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values: dict[str, Any] = _value_of(text_within(path, _MOST_BYTES)) or {}
         if not isinstance(values, dict):
             raise ConfigError(
                 f"{path}: want keys and values; see recipes/world.yaml for an example"
@@ -248,8 +250,45 @@ def read_recipe(
         ) from error
     except ValidationError as error:
         raise _refused(path, overrides or [], fault_from_error(error)) from error
-    except _NOT_YAML as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML here takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Called for every mapping, before those of `<<` are put into it.
+
+        Raises:
+            YAMLError: a key stands twice.
+        """
+        node = super().compose_mapping_node(anchor)
+        found = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if (key.tag, key.value) in found:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark
+                    )
+                found.add((key.tag, key.value))
+        return node
+
+
+def _value_of(text: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"a value is not what its tag says ({first_line(error)})") from error
 
 
 def _apply(values: dict[str, Any], overrides: list[str], output: Path | None) -> None:
@@ -293,8 +332,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override!r}: {parent!r} is a value, it holds no keys")
     where = last if isinstance(place, dict) else _number(last, place, override)
     try:
-        place[where] = yaml.safe_load(text)
-    except _NOT_YAML as error:
+        place[where] = _value_of(text)
+    except ValueError as error:
         raise UsageError(f"{override!r}: {_one_line(error)}") from error
 
 
@@ -349,6 +388,4 @@ def _no_such_key(place: Sequence[str | int]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
     return " ".join(str(error).split())

@@ -22,7 +22,7 @@ from vqedge.data.sources import FrameReader
 from vqedge.model.checkpoint import Checkpoint, clip_quantizer
 from vqedge.progress import Clock, tell
 from vqedge.recipe import TrainConfig
-from vqedge.training.clips import training_clips
+from vqedge.training.clips import refuse_unreadable, training_clips
 from vqedge.training.folder import RunFolder
 from vqedge.training.inputs import refuse_faults, shared_videos, sources_of
 from vqedge.training.processes import accelerator_for, told_of
@@ -80,6 +80,7 @@ def _trained(
     if accelerator.is_main_process:
         for line in (told_of(config, accelerator, compiled), *shared_videos(shown, kept_back)):
             tell(line)
+    refuse_unreadable(config, (*shown, *kept_back), accelerator, clock)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, shown, quantizer, accelerator, clock)
     if clips is None:

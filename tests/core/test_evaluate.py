@@ -259,6 +259,19 @@ def test_a_report_counts_by_group_too_where_there_are_such() -> None:
     assert document["by_group"]["C"]["n"] == 2 and document["by_group"]["C"]["accuracy"] == 0.5
 
 
+def test_parts_of_one_video_are_right_or_wrong_together(tmp_path: Path) -> None:
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "a.mp4")
+    names = ("a.mp4", "b.mp4", "c.mp4", "link.mp4")
+    clips = [VideoFile(tmp_path / n, start, start + 1.0) for start in range(5) for n in names]
+    items = [Item(clip, "all", "What?", str("a" in clip.path.stem)) for clip in clips]
+    items += [replace(item, answer="True") for item in items if item.clip.path.stem == "link"]
+    document = evaluate(Parrot(["True"] * 25), "mine", items).to_dict()
+    assert (document["n"], document["clips"], document["by_kind"]["all"]["clips"]) == (25, 3, 3)
+    assert document["by_clip"] == {"right": [10, 0, 0], "asked": [15, 5, 5]}
+    tally = tally_of({"a": "+" * 10 + "-" * 5, "b": "-" * 5, "c": "-" * 5})
+    assert document["interval"] == tally.to_dict()["interval"]
+
+
 def test_extra_keys_are_added_and_no_token_means_no_density() -> None:
     tally = Tally()
     tally.add(True, "a clip")

@@ -19,6 +19,7 @@ from vqedge.data.clips import QuestionAnswer
 from vqedge.data.jsonl import FileClip, JsonlClips, VideoFile, questions_from_jsonl
 from vqedge.data.sources import source_from_config
 from vqedge.errors import DatasetError
+from vqedge.files import MOST_TEXT_BYTES
 from vqedge.recipe import JsonlConfig
 
 GOOD: dict[str, Any] = {"video": "a.mp4", "question": "Was läuft?", "answer": "ein Hund"}
@@ -192,6 +193,7 @@ FAULTS: dict[str, dict[str, Any] | str] = {
     "end: Input should be a finite number": json.dumps({**GOOD, "end": float("inf")}),
     "Input should be a valid dictionary": "[1, 2]",
     "maximum recursion depth": "[" * 100_000,
+    "a key is repeated: 'answer'": json.dumps(GOOD).replace("{", '{"answer": "eine Katze", '),
 }
 
 
@@ -212,6 +214,14 @@ def test_an_empty_file_or_one_that_is_not_text_or_not_there(folder: Path) -> Non
     for name in ("clips.jsonl", "none.jsonl", "sub"):
         with pytest.raises(DatasetError, match="cannot be read"):
             len(JsonlClips(folder / name, read_nothing))
+
+
+def test_a_file_that_never_ends_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    with path.open("wb") as file:
+        file.truncate(MOST_TEXT_BYTES + 1)
+    with pytest.raises(DatasetError, match=r"large\.jsonl: cannot be read .* 64 MiB"):
+        questions_from_jsonl(path)
 
 
 JSON = st.recursive(

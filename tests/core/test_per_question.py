@@ -173,7 +173,7 @@ def test_it_may_start_from_a_model_of_another_kind(tmp_path: Path) -> None:
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch, model: VideoLanguageModel) -> Any:
     """A checkpoint of random weights."""
-    monkeypatch.setattr(answer, "_MAX_TOKENS", 6)
+    monkeypatch.setattr(answer, "MAX_TOKENS", 6)
     monkeypatch.setattr(answer, "llm_weights", lambda *_: SimpleNamespace(path=Path("llm")))
     monkeypatch.setattr(answer, "tokenizer_from_gguf", lambda _path, _system: TOKENIZER)
     quantizer = random_backbone(ASKING)

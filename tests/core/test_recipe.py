@@ -104,6 +104,9 @@ FAULTS = {
     "'output=2026-02-30': day ": ["output=2026-02-30"],
     "'seed=[': while parsing": ["seed=["],
     "': is nested too deeply": ["seed=" + "[" * 5000],
+    "'seed=!!bool maybe': a value is not what its tag says": ["seed=!!bool maybe"],
+    "'seed=!!timestamp x': a value is not what its tag says": ["seed=!!timestamp x"],
+    "'optim={steps: 1, steps: 2}': the key 'steps' is repeated": ["optim={steps: 1, steps: 2}"],
     "'precision=int4': Input should be 'fp32' or 'bf16'": ["precision=int4"],
     "'questions_per_clip' is a value": ["data.questions_per_clip.more=1"],
     "'2' is not one of 1, counted from 0": [
@@ -137,7 +140,7 @@ def test_an_init_that_is_no_path(recipe: Path, override: str) -> None:
     assert str(caught.value).startswith(f"{override!r}: ")
 
 
-START = ModelConfig(quantizer=QuantizerConfig(kind="grid", codes=128))
+START = ModelConfig(quantizer=QuantizerConfig(kind="reducer:uniform-pool", codes=128))
 
 
 @pytest.mark.parametrize("told_by", ["the file", "an override"])
@@ -174,8 +177,11 @@ def test_budgets_that_no_step_draws_are_no_fault(recipe: Path) -> None:
         "\xff",
         "output: 2026-02-30",
         "[" * 5000,
+        "seed: !!int ''",
+        "seed: 1\nseed: 1",
+        "optim: {steps: 7}\nseed: 1\noptim: {warmup_steps: 3}",
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -183,6 +189,17 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"bad\.yaml: ") as caught:
         read_recipe(path, ["seed=1"])
     assert "\n" not in str(caught.value)
+
+
+def test_keys_that_are_merged_are_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("optim: {<<: {steps: 3}, <<: &b {<<: {warmup_steps: 2}, warmup_steps: 4}}")
+    assert (read_recipe(path).optim.steps, read_recipe(path).optim.warmup_steps) == (3, 4)
+
+
+def test_a_recipe_without_end() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: holds more than 1 MiB; give a file as"):
+        read_recipe(Path("/dev/zero"))
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:

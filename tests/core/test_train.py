@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_model import CONFIG
 from tiny_run import BUDGETS, LESSONS, MODELS, STEPS, config_for, killed_and_resumed, log_of, run
 
@@ -215,15 +215,6 @@ def test_steps_before_a_run_are_those_that_it_began_with(tmp_path: Path, whole: 
     assert steps_of(tmp_path / "on") == STEPS + STEPS + 1
 
 
-def test_a_run_of_a_version_that_wrote_down_less_goes_on(whole: Path) -> None:
-    with safe_open(whole / STATE, framework="pt") as file:
-        info: dict[str, str] = file.metadata()
-    assert (info.pop("files"), info.pop("steps_before")) == ("[null]", "0")
-    save_file(load_file(whole / STATE), whole / STATE, info)
-    run(config_for(whole, steps=STEPS + 1), resume=True)
-    assert [record["step"] for record in log_of(whole)] == [*range(STEPS + 2)]
-
-
 def test_a_run_stops_when_its_time_is_up_and_goes_on(tmp_path: Path, whole: Path) -> None:
     stopped = tmp_path / "stopped"
     assert run(config_for(stopped), minutes=0.0) is None
@@ -296,6 +287,15 @@ def test_what_a_killed_save_left_half_written_goes(whole: Path) -> None:
     assert not any(path.exists() for path in left) and all(path.exists() for path in others)
 
 
+def test_a_line_of_the_log_that_is_no_record_belongs_to_no_step(tmp_path: Path) -> None:
+    kept = ['{"loss": 1.0}', '{"step": 1}']
+    others = ["5", "[1]", '{"step": null}', '{"step": [1]}', '{"step": 1', "[" * 9999, '"\\xff']
+    path = tmp_path / LOG
+    path.write_bytes("\n".join([*others, *kept, '{"step": 2}']).encode("latin-1"))
+    RunFolder(config_for(tmp_path)).forget_after(1)
+    assert path.read_text().splitlines() == kept
+
+
 def test_old_checkpoints_are_pruned_and_curves_drawn(tmp_path: Path) -> None:
     output = tmp_path / "kept"
     run(config_for(output, steps=6, keep=2))
@@ -322,6 +322,37 @@ def test_numbered_folders_are_dropped_by_number(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     folder._prune(1_000_000)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1000000"]
+
+
+def test_the_best_numbered_checkpoint_stays_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shares, kept, told in (
+        ([0.1, 0.5, 0.2, 0.5, 0.3, 0.4], [4, 5, 6], "step-000004: did best in validation, 50.0%"),
+        ([0.1, 0.5, 0.2, 0.3, 0.3, 0.5], [5, 6], None),
+    ):
+        left = iter(shares)
+        found = lambda *_, left=left: {"exact_match": next(left)}  # noqa: E731
+        monkeypatch.setattr("vqedge.training.run.exact_match", found)
+        output = tmp_path / f"best{kept[0]}"
+        run(config_for(output, steps=6, keep=2, save_every=1))
+        there = sorted(path.name for path in output.glob("step-*"))
+        assert there == [f"step-00000{step}" for step in kept]
+        said = capsys.readouterr().err
+        assert told is None or f"{output}/{told}\n" in said
+        assert ("did best" in said) == (told is not None)
+
+
+def test_a_run_that_goes_on_with_more_steps_is_told_of_its_learning_rate(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config_for(whole), resume=True)
+    assert "was to have" not in capsys.readouterr().err
+    run(config_for(whole, steps=STEPS + 4), resume=True)
+    line = f"{whole}: was to have 4 steps, and has 8 now: its learning rate goes from 52% of the"
+    advice = f"give init={whole} and another -o folder\n"
+    said = capsys.readouterr().err
+    assert line in said and advice in said
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

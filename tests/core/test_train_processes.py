@@ -100,6 +100,7 @@ def process(
 ) -> Any:
     return SimpleNamespace(
         process_index=number,
+        is_main_process=number == 0,
         num_processes=count,
         distributed_type=kind,
         device=torch.device(device),
@@ -284,7 +285,8 @@ def test_gradients_of_attention_repeat_on_a_gpu(
 
     monkeypatch.setattr("vqedge.training.run.llm_from_gguf", lambda _path: llm)
     monkeypatch.setattr("vqedge.training.run.spreads_llm", started)
-    config, clips = config_for(tmp_path), SimpleNamespace(mixture=lambda _seed: None)
+    config = config_for(tmp_path)
+    clips = SimpleNamespace(mixture=lambda _seed: None, sources=())
     vit, there = SimpleNamespace(position=None), process(0, 1, device="cuda")
     stand_ins: Any = (RunFolder(config), clips, clips, vit, there)
     with pytest.raises(Started):

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
+from vqedge.data.jsonl import JsonlClips
 from vqedge.errors import VqedgeError
 from vqedge.files import replacing
 from vqedge.progress import STOP_SIGNALS, Clock
@@ -145,6 +146,51 @@ class _Frames(Dataset[npt.NDArray[np.uint8] | VqedgeError]):
             return error
 
 
+class _Faults(Dataset[str | None]):
+    """What is wrong with clips of files, for the same processes."""
+
+    def __init__(self, source: JsonlClips, numbers: Sequence[int], size: int) -> None:
+        self.source, self.numbers, self.size = source, numbers, size
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> str | None:
+        return self.source[self.numbers[place]].fault(self.size)
+
+
+@contextmanager
+def _drawn(found: Dataset[Any], workers: int) -> Iterator[Iterator[Any]]:
+    """One after another, ahead of time by so many processes; 0 draws them here."""
+    loader = DataLoader(
+        found,
+        None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_deaf_worker,
+    )
+    drawn = iter(loader)
+    with _ending(drawn):
+        yield drawn
+
+
+def faults_of(
+    source: JsonlClips, numbers: Sequence[int], size: int, workers: int = 0
+) -> Iterator[str | None]:
+    """Open the files of clips and read a frame of each: `FILE:LINE: what is wrong`, or None.
+
+    Args:
+        source: the clips.
+        numbers: of those to look at.
+        size: of a frame in pixels.
+        workers: processes that decode; 0 decodes here.
+    """
+    if not numbers:
+        return
+    with _drawn(_Faults(source, numbers, size), workers) as found:
+        yield from found
+
+
 def _unchanged(found: Any) -> Any:
     return found
 
@@ -245,16 +291,8 @@ def encoded_shards(
     device = next(quantizer.vit.parameters()).device
     read = quantizer.trunk if kind == "tokens" else quantizer.patches
     numbers = [number for shard in shards for number in shard_numbers(source, shard)]
-    frames_of = _Frames(source, numbers, encoder)
-    loader = DataLoader(
-        frames_of,
-        None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_deaf_worker,
-    )
-    clips, clock = iter(loader), clock or Clock()
-    with _ending(clips):
+    clock = clock or Clock()
+    with _drawn(_Frames(source, numbers, encoder), workers) as clips:
         for shard in shards:
             rows = []
             for _ in shard_numbers(source, shard):

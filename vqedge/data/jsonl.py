@@ -32,7 +32,9 @@ from typing_extensions import Self
 
 from vqedge.data.clips import QuestionAnswer, Vocabulary
 from vqedge.data.questions import one_of
-from vqedge.errors import DatasetError
+from vqedge.errors import DatasetError, VqedgeError
+from vqedge.files import text_within
+from vqedge.json_text import without_repeats
 from vqedge.validation import first_fault
 
 _VERSION = 1  # raise when the same file comes to show other clips
@@ -77,11 +79,12 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class FileClip:
-    """A video file and what is asked about it."""
+    """A video file and what is asked about it, each at a place, `FILE:LINE`."""
 
     video: VideoFile
     asked: tuple[QuestionAnswer, ...]
     read: FrameReader = field(repr=False, compare=False)
+    places: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def frames(self, count: int, size: int) -> npt.NDArray[np.uint8]:
         """Decode it, uint8 `[count, size, size, 3]`.
@@ -90,6 +93,18 @@ class FileClip:
             VideoError: it cannot be decoded.
         """
         return self.read(self.video.path, count, size, self.video.start_s, self.video.end_s)
+
+    def fault(self, size: int) -> str | None:
+        """Why no frame of it can be read, with the place of its first question; None if one can.
+
+        Args:
+            size: of the frame in pixels.
+        """
+        try:
+            self.frames(1, size)
+        except VqedgeError as error:
+            return f"{self.places[0]}: {error}"
+        return None
 
     def questions(self, rng: np.random.Generator, count: int) -> list[QuestionAnswer]:
         """Questions to train on, none twice."""
@@ -149,10 +164,13 @@ class JsonlClips:
 
     @cached_property
     def _clips(self) -> tuple[FileClip, ...]:
-        found = questions_from_jsonl(self.path)
+        found = _placed_questions(self.path, self.path.parent)
         if not found:
             raise DatasetError(f"{self.path}: holds no question")
-        return tuple(FileClip(video, tuple(asked), self.read) for video, asked in found.items())
+        return tuple(
+            FileClip(video, tuple(placed.values()), self.read, tuple(placed))
+            for video, placed in found.items()
+        )
 
     def _state(self, video: VideoFile) -> tuple[object, ...]:
         files = sorted(video.path.iterdir()) if video.path.is_dir() else [video.path]
@@ -173,30 +191,35 @@ def questions_from_jsonl(
     Raises:
         DatasetError: the file is not readable, or `FILE:LINE: what is wrong with the line`.
     """
-    found: dict[VideoFile, list[QuestionAnswer]] = {}
-    folder = path.parent if videos is None else videos
-    for place, line in _lines(path):
-        video = VideoFile(folder / line.video, line.start, line.end)
-        if not os.path.exists(video.path):  # False for names that no system takes, too
-            whose = "the file" if videos is None else videos
-            raise DatasetError(f"{place}: no video {video.path}; paths are relative to {whose}")
-        item = QuestionAnswer(line.kind, line.question, line.answer, line.choices)
-        found.setdefault(video, []).append(item)
-    return found
+    found = _placed_questions(path, path.parent if videos is None else videos)
+    return {video: [*placed.values()] for video, placed in found.items()}
 
 
 def text_of(path: Path) -> str:
     """A question file as text, without the byte order mark that some editors begin it with.
 
     Raises:
-        DatasetError: it is not there or not UTF-8.
+        DatasetError: it is not there, not UTF-8, or larger than 64 MiB.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return text_within(path)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: cannot be read ({error}); save it as UTF-8") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+def _placed_questions(path: Path, folder: Path) -> dict[VideoFile, dict[str, QuestionAnswer]]:
+    """As `questions_from_jsonl`, by place; paths are relative to the folder."""
+    found: dict[VideoFile, dict[str, QuestionAnswer]] = {}
+    for place, line in _lines(path):
+        video = VideoFile(folder / line.video, line.start, line.end)
+        if not os.path.exists(video.path):  # False for names that no system takes, too
+            whose = "the file" if folder == path.parent else folder
+            raise DatasetError(f"{place}: no video {video.path}; paths are relative to {whose}")
+        item = QuestionAnswer(line.kind, line.question, line.answer, line.choices)
+        found.setdefault(video, {})[place] = item
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[str, _Line]]:
@@ -206,7 +229,7 @@ def _lines(path: Path) -> Iterator[tuple[str, _Line]]:
             continue
         place = f"{path}:{number}"
         try:
-            yield place, _Line.model_validate(json.loads(text))
+            yield place, _Line.model_validate(json.loads(text, object_pairs_hook=without_repeats))
         except ValidationError as error:
             raise DatasetError(f"{place}: {first_fault(error)}") from error
         except (ValueError, RecursionError) as error:

@@ -8,6 +8,8 @@ of a split, a seed and a number.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,8 +26,13 @@ from vqedge.data.naming import ORDER
 from vqedge.data.photo_questions import caption, one_question_per_kind, questions_in_rounds
 from vqedge.data.questions import one_of
 from vqedge.errors import DatasetError, VideoError
+from vqedge.files import bytes_within
+from vqedge.json_text import without_repeats
 from vqedge.validation import first_fault
 
+_MOST_BYTES = 512 << 20
+_LIMITS = {"max_pixels": "120000000"}  # as for any still, one of 108 megapixels
+_ALONE = {"protocol_whitelist": "none"}  # a file may not open other files
 _VERSION = 1  # raise when a (photos, seed, number) triple comes to show something else
 _SHORTEST = 0.2  # a photo is there for this share of the clip at least
 _CLOSEST = 0.65  # a view shows this share of the photo's sides at least
@@ -50,13 +57,14 @@ class Photo:
     noun: str
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Decode it, uint8 `[H, W, 3]`.
+        """Decode it, uint8 `[H, W, 3]`; its name tells FFmpeg nothing, it may be a stranger's.
 
         Raises:
-            VideoError: it cannot be read.
+            VideoError: it cannot be read, or is a playlist.
         """
         try:
-            with av.open(str(self.path)) as container:
+            data = io.BytesIO(bytes_within(self.path, _MOST_BYTES))
+            with av.open(data, options=_LIMITS, container_options=_ALONE) as container:
                 frame = next(container.decode(video=0))
                 return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         except (av.FFmpegError, OSError, StopIteration, IndexError) as error:
@@ -241,8 +249,11 @@ def photos_from_index(index: Path, split: str) -> list[Photo]:
             continue
         try:
             line = _Line.model_validate_json(text)
+            json.loads(text, object_pairs_hook=without_repeats)  # pydantic takes the last of two
         except ValidationError as error:
             raise DatasetError(f"{index}:{number}: {first_fault(error)}") from error
+        except ValueError as error:
+            raise DatasetError(f"{index}:{number}: {error}") from error
         if line.label is None or line.split != split:
             continue
         if Path(line.file).is_absolute() or ".." in Path(line.file).parts:

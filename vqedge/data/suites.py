@@ -10,6 +10,7 @@
 - `jsonl:FILE` or `FILE.jsonl`: one's own videos and questions (`vqedge.data.jsonl`).
 - `nextqa:FILE.csv` or `FILE.csv`: NExT-QA multiple choice (columns video, question, answer, type,
   a0..a4).
+- `nextqa-letters:FILE.csv`: the same with the choices in the question, to be answered by a letter.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import hashlib
 import io
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -50,7 +52,7 @@ _WORLD_ASKED, _PHOTOS_ASKED, _CAPTIONS_ASKED, _BINDINGS_ASKED = 2, 3, 1, 1
 _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 # the first is taken where a video is there in several
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-_NEXTQA_CHOICES = ("a0", "a1", "a2", "a3", "a4")
+_NEXTQA_CHOICES = {"A": "a0", "B": "a1", "C": "a2", "D": "a3", "E": "a4"}
 
 Frames = npt.NDArray[np.uint8]
 MadeClip = SceneClip | PhotoClip
@@ -60,6 +62,9 @@ _Ask = Callable[[MadeClip, np.random.Generator], list["Item"]]
 
 class DrawnClip(Protocol):
     """A clip that is made, not read. Equal clips show the same."""
+
+    def __hash__(self) -> int:
+        """The same of equal clips."""
 
     def frames(self, count: int, size: int) -> Frames:
         """RGB frames, uint8 `[count, size, size, 3]`."""
@@ -80,6 +85,11 @@ class Item:
     named: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     group: str = ""
+
+    @property
+    def seen_in(self) -> Hashable:
+        """The clip, or the video that it is a part of: what answers are right or wrong by."""
+        return self.clip.path.resolve() if isinstance(self.clip, VideoFile) else self.clip
 
 
 @dataclass(frozen=True)
@@ -133,8 +143,8 @@ def suite_items(name: str, limit: int | None = None, videos: Path | None = None)
 
     Args:
         name: `synthetic`, `photos:INDEX`, `photos-confirm:INDEX`, `captions`, `captions:INDEX` or
-            `bindings`, each also with `:SEED`; `jsonl:FILE`, `nextqa:FILE`, or a path ending in
-            `.jsonl` or `.csv`.
+            `bindings`, each also with `:SEED`; `jsonl:FILE`, `nextqa:FILE`, `nextqa-letters:FILE`,
+            or a path ending in `.jsonl` or `.csv`.
         limit: at most this many questions; by default 300 of a suite without end, else all.
         videos: folder of a file's videos: a CSV suite needs it, a JSONL one has its own.
 
@@ -280,7 +290,7 @@ def _item(clip: DrawnClip | VideoFile, item: QuestionAnswer) -> Item:
     return Item(clip, item.kind, item.question, item.answer, item.choices, item.named)
 
 
-def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
+def _nextqa(rest: str, videos: Path | None, letters: bool = False) -> Iterator[Item]:
     path = Path(rest)
     if videos is None:
         raise UsageError(f"{path}: a NExT-QA suite needs --videos DIR, the folder of its videos")
@@ -291,14 +301,17 @@ def _nextqa(rest: str, videos: Path | None) -> Iterator[Item]:
     missing: set[str] = set()
     for number, row in enumerate(_csv_rows(path), start=2):
         try:
-            choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES)
-            answer, video = dict(enumerate(choices))[int(row["answer"])], row["video"]
+            choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES.values())
+            right, video = range(len(choices)).index(int(row["answer"])), row["video"]
             kind, question = row["type"], row["question"].rstrip("?") + "?"
+            if letters:  # as the data set is asked by lmms-eval: nothing is added to the question
+                shown = map(". ".join, zip(_NEXTQA_CHOICES, choices, strict=True))
+                question, choices = "\n".join([row["question"], *shown]), (*_NEXTQA_CHOICES,)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error!r})") from error
         if video in files:
             clip = VideoFile(files[video])
-            item = Item(clip, kind, question, answer, choices, group=kind[:1])
+            item = Item(clip, kind, question, choices[right], choices, group=kind[:1])
             found.setdefault(video, []).append(item)
         else:
             missing.add(video)
@@ -349,4 +362,10 @@ SUITES: dict[str, Suite] = {
     "bindings": _endless(_synthetic, _binding, f"bindings{_BINDINGS_ASKED}"),
     "jsonl": Suite(_jsonl, _version_of_file, limit=_ENDLESS),
     "nextqa": Suite(_nextqa, _version_of_file, limit=_ENDLESS, missing=_nextqa_missing),
+    "nextqa-letters": Suite(
+        partial(_nextqa, letters=True),
+        lambda rest: f"{_version_of_file(rest)}-letters1",
+        limit=_ENDLESS,
+        missing=_nextqa_missing,
+    ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from vqedge.data.features import FeatureClips
 from vqedge.data.mixture import Mixture, Pick
 from vqedge.data.naming import word_table
 
-_PART = 16  # clips
+PART = 16  # clips
 _KEPT_CLIPS = 1 << 16  # of 2 kB
 _MOST_THINGS = 8  # in one clip, for the table of labels
 NO_WORD = -1
@@ -93,6 +93,18 @@ class TrainingClips:
             torch.cat([row.rows for row in rows]), torch.cat(maps) if maps else None, budget
         )
 
+    def labelled(self) -> TrainingClips:
+        """Those of the sources whose clips have labels."""
+        places = [place for place, source in enumerate(self.sources) if source.vocabulary]
+        if len(places) == len(self.sources):
+            return self
+        return replace(
+            self,
+            sources=tuple(self.sources[place] for place in places),
+            stored=tuple(self.stored[place] for place in places),
+            weights=tuple(self.weights[place] for place in places),
+        )
+
     def codes(self, budget: int) -> Tensor:
         """Codes of all quantised clips at a budget, one after another, float16 `[M, D]`."""
         parts = [clips for clips in self.stored if not isinstance(clips, FeatureClips)]
@@ -106,7 +118,7 @@ class TrainingClips:
     def parts(self) -> Iterator[list[Pick]]:
         """The same in lists of a few, for what looks at all of them."""
         picks = self.in_order()
-        while part := list(islice(picks, _PART)):
+        while part := list(islice(picks, PART)):
             yield part
 
     def _row(self, pick: Pick, budget: int) -> ClipBatch:

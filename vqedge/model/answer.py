@@ -21,7 +21,7 @@ from vqedge.model.vit import exact_float32
 from vqedge.prompt import question_text
 from vqedge.reducers import follows_question, reducer_of
 
-_MAX_TOKENS = 64  # as on the device
+MAX_TOKENS = 64  # as on the device
 _TOGETHER = 8  # questions: each holds its own copy of what is read of the clip
 
 
@@ -155,7 +155,7 @@ class CheckpointAnswerer:
         return [self.tokenizer.tokenizer.decode(tokens).lstrip() for tokens in texts.values()]
 
     def _goes_on(self, last: int, text: Sequence[int]) -> bool:
-        return last != self.tokenizer.end and len(text) < _MAX_TOKENS
+        return last != self.tokenizer.end and len(text) < MAX_TOKENS
 
     def _likeliest(
         self, asked: Continuations, row: int, last: Tensor, choices: Sequence[str]

@@ -18,6 +18,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vqedge.base.tensors import not_finite
 from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
 from vqedge.config import EncoderConfig, ModelConfig
@@ -245,12 +246,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        CheckpointError: it cannot be read or holds something else.
+        CheckpointError: it cannot be read or holds something else, or a number that is not finite.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise not_finite(path, name)
+    return tensors
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

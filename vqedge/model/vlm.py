@@ -23,6 +23,7 @@ class Scores:
     loss: Tensor  # mean cross-entropy of the answer tokens
     commitment: Tensor  # of a learned codebook, else zero
     correct: Tensor  # bool [questions]: every token of the answer is the most likely one
+    likelihood: Tensor | None = None  # float32 [questions], of the answer; None in training
 
 
 class VideoLanguageModel(nn.Module):
@@ -52,13 +53,20 @@ class VideoLanguageModel(nn.Module):
         targets = batch.targets[wanted]
         loss = F.cross_entropy(logits, targets)
         right = _whole_answers(logits.argmax(-1) == targets, batch, wanted)
-        return Scores(loss, bridged.commitment, right)
+        if self.training:
+            return Scores(loss, bridged.commitment, right)
+        said = -F.cross_entropy(logits, targets, reduction="none")
+        return Scores(loss, bridged.commitment, right, _sums(said, batch, wanted))
 
 
 def _whole_answers(right: Tensor, batch: PackedBatch, wanted: Tensor) -> Tensor:
     """Per question, in row-major order: are all its answer tokens right?"""
+    return _sums((~right).float(), batch, wanted) == 0
+
+
+def _sums(values: Tensor, batch: PackedBatch, wanted: Tensor) -> Tensor:
+    """Per question, in row-major order: the sum over its answer tokens."""
     per_row = batch.segment.amax(dim=1)
     before = per_row.cumsum(dim=0) - per_row
     position = (before[:, None] + batch.segment - 1)[wanted]
-    wrong = torch.zeros(batch.question_count, device=wanted.device)
-    return wrong.index_add(0, position, (~right).float()) == 0
+    return torch.zeros(batch.question_count, device=wanted.device).index_add(0, position, values)

@@ -124,17 +124,20 @@ class Beginning:
     def _accuracy(self) -> dict[str, float]:
         lesson = self._lesson()
         budget = self.config.model.quantizer.default_budget
-        return {} if lesson is None else lesson.accuracy(self.held_out, budget)
+        return {} if lesson is None else lesson.accuracy(self.held_out.labelled(), budget)
 
     def _lesson(self, quantised: bool = True) -> NamingLesson | None:
-        """None where there is nothing to name; not quantised, it goes past the codebook."""
+        """None where there is nothing to name; not quantised, it goes past the codebook.
+
+        Clips without labels take no part: all that they show would be named "background".
+        """
         optim, vocabulary = self.config.optim, joint_vocabulary(self.clips.sources)
         if not optim.naming_steps or not vocabulary:
             return None
         embeddings = self.model.llm.get_input_embeddings().weight.detach()
         return NamingLesson(
             self.model.bridge,
-            self.clips,
+            self.clips.labelled(),
             NamingLoss(embeddings, self.tokenizer, vocabulary).to(self.device),
             optim,
             self.config.budgets,

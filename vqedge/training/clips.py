@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from accelerate import Accelerator
 
 from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import SHARD_CLIPS, FeatureCache
+from vqedge.data.features import SHARD_CLIPS, FeatureCache, faults_of, shard_numbers
 from vqedge.data.jsonl import JsonlClips
 from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError
 from vqedge.files import cache_root
 from vqedge.model.encoder import ClipQuantizer
-from vqedge.progress import Clock, progress
+from vqedge.progress import Clock, progress, tell
 from vqedge.recipe import SourceConfig, TrainConfig
 from vqedge.reducers import has_weights
 from vqedge.training.processes import anyone, share_of, workers_of
@@ -60,6 +62,43 @@ def training_clips(
         model.encoder.frames,
         data.time_reversal,
     )
+
+
+def refuse_unreadable(
+    config: TrainConfig,
+    sources: Iterable[ClipSource],
+    accelerator: Accelerator,
+    clock: Clock,
+) -> None:
+    """Open every video that has to be encoded, and read a frame of it, before any is.
+
+    Raises:
+        DatasetError: some cannot be read; all of them were told.
+    """
+    if accelerator.is_main_process:
+        own = dict.fromkeys(each for each in sources if isinstance(each, JsonlClips))
+        faults = [fault for source in own for fault in _faults_of(config, source, clock)]
+        for fault in faults:
+            tell(fault)
+        if faults:
+            raise DatasetError(
+                f"{len(faults)} clips cannot be read; they are listed above: mend their videos, or "
+                "take out their lines"
+            )
+    accelerator.wait_for_everyone()
+
+
+def _faults_of(config: TrainConfig, source: JsonlClips, clock: Clock) -> Iterator[str]:
+    missing = _cache_of(config, source).missing()
+    numbers = [number for shard in missing for number in shard_numbers(source, shard)]
+    workers, unit = workers_of(config.data.workers, decode=True), ("clips", 1)
+    with progress(f"opening the videos of {source.path}", len(numbers), unit=unit) as advance:
+        for fault in faults_of(source, numbers, config.model.encoder.size, workers):
+            advance("")
+            if fault is not None:
+                yield fault
+            if clock.is_up():
+                return
 
 
 def _cache_of(config: TrainConfig, source: ClipSource) -> ClipCache | FeatureCache:

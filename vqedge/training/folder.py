@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vqedge.base.weights import carry_weights
-from vqedge.checkpoint import CONFIG, MODEL, steps_of
+from vqedge.checkpoint import CONFIG, METRICS, MODEL, steps_of
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256, remove_unfinished, replacing, try_lock
 from vqedge.model.checkpoint import save_checkpoint
@@ -36,6 +36,7 @@ _LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a filesystem, as some of clusters
 _USAGE = "codebook.usage"  # how often entries were picked lately
 _NUMBERED, _BEFORE = "step-", "steps_before"
+_STEPS = "steps"  # that the run was to have
 _LESSON_STEP = -1.0  # lessons come before step 0
 
 
@@ -70,7 +71,7 @@ class RunFolder:
         try:
             if lock is not None:
                 for folder in (self.path, *_numbered_ones(self.path).values()):
-                    remove_unfinished(folder)
+                    remove_unfinished(folder, older_s=0.0)
             yield
         finally:
             if lock is not None:
@@ -130,11 +131,11 @@ class RunFolder:
         tensors = _all_of(model, _trained(model), optimizer)
         self._checkpoint(self.path, record, model, position)
         if self.config.keep and step:
-            self._checkpoint(_numbered(self.path, step), record, model, position)
+            self._checkpoint(numbered(self.path, step), record, model, position)
         with replacing(self.path / STATE) as path:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
-            save_file(tensors, path, self._info(step))
+            save_file(tensors, path, {_STEPS: str(self.config.optim.steps), **self._info(step)})
         (self.path / LESSON).unlink(missing_ok=True)  # what it led to is saved
         self._prune(step)
         draw_curves(self.path / LOG, self.path / CURVES)
@@ -151,6 +152,11 @@ class RunFolder:
         info, tensors = found
         _give_all(tensors, model, _trained(model), optimizer)
         return int(info["step"])
+
+    def steps_then(self) -> int | None:
+        """How many steps the run was to have at its last save; None if nothing says so."""
+        told = (self._told(STATE) or {}).get(_STEPS, "")
+        return int(told) if told.isdecimal() else None
 
     def save_lesson(
         self, name: str, step: int, model: VideoLanguageModel, optimizer: torch.optim.Optimizer
@@ -204,8 +210,7 @@ class RunFolder:
         if not all(map(str.isdecimal, counts)) or (name == LESSON and "lesson" not in info):
             told = "it does not say how far the run is"
             raise CheckpointError(f"{path}: damaged ({told}); {self._instead_of(name)}")
-        # what an earlier version did not write down cannot differ
-        if any(info.get(key, value) != value for key, value in self._identity().items()):
+        if any(info.get(key) != value for key, value in self._identity().items()):
             raise CheckpointError(
                 f"{self.path}: was written with another model, other data, another init or seed"
             )
@@ -225,7 +230,7 @@ class RunFolder:
         if not path.exists():
             return
         last = step if step is not None else _LESSON_STEP if lesson else -math.inf
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _logged_step(line) <= last]
         with replacing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -271,17 +276,33 @@ class RunFolder:
             told["init"] = self._init
         return told
 
-    def _prune(self, step: int) -> None:
-        """Drop this run's numbered checkpoints but for the newest few.
+    def best(self, step: int) -> tuple[Path, float] | None:
+        """The numbered checkpoint that did best in validation, the newest of equals; its share.
 
-        Those of later steps are of a run before it.
+        Args:
+            step: the last one; checkpoints of later steps are of a run before it.
         """
-        ours = sorted(number for number in _numbered_ones(self.path) if number <= step)
+        shares = {number: _validated(numbered(self.path, number)) for number in self._ours(step)}
+        known = [(share, number) for number, share in shares.items() if share is not None]
+        if not known:
+            return None
+        share, number = max(known)
+        return numbered(self.path, number), share
+
+    def _ours(self, step: int) -> list[int]:
+        return sorted(number for number in _numbered_ones(self.path) if number <= step)
+
+    def _prune(self, step: int) -> None:
+        """Drop this run's numbered checkpoints but for the newest few and the best."""
+        ours, best = self._ours(step), self.best(step)
         for number in ours[: max(len(ours) - self.config.keep, 0)]:
-            shutil.rmtree(_numbered(self.path, number))
+            path = numbered(self.path, number)
+            if best is None or path != best[0]:
+                shutil.rmtree(path)
 
 
-def _numbered(folder: Path, step: int) -> Path:
+def numbered(folder: Path, step: int) -> Path:
+    """The checkpoint of a run at a step, beside the newest."""
     return folder / f"{_NUMBERED}{step:06d}"
 
 
@@ -296,7 +317,16 @@ def _number_of(path: Path) -> int | None:
     digits = path.name.removeprefix(_NUMBERED)
     if not (digits.isdecimal() and path.is_dir() and not path.is_symlink()):
         return None
-    return int(digits) if path == _numbered(path.parent, int(digits)) else None
+    return int(digits) if path == numbered(path.parent, int(digits)) else None
+
+
+def _validated(checkpoint: Path) -> float | None:
+    """The share of right answers in validation, None where none is written down."""
+    try:
+        metrics = json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))
+        return float(metrics["validation"]["exact_match"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _trained(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
@@ -343,8 +373,8 @@ def _fitted(model: VideoLanguageModel) -> dict[str, Tensor]:
 
 
 def _logged_step(line: str) -> float:
-    """The step of a log line; a line that the kill cut off belongs to no step."""
+    """The step of a log line; one that the kill cut off, or no record, belongs to no step."""
     try:
         return float(json.loads(line).get("step", _LESSON_STEP))
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return math.inf

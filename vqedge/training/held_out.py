@@ -14,7 +14,7 @@ from vqedge.data.training import TrainingClips
 from vqedge.model.codebook import usage_report
 from vqedge.model.token_hash import token_hash
 from vqedge.model.trained_reducer import quantized
-from vqedge.model.vlm import VideoLanguageModel
+from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.training.batches import Batches
 
 _CODES_AN_ENTRY = 20
@@ -24,15 +24,21 @@ _CODES_AN_ENTRY = 20
 def exact_match(
     model: VideoLanguageModel, clips: TrainingClips, batches: Batches, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Exact match by teacher forcing at the default budget, `exact_match` of all and by kind."""
+    """Exact match by teacher forcing at the default budget, `exact_match` of all and by kind.
+
+    A question of a file that has choices is right where its answer is the likeliest of them.
+    """
     hits: dict[str, list[float]] = {}
     with _evaluated(model):
-        for picks in clips.parts():
-            batch = batches.held_out(clips, picks)
+        for batch, asked in batches.held_out(clips):
             with accelerator.autocast():
-                scores = model(batch.clips, batch.packed)
-            for kind, hit in zip(batch.kinds, scores.correct.tolist(), strict=True):
-                hits.setdefault(kind, []).append(hit)
+                scores: Scores = model(batch.clips, batch.packed)
+            assert scores.likelihood is not None, "the model is not training"
+            correct, likelihood, first = scores.correct.tolist(), scores.likelihood.tolist(), 0
+            for each in asked:
+                its = slice(first, first := first + len(each.answers))
+                hit = each.is_right(correct[its], likelihood[its])
+                hits.setdefault(each.item.kind, []).append(hit)
     every = [hit for kind in hits.values() for hit in kind]
     shares = {kind: round(float(np.mean(hits[kind])), 4) for kind in sorted(hits)}
     return {"exact_match": round(float(np.mean(every)), 4), **shares}

@@ -9,7 +9,9 @@ from vqedge.base.weights import llm_weights
 from vqedge.data.clips import ClipSource
 from vqedge.data.jsonl import JsonlClips
 from vqedge.data.sources import FrameReader, source_from_config
+from vqedge.model.answer import MAX_TOKENS
 from vqedge.model.checkpoint import refuse_other_model
+from vqedge.model.llm import PromptTokenizer
 from vqedge.recipe import SourceConfig, TrainConfig
 
 
@@ -40,6 +42,26 @@ def refuse_faults(config: TrainConfig, sources: Iterable[ClipSource], begins: bo
     for source in sources:
         _ = source.fingerprint  # reads its file
     llm_weights(config.model.llm, config.base)
+
+
+def long_answers(sources: Iterable[ClipSource], tokenizer: PromptTokenizer) -> Iterator[str]:
+    """A line for every file of questions whose answers are longer than any that is generated."""
+    for source in dict.fromkeys(each for each in sources if isinstance(each, JsonlClips)):
+        clips = (source[number] for number in range(len(source)))
+        placed = (pair for clip in clips for pair in zip(clip.places, clip.asked, strict=True))
+        lengths = {
+            place: len(tokenizer.answer(item.answer)) - 1  # without the end of the turn
+            for place, item in placed
+            if not item.choices
+        }
+        long = {place: length for place, length in lengths.items() if length > MAX_TOKENS}
+        if long:
+            place, length = next(iter(long.items()))
+            others = f"; {len(long) - 1} more answers are too long" if len(long) > 1 else ""
+            yield (
+                f"{place}: its answer has {length} tokens, and no more than {MAX_TOKENS} are "
+                f"generated, so that none can be right{others}"
+            )
 
 
 def shared_videos(shown: Sequence[ClipSource], kept_back: Sequence[ClipSource]) -> Iterator[str]:

@@ -26,15 +26,16 @@ from vqedge.model.llm import (
 )
 from vqedge.model.vit import ViT
 from vqedge.model.vlm import Scores, VideoLanguageModel
-from vqedge.progress import Clock, progress
+from vqedge.progress import Clock, progress, tell
 from vqedge.recipe import TrainConfig
 from vqedge.training.ahead import Ahead
 from vqedge.training.batches import Batch, Batches
 from vqedge.training.beginning import Beginning
-from vqedge.training.folder import RunFolder
+from vqedge.training.folder import RunFolder, numbered
 from vqedge.training.held_out import codebook_usage, exact_match
+from vqedge.training.inputs import long_answers
 from vqedge.training.processes import anyone, leave_out, same_everywhere, spreads_llm
-from vqedge.training.schedule import learning_rate_factor, require_finite
+from vqedge.training.schedule import learning_rate_factor, other_schedule, require_finite
 from vqedge.training.sharding import prepared, spread
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,9 @@ class Run:
         self.mixture = clips.mixture(config.seed)
         gguf = llm_weights(config.model.llm, config.base).path
         tokenizer = tokenizer_from_gguf(gguf, config.model.llm.system)
+        if accelerator.is_main_process:
+            for line in long_answers((*clips.sources, *held_out.sources), tokenizer):
+                tell(line)
         self.batches = Batches(config, tokenizer, accelerator.device)
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
         # gradients repeat on a GPU (`repeatable_kernels`), and a CPU's steps take a sixth less
@@ -107,17 +111,18 @@ class Run:
 
     def to_the_end(self, resume: bool, clock: Clock) -> Checkpoint | None:
         """All steps that are left; None if time ran out before the last."""
-        config = self.config
+        config, speaks = self.config, self.accelerator.is_main_process
         first = self.folder.restore(self.model, self.optimizer) if resume else None
-        if self.accelerator.is_main_process:
+        if speaks:
             self.folder.forget_after(first)
         if first is None:
             if not self.start(clock):
                 return None
             first = 0
+        elif speaks and (line := other_schedule(first, self.folder.steps_then(), config)):
+            tell(line)
         same_everywhere(self.model, self.accelerator)
         self.model.train()
-        speaks = self.accelerator.is_main_process
         unit = ("clips", config.optim.clips_per_step)
         with (
             progress("training", config.optim.steps, first, speaks, unit) as advance,
@@ -134,6 +139,9 @@ class Run:
                 self.save(step + 1, record, due)
                 if stop:
                     return None
+        best = self.folder.best(config.optim.steps) if speaks else None
+        if best is not None and best[0] != numbered(config.output, config.optim.steps):
+            tell(f"{best[0]}: did best in validation, {best[1]:.1%}")
         return Checkpoint(config.output, config.model)
 
     def _optimizer(self) -> torch.optim.AdamW:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from vqedge.errors import ConfigError
+from vqedge.recipe import TrainConfig
 
 _FINAL = 0.05  # share of the peak that the cosine ends at
 
@@ -15,6 +16,26 @@ def learning_rate_factor(step: int, warmup: int, total: int) -> float:
         return (step + 1) / warmup
     share = min((step - warmup) / max(total - warmup, 1), 1.0)
     return _FINAL + (1 - _FINAL) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def other_schedule(done: int, then: int | None, config: TrainConfig) -> str | None:
+    """What to say where a run goes on that was to have fewer or more steps; None if it was not.
+
+    Args:
+        done: steps that were taken.
+        then: how many there were to be at the last save.
+        config: the run as it is now.
+    """
+    optim = config.optim
+    if then is None or then == optim.steps or done >= optim.steps:
+        return None
+    before = learning_rate_factor(max(done - 1, 0), optim.warmup_steps, then)
+    after = learning_rate_factor(done, optim.warmup_steps, optim.steps)
+    return (
+        f"{config.output}: was to have {then} steps, and has {optim.steps} now: its learning rate "
+        f"goes from {before:.0%} of the highest to {after:.0%} at once; to train on from its end, "
+        f"give init={config.output} and another -o folder"
+    )
 
 
 def require_finite(norm: float, where: str, rate: str) -> None:
