@@ -1,10 +1,11 @@
-"""Files shared with other processes: where they are kept, sha256, replacement, locks."""
+"""Files shared with others: where they are kept, bounded reading, sha256, replacement, locks."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -15,7 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vqedge.errors import ConfigError
+
+MOST_TEXT_BYTES = 64 << 20
 _POLL_S = 0.1
+_YOUNG_S = 60.0
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".vqedge-{}.tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,13 +33,47 @@ _IN_RUST = re.compile(r"\(os error (\d+)\)")  # so safetensors tells it
 
 
 def cache_root() -> Path:
-    """The folder for what can be made again: `VQEDGE_CACHE`, else in the user's cache folder."""
-    if configured := os.environ.get("VQEDGE_CACHE"):
-        return Path(configured).expanduser().absolute()
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/vqedge"
+    """The folder for what can be made again: `VQEDGE_CACHE`, else in the user's cache folder.
+
+    Raises:
+        ConfigError: it is in a home folder, and nobody knows where that is.
+    """
+    configured = os.environ.get("VQEDGE_CACHE")
     parent = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (parent if parent.is_absolute() else Path.home() / ".cache") / "vqedge"
+    try:
+        if configured:
+            return Path(configured).expanduser().absolute()
+        if sys.platform == "darwin":
+            return Path.home() / "Library/Caches/vqedge"
+        return (parent if parent.is_absolute() else Path.home() / ".cache") / "vqedge"
+    except RuntimeError:
+        whose = f"{configured}: no such home folder" if configured else "is not set, nor is HOME"
+        raise ConfigError(f"VQEDGE_CACHE {whose}; give it the full path of a folder") from None
+
+
+def bytes_within(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """A file's bytes; of one that never ends, a device or a pipe, no more than that is read.
+
+    Raises:
+        OSError: the file cannot be read, or holds more.
+    """
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"holds more than {most_bytes >> 20} MiB", str(path))
+    return data
+
+
+def text_within(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """A file as text, as `bytes_within` reads it: UTF-8, its lines ended by a line feed.
+
+    The byte order mark that some editors begin it with is left out.
+
+    Raises:
+        OSError: the file cannot be read, or holds more.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return io.TextIOWrapper(io.BytesIO(bytes_within(path, most_bytes)), encoding="utf-8-sig").read()
 
 
 def file_sha256(path: Path) -> str:
@@ -86,16 +125,25 @@ def surplus(paths: Iterable[Path], most: int, keep: Path) -> list[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, renamed onto it at the end: no half-written file is seen.
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A file beside `path` to write to, renamed onto it at the end: no half-written one is seen.
 
-    Nor after a power cut: the bytes are on the disk before the name is.
+    Nor after a power cut: the bytes are on the disk before the name is. It is there, empty, and
+    locked for as long: `remove_unfinished` takes it only from the dead.
+
+    Args:
+        path: the file to write.
+        mode: its rights, less what the user's umask takes.
 
     Raises:
         OSError: the file cannot be written or renamed; it names `path`.
     """
     temporary = path.with_name(_TEMPORARY.format(secrets.token_hex(8)))  # fits where any name does
+    handle = None
     try:
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        with suppress(OSError):  # where there are no locks, nobody removes anything
+            _take(handle)
         yield temporary
         flush(temporary)
         temporary.replace(path)
@@ -106,6 +154,8 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is gone, or what the disk refuses was told
             temporary.unlink()
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager
@@ -123,14 +173,25 @@ def usual_mode(path: Path) -> Iterator[None]:
     path.chmod(mode)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what was being written by `replacing` when a kill came; nobody may be writing now.
+def remove_unfinished(folder: Path, older_s: float = _YOUNG_S) -> None:
+    """Remove what `replacing` wrote in a folder when a kill came. What is being written stays.
 
-    Raises:
-        OSError: a file cannot be removed.
+    Args:
+        folder: where; what cannot be removed stays.
+        older_s: how long ago each was written to, at least: a new one may not be locked yet. 0
+            where nobody can be writing now.
     """
     for path in folder.glob(_TEMPORARY.format("*")):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # another process removes it, too, or there are no locks
+            if time.time() - path.stat().st_mtime < older_s:
+                continue
+            lock = try_lock(path, create=False)
+            if lock is None:
+                continue
+            try:
+                path.unlink()
+            finally:
+                os.close(lock)
 
 
 def flush(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Documents as JSON that every reader takes."""
+"""Documents as JSON that every reader takes, and takes for the same."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 
@@ -15,6 +16,20 @@ def json_text(document: Any, **layout: Any) -> str:
         layout: as `json.dumps` takes it, `indent` and `sort_keys`.
     """
     return json.dumps(_finite(document), allow_nan=False, **layout)
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as `object_pairs_hook` of `json.loads`, which would take the last of two.
+
+    Raises:
+        ValueError: a key is repeated.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        repeated = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"a key is repeated: {repeated!r}")
+    return values
 
 
 def _finite(document: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from pydantic import ValidationError
 
 from vqedge.base.fetch import BaseWeights
 from vqedge.base.sources import PackageSource
@@ -23,12 +24,13 @@ from vqedge.bundle import (
     VariantRecord,
     bundle_writer,
 )
-from vqedge.checkpoint import GRAPH, MODEL, PARITY, checkpoint_sha256, model_config_of
+from vqedge.checkpoint import GRAPH, LORA, MODEL, PARITY, checkpoint_sha256, model_config_of
 from vqedge.choices import chosen
 from vqedge.config import ModelConfig
-from vqedge.errors import CheckpointError
+from vqedge.errors import CheckpointError, ExportError
 from vqedge.files import file_sha256
 from vqedge.licences import licence_texts
+from vqedge.validation import first_fault
 from vqedge.video_words import vocabulary_of
 from vqedge_export.gguf import check_quant, llm_facts
 from vqedge_export.graph import checkpoint_arrays
@@ -66,7 +68,7 @@ def assemble_bundle(
 
     Raises:
         UsageError: no such precision or `quant`.
-        CheckpointError: a file is missing or does not fit the others.
+        CheckpointError: a file is missing, does not fit the others, or holds NaN or infinity.
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
@@ -75,6 +77,8 @@ def assemble_bundle(
     check_quant(quant)
     config = model_config_of(checkpoint)
     graph = graph_of(checkpoint)
+    for name in (MODEL, LORA):  # milliseconds, and what comes first takes many seconds
+        checkpoint_arrays(checkpoint / name)
     with bundle_writer(out, overwrite=overwrite) as draft:
         making = Making(
             folder=draft.folder,
@@ -98,21 +102,28 @@ def finish(
     report: ParityReport,
     engines: tuple[EngineRecord, ...] = (),
 ) -> Bundle:
-    """Add report and licences, describe the bundle, and move it into place."""
+    """Add report and licences, describe the bundle, and move it into place.
+
+    Raises:
+        ExportError: the checkpoint is larger than a bundle may be, or its files do not fit.
+    """
     weights = [encoder_weights(config.encoder, checkpoint), llm_weights(config.llm, checkpoint)]
     (draft.folder / PARITY).write_text(report.to_json(), encoding="utf-8")
     licences = draft.folder / "LICENSES"
     licences.mkdir()
     for name, text in licence_texts([item.source for item in weights]).items():
         (licences / name).write_text(text, encoding="utf-8")
-    facts = BundleFacts(
-        encoder=encoder_record(graph, config, ENCODER, tuple(_variant_records(draft.folder))),
-        bridge=bridge_record(graph, BRIDGE),
-        quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
-        llm=_llm_record(draft.folder / LLM, report.quantization, config),
-        provenance=_provenance_record(checkpoint, weights),
-        engines=engines,
-    )
+    try:
+        facts = BundleFacts(
+            encoder=encoder_record(graph, config, ENCODER, tuple(_variant_records(draft.folder))),
+            bridge=bridge_record(graph, BRIDGE),
+            quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
+            llm=_llm_record(draft.folder / LLM, report.quantization, config),
+            provenance=_provenance_record(checkpoint, weights),
+            engines=engines,
+        )
+    except ValidationError as error:
+        raise ExportError(f"{checkpoint}: {first_fault(error)}; no bundle can hold it") from error
     return draft.finish(facts)
 
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vqedge.base.backbones import BACKBONES
-from vqedge.base.tensors import Array, Arrays, TensorFile
+from vqedge.base.tensors import Array, Arrays, TensorFile, not_finite
 from vqedge.config import BackboneSource, ModelConfig
 from vqedge.errors import CheckpointError, ExportError
 from vqedge.files import replacing
@@ -173,9 +173,13 @@ def checkpoint_arrays(path: Path) -> dict[str, npt.NDArray[np.floating]]:
     """Tensors of a checkpoint's file, as `model.safetensors`, read with NumPy.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing or damaged, or a number in it is not finite.
     """
-    return dict(TensorFile(path))
+    tensors = dict(TensorFile(path))
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise not_finite(path, name)
+    return tensors
 
 
 class BaseArrays(Mapping[str, Array]):

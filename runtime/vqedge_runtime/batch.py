@@ -18,7 +18,7 @@ from threading import Event
 
 from vqedge.bundle import Manifest
 from vqedge.errors import VideoError, VqedgeError, VqtError, printable
-from vqedge.files import replacing
+from vqedge.files import remove_unfinished, replacing
 from vqedge_runtime.encoders import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
@@ -120,6 +120,7 @@ class BatchEncoder:
     on_progress: Callable[[Job, float], None] = lambda *_: None
     opened: Encoder | None = field(default=None, init=False)
     _given_up: set[Job] = field(default_factory=set, init=False)
+    _folders: set[Path] = field(default_factory=set, init=False)
     _stopped: Event = field(default_factory=Event, init=False)
 
     def run(self, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
@@ -135,7 +136,7 @@ class BatchEncoder:
             BackendUnavailable: there is work, and the encoder cannot run here or on this bundle.
             BundleError: there is work, and the encoder's file cannot be run.
         """
-        self._stopped, self._given_up = Event(), set()
+        self._stopped, self._given_up, self._folders = Event(), set(), set()
         pool = ThreadPoolExecutor(self.workers)
         try:
             decoded = self._decoded_ahead(pool, jobs)
@@ -214,13 +215,20 @@ class BatchEncoder:
             return first.outcome or Outcome(job)
         try:
             with vqt_errors(job.out):
-                job.out.parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder(job.out.parent)
                 with replacing(job.out) as temporary, temporary.open("wb") as file:
                     writer = VqtWriter(file, first.header)
                     note = self._write(writer, chain([(first, clip)], clips))
         except VqedgeError as error:
             return Outcome(job, error=str(error))
         return Outcome(job, writer.size_bytes, writer.segments, note=note)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Once a run, without what one that was killed left there."""
+        if folder not in self._folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
+            self._folders.add(folder)
 
     def _open(self) -> Encoder:
         if self.opened is None:

@@ -245,8 +245,8 @@ class EncodingSession:
         )
 
     def _to_ask(self, frames: Frames) -> Frames | None:
-        """A copy of frames, where tokens are made of them once there is a question; else None."""
-        return frames.copy() if self.manifest.quantizer.per_question else None
+        """Frames, where tokens are made of them once there is a question; else None."""
+        return frames if self.manifest.quantizer.per_question else None
 
     def _tokens(
         self, frames: Frames, budget: int, text: Text | None = None

@@ -15,13 +15,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
 from vqedge.errors import printable
-from vqedge.files import cache_root, replacing
+from vqedge.files import cache_root, remove_unfinished, replacing
 
 SUFFIX = ".kv"
 _KIND = b"VQEDGEKV"
@@ -76,6 +75,7 @@ def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
         return False
     with suppress(OSError):
         if not _is_of_others(path):
+            remove_unfinished(path.parent)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 file.write(_MAGIC + mac)
                 file.write(state)
@@ -112,10 +112,8 @@ def _secret() -> bytes | None:
     try:
         if not path.exists() or path.stat().st_size != _SECRET_BYTES:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(secrets.token_bytes(_SECRET_BYTES))
+            with replacing(path, 0o600) as temporary:
+                temporary.write_bytes(secrets.token_bytes(_SECRET_BYTES))
         return path.read_bytes()  # of two that make one at once, the last one's
     except OSError:
         return None

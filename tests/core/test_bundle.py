@@ -17,12 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_bundle import FILES, tiny_facts, tiny_quantizer, write_bundle
 
-from vqedge.bundle import (
-    FileRecord,
-    Manifest,
-    TensorRecord,
-    open_bundle,
-)
+from vqedge.bundle import FileRecord, Manifest, TensorRecord, open_bundle
 from vqedge.bundle.manifest import manifest_bytes, manifest_from_bytes
 from vqedge.errors import BundleError, printable
 from vqedge.sampling import DEFAULT_RULE, FrameRule
@@ -121,7 +116,10 @@ def _manifests(draw: st.DrawFn) -> Manifest:
     facts = tiny_facts()
     tensor = TensorRecord(name=draw(_WORDS), dtype="float16", shape=draw(_SHAPES))
     encoder = facts.encoder.model_copy(update={"outputs": (tensor,), "block": draw(_COUNTS)})
-    llm = facts.llm.model_copy(update={"system_prompt": draw(_WORDS), "width": draw(_COUNTS)})
+    width = draw(_COUNTS)
+    llm = facts.llm.model_copy(update={"system_prompt": draw(_WORDS), "width": width})
+    rows = TensorRecord(name="tokens", dtype="float32", shape=(32, width))
+    bridge = facts.bridge.model_copy(update={"outputs": (rows,)})
     error = st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)
     tables = {"levels": draw(st.integers(1, 64)), "entries": draw(st.integers(2, 65536))}
     tables["sha256"] = draw(_HEX)
@@ -136,8 +134,8 @@ def _manifests(draw: st.DrawFn) -> Manifest:
         for path in sorted(FILES)
         if (role := facts.role_of(path))
     )
-    facts = tiny_facts(encoder=encoder, quantizer=quantizer, llm=llm, provenance=provenance)
-    return Manifest.sealed(facts, files)
+    parts = {"encoder": encoder, "bridge": bridge, "quantizer": quantizer, "llm": llm}
+    return Manifest.sealed(tiny_facts(**parts, provenance=provenance), files)
 
 
 @given(_manifests())

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_bundle import fill_folder, tiny_facts, tiny_quantizer, write_bundle
+from tiny_bundle import FILES, fill_folder, tiny_facts, tiny_quantizer, write_bundle
 
 import vqedge.bundle.writer as writer_module
 from vqedge.bundle import bundle_writer, open_bundle, rewritten
+from vqedge.bundle.manifest import VariantRecord
 from vqedge.errors import BundleError
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,9 @@ def test_a_draft_is_finished_once(tmp_path: Path) -> None:
     open_bundle(tmp_path / "tiny.vqedge")
 
 
-@pytest.mark.parametrize("name", ["notes.json", "weights.pt", "LICENSES/a/b.txt", "é.onnx"])
+@pytest.mark.parametrize(
+    "name", ["notes.json", "weights.pt", "LICENSES/a/b.txt", "é.onnx", "encoder.onnx.d/x"]
+)
 def test_a_file_without_a_place_fails_the_export(tmp_path: Path, name: str) -> None:
     out = tmp_path / "tiny.vqedge"
     with pytest.raises(BundleError, match=f"tiny.vqedge: {name}"), bundle_writer(out) as draft:
@@ -100,6 +103,35 @@ def test_a_named_file_that_is_not_there_fails_the_export(tmp_path: Path) -> None
             (draft.folder / name).write_bytes(b"x")
         draft.finish(tiny_facts())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_variant_that_is_not_there_fails_the_export(tmp_path: Path) -> None:
+    variants = (VariantRecord(file="encoder.int8.onnx", precision="int8"),)
+    encoder = tiny_facts().encoder.model_copy(update={"variants": variants})
+    with pytest.raises(BundleError, match=r"encoder\.int8\.onnx is used but not listed"):
+        write_bundle(tmp_path / "tiny.vqedge", facts=tiny_facts(encoder=encoder))
+
+
+def test_a_role_of_several_files_names_none(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "tiny.vqedge") as draft:
+        fill_folder(draft.folder)
+        (draft.folder / "LICENSES/second.txt").write_bytes(b"MIT\n")
+        bundle = draft.finish(tiny_facts())
+    with pytest.raises(BundleError, match="licence: several files have this role; it lists LIC"):
+        bundle.path_of("licence")
+
+
+def test_all_is_on_the_disk_before_the_bundle_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, flushed = tmp_path / "tiny.vqedge", list[tuple[str, bool]]()
+    monkeypatch.setattr(
+        writer_module, "flush", lambda path: flushed.append((path.name, out.exists()))
+    )
+    write_bundle(out)
+    names = {Path(file).name for file in FILES} | {"manifest.json", "LICENSES"}
+    assert names <= {name for name, named in flushed if not named}
+    assert flushed[-1] == (tmp_path.name, True), "the name itself"
 
 
 def test_external_tensors_of_the_encoder_have_a_role(tmp_path: Path) -> None:
@@ -123,16 +155,25 @@ def test_an_existing_bundle_is_replaced_only_if_asked(root: Path) -> None:
 def test_anything_else_is_never_replaced(root: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "link").symlink_to(root)
     (tmp_path / "app").mkdir()
     (tmp_path / "app/manifest.json").write_text('{"manifest_version": 3, "files": []}')
-    for name in ("folder", "file", "link", "app"):
+    for name in ("folder", "file", "app"):
         with pytest.raises(BundleError, match="is not a bundle"):
             write_bundle(tmp_path / name, overwrite=True)
     (root / "my-results.csv").write_text("mine")
     with pytest.raises(BundleError, match=r"holds my-results\.csv"):
         write_bundle(root, overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_link_to_a_bundle_stays(root: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.vqedge"
+    link.symlink_to(root)
+    with pytest.raises(BundleError, match=r"link\.vqedge: is a link; give the folder that"):
+        write_bundle(link, overwrite=True)
+    rewritten(open_bundle(link), {"parity.json": b'{"new": 1}\n'})
+    assert link.is_symlink()
+    assert open_bundle(root).path_of("parity").read_bytes() == b'{"new": 1}\n'
 
 
 def test_without_an_exchange_the_old_bundle_is_moved_aside(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vqedge.engines import (
     fitting_engine,
     misfit,
     plugin_folder,
+    timing_cache,
     version_of,
 )
 from vqedge.errors import BackendUnavailable, BundleError
@@ -109,6 +111,12 @@ def test_a_key_is_readable_and_changes_with_every_fact() -> None:
     assert len(keys | {key}) == len(others) + 1
 
 
+def test_what_was_measured_is_kept_apart_by_every_fact(own_cache: Path) -> None:
+    others = {"flavour": "tensorrt-rtx", "version": "10.3.1", "compute_capability": "8.6"}
+    hosts = [replace(JETSON, **{name: value}) for name, value in others.items()]  # type: ignore[arg-type]
+    assert len({timing_cache(host) for host in (JETSON, *hosts)}) == 4
+
+
 def test_versions_are_compared_as_numbers() -> None:
     assert version_of("10.13.3.9.post1") == (10, 13, 3, 9)
     assert version_of("10.3.0") < version_of("10.13.0")
@@ -182,6 +190,8 @@ def test_an_engine_in_a_bundle_has_its_role(tmp_path: Path) -> None:
         (draft.folder / "engines/k.engine").write_bytes(b"plan")
         manifest = draft.finish(tiny_facts(engines=(record(),))).manifest
     assert [file.role for file in manifest.files if file.path == "engines/k.engine"] == ["engine"]
+    with pytest.raises(BundleError, match=r"engines/k\.engine is used but not listed"):
+        write_bundle(tmp_path / "other.vqedge", facts=tiny_facts(engines=(record(),)))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from onnx.external_data_helper import set_external_data
 from safetensors.numpy import save_file
 from tiny_bundle import write_bundle
 
+import vqedge.commands.inspect as command
 from vqedge.bundle import rewritten
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import BundleError, CheckpointError
@@ -91,7 +92,26 @@ def test_safetensors(tmp_path: Path) -> None:
         facts_of(path)
 
 
-NOT_JSON = {"cut off": b"{", "not UTF-8": b'{"a": "\xff"}', "deep": b"[" * 100_000}
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_report_that_can_be_read_and_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    (tmp_path / "config.json").write_text("[[]]")
+
+    def too_deep(*_: object, **__: object) -> None:
+        raise RecursionError  # at which depth depends on Python's version
+
+    monkeypatch.setattr(command, "json_result" if as_json else "result", too_deep)
+    with pytest.raises(BundleError, match=f"^{tmp_path}: nested too deeply; make it again"):
+        command.run_inspect(tmp_path, as_json=as_json)
+
+
+NOT_JSON = {
+    "cut off": b"{",
+    "not UTF-8": b'{"a": "\xff"}',
+    "deep": b"[" * 100_000,
+    "twice": b'{"a": 1, "a": 1}',
+}
 
 
 @pytest.mark.parametrize("kind", NOT_JSON)

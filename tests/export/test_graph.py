@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto
+from safetensors.numpy import save_file
 from tiny_export import LEVELS, Array, BothArrays
 
 from vqedge.budget import ADAPTIVE
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
 from vqedge.errors import CheckpointError, ConfigError, ExportError
-from vqedge.model.checkpoint import Checkpoint
+from vqedge.model.checkpoint import Checkpoint, load_tensors
 from vqedge.model.encoder import VideoEncoder
 from vqedge.nearest_codebook import DOMAIN, OP_NAME
-from vqedge_export.assemble import graph_of
+from vqedge_export.assemble import assemble_bundle, graph_of
 from vqedge_export.graph import (
     adaptive_error_of,
     bridge_of,
@@ -329,6 +333,28 @@ def test_a_checkpoint_whose_files_are_damaged(tmp_path: Path, content: bytes) ->
         graph_of(tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a readable safetensors"):
         checkpoint_arrays(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "lora.safetensors"])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(np.float16, np.nan), (np.float32, -np.inf), (ml_dtypes.bfloat16, np.nan)],
+)
+def test_a_number_that_is_not_finite_is_named_before_anything_is_made(
+    checkpoint: Checkpoint, graph: onnx.ModelProto, tmp_path: Path, name: str, kind: Any, value: Any
+) -> None:
+    damaged = shutil.copytree(checkpoint.path, tmp_path / "damaged")
+    tensors = checkpoint_arrays(damaged / name)
+    last = max(tensors)
+    tensors[last] = tensors[last].astype(kind)
+    tensors[last].reshape(-1)[-1] = value
+    save_file(tensors, damaged / name)
+    told = rf"damaged/{name}: {re.escape(last)} holds NaN or infinity; train or copy it again"
+    with pytest.raises(CheckpointError, match=told):
+        assemble_bundle(damaged, tmp_path / "out.vqedge")
+    with pytest.raises(CheckpointError, match=told):
+        load_tensors(damaged / name)
+    assert [item.name for item in tmp_path.iterdir()] == ["damaged"]
 
 
 # ---- what is refused

@@ -217,5 +217,5 @@ def test_ids_that_go_by_place_differ_in_nothing_whatever_moves() -> None:
     rows = np.random.default_rng(0).normal(size=(60, 8))
     cells = [i // 15 for i in range(60)]
     figures = figures_of(reading(rows, cells), reading(np.roll(rows, 1, axis=0), cells))
-    assert (figures.nearest_differ, figures.safe_nearest_differ, figures.maps_differ) == (0.0, 0.0, 0.0)
+    assert figures.nearest_differ == figures.safe_nearest_differ == figures.maps_differ == 0.0
     assert figures.feature_cosine < 0.9

@@ -38,6 +38,7 @@ def test_ids_are_those_of_the_features_it_found(path: Path) -> None:
     OpenVinoEncoder(path, 1)
     encoder = OpenVinoEncoder(path, 1)  # from the cache, as on every start but the first
     assert encoder.name.startswith("openvino CPU ")
+    assert encoder.clip_shape == clip().shape
     exact = quantizer_of(path)
     for budget in (8, 64, ADAPTIVE):
         found = encoder.encode(clip(), budget)

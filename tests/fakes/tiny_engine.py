@@ -51,7 +51,11 @@ def tiny_encoder(**changes: Any) -> EncoderRecord:
         "precision": "fp32",
         "variants": (),
     }
-    return EncoderRecord(**values | changes)
+    values |= changes
+    if "inputs" not in changes:
+        clip = values["frames"], values["size"], values["size"], 3
+        values["inputs"] = (INPUTS[0].model_copy(update={"shape": clip}), *INPUTS[1:])
+    return EncoderRecord(**values)
 
 
 def write_tiny_onnx(path: Path, free_frames: bool = False) -> Path:

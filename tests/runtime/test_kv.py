@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_gguf import video
+from tiny_bundle import write_bundle
+from tiny_gguf import WIDTH, video
 
+from vqedge.bundle import Manifest
+from vqedge_runtime import VideoQA
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.kv import kv_path, read_kv, write_kv
 from vqedge_runtime.llm import DecodingOptions
 
@@ -28,6 +34,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read_kv(path, b"who") == STATE
     assert (tmp_path / "cache" / "kv.secret").stat().st_mode & 0o077 == 0
     assert {item.name for item in tmp_path.iterdir()} == {"clip.kv", "cache"}
+
+
+def test_what_a_killed_one_left_goes_with_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".vqedge-0123.tmp"
+    left.write_bytes(STATE)
+    os.utime(left, (0, 0))
+    assert write_kv(tmp_path / "clip.kv", b"who", STATE)
+    assert not left.exists()
 
 
 def test_what_lies_on_the_disk(tmp_path: Path) -> None:
@@ -132,3 +146,29 @@ def test_a_state_that_does_not_fit_is_not_taken(wild: Any) -> None:
     assert not wild.restore_prefix(clip, state[:-4])
     answer = wild.ask(clip, "What moves?", SHORT)
     assert (answer.text, answer.reused_prefix) == (expected, False)
+
+
+def test_a_file_of_another_clip_model_or_build_is_not_taken(
+    wild: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is as long: llama.cpp takes it, and would answer about what it does not see."""
+    manifest, path = write_bundle(tmp_path / "a.vqedge").manifest, tmp_path / "clip.kv"
+    models = FakeEncoder(8, WIDTH), FakeBridge(WIDTH), wild
+    qa = VideoQA(*models, manifest)
+    shape = (8, 224, 224, 3)
+    clip, other = (qa.encode_frames(np.full(shape, grey, np.uint8)) for grey in (90, 190))
+    assert clip.tokens.rows.shape == other.tokens.rows.shape
+
+    def reused(qa: VideoQA) -> bool:
+        wild.forget()
+        return qa.prefill(clip, path).reused
+
+    assert [reused(qa), reused(qa)] == [False, True]
+    qa.prefill(other, path)
+    assert not reused(qa)
+    files = [f.model_copy(update={"sha256": "ab" * 32}) for f in manifest.files]
+    others = [f if f.role == "llm" else kept for f, kept in zip(files, manifest.files, strict=True)]
+    later = VideoQA(*models, Manifest.sealed(manifest, tuple(others)))
+    assert [reused(later), reused(later)] == [False, True]
+    monkeypatch.setattr("vqedge_runtime.llm.generate.system_info", lambda: "another processor")
+    assert [reused(later), reused(later)] == [False, True]

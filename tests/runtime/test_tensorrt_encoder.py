@@ -162,6 +162,7 @@ def test_frames_of_another_shape_or_type_are_refused(tmp_path: Path, wrong: Any)
     """As ONNX Runtime does; a copy would repeat the one frame, or make floats black."""
     encoder = Rig(tmp_path).open()
     told = re.escape(f"frames is {wrong.dtype} {wrong.shape}, want uint8 {FRAMES_THWC.shape}")
+    assert encoder.clip_shape == FRAMES_THWC.shape
     with pytest.raises(BundleError, match=told):
         encoder.encode(wrong, 2)
     assert_encodes(encoder, FRAMES_THWC, 2)

@@ -15,6 +15,7 @@ from vqedge.errors import BackendUnavailable, FetchError
 from vqedge.pickles import conversion_line, pickles_among
 
 _COMMIT = "commit.txt"  # written last
+_OR_FETCH = ", or fetch a packaged source instead"
 _MODEL_FILES = (
     "README.md",
     "config.json",
@@ -27,7 +28,9 @@ _MODEL_FILES = (
 )
 
 
-def download(source: HubSource, folder: Path, work: Path, progress: Progress) -> str:
+def download(
+    source: HubSource, folder: Path, work: Path, progress: Progress, or_else: str = _OR_FETCH
+) -> str:
     """Put the files of `source` into `folder`, all of one commit.
 
     Args:
@@ -35,6 +38,7 @@ def download(source: HubSource, folder: Path, work: Path, progress: Progress) ->
         folder: where the files go; exists.
         work: where they arrive. Kept on failure, so that the next call resumes.
         progress: told which file is on its way; the library counts the bytes itself.
+        or_else: what else to do where the hub cannot be reached.
 
     Returns:
         the commit that was fetched.
@@ -53,7 +57,7 @@ def download(source: HubSource, folder: Path, work: Path, progress: Progress) ->
     except Exception as error:  # errors of requests or httpx, depending on the library's version
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise _hub_error(source.name, error) from error
+        raise _hub_error(source.name, error, or_else) from error
     for name in source.files:
         os.replace(work / name, folder / name)
     shutil.rmtree(work, ignore_errors=True)
@@ -80,11 +84,12 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     if (whole := _commit_of(folder)) == revision:
         return revision
     library = _library(name)
+    elsewhere = f"download it elsewhere: hf download {name} --local-dir FOLDER, then import FOLDER"
     try:
         info = library.HfApi().model_info(name, revision=revision)
     except Exception as error:  # as in `download`
-        hint = f", or take what was downloaded: --revision {whole}" if whole else ""
-        raise _hub_error(name, error, hint) from error
+        here = f"take what was downloaded: --revision {whole}" if whole else elsewhere
+        raise _hub_error(name, error, f", or {here}") from error
     listed = [item.rfilename for item in info.siblings or ()]
     files = tuple(file for file in listed if file in _MODEL_FILES or _is_shard(file))
     if not any(map(_is_shard, files)):
@@ -96,7 +101,8 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     folder.mkdir(parents=True)
     weights = next(filter(_is_shard, files))
     source = HubSource(name, weights, files, "", "", str(info.sha))
-    commit = download(source, folder, folder.with_name(f"{folder.name}.part"), progress)
+    work = folder.with_name(f"{folder.name}.part")
+    commit = download(source, folder, work, progress, f", or {elsewhere}")
     (folder / _COMMIT).write_text(commit)
     return commit
 
@@ -136,9 +142,19 @@ def _is_shard(file: str) -> bool:
     return file.endswith(".safetensors") and "/" not in file
 
 
-def _hub_error(name: str, error: Exception, hint: str = "") -> FetchError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _hub_error(name: str, error: Exception, or_else: str) -> FetchError:
     return FetchError(
-        f"{name}: cannot download from the Hugging Face hub: {lines[0].strip()}; check the "
-        f"network and your access ('hf auth login'){hint or ', or fetch a packaged source instead'}"
+        f"{name}: cannot download from the Hugging Face hub: {_cause(error)}; check the network "
+        f"and your access ('hf auth login'){or_else}"
     )
+
+
+def _cause(error: Exception) -> str:
+    """What the network said, however deep in errors of libraries; else what the library says."""
+    told, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            told = link.strerror
+        link = link.__cause__ or link.__context__
+    return told

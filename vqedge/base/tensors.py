@@ -17,6 +17,11 @@ Array = npt.NDArray[np.floating]
 Arrays = Mapping[str, Array]
 
 
+def not_finite(path: Path, name: str) -> CheckpointError:
+    """The refusal of a tensor of a checkpoint's file that no answer comes of."""
+    return CheckpointError(f"{path}: {name} holds NaN or infinity; train or copy it again")
+
+
 class TensorFile(Mapping[str, Array]):
     """The tensors of a file by name. Each is read when it is asked for, and not kept.
 

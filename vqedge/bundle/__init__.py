@@ -1,5 +1,6 @@
 """The bundle: the folder that export writes and the runtime reads. See docs/bundle-format.md."""
 
+from vqedge.bundle.default import bundle_or_default
 from vqedge.bundle.manifest import (
     BaseWeightsRecord,
     BridgeRecord,
@@ -37,6 +38,7 @@ __all__ = [
     "QuantizerRecord",
     "TensorRecord",
     "VariantRecord",
+    "bundle_or_default",
     "bundle_writer",
     "open_bundle",
     "rewritten",

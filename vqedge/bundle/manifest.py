@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from vqedge.bundle.shapes import may_be
 from vqedge.errors import BundleError
+from vqedge.json_text import without_repeats
 from vqedge.pickles import may_be_pickle
 from vqedge.sampling import FrameRule, Resize, Sampling
 from vqedge.validation import first_fault
@@ -21,6 +24,8 @@ MAX_FILES = 256
 MAX_FILE_BYTES = 16 << 30
 MAX_BUNDLE_BYTES = 32 << 30
 MAX_DEPTH = 4
+MAX_CLIP_BYTES = 768 << 20  # of all its frames
+MAX_CLIP_PATCHES = 1 << 16  # as many as a segment of a `.vqt` may have
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
 Role = Literal[
@@ -103,7 +108,7 @@ class EncoderRecord(Record):
     inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
     outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
     frames: Count
-    size: Count  # pixels per side
+    size: Annotated[int, Field(ge=1, le=4096)]  # pixels per side
     grid: Count  # patches per side
     source: Text
     block: Count
@@ -113,6 +118,16 @@ class EncoderRecord(Record):
     custom_op: Literal["function", "node"]
     precision: Precision
     variants: Annotated[tuple[VariantRecord, ...], Field(max_length=8)]
+
+    @model_validator(mode="after")
+    def _tensors_of_a_clip_that_can_be(self) -> Self:
+        clip, patches = (self.frames, self.size, self.size, 3), (self.frames, self.grid, self.grid)
+        if math.prod(clip) > MAX_CLIP_BYTES or math.prod(patches) > MAX_CLIP_PATCHES:
+            raise ValueError(f"{clip[0]} frames, size {self.size}, grid {self.grid} are too many")
+        own = {"index_map": patches} | {i.name: i.shape for i in (*self.inputs, *self.outputs)}
+        if not (may_be(own.get("frames", ()), clip) and may_be(own["index_map"], patches)):
+            raise ValueError(f"{self.file}: frames is not {clip}, or index_map not {patches}")
+        return self
 
     @property
     def rule(self) -> FrameRule:
@@ -175,6 +190,12 @@ class LlmRecord(Record):
     context_length: Count
     chat_template: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9._-]{0,63}$")]  # an id
     system_prompt: Annotated[str, Field(max_length=8192)]
+
+    @model_validator(mode="after")
+    def _video_words_within_vocabulary(self) -> Self:
+        if self.video_words and self.video_words >= self.vocab_size:
+            raise ValueError(f"video_words {self.video_words}, vocab_size {self.vocab_size}")
+        return self
 
     @property
     def first_video_word(self) -> int | None:
@@ -251,6 +272,13 @@ class BundleFacts(Record):
                     f"per_question does not go with the encoder's inputs in {each.file}: text, "
                     "float32 [llm.width], is its own"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_that_the_llm_reads(self) -> Self:
+        for item in self.bridge.outputs:
+            if item.name == "tokens" and not may_be(item.shape[-1:], [self.llm.width]):
+                raise ValueError(f"{self.bridge.file}: rows are not of llm.width {self.llm.width}")
         return self
 
     def role_of(self, path: str) -> Role | None:
@@ -339,7 +367,7 @@ def manifest_from_bytes(data: bytes) -> Manifest:
         BundleError: not JSON, another schema version, a value that cannot be, or altered.
     """
     try:
-        raw = json.loads(data, object_pairs_hook=_without_repeats)
+        raw = json.loads(data, object_pairs_hook=without_repeats)
     except RecursionError:
         raise BundleError(f"{MANIFEST_NAME}: nested too deeply; export again") from None
     except ValueError as error:
@@ -364,13 +392,6 @@ def _check_schema_version(raw: Any) -> None:
             f"{MANIFEST_NAME}: schema version {version}; this vqedge reads schema "
             f"{SCHEMA_VERSION}; upgrade vqedge or export again"
         )
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        raise ValueError("a key is repeated")
-    return keys
 
 
 def _canonical(values: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ def rewritten(
     """Replace or add files of a bundle; everything else stays as it is.
 
     Args:
-        bundle: the bundle, verified.
+        bundle: the bundle, verified. What a link leads to is replaced, the link stays.
         put: bytes, or a file to copy, by the path in the bundle.
         engines: the manifest's engines from now on; files of others are left out. As before by
             default.
@@ -36,7 +36,7 @@ def rewritten(
     kept = manifest.engines if engines is None else engines
     dropped = {engine.file for engine in manifest.engines} - {engine.file for engine in kept}
     stay = {f.path: f.sha256 for f in manifest.files if f.path not in dropped | put.keys()}
-    with bundle_writer(bundle.root, overwrite=True) as draft:
+    with bundle_writer(bundle.root.resolve(), overwrite=True) as draft:
         for path in stay:
             _take_over(bundle.root / path, draft.folder / path)
         for path, content in put.items():

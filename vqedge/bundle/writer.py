@@ -28,6 +28,7 @@ from vqedge.workspace import OLD, workspace_beside
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NOT_A_BUNDLE = "exists and is not a bundle; choose another name or remove it yourself"
+_LINK = "is a link; give the folder that it leads to, or choose another name"
 
 
 @dataclass
@@ -125,7 +126,9 @@ def _check_target(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BundleError("exists already; choose another name, or give --overwrite")
-    if out.is_symlink() or not out.is_dir():
+    if out.is_symlink():
+        raise BundleError(_LINK)
+    if not out.is_dir():
         raise BundleError(_NOT_A_BUNDLE)
     strangers = sorted(path for path in scan(out).keys() - _listed(out) if not is_ignored(path))
     if strangers:

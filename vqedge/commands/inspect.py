@@ -13,6 +13,7 @@ from vqedge.bundle import EngineRecord, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
 from vqedge.errors import BundleError, CheckpointError, VqedgeError, first_line
+from vqedge.json_text import without_repeats
 from vqedge_runtime.vqt import Segment, is_vqt, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
@@ -20,13 +21,20 @@ _SHORT = 100  # longest value shown in full
 
 
 def run_inspect(path: Path, *, as_json: bool = False) -> None:
-    """Print the facts of a file or folder."""
+    """Print the facts of a file or folder.
+
+    Raises:
+        VqedgeError: as `facts_of`, or they are nested too deeply to be told.
+    """
     kind, facts = facts_of(path)
     document = {"path": str(path), "kind": kind, **facts}
-    if as_json:
-        json_result(document)
-    else:
-        result(json.dumps(document, indent=2))
+    try:
+        if as_json:
+            json_result(document)
+        else:
+            result(json.dumps(document, indent=2))
+    except RecursionError:  # what can just be read cannot always be told
+        raise BundleError(f"{path}: nested too deeply; make it again or copy it again") from None
 
 
 def facts_of(path: Path) -> tuple[str, dict[str, Any]]:
@@ -71,7 +79,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 
 def _json_of(path: Path, fault: type[VqedgeError]) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise fault(f"{path}: not JSON ({error}); make it again or copy it again") from error
 
@@ -144,7 +152,10 @@ def _safetensors_facts(path: Path) -> dict[str, Any]:
 def _gguf_facts(path: Path) -> dict[str, Any]:
     import gguf
 
+    from vqedge.gguf_head import check_head
+
     try:
+        check_head(path)
         reader = gguf.GGUFReader(path)
         fields = {name: _short(field.contents()) for name, field in reader.fields.items()}
     except OSError:

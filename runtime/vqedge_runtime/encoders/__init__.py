@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.bundle import Bundle, Manifest
+from vqedge.bundle.shapes import may_be
 from vqedge.cores import check_threads
 from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, UsageError
@@ -75,6 +76,24 @@ class EncoderBackend:
     slow_start: bool = False
 
 
+def _fitting(
+    encoder: Encoder, clip_shape: Sequence[int | str], bundle: Bundle, path: Path
+) -> Encoder:
+    """An encoder that takes the frames that the manifest says; a video is decoded into those.
+
+    Raises:
+        BundleError: it takes others.
+    """
+    spec = bundle.manifest.encoder
+    wanted = (spec.frames, spec.size, spec.size, 3)
+    if not may_be(clip_shape, wanted):
+        encoder.close()
+        raise BundleError(
+            f"{path}: its frames are {tuple(clip_shape)}, the manifest says {wanted}; export again"
+        )
+    return encoder
+
+
 def _onnxruntime(
     provider: str, precision: str = "fp32", auto: bool = True, slow_start: bool = False
 ) -> EncoderBackend:
@@ -83,7 +102,8 @@ def _onnxruntime(
         from vqedge_runtime.encoders.providers import PROVIDERS
 
         path = encoder_path(bundle, precision)
-        return OrtEncoder(path, threads, PROVIDERS[provider], precision)
+        encoder = OrtEncoder(path, threads, PROVIDERS[provider], precision)
+        return _fitting(encoder, encoder.clip_shape, bundle, path)
 
     def missing() -> Missing | None:
         from vqedge_runtime.encoders.providers import missing_provider
@@ -100,7 +120,9 @@ def _openvino() -> EncoderBackend:
     def opened(bundle: Bundle, threads: int | None) -> Encoder:
         from vqedge_runtime.encoders.openvino import OpenVinoEncoder
 
-        return OpenVinoEncoder(bundle.path_of("encoder"), threads)
+        path = bundle.path_of("encoder")
+        encoder = OpenVinoEncoder(path, threads)
+        return _fitting(encoder, encoder.clip_shape, bundle, path)
 
     def missing() -> Missing | None:
         from vqedge_runtime.encoders.providers import missing_package, missing_provider
@@ -115,7 +137,8 @@ def _engine(flavour: Flavour) -> EncoderBackend:
     def opened(bundle: Bundle, threads: int | None) -> Encoder:
         from vqedge_runtime.encoders.tensorrt import open_engine
 
-        return open_engine(flavour, bundle)
+        encoder = open_engine(flavour, bundle)
+        return _fitting(encoder, encoder.clip_shape, bundle, bundle.root)
 
     def missing() -> Missing | None:
         from vqedge_runtime.encoders.providers import missing_gpu, missing_package

@@ -38,6 +38,9 @@ class OpenVinoEncoder:
         path: the ONNX file of a verified bundle, in float32.
         threads: worker threads; the CPUs this process may use by default.
 
+    Attributes:
+        clip_shape: of the frames that the graph takes; -1 is a free dimension.
+
     Raises:
         BundleError: OpenVINO refuses the file.
     """
@@ -52,6 +55,7 @@ class OpenVinoEncoder:
             vit, quantizer = _compiled(path, settings)
         except RuntimeError as error:
             raise _refusal(path, "OpenVINO", error) from error
+        self.clip_shape = tuple(map(_length, vit.input("frames").partial_shape))
         kind = vit.get_property("INFERENCE_PRECISION_HINT").to_string()
         self._name = f"openvino {_DEVICE} {_SHORT_NAMES.get(kind, kind)}"
         names = {name for output in quantizer.outputs for name in output.get_names()}
@@ -131,6 +135,8 @@ def _halves(core: ov.Core, path: Path) -> tuple[ov.Model, ov.Model]:
     with tempfile.TemporaryDirectory() as folder:
         whole = core.read_model(_without_functions(path, Path(folder) / path.name))
         inputs = {item.output(0).get_any_name(): item for item in whole.get_parameters()}
+        if "frames" not in inputs:
+            raise BundleError(f"{path}: no input 'frames' in the graph; export again")
         features = _features_of(whole, path)
         readers = list(features.get_target_inputs())
         entry = opset13.parameter(features.get_partial_shape(), features.get_element_type())
@@ -156,6 +162,10 @@ def _without_functions(path: Path, out: Path) -> Path:
 
 def _refusal(path: Path, reader: str, error: Exception) -> BundleError | BackendUnavailable:
     return refusal(path, reader, first_line(error))
+
+
+def _length(dimension: Any) -> int:
+    return int(dimension.get_length()) if dimension.is_static else -1
 
 
 def _features_of(model: ov.Model, path: Path) -> Any:

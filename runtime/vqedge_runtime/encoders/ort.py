@@ -66,6 +66,12 @@ class OrtEncoder:
         self._outputs = code_outputs([output.name for output in session.get_outputs()])
 
     @property
+    def clip_shape(self) -> tuple[int | str, ...]:
+        """Of the frames that the graph takes; a text is a free dimension."""
+        inputs = self._session.get_inputs() if self._session else []
+        return next((tuple(item.shape) for item in inputs if item.name == "frames"), ())
+
+    @property
     def name(self) -> str:
         """What runs where."""
         return f"onnxruntime {self._label}"

@@ -120,6 +120,11 @@ class TensorRTEncoder:
         """What runs where, as "tensorrt 10.3.0 SM 8.7 fp16"."""
         return self._name + self._graphless
 
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """Of the frames that the engine takes."""
+        return self._inputs["frames"].array.shape
+
     def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
         """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
 
