@@ -13,6 +13,7 @@ from vqedge.data.generated import GeneratedClips
 from vqedge.data.seeds import SYNTHETIC_SEED
 from vqedge.errors import ConfigError, VqtError
 from vqedge_runtime import VideoQA
+from vqedge_runtime.video import clip_from_path
 
 QUESTIONS = ("What color is the circle?", "How many objects are there?", "What happens?")
 
@@ -95,7 +96,10 @@ def test_what_was_read_is_kept_beside_the_file(
 ) -> None:
     clip, other = tmp_path / "a.vqt", tmp_path / "b.vqt"
     qa.save(qa.encode(demo_clip), clip)
-    qa.save(qa.encode(demo_clip, 8), other)
+    spec = qa.manifest.encoder
+    mirrored = clip_from_path(demo_clip, spec.frames, spec.size).frames_thwc[:, :, ::-1]
+    qa.save(qa.encode_frames(mirrored), other)
+    assert qa.encode(clip).tokens.count == qa.encode(other).tokens.count
     written_ns = []
     for _ in range(2):
         done = run_vqedge("ask", clip, QUESTIONS[0], "-m", bundle, "--json", "--keep-kv")

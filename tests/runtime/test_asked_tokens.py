@@ -111,6 +111,13 @@ def test_a_clip_is_decoded_once_and_encoded_for_every_question(qa: VideoQA, clip
     assert qa.ask(answers[0].video, QUESTIONS[1]).video.tokens.key() == second.key()
 
 
+def test_frames_that_wait_for_a_question_are_not_the_cameras(qa: VideoQA) -> None:
+    buffer = np.full((8, 224, 224, 3), 90, np.uint8)
+    video = qa.encode_frames(buffer)
+    buffer[:] = 0  # the next pictures
+    assert video.frames_thwc is not None and (video.frames_thwc == 90).all()
+
+
 def test_what_is_read_of_a_clip_is_never_reused_for_another_question(
     qa: VideoQA, clip: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ import numpy.typing as npt
 import pytest
 from av.video.reformatter import Interpolation
 from PIL import Image
+from tiny_bundle import asking_facts, write_bundle
 from video_maker import image_bytes, numbered, numbers_in, write_video
 
 from vqedge.sampling import FrameRule
-from vqedge_runtime.video import clip_from_path, clips_from_path
+from vqedge_runtime.bridge.fake import FakeBridge
+from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoding import EncodingSession
+from vqedge_runtime.video import clip_from_frames, clip_from_path, clips_from_path
 from vqedge_runtime.video.canvas import _FILTERS
 from vqedge_runtime.video.clip import _instants_s, _Request
 from vqedge_runtime.video.source import never
@@ -92,6 +97,29 @@ def test_a_folder_and_an_image(tmp_path: Path) -> None:
     assert numbers_in(clip.frames_thwc) == by_number(12, 5)
     still = clip_from_path(tmp_path / "7.png", 5, SIZE, rule=ENDS)
     assert numbers_in(still.frames_thwc) == [7] * 5
+
+
+def test_a_session_reads_frames_by_the_rule_of_its_bundle(tmp_path: Path) -> None:
+    rule, facts = FrameRule("ends", "stretch-bicubic"), asking_facts()  # frames are kept to ask
+    encoder = facts.encoder.model_copy(update=rule._asdict())
+    facts = facts.model_copy(update={"encoder": encoder})
+    manifest = write_bundle(tmp_path / "a.vqedge", facts=facts).manifest
+    path = write_video(tmp_path / "a.mp4", range(0, 2000, 100), options=B_FRAMES)
+    pixels, times_s = [numbered(number) for number in range(20)], range(20)
+    with EncodingSession(FakeEncoder(), FakeBridge(), manifest) as session:
+        videos = session.encode(path), session.encode_frames(pixels, times_s=times_s)
+    for video, sampled in zip(
+        videos,
+        (
+            partial(clip_from_path, path, 8, 224),
+            partial(clip_from_frames, pixels, times_s, 8, 224),
+        ),
+        strict=True,
+    ):
+        wanted = sampled(rule=rule)
+        assert video.times_s == wanted.times_s != sampled().times_s
+        assert video.frames_thwc is not None
+        assert np.array_equal(video.frames_thwc, wanted.frames_thwc)
 
 
 def scene(height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -25,7 +25,7 @@ FRAMES = np.full((8, 224, 224, 3), 90, np.uint8)
 WAIT_S = 20.0
 
 
-class Watched(FakeEncoder):
+class Closes:
     """Knows whether it is closed."""
 
     closed = False
@@ -33,6 +33,14 @@ class Watched(FakeEncoder):
     def close(self) -> None:
         """Note it."""
         self.closed = True
+
+
+class Watched(Closes, FakeEncoder):
+    """An encoder that knows."""
+
+
+class WatchedBridge(Closes, FakeBridge):
+    """A bridge that knows."""
 
 
 @pytest.fixture
@@ -95,11 +103,12 @@ def test_closing_closes_an_encoder_that_nobody_waited_for(
         qa.encode_frames(FRAMES)
 
 
-def test_an_encoder_is_closed_where_the_language_model_fails(
+def test_encoder_and_bridge_are_closed_where_the_language_model_fails(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, encoder = threading.Event(), Watched(32, 576)
+    gate, encoder, bridge = threading.Event(), Watched(32, 576), WatchedBridge(576)
     opens_as(monkeypatch, encoder, gate)
+    monkeypatch.setattr(session_module, "open_bridge", lambda *_: bridge)
 
     def fails(*_: object, **__: object) -> FakeLanguageModel:
         gate.set()
@@ -108,7 +117,7 @@ def test_an_encoder_is_closed_where_the_language_model_fails(
     monkeypatch.setattr(session_module, "open_llama_cpp", fails)
     with pytest.raises(BackendUnavailable, match="no language model"):
         VideoQA.open(models, encoder="onnxruntime", encoder_ahead=True)
-    assert encoder.closed
+    assert encoder.closed and bridge.closed
 
 
 def test_an_encoder_that_fails_ahead_is_opened_again_for_who_needs_it(

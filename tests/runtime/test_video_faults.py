@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import av
 import av.error
+import numpy as np
 import pytest
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -158,6 +159,7 @@ def test_what_another_try_may_read_is_told_from_damage(error: Exception, passes:
         (2.0, 1.0, "start 2 is not before end 1"),
         (1.0, 1.0, "start 1 is not before end 1"),
         (None, 0.0, "start 0 is not before end 0"),
+        (2.0, None, "start 2 is outside the video, which lasts 2.000 s"),
         (3.0, None, "start 3 is outside the video, which lasts 2.000 s"),
         (1.0, 9.0, "end 9 is outside the video, which lasts 2.000 s"),
     ],
@@ -283,6 +285,7 @@ def test_one_tile_or_a_thumbnail_is_not_taken_for_the_picture(
     assert "picture in tiles" in fault(tiled)
     clip = clip_from_path(tmp_path / "tiled.part.avif", 2, 16)
     assert (clip.width, clip.height) == (64, 64)
+    assert "is a still image" in fault(tmp_path / "tiled.part.avif", 0.01)
 
 
 def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,3 +296,44 @@ def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clip_from_path(path, 4, 16)
     monkeypatch.setattr(source, "MAX_VIDEO_PIXELS", 64 * 47)
     assert "64 x 48 is more than" in fault(path)
+
+
+def test_a_stream_that_grows_after_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit holds for every picture, not for the first alone."""
+    times_ms, large = range(0, 6000, 100), [np.zeros((96, 128, 3), np.uint8)] * 60
+    small = write_video(tmp_path / "a.h264", times_ms).read_bytes()
+    grown = write_video(tmp_path / "b.h264", times_ms, pictures=large).read_bytes()
+    (tmp_path / "c.h264").write_bytes(small + grown)
+    widths = []
+    for most in (128 * 96, 64 * 48):
+        monkeypatch.setattr(source, "MAX_VIDEO_PIXELS", most)
+        with source.opened(tmp_path / "c.h264") as opened:
+            widths.append({frame.width for frame in opened.frames()})
+    assert widths == [{64, 128}, {64}]
+
+
+def test_packets_that_give_no_frame_have_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+    monkeypatch.setattr(source, "MAX_SILENT_PACKETS", 3)
+    with source.opened(write_video(tmp_path / "a.mkv", range(0, 5000, 100))) as opened:
+        monkeypatch.setattr(opened, "_decoded", lambda packet: tried.append(packet) or [])
+        assert not list(opened.frames())
+    assert len(tried) == 4
+
+
+def test_where_a_seek_fails_all_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", range(0, 9000, 100), options={"g": "10"})
+    wanted, tried = clip_from_path(path, 4, 32, 6.0), list[float]()
+
+    def fails(self: source.Source, target_s: float) -> None:
+        tried.append(target_s)
+        raise av.error.InvalidDataError(1, "x")
+
+    monkeypatch.setattr(source.Source, "seek", fails)
+    found = clip_from_path(path, 4, 32, 6.0)
+    assert tried and found.times_s == wanted.times_s
+    assert np.array_equal(found.frames_thwc, wanted.frames_thwc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from vqedge_runtime.vqt import Header, Origin, Segment, vqt_bytes, vqt_from_byte
 from vqedge_runtime.vqt import file as files
 from vqedge_runtime.vqt import header as headers
 from vqedge_runtime.vqt.gaussian import levels
+from vqedge_runtime.vqt.segment import most_bytes
 
 PAGE = Path(__file__).parents[2] / "docs/vqt-format.md"
 BEGIN, END = "<!-- example -->\n", "<!-- /example -->"
@@ -97,6 +99,26 @@ def test_levels_are_computed_as_the_page_says() -> None:
     stood_for = (mean + spread * levels(4)[numbers]).astype(np.float32).clip(-65504, 65504)
     found = vqt_from_bytes(data).segment(0).codes.values
     assert np.array_equal(found, stood_for.astype(np.float16))
+
+
+@pytest.mark.parametrize(("codes", "patch_bytes"), [(256, 1), (257, 2)])
+def test_a_patch_takes_a_byte_where_k_is_at_most_256(codes: int, patch_bytes: int) -> None:
+    data = vqt_bytes(header(codes=codes), [segment()])
+    counts = headers.HEADER_BYTES + 4 + 16 + 2 * 8  # after a length, a span and two times
+    map_bytes = int.from_bytes(data[counts + 2 : counts + 6], "little")
+    packed = data[counts + 6 :][:map_bytes]
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 17}]
+    unpacked = lzma.decompress(packed, format=lzma.FORMAT_RAW, filters=filters)
+    assert len(unpacked) == segment().codes.index_map.size * patch_bytes
+
+
+def test_the_most_segments_of_a_file_fit_with_their_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    around, each = headers.HEADER_BYTES + 8, 4 + most_bytes(header())
+    for size_bytes, most in ((around + 3 * each, 3), (around + 3 * each - 1, 2)):
+        monkeypatch.setattr(files, "MAX_FILE_BYTES", size_bytes)
+        assert files.most_segments(header()) == most
 
 
 def test_the_images_of_a_folder(tmp_path: Path) -> None:
