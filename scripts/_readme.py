@@ -65,8 +65,8 @@ def _accuracy() -> str:
     return "\n".join(
         [
             f"Exact match with 95 % interval ({backend}), on clips that were never trained on. The "
-            "development sets decided how often each kind of question was asked in training; nothing "
-            "was decided by the clips of the first two rows "
+            "development sets decided how often each kind of question was asked in training; "
+            "nothing was decided by the clips of the first two rows "
             "([how far](docs/results.md#other-seeds)):",
             "",
             table(("questions", "n", "tokens of 2,048", "accuracy", "TokDense"), rows),

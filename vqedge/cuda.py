@@ -199,7 +199,7 @@ class Cuda:
         if status:
             raise BackendUnavailable(
                 f"CUDA: {function} failed with {self._error_name(status)}; "
-                "check the GPU and its driver with nvidia-smi, or use --backend onnxruntime"
+                "check the GPU and its driver with nvidia-smi, or use --backend auto"
             )
 
     def _error_name(self, status: int) -> str:
@@ -239,7 +239,7 @@ def _driver_library() -> ctypes.CDLL:
     except OSError as error:
         raise BackendUnavailable(
             f"no NVIDIA driver on this machine ({_LIBRARY} cannot be loaded); "
-            "install one, or use --backend onnxruntime"
+            "install one, or use --backend auto"
         ) from error
 
 
@@ -249,8 +249,7 @@ def _typed(library: Any) -> Any:
         function = getattr(library, name, None)
         if function is None:
             raise BackendUnavailable(
-                f"the NVIDIA driver is too old, it has no {name}; "
-                "update it, or use --backend onnxruntime"
+                f"the NVIDIA driver is too old, it has no {name}; update it, or use --backend auto"
             )
         function.argtypes, function.restype = types, c_int
     return library

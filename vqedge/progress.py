@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vqedge.quiet import is_quiet
+
 STOP_SIGNALS = tuple(  # of docker and spot machines; of Slurm, where it is asked
     signal.Signals[name] for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
@@ -50,12 +52,13 @@ class Clock:
 
 
 def tell(line: str) -> None:
-    """One line of talk."""
-    sys.stderr.write(f"{line}\n")
+    """One line of talk; nothing with `--quiet`."""
+    if not is_quiet():
+        sys.stderr.write(f"{line}\n")
 
 
 def bar_of(done: ProgressColumn, console: Console, shown: bool = True) -> Progress:
-    """A bar under a description that is not markup.
+    """A bar under a description that is not markup; none with `--quiet`.
 
     What is printed meanwhile becomes part of it at a terminal only: else it is for somebody else.
 
@@ -71,7 +74,7 @@ def bar_of(done: ProgressColumn, console: Console, shown: bool = True) -> Progre
         TimeRemainingColumn(),
         console=console,
         redirect_stdout=sys.stdout.isatty(),
-        disable=not shown,
+        disable=is_quiet() or not shown,
     )
 
 
@@ -86,7 +89,7 @@ def progress(
     """A bar with the time that is left; call the result after every step with a remark.
 
     A line now and then where stderr is no terminal; nothing if there is nothing to do, or if it is
-    not to be shown.
+    not to be shown, as with `--quiet`.
 
     Args:
         what: is done.
@@ -96,7 +99,7 @@ def progress(
         unit: what a step does and how many of them, `("clips", 64)`, to tell how many a second.
     """
     console = Console(stderr=True)
-    wanted, rate = shown and total > completed, _Rate(unit)
+    wanted, rate = shown and total > completed and not is_quiet(), _Rate(unit)
     if wanted and not console.is_terminal:
         lines = _Lines(what, total, completed)
         yield lambda remark: lines(rate.after_step(remark))

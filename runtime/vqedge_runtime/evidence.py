@@ -7,7 +7,8 @@ over what else may be missing (the Banzhaf value of game theory, of equal sizes)
 codes is read whole, without each. The rows stay as they are; they were made together, so a row that
 is left out has still been seen by its neighbours.
 
-The cost is 48 prompts of a quarter of the rows and the question, in groups.
+The cost is up to 49 prompts: one of all rows and the question, and 48 of a quarter of the rows, in
+groups.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def find_evidence(
     rows, each = video.rows, video.tokens.rows_per_code
     if each is None:
         raise ConfigError(
-            "evidence leaves out codes row by row, and no row of this bundle's is one code's; ask "
-            "without it"
+            "no token row of this bundle stands for a single code, so there is no evidence to "
+            "compute; ask without --evidence"
         )
     whole = llm.score_choices(rows, question, [answer]).totals[0]
     count = video.tokens.codes.count

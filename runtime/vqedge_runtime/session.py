@@ -17,7 +17,7 @@ from pathlib import Path
 
 from typing_extensions import Self
 
-from vqedge.bundle import Manifest, open_bundle
+from vqedge.bundle import Manifest, bundle_or_default, open_bundle
 from vqedge.cores import check_threads
 from vqedge.errors import ConfigError
 from vqedge_runtime.answers import (
@@ -85,7 +85,7 @@ class VideoQA(EncodingSession):
     @classmethod
     def open(
         cls,
-        bundle: PathLike,
+        bundle: PathLike | None = None,
         *,
         encoder: str = AUTO,
         encoder_ahead: bool = False,
@@ -97,7 +97,8 @@ class VideoQA(EncodingSession):
         """Open and verify a bundle and load its models; the encoder as said below.
 
         Args:
-            bundle: a `NAME.vqedge` folder.
+            bundle: a `NAME.vqedge` folder; None for `$VQEDGE_BUNDLE`, `tiny.vqedge` or
+                `build/tiny.vqedge`, as commands take it.
             encoder: backend of the encoder, as `vqedge doctor` lists them; `auto` is the fastest
                 here, measured once.
             encoder_ahead: load the encoder from now on, beside the language model and the first
@@ -118,7 +119,7 @@ class VideoQA(EncodingSession):
             PromptError: the language model's chat template cannot be used.
         """
         check_threads(threads)
-        opened = open_bundle(Path(bundle))
+        opened = open_bundle(bundle_or_default(None if bundle is None else Path(bundle)))
         manifest = opened.manifest
         require_backend(encoder)
         opens: Callable[[], Encoder] = partial(open_encoder, encoder, opened, threads)
@@ -132,6 +133,7 @@ class VideoQA(EncodingSession):
             stack.callback(bridge.close)
             llm = open_llama_cpp(
                 opened.path_of("llm"),
+                record=manifest.llm,
                 threads=threads,
                 context=context,
                 max_context=max_context,
@@ -219,28 +221,25 @@ class VideoQA(EncodingSession):
         Raises:
             PromptError: the question is empty or too long for the context, or the choices are none
                 or one text, one is empty or there twice.
-            ConfigError: choices and options are given.
+            ConfigError: choices and options are given, or options are no `DecodingOptions`.
             VideoError, VqtError, BundleError: see `encode`; the last also where the rows are not as
                 wide as the language model's.
             BackendUnavailable: a model cannot run here or failed, or this is closed.
         """
         self._check_open()
-        if choices is not None:
-            choices = choices if isinstance(choices, str) else list(choices)
-            check_choices(choices)
-            if options is not None:
-                raise ConfigError("options are for an answer that is generated; choices need none")
+        choices, decoding = _listed(choices, options), _decoding(options)
         encoded, spent = self._encoded_and_spent(video, question)
         if choices is not None:
             scores = self.llm.score_choices(encoded.rows, question, choices)
             return chosen_answer(encoded, scores, spent, self._backend_of(encoded))
-        generation = self.llm.ask(encoded.rows, question, options or DecodingOptions())
+        generation = self.llm.ask(encoded.rows, question, decoding)
         return self._answer(encoded, generation, spent)
 
     def ask_many(
         self,
         pairs: Iterable[tuple[Video | PathLike, str]],
         *,
+        choices: Iterable[str] | None = None,
         options: DecodingOptions | None = None,
     ) -> list[Answer]:
         """Answer many questions together: about one video, about many, in any order.
@@ -249,22 +248,26 @@ class VideoQA(EncodingSession):
 
         Args:
             pairs: encoded videos, or paths, each of which is encoded once, and the user's words.
+            choices: see `ask`; they are scored for one question after another.
             options: how to pick tokens; greedy by default.
 
         Returns:
             an answer each, as `ask` gives it up to rounding. Times count from the beginning of the
-            group of at most fifteen that was read together; encoding is not in them.
+            group of at most fifteen that was read together, of choices from that of the question;
+            encoding is not in them.
 
         Raises:
             VqedgeError: as `ask` does.
         """
         self._check_open()
-        pairs = list(pairs)
+        choices, decoding, pairs = _listed(choices, options), _decoding(options), list(pairs)
         given = dict.fromkeys(video for video, _ in pairs)
         encoded = {v: v if isinstance(v, Video) else self.encode(v) for v in given}
+        if choices is not None:
+            return [self.ask(encoded[v], question, choices=choices) for v, question in pairs]
         videos = [self.asked(encoded[video], question) for video, question in pairs]
         prompts = [Prompt(v.rows, question) for v, (_, question) in zip(videos, pairs, strict=True)]
-        found = self.llm.ask_many(prompts, options or DecodingOptions())
+        found = self.llm.ask_many(prompts, decoding)
         return [
             self._answer(video, generation, Timings())
             for video, generation in zip(videos, found, strict=True)
@@ -295,8 +298,9 @@ class VideoQA(EncodingSession):
                 turn.
         """
         self._check_open()
+        decoding = _decoding(options)
         encoded, spent = self._encoded_and_spent(video, question)
-        stream = self.llm.stream(encoded.rows, question, options or DecodingOptions(), history)
+        stream = self.llm.stream(encoded.rows, question, decoding, history)
         return AnswerStream(stream, lambda result: self._answer(encoded, result, spent))
 
     def evidence(self, video: Video | PathLike, question: str, answer: str) -> Evidence:
@@ -345,3 +349,23 @@ class VideoQA(EncodingSession):
     def _backend_of(self, video: Video) -> Backend:
         """What encoded it, here or in another session, and what answers here."""
         return Backend(video.encoder, self.llm.name)
+
+
+def _listed(choices: Iterable[str] | None, options: DecodingOptions | None) -> Sequence[str] | None:
+    """The choices that are given, if they can be asked for."""
+    if choices is None:
+        return None
+    choices = choices if isinstance(choices, str) else list(choices)
+    check_choices(choices)
+    if options is not None:
+        raise ConfigError("options are for an answer that is generated; choices need none")
+    return choices
+
+
+def _decoding(options: DecodingOptions | None) -> DecodingOptions:
+    """How to pick tokens: as given, or greedily."""
+    if options is None:
+        return DecodingOptions()
+    if not isinstance(options, DecodingOptions):
+        raise ConfigError(f"options {options!r}: give DecodingOptions(max_tokens=...) of vqedge")
+    return options

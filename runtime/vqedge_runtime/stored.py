@@ -83,15 +83,17 @@ def segment_from_codes(
 
 
 def write_stored(path: Path, header: Header, segment: Segment) -> None:
-    """Write a file of one segment, whole or not at all.
+    """Write a file of one segment, whole or not at all; its folder is made if missing.
 
     Raises:
         VqtError: it cannot be written, or a file of another kind is there.
     """
-    with vqt_errors(path), replacing(path) as temporary:
+    with vqt_errors(path):
         if path.exists() and not is_vqt(path):
             raise VqtError("is there and no .vqt; give another name")
-        temporary.write_bytes(vqt_bytes(header, [segment]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(vqt_bytes(header, [segment]))
 
 
 def read_stored(
@@ -180,10 +182,11 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
             if end_s is None or _us(end_s) <= begin_us + length_us + _SLACK_US:
                 return number
             break
+    asked = f"{start_us / _MICROSECONDS:g}" + ("" if end_s is None else f" to {end_s:g}")
     raise VqtError(
-        f"the span is in no one of its {len(spans)} segments, which are "
-        f"{spans[0][1] / _MICROSECONDS:g} s long from {first_s:g} to {last_s:g} s; "
-        "give a start alone, within them"
+        f"no single segment holds {asked} s (segments: {len(spans)} of "
+        f"{spans[0][1] / _MICROSECONDS:g} s, from {first_s:g} to {last_s:g} s); "
+        "give a start alone to take the segment there"
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from tiny_bundle import asking_facts, write_bundle
 
 import vqedge.commands.ask as command
+import vqedge.commands.ask_many as ask_many_module
 from vqedge.commands.ask_options import AskOptions
 from vqedge.data.demo import write_demo
 from vqedge.errors import BackendUnavailable, ConfigError, PromptError, VqtError
@@ -119,6 +120,17 @@ def test_a_long_file_is_opened_once(
     assert opened == [folder / "a.vqt", folder / "below/b.vqt"]
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "-"])
+def test_questions_without_end(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = ask_many_module.MOST_TEXT_BYTES
+    with open("/dev/zero", encoding="utf-8") as zeros:
+        monkeypatch.setattr("sys.stdin", zeros)
+        monkeypatch.setattr(ask_many_module, "MOST_TEXT_BYTES", 1 << 20)
+        shown = 1 if path == "-" else most >> 20
+        with pytest.raises(PromptError, match=f"^--questions {path}: holds more than {shown} MiB;"):
+            ask_many_module.questions_from_file(Path(path))
+
+
 def test_an_answer_is_one_line_of_three_fields(
     folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -142,6 +154,19 @@ def test_a_name_stays_one_that_can_be_opened(
         llm.enqueue(text)
     command.run_ask(folder, QUESTIONS[0])
     assert f"{odd}\t{QUESTIONS[0]}\tRed." in capsys.readouterr().out.splitlines()
+
+
+def test_no_field_moves_the_cursor(
+    folder: Path, llm: FakeLanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a.vqt").rename(folder / "a\x1b[31m\x9b1m.vqt")
+    for text in ("R\x1b]0;ed\x07", "a\u200db"):
+        llm.enqueue(text)
+    command.run_ask(folder, "Which\x1b[2J?")
+    assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == [
+        [rf"{folder}/a\x1b[31m\x9b1m.vqt", r"Which\x1b[2J?", r"R\x1b]0;ed\x07"],
+        [f"{folder}/below/b.vqt", r"Which\x1b[2J?", "a\u200db"],
+    ]
 
 
 def test_a_question_that_is_too_long_is_named_and_stops_nothing(

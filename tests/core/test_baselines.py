@@ -386,7 +386,7 @@ def test_a_bundle_is_compared_with_itself_on_shuffled_frames(
     answerer = BundleAnswerer(qa, budget=8)
     (subject,) = baselines_of(answerer, None, tmp_path, 8)
     assert subject.name == "shuffled frames" and subject.steps is None
-    assert "with a --checkpoint only" in capsys.readouterr().err
+    assert "blind, and baselines that were trained, need --checkpoint\n" in capsys.readouterr().err
     (item,) = suite_items("synthetic", 1)
     for text in ("one", "other"):
         llm.enqueue(text)

@@ -52,7 +52,21 @@ def test_earlier_turns_are_read_where_that_is_wanted(
     Chat(qa, clip).talk(iter([*lines, "/history maybe", "/history off", "And now?"]))
     before = [[turn.answer for turn in turns] for turns in qa.llm.histories]
     assert before == [[], [], ["Red."], [], []]
-    assert "/history: say on or off" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "/history: say on or off" in err
+    assert err.count("questions may refer to earlier ones from now on\n") == 1
+    assert err.count("questions stand alone from now on\n") == 1
+
+
+def test_the_oldest_turns_go_four_at_once(qa: VideoQA, clip: Path) -> None:
+    """The rest begins otherwise then, and the model has to read it anew."""
+    assert isinstance(qa.llm, FakeLanguageModel)
+    for number in range(14):
+        qa.llm.enqueue(f"{number}.")
+    Chat(qa, clip, history=True).talk(iter(["What?"] * 14))
+    before = [[turn.answer for turn in turns] for turns in qa.llm.histories]
+    assert [len(turns) for turns in before] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 5]
+    assert before[9] == ["4.", "5.", "6.", "7.", "8."]
 
 
 def test_a_video_that_is_come_back_to_is_not_encoded_again(qa: VideoQA, clip: Path) -> None:
@@ -88,6 +102,20 @@ def test_commands(
     assert HELP in err
 
 
+@pytest.mark.parametrize("word", ["/quit", "/exit", "/bye"])
+def test_ways_to_leave(
+    qa: VideoQA, clip: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    Chat(qa, clip).talk(iter([word, "never"]))
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith("; /help for commands, /quit to leave\n")
+
+
+def test_saving_makes_the_folder(qa: VideoQA, clip: Path, tmp_path: Path) -> None:
+    Chat(qa, clip).talk(iter([f"/save {tmp_path}/a/b/c.vqt"]))
+    assert is_vqt(tmp_path / "a/b/c.vqt")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -95,7 +123,7 @@ def test_commands(
         ("/video", "vqedge: /video: give a path"),
         ("/save", "vqedge: /save: give a path"),
         ("/video none.mp4", "vqedge: none.mp4: no such file"),
-        ("/save none/a.vqt", "vqedge: none/a.vqt: no such file"),
+        ("/save /dev/null/a.vqt", "vqedge: /dev/null: File exists; check the path"),
     ],
 )
 def test_what_cannot_be_done_ends_nothing(
@@ -125,7 +153,7 @@ def test_a_segment_is_chosen_by_a_second_of_it(
     err = capsys.readouterr().err
     assert "say which with a start in seconds" in err
     assert "nan is not a time" in err and talk.video.start_s == 0.5
-    talk.talk(iter([f"/video {clip} 0.5 2"]))
+    talk.talk(iter([f"/video {clip} 0.5 0:02"]))
     assert (talk.video.start_s, talk.video.end_s) == (0.5, 2.0)
     assert f"{clip}: 1.5 s from 0.5 s" in capsys.readouterr().err
     named.write_bytes(clip.read_bytes())

@@ -156,7 +156,7 @@ def test_wrong_usage(run: Any, arguments: list[str], words: str) -> None:
         (["ask", "a.mp4", "What?", "--backend", "none", "-m", "BUNDLE"], "no encoder backend"),
         (["ask", "a.mp4", "What?", "--backend", "none", "-m", "gone"], "no encoder backend"),
         (["ask", "a.mp4", "What?", "--top-p", "0", "-m", "gone"], "top_p 0.0: give more than 0"),
-        (["ask", "a.mp4", "What?", "--temperature", "inf"], "temperature inf: give 0 or more"),
+        (["ask", "a.mp4", "What?", "--temperature", "inf"], "inf: give 0, or 0.001 to 1000"),
         (["chat", "a.mp4", "--seed", "4294967295"], "seed 4294967295: give 0 to 4294967294"),
         (["chat", "a.mp4", "--backend", "none"], "no encoder backend"),
         (["ask", "a.mp4", "What?", "--threads", "513"], "--threads 513: give 1 to 512"),

@@ -202,8 +202,10 @@ def test_no_driver_is_told_only_where_a_tensorrt_waits_for_it(
     monkeypatch.setattr(doctor, "Cuda", raising("no NVIDIA driver; install one"))
     assert not lines(doctor._nvidia_driver)
     flavours.append("tensorrt-rtx")
-    (line,) = lines(doctor._nvidia_driver)
-    assert (line.ok, line.found, line.fix) == (False, "no NVIDIA driver", "install one")
+    for told in ("install one", "install one, or use --backend auto"):
+        monkeypatch.setattr(doctor, "Cuda", raising(f"no NVIDIA driver; {told}"))
+        (line,) = lines(doctor._nvidia_driver)
+        assert (line.ok, line.found, line.fix) == (False, "no NVIDIA driver", "install one")
 
 
 def test_the_plugins_tools_are_told_where_a_tensorrt_takes_it(
@@ -228,6 +230,9 @@ def test_the_bundles_engine_is_told_or_what_it_lacks(
     bundle = write_bundle(tmp_path / "tiny.vqedge").root
     assert not lines(doctor._engine, bundle), "no TensorRT"
     flavours.append("tensorrt")
+    monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: False)
+    assert not lines(doctor._engine, bundle), "no GPU to run one"
+    monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: True)
     (line,) = lines(doctor._engine, bundle)
     assert not line.ok and "holds no engine of tensorrt" in line.found
     assert line.fix == f"vqedge build {bundle} --target tensorrt"

@@ -118,7 +118,7 @@ def test_one_video(run: Any, clip: Path, out: str, made: str) -> None:
     assert (found.code, found.lines) == (0, [made]), found.err
     size = Path(made).stat().st_size
     assert "encoder: fake encoder" in found.err
-    assert f"1 encoded, 1 segments, {size} bytes" in found.err
+    assert f"1 encoded, 1 segment, {size} bytes" in found.err
     file = open_vqt(Path(made))
     assert file.spans_us == ((0, 3_000_000),)
     assert file.header.origin.size_bytes == clip.stat().st_size
@@ -173,7 +173,7 @@ def test_a_file_into_a_pipe(run: Any, clip: Path, monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in Path().iterdir()] == ["a.vqt"]
     folder_of(clip, "a.mp4", "b.mp4")
     for arguments, words, code in (
-        (("clips", "-o", "-"), "a pipe is for one video", 1),
+        (("clips", "-o", "-"), "clips: a folder; -o - writes one video", 1),
         (("clips/a.mp4", "clips/b.mp4", "-o", "-"), "a pipe is for one video", 2),
         ((clip, "-o", "-", "--json"), "-o -: the file goes to a pipe, without --json", 2),
     ):
@@ -428,7 +428,8 @@ def test_as_json(run: Any, clip: Path) -> None:
         (["clips/a.mp4", "clips/sub/b.mp4", "-o", "x.vqt"], "2 videos go to a folder"),
         (["clips/a.mp4", "clips/sub/a.mp4", "-o", "out"], "two videos are called a.mp4"),
         (["clips", "-o", "x.vqt"], "3 videos go to a folder"),
-        (["empty", "-o", "out"], "the folder holds no images"),
+        (["empty", "-o", "out"], "empty: no videos and no images in it (known endings: .3g2, "),
+        (["clips/a.mp4", "empty", "-o", "out"], "empty: no videos and no images in it"),
         (["tokens", "-o", "out"], "tokens: holds .vqt files, which are encoded already; name one"),
         (["tokens/sub/a.vqt", "-o", "out/"], "a.vqt: a .vqt is encoded already; give a video"),
     ],
@@ -440,6 +441,19 @@ def test_what_cannot_be_asked(run: Any, clip: Path, arguments: list[str], words:
     Path("tokens/sub/a.vqt").write_bytes(b"VQT1")
     assert words in complaint(run("encode", *arguments))
     assert not Path("out").exists() and not Path("x.vqt").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_name_moves_no_cursor(
+    run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    """A pipe gets the names as they are."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    folder_of(clip, "a\x1b[31m\u202f.mp4", "bad\x1b[32m.mp4")
+    found = run("encode", "clips", "-o", "out")
+    told = "a\\x1b[31m\u202f" if terminal else "a\x1b[31m\u202f"
+    assert found.lines == [f"out/{told}.mp4.vqt"]
+    assert r"failed: clips/bad\x1b[32m.mp4: " in found.err and "\x1b[3" not in found.err
 
 
 # ---- segments
@@ -649,7 +663,8 @@ def test_asking_about_a_segment(run: Any, clip: Path, qa: VideoQA) -> None:
     found = run("ask", "a.vqt", "What?", "--start", "1.5")
     assert found.lines == ["Red."] and "segment from 1 to 2 s" in found.err
     for span in (["--start", "1.5", "--end", "2.9"], ["--start", "3"], ["--start", "99"]):
-        assert "in no one of its 3 segments" in complaint(run("ask", "a.vqt", "What?", *span))
+        told = complaint(run("ask", "a.vqt", "What?", *span))
+        assert "no single segment holds " in told and "(segments: 3 of 1 s, from 0 to 3 s)" in told
 
 
 def test_asking_about_what_comes_through_a_pipe(run: Any, clip: Path, qa: VideoQA) -> None:
@@ -752,8 +767,9 @@ def test_saving_what_was_encoded(clip: Path, qa: VideoQA, tmp_path: Path) -> Non
     frames = np.zeros((8, 224, 224, 3), np.uint8)
     qa.save(qa.encode_frames(frames), tmp_path / "c.vqt")
     assert open_vqt(tmp_path / "c.vqt").header.origin.size_bytes == 0
-    with pytest.raises(VqtError, match=r"none/d\.vqt: no such file"):
-        qa.save(video, tmp_path / "none/d.vqt")
+    qa.save(video, tmp_path / "new/d.vqt")
+    with pytest.raises(VqtError, match=r"a\.vqt: File exists; check the path"):
+        qa.save(video, tmp_path / "a.vqt/d.vqt")
     qa.close()
     with pytest.raises(Exception, match="closed"):
         qa.encode(tmp_path / "a.vqt")

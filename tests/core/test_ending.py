@@ -94,3 +94,10 @@ def test_a_standard_input_that_is_closed_is_empty(tmp_path: Path) -> None:
     line = f"exec {shlex.join([*VQEDGE, 'ask', 'clip.mp4'])} <&-"
     found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 1 and found.stderr.startswith("vqedge: the question is empty")
+
+
+def test_a_terminal_that_says_it_is_endless() -> None:
+    env = {**os.environ, "COLUMNS": "99999999"}
+    found = subprocess.run([*VQEDGE, "ask", "--help"], env=env, capture_output=True, timeout=60.0)
+    assert found.returncode == 0
+    assert max(map(len, found.stdout.decode().splitlines())) <= 999

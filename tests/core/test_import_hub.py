@@ -136,6 +136,20 @@ def test_a_repository_that_is_not_there(hub: FakeHub, tmp_path: Path) -> None:
         download_model("owner/gone", "main", tmp_path / "model", _ignore)
 
 
+def test_a_network_that_is_down_is_told_by_what_it_said(hub: FakeHub, tmp_path: Path) -> None:
+    """Libraries wrap it in errors that show each other, hundreds of letters long."""
+    refused = OSError(-3, "Temporary failure in name resolution")
+    middle, hub.fault = ConnectionError("[host] cannot be resolved"), ConnectionError("Pool(1, 2)")
+    middle.__cause__, hub.fault.__context__ = refused, middle
+    with pytest.raises(FetchError) as caught:
+        download_model("owner/gone", "main", tmp_path / "model", _ignore)
+    assert str(caught.value) == (
+        "owner/gone: cannot download from the Hugging Face hub: Temporary failure in name "
+        "resolution; check the network and your access ('hf auth login'), or download it "
+        "elsewhere: hf download owner/gone --local-dir FOLDER, then import FOLDER"
+    )
+
+
 def test_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(BackendUnavailable, match="pip install huggingface_hub"):

@@ -23,8 +23,9 @@ from vqedge.packages import install_line
 
 __all__ = ["app", "asking", "main", "making", "measuring"]
 
-_DEBUG, _VERBOSE = "--debug", "--verbose"
-_ANYWHERE = (_DEBUG, _VERBOSE)  # taken before or after the command
+_DEBUG = "--debug"
+_ANYWHERE = (_DEBUG, "--verbose", "--quiet", "-q")  # taken before or after the command
+_WIDEST = "999"  # columns
 _TWICE_S = 1.0  # `timeout` sends SIGTERM twice, at once; a shell and a terminal SIGHUP
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # of an ssh session that is closed: the second
 
@@ -33,6 +34,7 @@ def main() -> None:
     """Run the command line; the only place where errors become exit codes."""
     with _terminable():
         _take_any_text()
+        _bound_width()
         _run()
 
 
@@ -97,6 +99,13 @@ def _take_any_text() -> None:
         if isinstance(stream, io.TextIOWrapper):
             unicode = stream.encoding.lower().replace("-", "") == "utf8"
             stream.reconfigure(errors=errors if unicode else "replace")
+
+
+def _bound_width() -> None:
+    """Whatever COLUMNS says: rich writes a help's frames as wide."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and len(columns) > len(_WIDEST):
+        os.environ["COLUMNS"] = _WIDEST
 
 
 def _fail(error: BaseException, code: int, line: str) -> None:

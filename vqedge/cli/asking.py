@@ -14,15 +14,18 @@ from vqedge.cli.options import (
     BackendOption,
     BudgetOption,
     BundleOption,
+    EndOption,
     GpuLayersOption,
     JsonOption,
     MaxTokensOption,
     SeedOption,
+    StartOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
     given_path,
+    given_seconds,
     not_empty,
 )
 from vqedge.errors import UsageError
@@ -43,11 +46,14 @@ def ask(
     ] = None,
     bundle: BundleOption = None,
     choices: Annotated[
-        str | None, typer.Option(help="Score these answers instead: 'a|b|c'.")
+        str | None,
+        typer.Option(
+            help="Pick the likeliest of these answers instead of generating one: 'a|b|c'."
+        ),
     ] = None,
     budget: BudgetOption = None,
-    start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
-    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
+    start: StartOption = None,
+    end: EndOption = None,
     max_tokens: MaxTokensOption = 64,
     temperature: TemperatureOption = 0.0,
     top_k: TopKOption = 0,
@@ -63,7 +69,7 @@ def ask(
         bool,
         typer.Option(
             "--evidence",
-            help="Also say when in the video it is to be seen; costs up to 48 more prompts.",
+            help="Also say when in the video the evidence is visible; costs up to 49 more prompts.",
         ),
     ] = False,
     questions: Annotated[
@@ -126,11 +132,8 @@ def chat(
     ],
     bundle: BundleOption = None,
     budget: BudgetOption = None,
-    start: Annotated[
-        float | None,
-        typer.Option(help="Look from this second on; of a .vqt, the segment there."),
-    ] = None,
-    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
+    start: StartOption = None,
+    end: EndOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -192,9 +195,16 @@ def encode(
     ] = None,
     start: Annotated[
         float | None,
-        typer.Option(help="Of one video, from this second on; of a .vqt, the segment there."),
+        typer.Option(
+            parser=given_seconds,
+            metavar="TIME",
+            help="Of one video, from this time on, as 90 or 1:30; of a .vqt, the segment there.",
+        ),
     ] = None,
-    end: Annotated[float | None, typer.Option(help="Up to this second.")] = None,
+    end: Annotated[
+        float | None,
+        typer.Option(parser=given_seconds, metavar="TIME", help="Up to this time."),
+    ] = None,
     bundle: BundleOption = None,
     budget: Annotated[
         str | None, typer.Option(help="Most tokens a segment, or auto [default: the bundle's].")
@@ -206,7 +216,9 @@ def encode(
     bits: Annotated[
         int | None,
         typer.Option(
-            min=2, max=8, help="Smaller files: so many bits a number of a code [default: 16]."
+            min=2,
+            max=8,
+            help="Bits of each number of a code, for smaller files [default: none, float16].",
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
@@ -260,8 +272,8 @@ def viz(
         str | None, typer.Option(help="Ask this, and mark the codes that mattered for the answer.")
     ] = None,
     budget: BudgetOption = None,
-    start: Annotated[float | None, typer.Option(help="Look from this second on.")] = None,
-    end: Annotated[float | None, typer.Option(help="Look up to this second.")] = None,
+    start: StartOption = None,
+    end: EndOption = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
@@ -313,8 +325,18 @@ def search(
             "it [default: 0.8, and 1 with a learned codebook].",
         ),
     ] = None,
-    start: Annotated[float | None, typer.Option(help="Take the query from this second on.")] = None,
-    end: Annotated[float | None, typer.Option(help="Take it up to this second.")] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(
+            parser=given_seconds,
+            metavar="TIME",
+            help="Take the query from this time on, as 90 or 1:30.",
+        ),
+    ] = None,
+    end: Annotated[
+        float | None,
+        typer.Option(parser=given_seconds, metavar="TIME", help="Take it up to this time."),
+    ] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

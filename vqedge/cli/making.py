@@ -16,7 +16,6 @@ from vqedge.cli.options import (
     JsonOption,
     LlmQuantOption,
     PluginOption,
-    PrecisionOption,
     given_path,
     not_empty,
 )
@@ -79,8 +78,8 @@ def import_(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="official: the published attention; codes: none; paper: one yet to be trained "
-            "[default: official where the source has it]."
+            help="Which attention: official, the published one; codes, no attention; paper, "
+            "vqedge's own, yet to be trained [default: official where the source has it]."
         ),
     ] = None,
     frames: Annotated[
@@ -142,11 +141,17 @@ def export(
     target: Annotated[
         str | None,
         typer.Option(
-            help="More than ONNX and GGUF, several with commas: gguf-vocab (the GGUF reads videos "
-            "as words), tensorrt, tensorrt-rtx (engines), all (every engine)."
+            help="What to make besides ONNX and GGUF, separated by commas: gguf-vocab (the GGUF "
+            "reads videos as words), tensorrt, tensorrt-rtx (engines), all (every engine)."
         ),
     ] = None,
-    precision: PrecisionOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the ViT: int8 or fp32, in engines fp16 too [default: int8, fp32 of what was "
+            "imported, fp16 in engines]. ONNX always holds fp32 as well."
+        ),
+    ] = None,
     sm: CapabilitiesOption = None,
     plugin: PluginOption = None,
     calibrate: CalibrateOption = None,
@@ -196,7 +201,13 @@ def assemble(
         Path, typer.Option("-o", "--out", parser=given_path, help="Bundle to make, as tiny.vqedge.")
     ],
     llm_quant: LlmQuantOption = None,
-    precision: PrecisionOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the lighter encoder: int8, or fp32 for none [default: int8; fp32 of what was "
+            "imported]."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing bundle.")
     ] = False,
@@ -223,7 +234,10 @@ def build(
     bundle: BundleArgument = None,
     model: BundleOption = None,
     target: Annotated[str, typer.Option(help="tensorrt or tensorrt-rtx.")] = "tensorrt",
-    precision: PrecisionOption = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the engine's ViT: fp16, fp32 or int8 [default: fp16]."),
+    ] = None,
     sm: CapabilitiesOption = None,
     plugin: PluginOption = None,
     typing: Annotated[
@@ -287,14 +301,14 @@ def check(
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="Whose questions --backend is asked, as of eval [default: synthetic]."),
+        typer.Option(help="With --backend: the suite to ask, as in eval [default: synthetic]."),
     ] = None,
     videos: Annotated[
         Path | None,
         typer.Option(
             parser=given_path,
-            help="Folder of clips for --backend; without one, for the lighter encoders "
-            "(needs onnx).",
+            help="Folder of clips to compare on: with --backend that one, else the lighter "
+            "encoders (needs onnx).",
         ),
     ] = None,
     limit: Annotated[

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from vqedge.seconds import seconds_from_text
+
 
 def not_empty(text: str) -> str:
     """What names a file or folder; empty, as a variable that is not set, it would name this folder.
@@ -24,6 +26,30 @@ def given_path(text: str) -> Path:
     return Path(not_empty(text))
 
 
+def given_seconds(text: str) -> float:
+    """Every `--start` and `--end` of the command line.
+
+    Raises:
+        BadParameter: it is no time; see `seconds_from_text`.
+    """
+    try:
+        return seconds_from_text(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+StartOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=given_seconds,
+        metavar="TIME",
+        help="Look from this time on, as 90 or 1:30; of a .vqt, at the segment there.",
+    ),
+]
+EndOption = Annotated[
+    float | None,
+    typer.Option(parser=given_seconds, metavar="TIME", help="Look up to this time."),
+]
 BundleOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
     typer.Option(
@@ -56,13 +82,19 @@ ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="CPU threads [default: all usable].")
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 picks the likeliest token.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0.0, help="0 picks the likeliest token; else 0.001 to 1000.")
+]
 TopKOption = Annotated[
     int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 is all.")
 ]
 TopPOption = Annotated[
     float,
-    typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this mass, above 0."),
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Draw from the fewest likeliest tokens whose probabilities reach this sum; above 0.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed for temperature > 0.")]
 GpuLayersOption = Annotated[
@@ -74,13 +106,6 @@ GpuLayersOption = Annotated[
         metavar="N",
         help="Layers of the language model on the GPU; -1 is all [default: all, where llama.cpp "
         "was built for a GPU].",
-    ),
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the ViT: int8 or fp32, in engines fp16 too [default: int8, fp32 of what was "
-        "imported, fp16 in engines]. ONNX always holds fp32 as well."
     ),
 ]
 LlmQuantOption = Annotated[

@@ -85,7 +85,7 @@ def _check_clips(given: Given, wanted: AskOptions, many: bool) -> None:
         )
     if many and (*wanted.span, wanted.budget) != (None, None, None):
         raise ConfigError(
-            "--start, --end and --budget are for one video, and these are several with their tokens"
+            "--start, --end and --budget are for one video; these are several, already encoded"
         )
     if wanted.keep_kv and not is_vqt(given.path):
         raise ConfigError(
@@ -106,7 +106,7 @@ def _ask_one(qa: VideoQA, given: Given, question: str, wanted: AskOptions, as_js
     if not as_json:
         _print_text(answer, streamed)
     if not answer.text.strip():
-        say(f"{NO_WORDS}, or try --temperature 0.7")
+        say(f"{NO_WORDS}, or try --temperature 0.7", always=True)
     found = evidence_for(qa, answer, question) if wanted.evidence else None
     if as_json:
         json_result(document_of(answer, question, given.name, found))
@@ -162,7 +162,10 @@ def _print_text(answer: Answer, streamed: bool) -> None:
 def say_if_cut(answer: Answer) -> None:
     """Tell that an answer is not all that the model had to say."""
     if not answer.stopped:
-        say(f"cut after {answer.generated_tokens} tokens; --max-tokens allows longer answers")
+        say(
+            f"cut after {answer.generated_tokens} tokens; --max-tokens allows longer answers",
+            always=True,
+        )
 
 
 def _question(question: str | None) -> str:

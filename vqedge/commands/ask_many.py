@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.commands.ask_options import AskOptions
-from vqedge.commands.output import json_result, result, say, say_note
+from vqedge.commands.output import copyable, json_result, result, say, say_note
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
+from vqedge.files import MOST_TEXT_BYTES, text_within
 from vqedge.prompt import first_words
 from vqedge_runtime import Answer, Video, VideoQA
 from vqedge_runtime.llm.cells import BRANCHES
@@ -51,7 +53,7 @@ def questions_from_file(path: Path) -> list[str]:
         PromptError: it cannot be read, or holds none.
     """
     try:
-        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8-sig")
+        text = _text_of_stdin() if path == STDIN else text_within(path)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise PromptError(
@@ -61,6 +63,13 @@ def questions_from_file(path: Path) -> list[str]:
     if not questions:
         raise PromptError(f"--questions {path}: no question in it; write one a line")
     return questions
+
+
+def _text_of_stdin() -> str:
+    text = sys.stdin.read(MOST_TEXT_BYTES + 1)
+    if len(text) > MOST_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"holds more than {MOST_TEXT_BYTES >> 20} MiB")
+    return text
 
 
 def ask_many(
@@ -142,15 +151,15 @@ def _answers(
 
 
 def _together(qa: VideoQA, group: Sequence[_Asked], options: AskOptions) -> list[Answer]:
-    if options.choices:
-        return [qa.ask(item.video, item.question, choices=options.choices) for item in group]
     pairs = [(item.video, item.question) for item in group]
+    if options.choices:
+        return qa.ask_many(pairs, choices=options.choices)
     return qa.ask_many(pairs, options=options.decoding)
 
 
 def _field(text: str) -> str:
-    """Without tabs and line breaks: an answer is one line of three fields."""
-    return " ".join(text.replace("\t", " ").splitlines())
+    """`copyable`, with spaces for tabs and line breaks: an answer is one line of three fields."""
+    return copyable(" ".join(text.replace("\t", " ").splitlines()))
 
 
 def _row(item: _Asked, answer: Answer) -> dict[str, Any]:
@@ -170,7 +179,7 @@ def _report(failed: Sequence[str], answered: int) -> None:
     if len(failed) == 1 and not answered:
         raise VqtError(failed[0])
     for error in failed:
-        say(f"failed: {error}")
+        say(f"failed: {error}", always=True)
     if failed:
         raise VqtError(
             f"{len(failed)} clips or questions could not be answered; they are listed above, all "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vqedge.budget import Budget
 from vqedge.checkpoint import CONFIG, model_config_of, steps_of
@@ -24,6 +24,9 @@ from vqedge.evaluate import Answerer, EvalReport, OnItem, PerturbedAnswerer, eva
 
 if TYPE_CHECKING:
     from vqedge.model.answer import CheckpointAnswerer
+
+
+KIND: Final = "quantizer.kind"
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Comparison:
 
 COMPARISONS = (
     # a code is named by what half of it lies on, and no cell of a grid lies half on one thing
-    Comparison("uniform grid", "grid", "quantizer.kind", "grid", ("optim.naming_share=0.1",)),
-    Comparison("random codes", "random", "quantizer.kind", "random"),
+    Comparison("uniform grid", "grid", KIND, "reducer:uniform-pool", ("optim.naming_share=0.1",)),
+    Comparison("random codes", "random", KIND, "reducer:random-prune"),
     Comparison("no hash", "no-hash", "attention.hash", "none"),
     Comparison("no attention", "no-attention", "attention.depth", 0),
     # it has no codes to name
@@ -78,7 +81,7 @@ def baselines_of(
     """All that `answerer` is compared with; see `trained_baselines` for arguments and errors."""
     shown_less = [_opened(name, other) for name, other in answerer.perturbed().items()]
     if checkpoint is None:
-        say("baselines that were trained are compared with a --checkpoint only")
+        say("blind, and baselines that were trained, need --checkpoint", always=True)
         return shown_less
     return [*shown_less, *trained_baselines(checkpoint, folder, budget)]
 
@@ -106,7 +109,10 @@ def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> 
         name = f"{name} ({path.name})" if name in found else name
         steps = steps_of(path)
         if steps != steps_of(checkpoint):
-            say(f"{path}: trained for {steps} steps, {checkpoint} for {steps_of(checkpoint)}")
+            say(
+                f"{path}: trained for {steps} steps, {checkpoint} for {steps_of(checkpoint)}",
+                always=True,
+            )
         found[name] = Subject(name, partial(opened_checkpoint, path, budget), steps)
     for comparison in COMPARISONS:
         if comparison.name not in found:

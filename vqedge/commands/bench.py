@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
-from vqedge.bundle import open_bundle
+from vqedge.bundle import bundle_or_default, open_bundle
 from vqedge.commands.frames import reader_of
 from vqedge.commands.measured import versions
-from vqedge.commands.output import bundle_or_default, json_result, result
+from vqedge.commands.output import json_result, result
 from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.cores import processor_name, usable_cores

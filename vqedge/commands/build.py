@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqedge.bundle import open_bundle
+from vqedge.bundle import bundle_or_default, open_bundle
 from vqedge.choices import chosen
 from vqedge.commands.frames import EncoderSpec, Frames, frames_in_folder
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import json_result, result, say
 from vqedge.engines import DEVICES, ENGINE_PRECISIONS, FLAVOURS, TYPINGS, Flavour, plugin_path
 from vqedge.errors import UsageError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -17,6 +16,7 @@ from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, VqedgeError
+from vqedge.seconds import seconds_from_text
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.llm import Exchange
 from vqedge_runtime.stored import stamp_from_path
@@ -24,16 +24,17 @@ from vqedge_runtime.video import Span
 from vqedge_runtime.vqt import is_vqt
 
 HELP = """\
-/video PATH [START [END]]   talk about another video, or a .vqt; from a second on, to another
+/video PATH [START [END]]   talk about another video, or a .vqt; from a time on, as 90 or 1:30
 /tokens                     what the video became
 /save PATH                  write it to a .vqt
 /history on                 let questions refer to earlier ones about this video; off again
 /help                       this
-/quit                       leave, as does the end of the input
+/quit, /exit, /bye          leave, as does the end of the input
 anything else is a question; each one stands alone, unless /history is on"""
 
-_MOST_TURNS = 8
+_MOST_TURNS, _LET_GO = 8, 4  # at once: the model reads anew what is left after those let go
 _MOST_VIDEOS = 16
+_LEAVE = ("/quit", "/exit", "/bye")
 
 
 def run_chat(
@@ -65,7 +66,7 @@ class Chat:
         qa: the open session.
         video: what to begin with.
         budget: most tokens of a video; a later `.vqt` has its own.
-        history: let the model read earlier turns about the video, the last eight.
+        history: let the model read earlier turns about the video, the last five to eight.
         options: how to pick tokens; greedy by default.
         span: the part of it to look at, in seconds.
     """
@@ -80,7 +81,7 @@ class Chat:
         span: Span = (None, None),
     ) -> None:
         self.qa, self.budget, self.history, self.options = qa, budget, history, options
-        self._turns: deque[Exchange] = deque(maxlen=_MOST_TURNS)
+        self._turns: list[Exchange] = []
         self._encode = lru_cache(_MOST_VIDEOS)(lambda stamp, *what: qa.encode(*what))
         self.video = self._encoded(video, budget, span)
         self._commands: dict[str, Callable[[str], None]] = {
@@ -88,18 +89,18 @@ class Chat:
             "/tokens": self._show_tokens,
             "/save": self._save,
             "/history": self._set_history,
-            "/help": lambda _: say(HELP),
+            "/help": lambda _: say(HELP, always=True),
         }
 
     def talk(self, lines: Iterator[str]) -> None:
-        """Take lines until they end or one says `/quit`."""
+        """Take lines until they end or one says to leave."""
         for line in map(str.strip, lines):
-            if line == "/quit":
+            if line in _LEAVE:
                 return
             try:
                 self._take(line)
             except VqedgeError as error:
-                say(f"vqedge: {error}")
+                say(f"vqedge: {error}", always=True)
             except KeyboardInterrupt:
                 if not sys.stdin.isatty():
                     raise
@@ -124,6 +125,8 @@ class Chat:
         result("")
         self.video = stream.answer.video
         self._turns.append(Exchange(question, stream.answer.text))
+        if len(self._turns) > _MOST_TURNS:
+            del self._turns[:_LET_GO]
         timings = stream.answer.timings
         say(f"first token after {timings.first_token:.0f} ms, total {timings.total:.0f} ms")
         say_if_cut(stream.answer)
@@ -140,13 +143,15 @@ class Chat:
             raise ConfigError("/history: say on or off")
         self.history = choice == "on"
         self._turns.clear()
+        how = "may refer to earlier ones" if self.history else "stand alone"
+        say(f"questions {how} from now on", always=True)
 
     def _save(self, path: str) -> None:
         if not path:
             raise ConfigError("/save: give a path, as /save clip.vqt")
         out = with_suffix(Path(path))
         self.qa.save(self.video, out)
-        say(f"{out}: {out.stat().st_size} bytes")
+        say(f"{out}: {out.stat().st_size} bytes", always=True)
 
     def _show_tokens(self, _rest: str) -> None:
         tokens = self.video.tokens
@@ -157,26 +162,29 @@ class Chat:
             f"{code}: {patches.count(code) / len(patches):.1%}"
             for code in range(tokens.codes.count)
         )
-        say(f"{tokens.count} of {tokens.patches} visual tokens; patches of each: {shares}")
+        say(
+            f"{tokens.count} of {tokens.patches} visual tokens; patches of each: {shares}",
+            always=True,
+        )
         if tokens.ids is not None:
-            say(f"ids: {tokens.ids.tolist()}")
+            say(f"ids: {tokens.ids.tolist()}", always=True)
 
     def _encoded(self, path: Path, budget: Budget | None, span: Span) -> Video:
         video = self._encode(stamp_from_path(path), path, budget, *span)
         length = f"{video.duration_s:.1f} s" + (f" from {video.start_s:g} s" if video.part else "")
         tokens = f"{video.tokens.count} tokens" if video.tokens.count else "tokens by question"
-        say(f"{path}: {length}, {tokens}; /help for commands")
+        say(f"{path}: {length}, {tokens}; /help for commands, /quit to leave")
         say_note(path, video.note)
         return video
 
 
 def _path_and_span(text: str) -> tuple[Path, Span]:
-    """A path and up to two seconds after it, as far as no file is called all of that."""
+    """A path and up to two times after it, as far as no file is called all of that."""
     times: list[float] = []
     while len(times) < 2 and not Path(text).exists():
         path, _, last = text.rpartition(" ")
         try:
-            time_s = float(last)
+            time_s = seconds_from_text(last)
         except ValueError:
             break
         if not path:

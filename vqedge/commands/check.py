@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from vqedge.bundle import Bundle, open_bundle
+from vqedge.bundle import Bundle, bundle_or_default, open_bundle
 from vqedge.commands.check_figures import Figures, backend_figures, checkpoint_figures, flip_figures
 from vqedge.commands.export import print_bundle
-from vqedge.commands.output import bundle_or_default, say
+from vqedge.commands.output import say
 from vqedge.errors import ParityError, UsageError
 from vqedge_runtime.encoders import check_backend
 

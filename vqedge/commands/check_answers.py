@@ -32,7 +32,7 @@ def answers_compared(
     wanted, texts = _asked(reference, suite, items)
     found, others = _asked(other, suite, items)
     for failure in wanted.failed:
-        say(f"failed: {failure}")
+        say(f"failed: {failure}", always=True)
     return AnswerParity(
         suite=Path(suite).name,
         version=suite_version(suite),

@@ -127,9 +127,9 @@ def tokens_told(found: BackendFigures, what: str) -> str:
     """A line on what a backend makes of `what`, as `generated clips`."""
     cosine = found.token_cosine_patches
     cosine = found.token_cosine_mean if cosine is None else cosine
-    ids = ""
-    if found.clips_same:  # else k-means started elsewhere, and numbers alone tell nothing
-        ids = f"{found.ids_differ:.2%} of ids differ, {found.safe_ids_differ:.2%} at a safe margin; "
+    ids, safe = f"{found.ids_differ:.2%} of ids differ", f"{found.safe_ids_differ:.2%}"
+    # where no clip is the same k-means started elsewhere, and numbers alone tell nothing
+    ids = f"{ids}, {safe} at a safe margin; " if found.clips_same else ""
     return (
         f"{found.backend} against {found.reference} on {found.clips} {what}: "
         f"{found.clips_same} the same; {ids}{found.maps_differ:.2%} of patches on another part of "

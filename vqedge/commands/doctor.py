@@ -24,10 +24,10 @@ from rich.table import Table
 from vqedge import __version__
 from vqedge.base.fetch import cached
 from vqedge.base.sources import SOURCES, PackageSource
-from vqedge.bundle import Bundle, open_bundle
+from vqedge.bundle import Bundle, bundle_or_default, open_bundle
 from vqedge.bundle.manifest import MANIFEST_NAME, manifest_from_bytes
 from vqedge.bundle.writer import replaceable
-from vqedge.commands.output import bundle_or_default, json_result
+from vqedge.commands.output import json_result
 from vqedge.cuda import Cuda, has_nvidia_gpu
 from vqedge.engines import FLAVOURS, MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
@@ -183,6 +183,7 @@ def _nvidia_driver(_: Path | None) -> Iterator[Finding]:
     except BackendUnavailable as error:
         if _flavours():
             found, fix = _told(error, "; ")
+            fix = fix.partition(", or use --backend")[0]  # the report tells of all that are here
             yield Finding("NVIDIA driver", found, needed, False, fix, required=False)
 
 
@@ -204,9 +205,11 @@ def _plugin(_: Path | None) -> Iterator[Finding]:
 
 
 def _engine(bundle: Path | None) -> Iterator[Finding]:
-    """The bundle's engine for each TensorRT that is installed."""
+    """The bundle's engine for each TensorRT that is installed, where there is a GPU to run it."""
     from vqedge_runtime.encoders.tensorrt import engine_here
 
+    if not has_nvidia_gpu():
+        return
     with suppress(VqedgeError):
         opened = open_bundle(bundle_or_default(bundle), verify=False)
         for flavour in _flavours():

@@ -16,17 +16,18 @@ from rich.console import Console
 from rich.progress import TaskProgressColumn
 
 from vqedge.budget import Budget
-from vqedge.bundle import Bundle, open_bundle
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.bundle import Bundle, bundle_or_default, open_bundle
+from vqedge.commands.output import counted, json_result, path_result, say
 from vqedge.commands.pipe import STDIN, given_video, refuse_pipe
 from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
-from vqedge.errors import ConfigError, UsageError, VideoError, VqtError
+from vqedge.errors import ConfigError, UsageError, VqtError, printable
 from vqedge.progress import bar_of
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.encoders import Encoder, open_encoder, require_backend
-from vqedge_runtime.video import Span
+from vqedge_runtime.video import Span, images_in
+from vqedge_runtime.video.faults import video_faults
 from vqedge_runtime.vqt import header_for
 from vqedge_runtime.vqt.file import SUFFIX
 
@@ -35,6 +36,10 @@ _NO_ENCODER = "none (nothing to encode)"
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".hevc", ".m2ts", ".m4v", ".mkv"),
     *(".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+_NOTHING_IN_IT = (
+    f"no videos and no images in it (known endings: {', '.join(VIDEO_SUFFIXES)})",
+    "name the files themselves",
 )
 
 
@@ -146,14 +151,14 @@ def _run(batch: BatchEncoder, jobs: Sequence[Job], quiet: bool) -> list[Outcome]
         task = bar.add_task("encoding", total=len(jobs))
 
         def show(job: Job, share: float) -> None:
-            bar.update(task, completed=len(outcomes) + share, description=job.video.name)
+            bar.update(task, completed=len(outcomes) + share, description=printable(job.video.name))
 
         batch.on_progress = show
         with closing(batch.run(jobs)) as running:
             for outcome in running:
                 outcomes.append(outcome)
                 if not outcome.error and not quiet:
-                    result(str(outcome.job.out))
+                    path_result(outcome.job.out)
     return outcomes
 
 
@@ -172,20 +177,20 @@ def _report(outcomes: Sequence[Outcome]) -> None:
     """What was done, on stderr; what failed, last."""
     for outcome in outcomes:
         if outcome.note:
-            say(f"{outcome.job.video}: {outcome.note}")
+            say(f"{outcome.job.video}: {outcome.note}", always=True)
     made = [outcome for outcome in outcomes if not (outcome.error or outcome.skipped)]
     skipped = sum(outcome.skipped for outcome in outcomes)
     total_bytes = sum(outcome.size_bytes for outcome in made)
     segments = sum(outcome.segments for outcome in made)
     say(
-        f"{len(made)} encoded, {segments} segments, {total_bytes} bytes"
+        f"{len(made)} encoded, {counted(segments, 'segment')}, {counted(total_bytes, 'byte')}"
         + (f"; {skipped} were up to date" if skipped else "")
     )
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) == len(outcomes) == 1:
         raise VqtError(failed[0].error)
     for outcome in failed:
-        say(f"failed: {outcome.error}")
+        say(f"failed: {outcome.error}", always=True)
     if failed:
         raise VqtError(
             f"{len(failed)} of {len(outcomes)} videos could not be encoded; "
@@ -212,7 +217,7 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
         yield _jobs_of(videos, out)
         return
     if _holds_videos(videos[0]):
-        raise ConfigError(f"{videos[0]}: a folder, and a pipe is for one video; give one of it")
+        raise ConfigError(f"{videos[0]}: a folder; -o - writes one video: name one file in it")
     if Path(out).is_dir():
         raise ConfigError(f"-o {out}: a folder, and a pipe's video has no name; give the file's")
     with given_video(videos[0]) as given, tempfile.TemporaryDirectory() as folder:
@@ -226,8 +231,6 @@ def _jobs_of(videos: Sequence[Path], out: str) -> list[Job]:
         refuse_pipe(video)
     place = Path(out)
     found = list(dict.fromkeys(pair for video in videos for pair in _found(video)))
-    if not found:
-        raise VideoError(f"{videos[0]}: no videos in this folder; give the files themselves")
     if len(found) == 1 and not _means_folder(out) and not _holds_videos(videos[0]):
         return [Job(found[0][0], with_suffix(place))]
     if place.suffix.lower() == SUFFIX or place.is_file():
@@ -246,8 +249,15 @@ def _jobs_in(out: Path, found: Sequence[tuple[Path, Path]]) -> list[Job]:
 
 
 def _found(video: Path) -> list[tuple[Path, Path]]:
-    """The videos that a path means, with their places below it; a folder of frames is one."""
+    """The videos that a path means, with their places below it; a folder of frames is one.
+
+    Raises:
+        VideoError: a folder that holds neither.
+    """
     if not _holds_videos(video):
+        if video.is_dir():
+            with video_faults(video):
+                images_in(video, _NOTHING_IN_IT)
         return [(video, Path(video.absolute().name))]
     files = sorted(path for path in video.rglob("*") if _is_video(path))
     return [(path, path.relative_to(video)) for path in files]

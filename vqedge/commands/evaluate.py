@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
+from vqedge.bundle import bundle_or_default
 from vqedge.checkpoint import model_config_of, steps_of
 from vqedge.commands.baselines import (
     Subject,
@@ -19,11 +20,11 @@ from vqedge.commands.baselines import (
 )
 from vqedge.commands.frames import reader_of, require_all_read, require_frames
 from vqedge.commands.measured import machine, model_of_bundle, model_of_checkpoint, versions
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import json_result, result, say
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.data.jsonl import VideoFile
 from vqedge.data.suites import Item, frames_of, missing_videos, suite_items, suite_version
-from vqedge.errors import UsageError, VqedgeError
+from vqedge.errors import UsageError, VqedgeError, printable
 from vqedge.evaluate import Answerer, EvalReport, PerturbedAnswerer, Reply
 from vqedge.progress import progress
 from vqedge_runtime import Video, VideoQA
@@ -203,7 +204,7 @@ def _others(answerer: PerturbedAnswerer, wanted: EvalOptions) -> Sequence[Subjec
 def _asked(subject: Subject, suite: str, items: Sequence[Item], show: bool) -> EvalReport:
     """The suite through one of them, with a bar, or every answer, on stderr."""
     if show:
-        say(subject.name)
+        say(subject.name, always=True)
         return report_of(subject, suite, items, _show)
     with progress(subject.name, len(items)) as advance:
         return report_of(subject, suite, items, lambda *_: advance(""))
@@ -221,20 +222,22 @@ def _failures(report: EvalReport) -> list[str]:
 
 
 def _show(item: Item, reply: Reply, hit: bool) -> None:
-    say(f"{'ok ' if hit else '-- '} {item.question}  {reply.text!r} (want {item.answer!r})")
+    mark, question = "ok " if hit else "-- ", printable(item.question)
+    say(f"{mark} {question}  {reply.text!r} (want {item.answer!r})", always=True)
 
 
 def _print_table(report: EvalReport) -> None:
     document: dict[str, Any] = report.to_dict()
     low, high = document["interval"]
     result(
-        f"{report.suite}: {document['accuracy']:.1%} of {document['n']} [{low:.1%}, {high:.1%}] "
-        f"(answered blindly: {document['prior']:.1%})"
+        f"{printable(report.suite)}: {document['accuracy']:.1%} of {document['n']} "
+        f"[{low:.1%}, {high:.1%}] (answered blindly: {document['prior']:.1%})"
     )
     groups = {f"{group}*": row for group, row in document.get("by_group", {}).items()}
     for kind, row in (document["by_kind"] | groups).items():
         low, high = row["interval"]
-        result(f"  {kind:<12} {row['accuracy']:6.1%}  of {row['n']} [{low:.1%}, {high:.1%}]")
+        share = f"{row['accuracy']:6.1%}  of {row['n']} [{low:.1%}, {high:.1%}]"
+        result(f"  {printable(kind):<12} {share}")
     if "facts" in document:
         facts, described = document["facts"], document["described"]
         result(

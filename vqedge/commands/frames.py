@@ -75,7 +75,7 @@ def require_all_read(failed: Sequence[str]) -> None:
         VideoError: there is one.
     """
     for failure in failed:
-        say(f"failed: {failure}")
+        say(f"failed: {failure}", always=True)
     if failed:
         raise VideoError(
             f"{len(failed)} clips, questions or models failed; they are listed above, the figures "

@@ -84,7 +84,10 @@ def _tell(imported: Imported, out: Path) -> None:
     for path, size in _sizes(out).items():
         say(f"{size / 1e6:9.1f} MB  {path}")
     if imported.config.attention.kind == "paper":
-        say("its VQ-Attention is new and knows nothing: train it (docs/bring-your-checkpoint.md)")
+        say(
+            "its VQ-Attention is new and knows nothing: train it (docs/bring-your-checkpoint.md)",
+            always=True,
+        )
     say(f"next: vqedge export {out} -o {out.name}.vqedge")
     result(str(out))
 

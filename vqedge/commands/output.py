@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
-from vqedge.errors import BundleError, UsageError
+from vqedge.errors import UsageError, printable
 from vqedge.json_text import json_text
+from vqedge.quiet import is_quiet
 
-DEFAULT_BUNDLES = (Path("tiny.vqedge"), Path("build/tiny.vqedge"))
+_JOINERS = "\u200c\u200d"  # of letters and of emoji
 
 
-def say(text: str) -> None:
-    """Talk: goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, *, always: bool = False) -> None:
+    """Talk: goes to stderr, unless there is `--quiet`.
+
+    Args:
+        text: what is said; it may name a stranger's file, and is made `printable`.
+        always: it is a warning, or was asked for.
+    """
+    if always or not is_quiet():
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """As `1 clip` and `2 clips`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def say_note(video: Path, note: str) -> None:
     """What a user should know of a video, if there is anything."""
     if note:
-        say(f"{video}: {note}")
+        say(f"{video}: {note}", always=True)
 
 
 def result(text: str, end: str = "\n") -> None:
@@ -35,6 +47,23 @@ def result(text: str, end: str = "\n") -> None:
     except OSError as error:
         error.filename = "standard output"
         raise
+
+
+def copyable(text: str) -> str:
+    """`printable`, but spaces of any width and joiners stay: names have those, and do no harm."""
+    return "".join(
+        letter if letter in _JOINERS or category(letter) == "Zs" else printable(letter)
+        for letter in text
+    )
+
+
+def path_result(path: Path) -> None:
+    """A file as result: `copyable` at a terminal, as it is for who reads a pipe.
+
+    Raises:
+        OSError: as `result`.
+    """
+    result(copyable(str(path)) if sys.stdout.isatty() else str(path))
 
 
 def json_result(document: dict[str, Any]) -> None:
@@ -51,22 +80,3 @@ def named_once(argument: Path | None, option: Path | None) -> Path | None:
     if argument is not None and option is not None:
         raise UsageError(f"the bundle is named twice, {argument} and -m {option}; name it once")
     return argument or option
-
-
-def bundle_or_default(bundle: Path | None) -> Path:
-    """The bundle to use: the given one, `$VQEDGE_BUNDLE`, or one that lies here.
-
-    Raises:
-        BundleError: none was given and none is here.
-    """
-    if bundle is not None:
-        return bundle
-    if named := os.environ.get("VQEDGE_BUNDLE"):
-        return Path(named)
-    for path in DEFAULT_BUNDLES:
-        if path.is_dir():
-            return path
-    raise BundleError(
-        "no bundle: give -m NAME.vqedge or set VQEDGE_BUNDLE; "
-        "make one in a clone of the repository: vqedge assemble models/tiny -o tiny.vqedge"
-    )

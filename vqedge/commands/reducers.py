@@ -135,7 +135,7 @@ def require_adaptive(names: Sequence[str], budgets: Sequence[int]) -> None:
         UsageError: it was not.
     """
     if ADAPTIVE in budgets and OWN not in names:
-        raise UsageError(f"--budget auto: {OWN} only has it; add it to --reducers, or give numbers")
+        raise UsageError(f"--budget auto: only {OWN} has it; add it to --reducers, or give numbers")
 
 
 def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
@@ -148,7 +148,10 @@ def with_room(names: Sequence[str], patches: int, leave_out: bool) -> list[str]:
         if not leave_out:
             require_room(name, patches)
         elif not has_room(name, patches):
-            say(f"{name} is left out: {patches:,} patches are too many to compare all pairs of")
+            say(
+                f"{name} is left out: {patches:,} patches are too many to compare all pairs of",
+                always=True,
+            )
     return [name for name in names if has_room(name, patches)]
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqedge.bundle import open_bundle
+from vqedge.bundle import bundle_or_default, open_bundle
 from vqedge.commands.encoded import encoded_clip
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import counted, json_result, result, say
 from vqedge.commands.pipe import given_video
 from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
@@ -158,9 +158,10 @@ def _place(path: Path, folder: Path) -> bytes | None:
 
 
 def _say_state(state: Refresh) -> None:
-    say(f"{state.clips} clips in {state.files} files; {state.read} read anew, {state.gone} gone")
+    there = f"{counted(state.clips, 'clip')} in {counted(state.files, 'file')}"
+    say(f"{there}; {state.read} read anew, {state.gone} gone")
     for _, error in state.bad:
-        say(f"left out: {error}")
+        say(f"left out: {error}", always=True)
 
 
 def _state_document(state: Refresh) -> dict[str, Any]:

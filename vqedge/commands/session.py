@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge.budget import Budget
-from vqedge.commands.output import bundle_or_default, say
+from vqedge.bundle import bundle_or_default
+from vqedge.commands.output import say
 from vqedge.cores import check_threads
 from vqedge_runtime import VideoQA
 from vqedge_runtime.encoders import AUTO, check_backend

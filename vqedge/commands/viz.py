@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
-from vqedge.bundle import open_bundle
+from vqedge.bundle import bundle_or_default, open_bundle
 from vqedge.commands.encoded import encoded_clip
 from vqedge.commands.evidence import NO_WORDS, evidence_document, evidence_for, evidence_line
-from vqedge.commands.output import bundle_or_default, json_result, result, say, say_note
+from vqedge.commands.output import json_result, result, say, say_note
 from vqedge.commands.pipe import Given, given_video
 from vqedge.commands.question import check_question
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
@@ -110,7 +110,7 @@ def _asked(
     with open_session(bundle, settings.runs_on, is_vqt(video.path)) as qa:
         encoded = qa.encode(video.path, settings.budget, *settings.span)
         answer = qa.ask(encoded, question)
-        say(answer.text if answer.text.strip() else NO_WORDS)
+        say(answer.text if answer.text.strip() else NO_WORDS, always=True)
         codes = answer.video.tokens.codes
         evidence = _evidence(qa, answer, question)
         spec = qa.manifest.encoder
@@ -126,11 +126,11 @@ def _asked(
 def _evidence(qa: VideoQA, answer: Answer, question: str) -> Evidence | None:
     """What is marked, told in a line; nothing where none can be looked for."""
     if answer.video.tokens.rows_per_code is None:
-        say("no evidence is marked: no row of this bundle's is one code's")
+        say("no evidence is marked: no row of this bundle's is one code's", always=True)
         return None
     evidence = evidence_for(qa, answer, question)
     if evidence is not None:
-        say(evidence_line(evidence))
+        say(evidence_line(evidence), always=True)
     return evidence
 
 

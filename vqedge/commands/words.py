@@ -7,10 +7,10 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from vqedge.bundle import Bundle, open_bundle
+from vqedge.bundle import Bundle, bundle_or_default, open_bundle
 from vqedge.choices import chosen
 from vqedge.commands.encode import EncodeOptions
-from vqedge.commands.output import bundle_or_default, json_result, result, say
+from vqedge.commands.output import json_result, result, say
 from vqedge.commands.pipe import given_video
 from vqedge.commands.question import check_question
 from vqedge.errors import UsageError

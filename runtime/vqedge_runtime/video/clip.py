@@ -278,8 +278,19 @@ def _shot_from_image(path: Path) -> Shot:
         return Cursor(source, False, [0.0]).shot_at(0.0, hold_last=True)
 
 
-def images_in(folder: Path) -> list[Path]:
+_FRAMES_WANTED = (
+    "the folder holds no images",
+    "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, with: "
+    "vqedge encode FOLDER -o TOKENS",
+)
+
+
+def images_in(folder: Path, otherwise: tuple[str, str] = _FRAMES_WANTED) -> list[Path]:
     """Images of a folder in natural order of their names.
+
+    Args:
+        folder: of frames.
+        otherwise: what is wrong with one that holds nothing of ours, and the next step.
 
     Raises:
         VideoError: there is none.
@@ -290,18 +301,17 @@ def images_in(folder: Path) -> list[Path]:
         if entry.suffix.lower() in _IMAGE_SUFFIXES and entry.name[0] != "." and entry.is_file()
     ]
     if not images:
-        raise video_fault(folder, *_fault_of_folder(folder))
+        raise video_fault(folder, *(_held_instead(folder) or otherwise))
     return sorted(images, key=_natural_key)
 
 
-def _fault_of_folder(folder: Path) -> tuple[str, str]:
-    """What a folder without images holds instead, and the next step."""
+def _held_instead(folder: Path) -> tuple[str, str] | None:
+    """What a folder without images holds of ours, if anything, and the next step."""
     if (folder / MANIFEST_NAME).is_file():
         return "is a bundle", "name it with -m, and give a video"
     if any(vqt_files(folder, levels=2)):  # no deeper: it may be a home folder
         return "holds .vqt files, which are encoded already", "name one of them, or give a video"
-    fix = "give a video, or frames as png or jpg; of a folder of videos make .vqt files first, "
-    return "the folder holds no images", f"{fix}with: vqedge encode FOLDER -o TOKENS"
+    return None
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:
