@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -173,25 +174,24 @@ def graph_of(checkpoint: Path) -> onnx.ModelProto:
 def _known_report(checkpoint: Path, folder: Path, quant: str) -> ParityReport:
     """The checkpoint's own report, for the parts whose files came out the same."""
     encoder, llm = file_sha256(folder / ENCODER), file_sha256(folder / LLM)
-    known = report_from_file(checkpoint / PARITY)
-    lighter = {precision: file_sha256(folder / file) for precision, file in present(folder).items()}
-    same_encoder = known is not None and known.encoder_sha256 == encoder
-    same_llm = known is not None and known.llm_sha256 == llm
-    return ParityReport(
-        encoder_sha256=encoder,
-        llm_sha256=llm,
-        quantization=quant,
-        encoder=known.encoder if known and same_encoder else None,
-        codebook=known.codebook if known and same_encoder else None,
-        llm=known.llm if known and same_llm else None,
-        variants={
-            precision: figures
-            for precision, figures in (known.variants if known and same_encoder else {}).items()
-            if lighter.get(precision) == figures.sha256
-        },
-        tolerance=known.tolerance if known and same_encoder and same_llm else None,
-        measured="at export" if same_encoder and same_llm else "not measured",
+    blank = ParityReport(
+        encoder_sha256=encoder, llm_sha256=llm, quantization=quant, measured="not measured"
     )
+    known = report_from_file(checkpoint / PARITY)
+    if known is None:
+        return blank
+    kept: dict[str, Any] = {}
+    if known.encoder_sha256 == encoder:
+        lighter = {name: file_sha256(folder / file) for name, file in present(folder).items()}
+        same = {
+            name: row for name, row in known.variants.items() if lighter.get(name) == row.sha256
+        }
+        kept |= {"encoder": known.encoder, "codebook": known.codebook, "variants": same}
+    if known.llm_sha256 == llm:
+        kept["llm"] = known.llm
+    if kept.keys() >= {"encoder", "llm"}:
+        kept |= {"tolerance": known.tolerance, "measured": "at export"}
+    return blank.model_copy(update=kept)
 
 
 def _variant_records(folder: Path) -> Iterator[VariantRecord]:

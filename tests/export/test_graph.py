@@ -230,6 +230,7 @@ def test_it_refers_to_the_file_that_holds_each_weight(
     assert named == wanted
 
 
+@pytest.mark.usefixtures("graph")
 def test_it_names_no_place_and_no_tool_of_this_machine(checkpoint: Checkpoint) -> None:
     written = (checkpoint.path / "encoder.graph.onnx").read_bytes()
     places = (ROOT, Path.home(), Path(sys.prefix), checkpoint.path, Path(torch.__file__).parent)
