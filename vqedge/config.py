@@ -16,6 +16,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from vqedge.clip_limits import MAX_SIZE, require_clip_fits
 from vqedge.prompt import SYSTEM
 from vqedge.reducers import checked_kind
 from vqedge.sampling import FrameRule, Resize, Sampling
@@ -98,7 +99,7 @@ class EncoderConfig(Config):
     final_norm: bool = True
     trained_blocks: int = unless_zero
     """The last ones of `block`, trained with the bridge; the others are frozen."""
-    size: PositiveInt = 224
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)] = 224
     frames: PositiveInt = 8
     sampling: Annotated[Sampling, Field(exclude_if=lambda rule: rule == "spans")] = "spans"
     resize: Annotated[Resize, Field(exclude_if=lambda rule: rule == "stretch")] = "stretch"
@@ -117,6 +118,11 @@ class EncoderConfig(Config):
             raise ValueError(f"block {self.block}: {self.source} has {self.backbone.blocks}")
         if self.trained_blocks and (self.trained_blocks >= self.block or self.projected):
             raise ValueError("trained_blocks: fewer than `block`, and no projector behind them")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_bundle(self) -> Self:
+        require_clip_fits(self.frames, self.size, self.grid)
         return self
 
     @property
@@ -154,8 +160,7 @@ class EncoderConfig(Config):
 class QuantizerConfig(Config):
     """How patches become codes.
 
-    `kmeans`, `codebook`, or a reducer of another paper as `reducer:NAME` (docs/reducers.md); `grid`
-    and `random` are short for uniform pooling and random pruning.
+    `kmeans`, `codebook`, or a reducer of another paper as `reducer:NAME` (docs/reducers.md).
     """
 
     kind: Annotated[str, AfterValidator(checked_kind)] = "kmeans"

@@ -51,9 +51,9 @@ class Clock:
         return self.stopped or (self._end is not None and time.monotonic() >= self._end)
 
 
-def tell(line: str) -> None:
-    """One line of talk; nothing with `--quiet`."""
-    if not is_quiet():
+def tell(line: str, *, always: bool = False) -> None:
+    """One line of talk; with `--quiet` nothing, unless it is a warning (`always`)."""
+    if always or not is_quiet():
         sys.stderr.write(f"{line}\n")
 
 

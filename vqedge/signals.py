@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 
 @contextmanager
 def signals_later() -> Iterator[None]:
-    """Signals that come within are handled at its end, each kind once.
+    """Signals that come within are handled at its end, each kind once, by their own handlers.
 
     Python runs a handler when it next runs code of its own. While llama.cpp loads, makes a context
     or quantises, that is the callback of its log: what is raised there, as `KeyboardInterrupt` by
@@ -20,16 +21,19 @@ def signals_later() -> Iterator[None]:
     in another this changes nothing.
     """
     noted: list[int] = []
-    before = {}
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    heard = [number for number, handler in before.items() if callable(handler)]
-    try:
-        for number in heard:
-            signal.signal(number, lambda number, _: noted.append(number))
+    with ExitStack() as after:  # all that is put in, whatever one raises, the last first
+        after.callback(_handle, noted, before)
+        for number, handler in before.items():
+            if callable(handler):
+                after.callback(signal.signal, number, handler)
+                signal.signal(number, lambda number, _: noted.append(number))
         yield
-    finally:
-        for number in heard:
-            signal.signal(number, before[number])
-        for late in dict.fromkeys(noted):
-            signal.raise_signal(late)
+
+
+def _handle(noted: list[int], handlers: Mapping[int, Any]) -> None:
+    with ExitStack() as each:
+        for number in reversed(dict.fromkeys(noted)):
+            each.callback(handlers[number], number, None)

@@ -78,8 +78,9 @@ def _trained(
     shown, kept_back = inputs
     compiled = compiles(config, accelerator.device)
     if accelerator.is_main_process:
-        for line in (told_of(config, accelerator, compiled), *shared_videos(shown, kept_back)):
-            tell(line)
+        tell(told_of(config, accelerator, compiled))
+        for line in shared_videos(shown, kept_back):
+            tell(line, always=True)
     refuse_unreadable(config, (*shown, *kept_back), accelerator, clock)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, shown, quantizer, accelerator, clock)

@@ -157,9 +157,8 @@ def measured_report(checkpoint: Path, bundle: Bundle, open_llm: OpenLlm) -> Pari
     Raises:
         CheckpointError: the checkpoint is incomplete.
     """
-    quant = bundle.manifest.llm.quantization
+    known, quant = report_of(bundle), bundle.manifest.llm.quantization
     report = _report(open_checkpoint(checkpoint), bundle.root, quant, open_llm)
-    known = report_of(bundle)
     kept = {"backends": known.backends, "flips": known.flips, "measured": "on this machine"}
     return report.model_copy(update=kept)
 

@@ -14,9 +14,10 @@ from vqedge.engines import encoder_sha256
 from vqedge.errors import CheckpointError
 from vqedge.files import file_sha256
 from vqedge.json_text import json_text
+from vqedge.validation import first_fault
 
 # share of patches that a lighter encoder may give another id at margins above the 5th percentile
-MOST_SAFE_IDS = 0.01
+MOST_SAFE_NEAREST = 0.01
 # share of patches that another backend may put on another part of the index map, codes matched: on
 # the clips of `check --backend` the tiny encoder moves 0.10 in bfloat16 and 0.25 in int8
 MOST_MAPS_DIFFER = 0.4
@@ -48,7 +49,7 @@ class Tolerance(_Record):
     token_cosine: float = 0.999  # of the worst row in the clips whose patches all agree
     safe_codebook_ids_differ: float = 0.0  # the same of a learned codebook's ids
     codebook_ids_differ: float = 0.001
-    variant_safe_nearest_differ: float = MOST_SAFE_IDS
+    variant_safe_nearest_differ: float = MOST_SAFE_NEAREST
     top1_agreement: float
     kl_mean: float  # nats
 
@@ -218,5 +219,6 @@ def report_from_file(path: Path) -> ParityReport | None:
         return ParityReport.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: not a parity report ({error.error_count()} faults)"
+            f"{path}: not a parity report of this version ({first_fault(error)}); export or "
+            "assemble again"
         ) from error

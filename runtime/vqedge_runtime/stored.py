@@ -186,7 +186,7 @@ def number_at(file: VqtFile, start_s: float | None, end_s: float | None) -> int:
     raise VqtError(
         f"no single segment holds {asked} s (segments: {len(spans)} of "
         f"{spans[0][1] / _MICROSECONDS:g} s, from {first_s:g} to {last_s:g} s); "
-        "give a start alone to take the segment there"
+        "give a start alone, within them, to take the segment there"
     )
 
 

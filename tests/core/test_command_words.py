@@ -100,6 +100,12 @@ def test_a_command_of_other_programs(run: Any, word: str, here: str) -> None:
     assert found == (2, "", f"vqedge: {word}: no such command; it is: vqedge {here}\n")
 
 
+def test_a_device_is_no_option_where_nothing_chooses_it(run: Any) -> None:
+    assert "--device" in run("doctor", "--device", "cpu").err
+    assert "--backend" not in run("train", "a.yaml", "--device", "cpu").err
+    assert "--gpu-layers" not in run("encode", "a.mp4", "-o", "a.vqt", "--device", "cpu").err
+
+
 @pytest.mark.parametrize("device", [["--device", "0"], ["--device=cuda"]])
 def test_a_device_is_chosen_by_two_other_options(run: Any, device: list[str]) -> None:
     found = run("ask", "a.mp4", "What?", *device)

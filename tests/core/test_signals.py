@@ -52,6 +52,14 @@ def test_each_kind_is_handled_once(heard: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("interrupts")
+def test_what_one_raises_keeps_no_other_from_being_handled(heard: list[int]) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(KeyboardInterrupt), signals_later():
+        told(signal.SIGINT, signal.SIGUSR1)
+    assert heard == [signal.SIGUSR1] and signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_comes_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt) as caught, signals_later():
         signal.raise_signal(signal.SIGINT)

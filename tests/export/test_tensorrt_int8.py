@@ -24,7 +24,7 @@ from vqedge_export.layers import LEVELS, VIT
 from vqedge_export.light import light_copy
 from vqedge_export.tensorrt import build, qdq
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
-from vqedge_export.tensorrt.calibration import digest_of, measured_channels, require_ids_kept
+from vqedge_export.tensorrt.calibration import digest_of, measured_channels, require_nearest_kept
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer
 from vqedge_export.tensorrt.prepare import prepare, settle_op
@@ -111,7 +111,7 @@ def test_channels_are_those_of_the_tensors_themselves(
 def test_it_keeps_the_ids_of_clips_it_was_not_calibrated_on(
     whole: onnx.ModelProto, lowered: onnx.ModelProto
 ) -> None:
-    figures = require_ids_kept(whole, lowered, clips(11, 3), 16)
+    figures = require_nearest_kept(whole, lowered, clips(11, 3), 16)
     print(figures)
     assert 0.99 < figures.feature_cosine < 0.999999, "that it is another encoder at all"
 
@@ -133,8 +133,8 @@ def test_one_scale_without_evening_turns_more_ids(
 def test_ids_that_turn_are_refused(whole: onnx.ModelProto, channels: dict[str, Channels]) -> None:
     wrong = {name: Channels(item.largest / 9, item.power / 81) for name, item in channels.items()}
     clipped = prepare(copied(whole), "int8", channels=wrong)
-    with pytest.raises(ParityError, match=r"int8 turns .*% of the safe ids.*--calibrate FOLDER"):
-        require_ids_kept(whole, clipped, clips(11, 3), 16)
+    with pytest.raises(ParityError, match=r"int8 brings .*% of safe patches.*--calibrate FOLDER"):
+        require_nearest_kept(whole, clipped, clips(11, 3), 16)
 
 
 # ---- on a graph of one layer

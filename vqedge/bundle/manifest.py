@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from vqedge.bundle.shapes import may_be
+from vqedge.clip_limits import MAX_SIZE, require_clip_fits
 from vqedge.errors import BundleError
 from vqedge.json_text import without_repeats
 from vqedge.pickles import may_be_pickle
@@ -24,8 +24,6 @@ MAX_FILES = 256
 MAX_FILE_BYTES = 16 << 30
 MAX_BUNDLE_BYTES = 32 << 30
 MAX_DEPTH = 4
-MAX_CLIP_BYTES = 768 << 20  # of all its frames
-MAX_CLIP_PATCHES = 1 << 16  # as many as a segment of a `.vqt` may have
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
 
 Role = Literal[
@@ -108,7 +106,7 @@ class EncoderRecord(Record):
     inputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
     outputs: Annotated[tuple[TensorRecord, ...], Field(min_length=1, max_length=16)]
     frames: Count
-    size: Annotated[int, Field(ge=1, le=4096)]  # pixels per side
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE)]  # pixels per side
     grid: Count  # patches per side
     source: Text
     block: Count
@@ -122,8 +120,7 @@ class EncoderRecord(Record):
     @model_validator(mode="after")
     def _tensors_of_a_clip_that_can_be(self) -> Self:
         clip, patches = (self.frames, self.size, self.size, 3), (self.frames, self.grid, self.grid)
-        if math.prod(clip) > MAX_CLIP_BYTES or math.prod(patches) > MAX_CLIP_PATCHES:
-            raise ValueError(f"{clip[0]} frames, size {self.size}, grid {self.grid} are too many")
+        require_clip_fits(self.frames, self.size, self.grid)
         own = {"index_map": patches} | {i.name: i.shape for i in (*self.inputs, *self.outputs)}
         if not (may_be(own.get("frames", ()), clip) and may_be(own["index_map"], patches)):
             raise ValueError(f"{self.file}: frames is not {clip}, or index_map not {patches}")

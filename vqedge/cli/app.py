@@ -27,6 +27,12 @@ _CALLED_HERE = {  # what other programs call it
 }
 
 
+_WHERE = {  # by option
+    "--backend": "--backend says where the encoder runs",
+    "--gpu-layers": "--gpu-layers where the language model does",
+}
+
+
 class _Commands(TyperGroup):
     """Says what a word that other programs take is called here."""
 
@@ -43,11 +49,9 @@ class _Commands(TyperGroup):
         found: Any = super().resolve_command(ctx, args)
         _, command, rest = found
         known = {option for parameter in command.params for option in parameter.opts}
-        if "--device" in {text.partition("=")[0] for text in rest} - known:
-            raise UsageError(
-                "--device: no such option; --backend says where the encoder runs, --gpu-layers "
-                "where the language model does"
-            )
+        here = [what for option, what in _WHERE.items() if option in known]
+        if here and "--device" in {text.partition("=")[0] for text in rest} - known:
+            raise UsageError(f"--device: no such option; {', '.join(here)}")
         return found
 
 

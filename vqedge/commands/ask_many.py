@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqedge.commands.ask_options import AskOptions
-from vqedge.commands.output import copyable, json_result, result, say, say_note
+from vqedge.commands.output import copyable, counted, json_result, result, say, say_note
 from vqedge.commands.pipe import STDIN, Given
 from vqedge.errors import PromptError, VqedgeError, VqtError
 from vqedge.files import MOST_TEXT_BYTES, text_within
@@ -119,7 +119,8 @@ def ask_many(
             }
         )
     if wordless:
-        say(f"{wordless} answers have no words; ask in other words, or try --temperature 0.7")
+        have = f"{counted(wordless, 'answer')} {'has' if wordless == 1 else 'have'}"
+        say(f"{have} no words; ask in other words, or try --temperature 0.7", always=True)
     _report(failed, answered)
 
 

@@ -84,6 +84,7 @@ def backend_figures(
 
     items = suite_items(suite, limit or _QUESTIONS, videos)
     require_frames(items, f"--backend {backend}", "encode")
+    known = report_of(bundle)
     with _sessions(bundle, backend) as (reference, other):
         clips, text = _clips(bundle.manifest, videos, limit), made_question(bundle.manifest)
         found = compared(reference.encoder, other.encoder, reference.bridge, clips, text)
@@ -96,7 +97,6 @@ def backend_figures(
         engine=engine_key(bundle, backend),
         answers=answers,
     )
-    known = report_of(bundle)
     backends = known.backends | {backend: row}
     changed = _reported(bundle, known.model_copy(update={"backends": backends}))
     figures = {"backends": {backend: row.model_dump(mode="json")}}
@@ -192,8 +192,9 @@ def flip_figures(bundle: Bundle, folder: Path, limit: int | None) -> tuple[Bundl
     from vqedge.commands.check_flips import flips_of
     from vqedge_export.report import report_of
 
+    known = report_of(bundle)
     found = flips_of(bundle, folder, limit)
-    changed = _reported(bundle, report_of(bundle).model_copy(update={"flips": found}))
+    changed = _reported(bundle, known.model_copy(update={"flips": found}))
     return changed, {"flips": {name: row.model_dump() for name, row in found.items()}}
 
 

@@ -50,7 +50,7 @@ def run_train(
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process of a launcher speaks
     if checkpoint is None:
-        say(f"time is up: `--resume` goes on with {settings.output}")
+        say(f"time is up: `--resume` goes on with {settings.output}", always=True)
     else:
         write_graph(checkpoint, encoder_weights(settings.model.encoder, checkpoint.path).path)
     if as_json:

@@ -108,7 +108,8 @@ def _prompt(bundle: Bundle, video: tuple[int, ...], question: str) -> list[int]:
     """Ids of template, video and question."""
     from vqedge_runtime.llm import open_llama_cpp
 
-    system = bundle.manifest.llm.system_prompt
-    with closing(open_llama_cpp(bundle.path_of("llm"), context=1, system=system)) as llm:
+    record, path = bundle.manifest.llm, bundle.path_of("llm")
+    llm = open_llama_cpp(path, record=record, context=1, system=record.system_prompt)
+    with closing(llm):
         before, after = llm.prompt_ids(question)
     return [*before, *video, *after]

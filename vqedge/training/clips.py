@@ -79,7 +79,7 @@ def refuse_unreadable(
         own = dict.fromkeys(each for each in sources if isinstance(each, JsonlClips))
         faults = [fault for source in own for fault in _faults_of(config, source, clock)]
         for fault in faults:
-            tell(fault)
+            tell(fault, always=True)
         if faults:
             raise DatasetError(
                 f"{len(faults)} clips cannot be read; they are listed above: mend their videos, or "

@@ -89,7 +89,7 @@ class Run:
         tokenizer = tokenizer_from_gguf(gguf, config.model.llm.system)
         if accelerator.is_main_process:
             for line in long_answers((*clips.sources, *held_out.sources), tokenizer):
-                tell(line)
+                tell(line, always=True)
         self.batches = Batches(config, tokenizer, accelerator.device)
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
         # gradients repeat on a GPU (`repeatable_kernels`), and a CPU's steps take a sixth less
@@ -120,7 +120,7 @@ class Run:
                 return None
             first = 0
         elif speaks and (line := other_schedule(first, self.folder.steps_then(), config)):
-            tell(line)
+            tell(line, always=True)
         same_everywhere(self.model, self.accelerator)
         self.model.train()
         unit = ("clips", config.optim.clips_per_step)

@@ -43,7 +43,7 @@ from vqedge_export.tensorrt.calibration import (
     generated_clips,
     measured_channels,
     require_half_range,
-    require_ids_kept,
+    require_nearest_kept,
 )
 from vqedge_export.tensorrt.job import Job, Outcome
 from vqedge_export.tensorrt.options import BuildOptions, Offer, require_possible, targets_of
@@ -238,8 +238,8 @@ def _calibrated(full: onnx.ModelProto, source: Source, clips: Sequence[Frames]) 
     channels = measured_channels(full, clips)
     lowered = prepare(copied(full), "int8", channels=channels)
     unseen = generated_clips(source.encoder, PARITY_SEED, CHECK_CLIPS)
-    figures = require_ids_kept(full, lowered, unseen, source.quantizer.default_budget)
-    logger.info("int8 changes %.2f%% of ids in ONNX Runtime", 100 * figures.nearest_differ)
+    figures = require_nearest_kept(full, lowered, unseen, source.quantizer.default_budget)
+    logger.info("int8: %.2f%% of patches nearest another code", 100 * figures.nearest_differ)
     return lowered
 
 

@@ -25,7 +25,7 @@ from vqedge_export.flips import OnnxReader, encoders_compared, feeds_for
 from vqedge_export.graph import nodes_to
 from vqedge_export.layers import replace_nodes
 from vqedge_export.light import LightCopy, light_copy
-from vqedge_export.report import MOST_SAFE_IDS, VariantParity
+from vqedge_export.report import MOST_SAFE_NEAREST, VariantParity
 from vqedge_export.tensorrt.half import LARGEST_HALF
 from vqedge_export.tensorrt.qdq import Channels, inputs_of_layers
 from vqedge_export.tensorrt.region import vit_region
@@ -124,10 +124,10 @@ def largest_values(model: onnx.ModelProto, clips: Sequence[Frames]) -> dict[str,
     }
 
 
-def require_ids_kept(
+def require_nearest_kept(
     full: onnx.ModelProto, lowered: onnx.ModelProto, clips: Sequence[Frames], budget: int
 ) -> VariantParity:
-    """Compare ids in ONNX Runtime; the bar is that of the CPU's int8 encoder.
+    """Compare nearest codes in ONNX Runtime; the bar is that of the CPU's int8 encoder.
 
     Args:
         full: the encoder in float32.
@@ -136,14 +136,14 @@ def require_ids_kept(
         budget: most codes a clip.
 
     Raises:
-        ParityError: too many safe ids turned.
+        ParityError: too many patches that were safe are nearest to another code.
     """
     others = {"int8": OnnxReader(lowered)}
     figures = encoders_compared(OnnxReader(full), others, clips, budget)["int8"]
-    if not figures.safe_nearest_differ <= MOST_SAFE_IDS:
+    if not figures.safe_nearest_differ <= MOST_SAFE_NEAREST:
         raise ParityError(
-            f"int8 turns {figures.safe_nearest_differ:.2%} of the safe ids, at most "
-            f"{MOST_SAFE_IDS:.0%} is allowed; calibrate on clips like those it is for "
+            f"int8 brings {figures.safe_nearest_differ:.2%} of safe patches nearest another code, "
+            f"at most {MOST_SAFE_NEAREST:.0%} is allowed; calibrate on clips like those it is for "
             "(vqedge build --calibrate FOLDER), or use --precision fp16"
         )
     return figures

@@ -8,7 +8,7 @@ from pathlib import Path
 from vqedge.bundle import Bundle, EngineRecord, open_bundle, rewritten
 from vqedge.checkpoint import PARITY
 from vqedge.engines import Flavour
-from vqedge_export.report import report_from_file
+from vqedge_export.report import ParityReport, report_from_file
 from vqedge_export.tensorrt.build import Source, engine_from_onnx
 from vqedge_export.tensorrt.calibration import Frames
 from vqedge_export.tensorrt.options import BuildOptions
@@ -39,6 +39,7 @@ def build_into_bundle(
 
     Raises:
         BundleError: the bundle is not intact, or cannot be written.
+        CheckpointError: its parity report cannot be read.
         BackendUnavailable: TensorRT is not installed.
         ExportError: it cannot do what is asked, or failed.
         ParityError: int8 does not keep the ids.
@@ -47,15 +48,15 @@ def build_into_bundle(
     manifest = bundle.manifest
     encoder = bundle.path_of("encoder")
     source = Source(encoder, manifest.encoder, manifest.quantizer, tuple(calibration))
+    report = report_from_file(bundle.root / PARITY)
     engine, record = engine_from_onnx(source, flavour, options, plugin)
     kept = tuple(old for old in manifest.engines if not _supersedes(record, old))
-    files: dict[str, Path | bytes] = {record.file: engine, **_report_left(bundle, record)}
+    files: dict[str, Path | bytes] = {record.file: engine, **_report_left(report, record)}
     return rewritten(bundle, files, (record, *kept)), record
 
 
-def _report_left(bundle: Bundle, new: EngineRecord) -> dict[str, Path | bytes]:
+def _report_left(report: ParityReport | None, new: EngineRecord) -> dict[str, Path | bytes]:
     """The parity report, if it told of another engine where the new one will run."""
-    report = report_from_file(bundle.root / PARITY)
     if report is None:
         return {}
     backends = {

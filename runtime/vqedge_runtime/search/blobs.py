@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from vqedge.clip_limits import MAX_PATCHES
 from vqedge_runtime.search.bounds import DIRECTIONS, SLACK
 from vqedge_runtime.search.measure import Floats
 from vqedge_runtime.tokens import Codes, Values
-from vqedge_runtime.vqt.header import MAX_PATCHES
 
 # Of numbers in half precision as bits, since NumPy is slow with them as numbers.
 _SIZE = np.uint16(0x7FFF)

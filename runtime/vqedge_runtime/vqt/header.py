@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from vqedge.clip_limits import MAX_PATCHES
 from vqedge.errors import VqtError
 from vqedge_runtime.vqt.gaussian import MAX_BITS, MIN_BITS
 
@@ -15,7 +16,6 @@ LEVELS_VERSION: Final = 2  # of files whose codes are in levels of some bits, an
 PART_US: Final = (
     1 << 64
 ) - 1  # for the length of a segment: a part of a video, chosen by its times
-MAX_PATCHES = 1 << 16  # of one segment
 MAX_CODES = 4096
 MAX_WIDTH = 1 << 16
 MAX_LEVELS = 64
