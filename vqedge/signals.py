@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,20 +20,20 @@ def signals_later() -> Iterator[None]:
     Signals that Python does not handle do what they always do. Only the main thread runs handlers:
     in another this changes nothing.
     """
-    noted: list[int] = []
-    before: dict[int, Any] = {}
+    noted: set[int] = set()
+    heard: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        heard = {number: own for number, own in handlers.items() if callable(own)}
     with ExitStack() as after:  # all that is put in, whatever one raises, the last first
-        after.callback(_handle, noted, before)
-        for number, handler in before.items():
-            if callable(handler):
-                after.callback(signal.signal, number, handler)
-                signal.signal(number, lambda number, _: noted.append(number))
+        for number, own in heard.items():
+            after.callback(_handle, noted, number, own)
+        for number, own in heard.items():
+            after.callback(signal.signal, number, own)
+            signal.signal(number, lambda number, _: noted.add(number))
         yield
 
 
-def _handle(noted: list[int], handlers: Mapping[int, Any]) -> None:
-    with ExitStack() as each:
-        for number in reversed(dict.fromkeys(noted)):
-            each.callback(handlers[number], number, None)
+def _handle(noted: set[int], number: int, own: Callable[[int, None], Any]) -> None:
+    if number in noted:
+        own(number, None)
