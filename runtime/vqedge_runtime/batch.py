@@ -258,7 +258,7 @@ class BatchEncoder:
             times = (clip.start_s, clip.duration_s, clip.times_s)
             writer.add(segment_from_codes(codes, *times))
             self.on_progress(window.job, window.share_done)
-            note, end_s = clip.note, clip.start_s + clip.duration_s
+            note, end_s = clip.note or note, clip.start_s + clip.duration_s
             if window.end_s is not None and end_s < window.end_s - _SHORTEST_S:
                 break
         writer.finish()

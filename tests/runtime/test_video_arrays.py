@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import deque
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from video_maker import image_bytes
 
+from vqedge.errors import ConfigError
 from vqedge.sampling import FrameRule
 from vqedge_runtime.video import clip_from_frames, clip_from_path
 
@@ -66,3 +69,46 @@ def test_a_list_of_many_frames_is_not_copied() -> None:
         tracemalloc.stop()
         assert clip.frames_thwc.shape == (4, 16, 16, 3)
         assert most_bytes < 100 * frame.nbytes
+
+
+class OnAGpu:
+    """As a tensor there."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        self.kind = kind
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise self.kind("can't convert cuda:0\nUse Tensor.cpu()")
+
+
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError])
+def test_frames_that_numpy_cannot_take(kind: type[Exception]) -> None:
+    told = r"^frames cannot be read as an array \(can't convert cuda:0\); give uint8 RGB \(N, h"
+    for given in (OnAGpu(kind), [noise(1, 8, 8)[0], OnAGpu(kind)]):
+        with pytest.raises(ConfigError, match=told):
+            clip_from_frames(given, None, 1, 8)  # type: ignore[arg-type]
+
+
+def test_a_frame_that_is_none_is_not_said_to_be_smaller() -> None:
+    with pytest.raises(ConfigError, match=r"^frames are object \(2,\), want uint8"):
+        clip_from_frames([noise(1, 8, 8)[0], None], None, 1, 8)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "times_s",
+    [
+        np.array([0, 100], "datetime64[ms]"),
+        np.array([0, 100], "timedelta64[ms]"),
+        np.array([0, 1j]),
+        ["0", "1"],
+        [False, True],
+    ],
+)
+def test_times_that_are_no_numbers_of_seconds(times_s: Any) -> None:
+    with pytest.raises(ConfigError, match="give a number of seconds for each"):
+        clip_from_frames(noise(2, 8, 8), times_s, 2, 8)
+
+
+def test_times_may_be_numbers_of_any_kind() -> None:
+    for times_s in ([0, 1], np.float32([0, 1]), [Fraction(0), Fraction(1)]):
+        assert clip_from_frames(noise(2, 8, 8), times_s, 2, 8).duration_s == 2.0

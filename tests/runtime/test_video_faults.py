@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from av.packet import Packet
 from av.video.stream import VideoStream
+from PIL import Image
 from video_maker import (
     image_bytes,
     numbered,
@@ -286,6 +287,17 @@ def test_one_tile_or_a_thumbnail_is_not_taken_for_the_picture(
     clip = clip_from_path(tmp_path / "tiled.part.avif", 2, 16)
     assert (clip.width, clip.height) == (64, 64)
     assert "is a still image" in fault(tmp_path / "tiled.part.avif", 0.01)
+
+
+def test_an_animated_webp_is_named(tmp_path: Path) -> None:
+    """FFmpeg opens it and decodes nothing; a broken still one is only broken."""
+    path = tmp_path / "a.webp"
+    first, *others = [Image.fromarray(numbered(number)) for number in range(3)]
+    first.save(path, save_all=True, append_images=others)
+    assert fault(path).startswith("a.webp: is an animated WebP, ")
+    first.save(path)
+    path.write_bytes(path.read_bytes()[:40])
+    assert "no frame can be decoded" in fault(path)
 
 
 def test_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

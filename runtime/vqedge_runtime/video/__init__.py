@@ -1,8 +1,9 @@
 """Any video, image or folder of frames becomes a few evenly spaced RGB frames.
 
-`clip.py` tells the story, `source.py` opens a file safely, `cursor.py` finds the frame of an
-instant, `canvas.py` turns it upright and shrinks it, `faults.py` words every error; `arrays.py`
-takes frames from memory.
+`clip.py` tells the story, `source.py` opens a file safely, `lengths.py` says how long it is,
+`cursor.py` finds the frame of an instant, by the times of `clock.py`, `canvas.py` turns it upright
+and shrinks it, `notes.py` says what is missing, `faults.py` words every error; `arrays.py` takes
+frames from memory.
 """
 
 from vqedge_runtime.video.arrays import clip_from_frames

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 
-from vqedge.errors import ConfigError
+from vqedge.errors import ConfigError, first_line
 from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.clip import Clip
 from vqedge_runtime.video.cursor import ROUNDING_S, Shot
 
 Pixels = npt.NDArray[np.uint8]
+_WANTED = "uint8 RGB (N, height, width, 3)"
 
 
 def clip_from_frames(
@@ -77,28 +78,37 @@ def _numbers(
 def _checked_pixels(frames_thwc: Any) -> Pixels | list[Pixels]:
     """An array, or a list as one: of its frames, which may be many, few are looked at."""
     if not isinstance(frames_thwc, Sequence) or not frames_thwc:
-        pixels: Pixels = np.asarray(frames_thwc)
+        pixels = _as_array(frames_thwc)
         _check_kind(pixels.dtype, pixels.shape)
         return pixels
-    try:
-        frames = [np.asarray(frame) for frame in frames_thwc]
-        (shape,) = {frame.shape for frame in frames}
-    except ValueError:
-        raise ConfigError("frames differ in size; give all in one") from None
-    for dtype in {frame.dtype for frame in frames}:
+    frames = [_as_array(frame) for frame in frames_thwc]
+    for dtype, shape in dict.fromkeys((frame.dtype, frame.shape) for frame in frames):
         _check_kind(dtype, (len(frames), *shape))
+    if len({frame.shape for frame in frames}) > 1:
+        raise ConfigError("frames differ in size; give all in one")
     return frames
+
+
+def _as_array(frames: Any) -> Pixels:
+    try:
+        pixels: Pixels = np.asarray(frames)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or of no numbers
+        line = f"frames cannot be read as an array ({first_line(error)}); give {_WANTED}"
+        raise ConfigError(line) from error
+    return pixels
 
 
 def _check_kind(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise ConfigError(f"frames are {dtype} {shape}, want uint8 RGB (N, height, width, 3)")
+        raise ConfigError(f"frames are {dtype} {shape}, want {_WANTED}")
 
 
 def _checked(times_s: Sequence[float], pixels: Sized) -> npt.NDArray[np.float64]:
     try:
+        if np.asarray(times_s).dtype.kind not in "iufO":  # dates have a unit of their own
+            raise TypeError
         times = np.asarray(times_s, float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise ConfigError("times of frames: give a number of seconds for each") from None
     if times.shape != (len(pixels),):
         raise ConfigError(f"{times.size} times for {len(pixels)} frames; give one for each")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from av.error import FFmpegError
+from av.filter.graph import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -24,6 +26,7 @@ _FILTERS: dict[Resize, int] = {
     "stretch-bicubic": Interpolation.BICUBIC | _EXACT,
 }
 _UNSPECIFIED_COLOR = 2  # of colour space, transfer and primaries
+_TIME_BASE = Fraction(1, 1000)  # of a filter that looks at no time
 _STAMP = 16  # pixels a side of a frame that is read for its side data only
 _ABORTING_FORMATS = frozenset({"yaf32le", "yaf32be"})  # swscale 9.5 aborts the process on these
 
@@ -128,7 +131,23 @@ def _square_from(scaler: VideoReformatter, frame: VideoFrame, size: int, how: in
 
 def _scaled(scaler: VideoReformatter, frame: VideoFrame, size: int, how: int) -> VideoFrame:
     """Transfer and primaries are not converted; PyAV 17 refuses those that are reserved (#2208)."""
+    frame = _whole(frame) if frame.interlaced_frame else frame
     frame.color_trc = frame.color_primaries = _UNSPECIFIED_COLOR
     return scaler.reformat(
         frame, width=size, height=size, format="rgb24", interpolation=how, threads=1
     )
+
+
+def _whole(frame: VideoFrame) -> VideoFrame:
+    """The same picture, not marked as two fields: libswscale scales those apart, which combs."""
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=_TIME_BASE
+    )
+    mark, sink = graph.add("setfield", "prog"), graph.add("buffersink")
+    source.link_to(mark)
+    mark.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    return graph.vpull()

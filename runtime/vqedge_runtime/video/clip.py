@@ -20,13 +20,19 @@ from vqedge.sampling import DEFAULT_RULE, FrameRule
 from vqedge_runtime.video.canvas import Canvas
 from vqedge_runtime.video.cursor import CannotSeek, Cursor, EndsEarly, Shot
 from vqedge_runtime.video.faults import video_fault, video_faults
+from vqedge_runtime.video.lengths import (
+    LENGTH_SLACK_S,
+    Length,
+    length_found,
+    length_told,
+)
+from vqedge_runtime.video.notes import note_of_break, note_of_end, note_of_gap
 from vqedge_runtime.video.source import Source, check_wanted, never, opened
 from vqedge_runtime.vqt import vqt_files
 
 Span: TypeAlias = tuple[float | None, float | None]
 """Start and end in seconds; None for those of the video."""
 
-END_SLACK_S = 0.5  # players round: an end this far behind the last frame means the end
 
 _IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -85,8 +91,7 @@ class _Request:
 class _Plan:
     """What is believed of a file; every failed attempt at sampling corrects one belief."""
 
-    duration_s: float | None = None
-    can_seek: bool = True
+    length: Length | None = None
     ends_early: bool = False
     note: str = ""
 
@@ -177,31 +182,36 @@ def duration_from_path(path: Path) -> float:
         if path.is_dir():
             return float(len(images_in(path)))
         with opened(path) as source:
-            declared_s = source.declared_duration_s()
-            return source.measured_duration_s() if declared_s is None else declared_s
+            return (length_told(source) or length_found(source)).duration_s
 
 
 def _clips_from_file(request: _Request) -> Iterator[Clip]:
     plan, left = _Plan(), request
     while left.spans:  # every round but the last corrects one belief
         with opened(request.path, request.stopped) as source:
-            if plan.duration_s is None:
-                plan = replace(plan, duration_s=source.declared_duration_s())
-            if plan.duration_s is None:
-                plan = replace(plan, duration_s=source.measured_duration_s())
-                continue  # reading every packet used the source up
+            if plan.length is None:
+                told = length_told(source)
+                note = note_of_break(request.path, told.duration_s) if told else ""
+                plan = replace(plan, length=told, note=note)
+            if plan.length is None:
+                plan = replace(plan, length=length_found(source))
+                continue  # that used the source up
+            length = plan.length
             try:
-                for clip in _clips_from_source(source, left, plan):
+                for clip in _clips_from_source(source, left, plan, length):
                     left = replace(left, spans=left.spans[1:])
                     yield clip
             except CannotSeek:
-                plan = replace(plan, can_seek=False)
+                plan = replace(plan, length=replace(length, can_seek=False))
             except EndsEarly as early:
-                note = _note_of_end(source, early.end_s)
-                plan = replace(plan, duration_s=early.end_s, ends_early=True, note=note)
+                length = replace(length, duration_s=early.end_s)
+                note = plan.note or note_of_end(source, early.end_s)
+                plan = replace(plan, length=length, ends_early=True, note=note)
 
 
-def _clips_from_source(source: Source, request: _Request, plan: _Plan) -> Iterator[Clip]:
+def _clips_from_source(
+    source: Source, request: _Request, plan: _Plan, length: Length
+) -> Iterator[Clip]:
     still, clamp = source.is_still, plan.ends_early
     spans, fault = [], None
     for wanted in request.spans:
@@ -211,12 +221,13 @@ def _clips_from_source(source: Source, request: _Request, plan: _Plan) -> Iterat
             fault = error
             break
     instants_s = [_instants_s(request, span, source.step_s) for span in spans]
-    cursor = Cursor(source, plan.can_seek, list(chain(*instants_s)))
+    cursor = Cursor(source, length.can_seek, list(chain(*instants_s)))
     for (_, asked_s), span, at_s in zip(request.spans, spans, instants_s, strict=False):
         cursor.begin_span()
         clip = _clip_from_shots(request, span, at_s, lambda t: cursor.shot_at(t, hold_last=clamp))
-        whole = asked_s is not None and asked_s <= span[1] + END_SLACK_S
-        yield replace(clip, note="" if whole else plan.note)
+        whole = asked_s is not None and asked_s <= span[1] + LENGTH_SLACK_S
+        notes = [note_of_gap(cursor.missing_s), "" if whole else plan.note]
+        yield replace(clip, note=", and ".join(filter(None, notes)))
     if fault is not None:
         raise fault
 
@@ -232,7 +243,7 @@ def _clips_from_folder(request: _Request) -> Iterator[Clip]:
         return held[0]
 
     for wanted in request.spans:
-        span = _span(request.path, wanted, _Plan(float(len(images))), still=False)
+        span = _span(request.path, wanted, _Plan(Length(float(len(images)))), still=False)
         yield _clip_from_shots(request, span, _instants_s(request, span, 1.0), shot_at)
 
 
@@ -336,23 +347,15 @@ def fault_of_span(span: Span, mark: str = "") -> tuple[str, str] | None:
     return what, "give a start below the end"
 
 
-def _note_of_end(source: Source, end_s: float) -> str:
-    """That the last frame is over before the header's end, where nothing else lasts until then."""
-    said_s = (source.declared_duration_s() or 0.0) - END_SLACK_S
-    if end_s >= said_s or source.lasts_until(said_s):
-        return ""
-    return f"ends at {end_s:g} s, earlier than it says"
-
-
 def _span(path: Path, wanted: Span, plan: _Plan, still: bool) -> tuple[float, float]:
-    duration_s = plan.duration_s or 0.0
+    duration_s = plan.length.duration_s if plan.length else 0.0
     if still and (wanted[0] or wanted[1] is not None):
         raise video_fault(path, "is a still image, without times", "leave out start and end")
     start_s = wanted[0] or 0.0
     end_s = duration_s if wanted[1] is None else wanted[1]
     if start_s and start_s >= duration_s:
         raise PastTheEnd(_outside(path, f"start {start_s:g}", duration_s), plan.note)
-    if end_s > duration_s + END_SLACK_S and not plan.ends_early:
+    if end_s > duration_s + LENGTH_SLACK_S and not plan.ends_early:
         raise _outside(path, f"end {end_s:g}", duration_s)
     return start_s, min(end_s, duration_s)
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
-from vqedge_runtime.video.faults import video_fault
+from vqedge_runtime.video.clock import Clock
+from vqedge_runtime.video.faults import no_frame_fault
 from vqedge_runtime.video.source import Source
 
 # A seek must skip this much video to pay: where an index names the key frame, and where none does.
 INDEXED_GAIN_S = 0.25
 BLIND_GAP_S = 2.0
-_DISORDER_S = 1.0  # a time stamp further back than this starts a new recording
-_FLAT_S = 1e-4  # what disorder is flattened to
+MISSING_S = 0.5  # a frame that is shown for so much too long, where there is damage, hides others
+_NEAR_S = 1.0  # how far from such a stretch its damage may be noticed
 ROUNDING_S = 1e-6  # an instant this close before a frame means that frame
 
 
@@ -56,7 +56,7 @@ def shots_from(source: Source, frames: Iterator[VideoFrame], strict: bool) -> It
     Raises:
         CannotSeek: `strict`, and a time stamp is missing or does not grow.
     """
-    clock = _Clock(source.step_s)
+    clock = Clock(source.step_s)
     for frame in frames:
         if source.origin_pts is None:
             source.origin_pts = frame.pts
@@ -65,27 +65,6 @@ def shots_from(source: Source, frames: Iterator[VideoFrame], strict: bool) -> It
         if strict and time_s != stamp_s:
             raise CannotSeek
         yield Shot(frame, time_s, source.lasts_s(frame))
-
-
-class _Clock:
-    """Turns the time stamps of one walk into times that only grow."""
-
-    def __init__(self, step_s: float) -> None:
-        self._step_s = step_s
-        self._last_s = -math.inf
-        self._shift_s = 0.0
-
-    def time_s(self, stamp_s: float | None) -> float:
-        if stamp_s is None:
-            time_s = max(0.0, self._last_s + self._step_s)
-        else:
-            time_s = stamp_s + self._shift_s
-        if time_s <= self._last_s:
-            restarts = stamp_s is not None and self._last_s - time_s > _DISORDER_S
-            time_s = self._last_s + (self._step_s if restarts else _FLAT_S)
-            self._shift_s = time_s - (stamp_s or 0.0) if restarts else self._shift_s
-        self._last_s = time_s
-        return time_s
 
 
 class Cursor:
@@ -106,9 +85,19 @@ class Cursor:
         self._shots = shots_from(source, frames, strict=self._seeking)
         self._here: Shot | None = None
         self._next: Shot | None = None
+        self._gap_s: tuple[float, float] | None = None
+
+    @property
+    def missing_s(self) -> tuple[float, float] | None:
+        """Start and end of a stretch without pictures that this span met, if damage is why."""
+        if self._gap_s is None:
+            return None
+        from_s, to_s = (self._gap_s[0] - _NEAR_S, self._gap_s[1] + _NEAR_S)
+        return self._gap_s if any(from_s < s < to_s for s in self._source.damage_s) else None
 
     def begin_span(self) -> None:
         """Gives the next instants the decoding time of a span, and another chance of seeking."""
+        self._gap_s = None
         self._seeking = self._may_seek
         self._source.restart_clock()
 
@@ -127,11 +116,17 @@ class Cursor:
         self._move_to(instant_s)
         shot = self._here or self._next
         if shot is None:
-            what = "no frame can be decoded"
-            raise video_fault(self._source.path, what, "check that the file is complete")
+            raise no_frame_fault(self._source.path)
         end_s = shot.time_s + shot.lasts_s
         if self._next is None and shot.lasts_s and instant_s >= end_s and not hold_last:
             raise EndsEarly(end_s)
+        from_s = max(end_s, shot.time_s + self._source.step_s)
+        if (
+            self._next is not None
+            and from_s <= instant_s
+            and self._next.time_s > from_s + MISSING_S
+        ):
+            self._gap_s = self._gap_s or (from_s, self._next.time_s)
         return shot
 
     def _move_to(self, instant_s: float) -> None:

@@ -13,6 +13,7 @@ from vqedge.errors import VideoError, printable
 
 _CONVERT = "convert it, for example: ffmpeg -i INPUT -c:v libx264 -pix_fmt yuv420p OUTPUT.mp4"
 _RECORD = "download it, or record a part of it: ffmpeg -i URL -t 10 clip.mp4"
+_WEBP_ANIMATED = 0x02  # of the flags of its first chunk
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # longer than the letter of a drive
 
 
@@ -51,6 +52,16 @@ def video_fault(
 ) -> VideoError:
     """The one-line error every part of this package raises: `<path>: <what>; <next step>`."""
     return kind(f"{printable(str(path))}: {what}; {next_step}")
+
+
+def no_frame_fault(path: Path) -> VideoError:
+    """That a file which FFmpeg opens gives no frame."""
+    with path.open("rb") as file:
+        head = file.read(21)
+    if head[8:16] == b"WEBPVP8X" and head[20:] and head[20] & _WEBP_ANIMATED:
+        what = "is an animated WebP, which this FFmpeg cannot decode"
+        return video_fault(path, what, "convert it to GIF or MP4")
+    return video_fault(path, "no frame can be decoded", "check that the file is complete")
 
 
 @contextmanager

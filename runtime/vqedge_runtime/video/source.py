@@ -29,7 +29,6 @@ from vqedge_runtime.video.skim import VideoPacket, skimmed
 MAX_STILL_PIXELS = 120_000_000  # one photo of 108 megapixels
 MAX_VIDEO_PIXELS = 36_000_000  # 8192 x 4320; a decoder keeps up to 17 such pictures
 MAX_SILENT_PACKETS = 3_000  # packets in a row that give no frame
-MAX_PACKETS = 20_000_000  # packets counted to find a missing duration
 MAX_READ_ERRORS = 16  # failed reads before the rest of the file counts as lost
 MAX_THREADS = 4  # every decoding thread holds pictures of its own
 OPEN_TIMEOUT_S = 30.0
@@ -69,6 +68,7 @@ class Source:
     Attributes:
         path: the file, for messages.
         origin_pts: the time stamp that counts as 0 s; None until known.
+        damage_s: about when anything did not decode, or not well, after a frame that did.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Source:
     ) -> None:
         """Starts the clock of `MAX_DECODE_S`; `opened` makes sources."""
         self.path = path
+        self.damage_s: list[float] = []
+        self._is_under_way = False
         self._stopped = stopped
         self.origin_pts: int | None = stream.start_time
         self._container = container
@@ -94,12 +96,37 @@ class Source:
     @property
     def is_still(self) -> bool:
         """Whether the file is one image, which has no duration."""
-        return self._container.format.name.endswith("_pipe") or _has_still_brand(self._container)
+        return self.format_name.endswith("_pipe") or _has_still_brand(self._container)
+
+    @property
+    def format_name(self) -> str:
+        """What FFmpeg calls the container."""
+        return self._container.format.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file."""
+        return self._container.size
+
+    @property
+    def starts_s(self) -> float:
+        """Time stamp of the first picture, in seconds."""
+        return self._seconds(self._stream.start_time or 0)
+
+    @property
+    def whole_duration_s(self) -> float:
+        """What the header says of all streams together; 0.0 where it does not."""
+        return (self._container.duration or 0) / _MICROSECONDS
+
+    @property
+    def tells_own_length(self) -> bool:
+        """Whether the header tells the length of the pictures, beside that of the whole."""
+        return bool(self._stream.duration)
 
     @property
     def can_seek(self) -> bool:
         """Whether every frame carries its own time stamp, so that times hold after a seek."""
-        return self.origin_pts is not None and self._container.format.name in _STAMPED_FORMATS
+        return self.origin_pts is not None and self.format_name in _STAMPED_FORMATS
 
     @property
     def step_s(self) -> float:
@@ -113,46 +140,33 @@ class Source:
             return 0.0
         if self._container.format.flags & _NO_TIMESTAMPS:
             return None
-        own, whole = self._stream.duration, self._container.duration
-        duration_s = self._seconds(own) if own else (whole or 0) / _MICROSECONDS
+        own = self._stream.duration
+        duration_s = self._seconds(own) if own else self.whole_duration_s
         return duration_s if duration_s > 0 else None
-
-    def measured_duration_s(self) -> float:
-        """Seconds of video found by reading every packet without decoding; uses the source up."""
-        first_s, end_s = self.time_s(self.origin_pts), 0.0
-        for index, packet in enumerate(self.packets()):
-            if packet is None or index >= MAX_PACKETS:
-                break
-            start_s = self.time_s(packet.pts)
-            start_s = index * self.step_s if start_s is None else start_s
-            first_s = start_s if first_s is None else first_s
-            end_s = max(end_s, start_s + (self._seconds(packet.duration or 0) or self.step_s))
-        return max(0.0, end_s - (first_s or 0.0))
 
     def time_s(self, pts: int | None) -> float | None:
         """Seconds from the origin (or from 0 while the origin is unknown) to a time stamp."""
         return None if pts is None else self._seconds(pts - (self.origin_pts or 0))
 
-    def lasts_s(self, frame: VideoFrame) -> float:
-        """Seconds a frame stays on screen; 0.0 when the file does not say."""
-        return self._seconds(max(0, frame.duration or 0))
+    def lasts_s(self, part: VideoFrame | VideoPacket) -> float:
+        """Seconds a frame or packet stays on screen; 0.0 when the file does not say."""
+        return self._seconds(max(0, part.duration or 0))
 
-    def lasts_until(self, time_s: float) -> bool:
-        """Whether the header tells one length for all streams, and any of them is that long.
+    def all_packets_near(self, time_s: float) -> Iterator[Packet[Stream]]:
+        """Packets of all streams around a time and after it; all where seeking leads nowhere.
 
         Args:
-            time_s: which the end of a packet has to reach; uses the source up.
+            time_s: counted from the time stamp 0; uses the source up.
         """
-        if self._stream.duration:  # it tells that of the pictures
-            return False
-        with suppress(av.error.FFmpegError):  # then it is read from where it is, or from the start
+        read = False
+        with suppress(av.error.FFmpegError):  # then it is read from where it is
             self._container.seek(min(round(time_s * _MICROSECONDS), _FARTHEST))
-        ends_s = (
-            (packet.pts + (packet.duration or 0)) * packet.time_base
-            for packet in self._read(())
-            if packet.pts is not None and packet.time_base is not None
-        )
-        return any(end_s >= time_s for end_s in ends_s)
+        for packet in self._read(()):
+            read = True
+            yield packet
+        if not read:  # as in FLV, behind the last picture
+            self._container.seek(0)
+            yield from self._read(())
 
     def packets(self) -> Iterator[VideoPacket | None]:
         """Packets of the video stream, then None; a damaged stretch is read over, not an error."""
@@ -195,7 +209,24 @@ class Source:
 
     def seek(self, target_s: float) -> None:
         """Moves to a key frame at or before a time; the caller must verify where it landed."""
+        self._is_under_way = False
         self._container.seek(self._pts(target_s), stream=self._stream)
+
+    def stamp_from_byte(self, at: int) -> float | None:
+        """Time of a picture soon after a byte, in seconds from the origin; None without one.
+
+        Args:
+            at: of a file whose packets can be found from anywhere; uses the source up.
+        """
+        self.seek_byte(at)
+        near = islice(self._read(()), MAX_SILENT_PACKETS)
+        stamps = (p.pts for p in near if p.stream.index == self._stream.index)
+        return next((self.time_s(pts) for pts in stamps if pts is not None), None)
+
+    def seek_byte(self, at: int) -> None:
+        """Moves to a byte of a file whose packets can be found from anywhere."""
+        with suppress(av.error.FFmpegError):
+            self._container.seek(at, unsupported_byte_offset=True)
 
     def key_time_before(self, target_s: float) -> float | None:
         """Time of the last key frame up to `target_s`; None unless an index reaches that far."""
@@ -234,9 +265,20 @@ class Source:
 
     def _decoded(self, packet: VideoPacket | None) -> list[VideoFrame]:
         try:
-            return self._stream.decode(packet)
+            frames = self._stream.decode(packet)
         except av.error.FFmpegError:
+            self._note_damage(packet)
             return []  # a damaged packet: the caller counts packets that give no frame
+        for frame in frames:
+            if frame.is_corrupt:
+                self._note_damage(frame)
+            else:
+                self._is_under_way = True
+        return frames
+
+    def _note_damage(self, part: VideoFrame | VideoPacket | None) -> None:
+        if self._is_under_way and part is not None and part.pts is not None:
+            self.damage_s.append(self._seconds(part.pts - (self.origin_pts or 0)))
 
     def _check(self, packet: Packet[Stream]) -> None:
         check_wanted(self.path, self._stopped)
