@@ -92,6 +92,9 @@ class DataConfig(Config):
     reducer with weights are always kept."""
     workers: int | Literal["auto"] = "auto"
     """Processes that draw and decode clips while others are encoded; `auto`: as there are cores."""
+    validation_questions: PositiveInt = 200
+    """Most questions of a file that validation asks: the same ones every time, spread over its
+    clips."""
 
     @field_validator("workers")
     @classmethod

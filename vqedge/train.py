@@ -24,9 +24,9 @@ from vqedge.progress import Clock, tell
 from vqedge.recipe import TrainConfig
 from vqedge.training.clips import refuse_unreadable, training_clips
 from vqedge.training.folder import RunFolder
-from vqedge.training.inputs import refuse_faults, shared_videos, sources_of
+from vqedge.training.inputs import long_answers, refuse_faults, shared_videos, sources_of
 from vqedge.training.processes import accelerator_for, told_of
-from vqedge.training.run import Run, compiles
+from vqedge.training.run import Run, compiles, tokenizer_of
 
 
 def train(
@@ -76,12 +76,13 @@ def _trained(
     if not resume:
         folder.refuse_old_run()  # one that has ended since
     shown, kept_back = inputs
-    compiled = compiles(config, accelerator.device)
+    compiled, tokenizer = compiles(config, accelerator.device), tokenizer_of(config)
+    every = (*shown, *kept_back)
     if accelerator.is_main_process:
         tell(told_of(config, accelerator, compiled))
-        for line in shared_videos(shown, kept_back):
+        for line in (*shared_videos(shown, kept_back), *long_answers(every, tokenizer)):
             tell(line, always=True)
-    refuse_unreadable(config, (*shown, *kept_back), accelerator, clock)
+    refuse_unreadable(config, every, accelerator, clock)
     quantizer = clip_quantizer(config.model, config.base).to(accelerator.device)
     clips = training_clips(config, config.data.sources, shown, quantizer, accelerator, clock)
     if clips is None:
@@ -90,6 +91,6 @@ def _trained(
     if held_out is None:
         return None
     torch.manual_seed(config.seed)  # here: encoding clips draws numbers, and may have been done
-    run = Run(config, folder, clips, held_out, quantizer.vit, accelerator, compiled)
+    run = Run(config, folder, tokenizer, clips, held_out, quantizer.vit, accelerator, compiled)
     del quantizer
     return run.to_the_end(resume, clock)

@@ -21,6 +21,7 @@ from vqedge.model.packing import pack
 from vqedge.training import batches as module
 from vqedge.training.ahead import Ahead
 from vqedge.training.batches import Batches
+from vqedge.training.questions import questions_of
 
 PICK = Pick(0, 0, False)
 
@@ -78,5 +79,5 @@ def test_words_are_not_cut_by_two_threads_at_once(
     batches = Batches(config_for(tmp_path), tiny_tokenizer(), torch.device("cpu"))
     with ThreadPoolExecutor(2) as pool:
         made = pool.submit(batches.of_step, clips, [PICK], CODES, 0)
-        watched = pool.submit(lambda: [*batches.held_out(clips)])
+        watched = pool.submit(lambda: [*batches.held_out(clips, questions_of(clips, 1))])
         assert made.result().kinds and watched.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from pathlib import Path, PurePath
 
@@ -22,16 +23,20 @@ LISTED = (
     "merges.txt",
     "model-00001-of-00002.safetensors",
     "model-00002-of-00002.safetensors",
+    "model.safetensors",
     "model.safetensors.index.json",
     "onnx/model.safetensors",
+    "processor_config.json",
     "pytorch_model.bin",
     "tokenizer.json",
     "tokenizer_config.json",
     "training_args.bin",
     "vocab.json",
 )
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 LEFT = {
     "generation_config.json",
+    "model.safetensors",
     "onnx/model.safetensors",
     "pytorch_model.bin",
     "training_args.bin",
@@ -42,6 +47,8 @@ TAKEN = tuple(name for name in LISTED if name not in LEFT)
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub(LISTED)
+    index = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": "onnx/model.safetensors"}}
+    fake.contents["model.safetensors.index.json"] = json.dumps(index)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     return fake
 
@@ -63,9 +70,33 @@ def test_what_an_import_reads_is_downloaded_and_no_pickle(hub: FakeHub, tmp_path
 def test_a_commit_is_downloaded_once(hub: FakeHub, tmp_path: Path) -> None:
     for _ in range(2):
         assert download_model("owner/model", "v1", tmp_path / "model", _ignore) == "commit-of-v1"
-    assert len(hub.calls) == len(TAKEN)
+    asked = len(TAKEN) + 1  # the index first, which the library then finds in its folder
+    assert len(hub.calls) == asked
     download_model("owner/model", "v2", tmp_path / "model", _ignore)
-    assert len(hub.calls) == 2 * len(TAKEN)
+    assert len(hub.calls) == 2 * asked
+
+
+def test_of_weights_only_those_that_an_import_reads_are_downloaded(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.listed = ("config.json", "model.safetensors", "open_clip_model.safetensors")
+    download_model("owner/model", "v1", tmp_path / "model", _ignore)
+    assert [name for _, name, _ in hub.calls] == ["config.json", "model.safetensors"]
+    hub.listed = ("config.json", "open_clip_model.safetensors")
+    with pytest.raises(FetchError, match=r"no model\.safetensors, only .*open_clip_model\.safet"):
+        download_model("owner/model", "v2", tmp_path / "model", _ignore)
+    hub.listed, hub.contents = LISTED, {}  # an index that is no JSON: the import says so
+    download_model("owner/model", "v3", tmp_path / "model", _ignore)
+    assert (tmp_path / "model" / SHARDS[1]).is_file()
+
+
+def test_an_index_that_cannot_be_had_is_told(hub: FakeHub, tmp_path: Path) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise ConnectionError("403")
+
+    hub.hf_hub_download = refused  # type: ignore[method-assign]
+    with pytest.raises(FetchError, match=r"owner/model: cannot download .*: 403; .* --local-dir"):
+        download_model("owner/model", "v1", tmp_path / "model", _ignore)
 
 
 def test_a_commit_that_lies_there_needs_no_network(hub: FakeHub, tmp_path: Path) -> None:
@@ -122,6 +153,9 @@ def test_a_repository_of_pickles(hub: FakeHub, tmp_path: Path) -> None:
     paths = [PurePath("model/pytorch_model.bin")]
     line = conversion_line(paths, PurePath("model/model.safetensors"))
     assert str(caught.value).endswith(fetched + line)
+    hub.listed = ("config.json", "model.safetensors.index.json", "pytorch_model.bin")
+    with pytest.raises(FetchError, match="owner/model: has no safetensors"):
+        download_model("owner/model", "main", tmp_path / "model", _ignore)
     hub.listed = ("config.json", "Model.pickle")
     with pytest.raises(FetchError, match=r"has no safetensors, and Model\.pickle is a pickle"):
         download_model("owner/model", "main", tmp_path / "model", _ignore)

@@ -31,3 +31,18 @@ def test_choices_are_shown_and_a_letter_is_the_answer(tmp_path: Path) -> None:
     path.write_text(ROWS.replace(",2,", ",5,"))
     with pytest.raises(DatasetError, match=r"test\.csv:2: not a NExT-QA row"):
         suite_items(f"nextqa-letters:{path}", videos=tmp_path)
+
+
+@pytest.mark.parametrize("suite", ["nextqa", "nextqa-letters"])
+@pytest.mark.parametrize("answer", [0, 4])
+def test_an_option_that_is_empty_is_named(tmp_path: Path, suite: str, answer: int) -> None:
+    path, header = tmp_path / "test.csv", ROWS.splitlines()[0]
+    for rows in (
+        f"{header}\n7,why,{answer},CW,a,b,c,d, \n",
+        f"{header[:-3]}\n7,why,0,CW,a,b,c,d\n",
+    ):
+        path.write_text(rows)
+        with pytest.raises(DatasetError) as caught:
+            suite_items(f"{suite}:{path}", videos=tmp_path)
+        told = "not a NExT-QA row (a4 is empty; want five choices, a0 to a4)"
+        assert str(caught.value) == f"{path}:2: {told}"

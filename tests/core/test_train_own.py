@@ -1,9 +1,8 @@
-"""Training on one's own videos: what it looks at first, learns from and is validated by."""
+"""Training on one's own videos: what it looks at first and learns from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from fake_clips import read_nothing
-from tiny_model import CODES, CONFIG, random_codes, random_maps, tiny_llm, tiny_tokenizer
+from tiny_model import CONFIG, tiny_tokenizer
 from tiny_run import BUDGETS, CLIPS, config_for, fill_cache, run
 
-from vqedge.data.cache import QuantizedClips
-from vqedge.data.clips import QuestionAnswer
 from vqedge.data.generated import GeneratedClips
-from vqedge.data.jsonl import FileClip, JsonlClips, VideoFile
+from vqedge.data.jsonl import JsonlClips
 from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError, VideoError
-from vqedge.model.encoder import Bridge
 from vqedge.model.naming import NamingLoss
-from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, JsonlConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
-from vqedge.training.batches import Batches
 from vqedge.training.clips import refuse_unreadable
-from vqedge.training.held_out import exact_match
 from vqedge.training.inputs import long_answers
 from vqedge.training.naming_lesson import NamingLesson
 
@@ -156,96 +149,6 @@ def test_a_frame_of_each_clip_is_read_where_it_is_not_encoded_yet(
     assert len(read.read) == 3
 
 
-# ---- validation
-
-
-def clip_of(*asked: QuestionAnswer) -> FileClip:
-    return FileClip(VideoFile(Path("a.mp4")), asked, read_nothing)
-
-
-class Listed:
-    """A source of given clips."""
-
-    vocabulary: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 - a constant of a stand-in
-
-    def __init__(self, *clips: FileClip) -> None:
-        self._clips, self.fingerprint = clips, "listed"
-
-    def __len__(self) -> int:
-        return len(self._clips)
-
-    def __getitem__(self, number: int) -> FileClip:
-        return self._clips[number]
-
-
-class Likes(torch.nn.Module):
-    """Finds every answer wrong as a whole, and the longer the likelier."""
-
-    def forward(self, _clips: Any, batch: Any) -> Scores:
-        lengths = [
-            (batch.targets[row][batch.segment[row] == segment] >= 0).sum()
-            for row in range(len(batch.segment))
-            for segment in range(1, int(batch.segment[row].max()) + 1)
-        ]
-        told = torch.stack(lengths).float()
-        return Scores(told.sum(), told.sum(), torch.zeros(len(told), dtype=torch.bool), told)
-
-
-def validated(tmp_path: Path, *clips: FileClip) -> tuple[dict[str, float], list[Any]]:
-    source, codes = Listed(*clips), random_codes(len(clips)).half()
-    kept = {CODES: QuantizedClips(codes, random_maps(len(clips)).to(torch.uint8))}
-    held_out = TrainingClips((source,), (kept,), (1.0,), CONFIG.encoder.frames, False)
-    batches = Batches(config_for(tmp_path), tiny_tokenizer(), torch.device("cpu"))
-    model: Any = Likes()
-    found = exact_match(model, held_out, batches, Accelerator())
-    return found, [*batches.held_out(held_out)]
-
-
-def test_all_questions_of_a_file_are_asked(tmp_path: Path) -> None:
-    """A long row is cut, and no question is asked twice."""
-    many = [QuestionAnswer(f"kind {n % 2}", f"Number {n}?", "a") for n in range(50)]
-    found, parts = validated(tmp_path, clip_of(*many), clip_of(many[0]))
-    asked = [each.item for _, questions in parts for each in questions]
-    assert asked == [*many, many[0]]
-    assert set(found) == {"exact_match", "kind 0", "kind 1"} and found["exact_match"] == 0.0
-    [(batch, _)] = parts
-    assert batch.packed.segment.amax(dim=1).tolist() == [24, 24, 2, 1]
-
-
-def test_of_choices_the_likeliest_is_said(tmp_path: Path) -> None:
-    def choice(answer: str, *choices: str) -> QuestionAnswer:
-        return QuestionAnswer("choice", "Which?", answer, choices)
-
-    right, wrong = choice("long", "a", "long", "b"), choice("a", "a", "long")
-    tie = choice("bb", "aa", "bb")
-    free = QuestionAnswer("free", "What?", "long")
-    found, _ = validated(tmp_path, clip_of(right, free, wrong), clip_of(right, tie))
-    assert found == {"exact_match": 0.4, "choice": 0.5, "free": 0.0}
-
-
-def test_likelihood_is_that_of_the_answer_alone(tmp_path: Path) -> None:
-    """Of the real model: what it says of an answer does not depend on the others of its row."""
-    torch.manual_seed(0)
-    model = VideoLanguageModel(Bridge(CONFIG), tiny_llm()).eval()
-    item = QuestionAnswer("choice", "Which?", "a", ("a", "bc"))
-    kept = {CODES: QuantizedClips(random_codes(1).half(), random_maps(1).to(torch.uint8))}
-    batches = Batches(config_for(tmp_path), tiny_tokenizer(), torch.device("cpu"))
-
-    def likelihoods(items: Sequence[QuestionAnswer]) -> list[float]:
-        clips = TrainingClips(
-            (Listed(clip_of(*items)),), (kept,), (1.0,), CONFIG.encoder.frames, False
-        )
-        [(batch, _)] = batches.held_out(clips)
-        with torch.no_grad():
-            found = model(batch.clips, batch.packed).likelihood
-        assert found is not None
-        return [float(value) for value in found]
-
-    alone = [likelihoods([QuestionAnswer("x", "Which?", answer)])[0] for answer in item.choices]
-    assert likelihoods([item]) == pytest.approx(alone, abs=1e-4)
-    assert all(value < -1 for value in alone) and alone[0] != alone[1]
-
-
 # ---- answers that are too long
 
 
@@ -256,6 +159,23 @@ def test_answers_that_are_longer_than_any_are_told(tmp_path: Path) -> None:
     source = JsonlClips(path, read_nothing)
     [line] = long_answers([source, GeneratedClips(1, CLIPS), source], tiny_tokenizer())
     assert line.startswith(f"{path}:3: its answer has 65 tokens, and no more than 64 are")
-    assert line.endswith("; 1 more answers are too long")
+    assert line.endswith("none can be right; so it is with 1 more line")
+    written(tmp_path, chosen, *lines, {"video": "b.mp4", "answer": "x" * 70})
+    [line] = long_answers([JsonlClips(path, read_nothing)], tiny_tokenizer())
+    assert line.endswith("none can be right; so it is with 2 more lines")
     path = written(tmp_path, chosen, lines[0], name="short.jsonl")
     assert not [*long_answers([JsonlClips(path, read_nothing)], tiny_tokenizer())]
+
+
+def test_answers_that_are_longer_than_any_are_told_before_anything_is_encoded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encoding(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vqedge.train.clip_quantizer", encoding)
+    path = written(tmp_path, {"video": "a.mp4", "answer": "x" * 70}, name="theirs.jsonl")
+    config = config_for(tmp_path / "run", validation=(JsonlConfig(kind="jsonl", path=path),))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, OfGoodNames())
+    assert f"{path}:1: its answer has 70 tokens" in capsys.readouterr().err

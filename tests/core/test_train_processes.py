@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import DistributedType, str_to_bool
 from safetensors.torch import load_file
 from spread_run import OPTIM, spread_config
-from tiny_model import CONFIG, tiny_llm
+from tiny_model import CONFIG, tiny_llm, tiny_tokenizer
 from tiny_run import MODELS, STEPS, config_for, log_of, run
 
 from vqedge.errors import ConfigError
@@ -57,6 +57,19 @@ def test_two_processes_train_together(tmp_path: Path, train_cache: Path, kind: s
     found = load_file(tmp_path / "both" / LORA)
     drift = [float((found[name] - value).abs().max()) for name, value in expected.items()]
     assert max(drift) < 5e-3  # Adam takes steps of rounding where a gradient is next to nothing
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_a_bad_video_alike(tmp_path: Path, train_cache: Path) -> None:
+    """Not one of them, and another that finds nobody to talk to."""
+    (tmp_path / "bad.mp4").touch()
+    (tmp_path / "mine.jsonl").write_text('{"video": "bad.mp4", "question": "?", "answer": "a"}')
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("refused_run.py")
+    launched([*launch, script, tmp_path], train_cache, ACCELERATE_USE_CPU="true")
+    told = [(tmp_path / f"told-{number}.txt").read_text() for number in range(2)]
+    rest = "clips cannot be read; they are listed above: mend their videos, or take out their lines"
+    assert told == [f"1 {rest}", f"some {rest}"]
 
 
 @pytest.mark.slow
@@ -288,7 +301,7 @@ def test_gradients_of_attention_repeat_on_a_gpu(
     config = config_for(tmp_path)
     clips = SimpleNamespace(mixture=lambda _seed: None, sources=())
     vit, there = SimpleNamespace(position=None), process(0, 1, device="cuda")
-    stand_ins: Any = (RunFolder(config), clips, clips, vit, there)
+    stand_ins: Any = (RunFolder(config), tiny_tokenizer(), clips, clips, vit, there)
     with pytest.raises(Started):
         Run(config, *stand_ins, compiled=False)
     assert llm.config._attn_implementation == "eager"

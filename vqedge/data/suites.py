@@ -53,6 +53,7 @@ _ENDLESS = 10**9  # clips of a suite that are made when they are asked for
 # the first is taken where a video is there in several
 _VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _NEXTQA_CHOICES = {"A": "a0", "B": "a1", "C": "a2", "D": "a3", "E": "a4"}
+_NEXTQA_COLUMNS = ("video", "question", "answer", "type", *_NEXTQA_CHOICES.values())
 
 Frames = npt.NDArray[np.uint8]
 MadeClip = SceneClip | PhotoClip
@@ -301,14 +302,17 @@ def _nextqa(rest: str, videos: Path | None, letters: bool = False) -> Iterator[I
     missing: set[str] = set()
     for number, row in enumerate(_csv_rows(path), start=2):
         try:
+            empty = [name for name in _NEXTQA_COLUMNS if not (row.get(name) or "").strip()]
+            if empty:
+                raise ValueError(f"{empty[0]} is empty; want five choices, a0 to a4")
             choices = tuple(row[name].strip() for name in _NEXTQA_CHOICES.values())
             right, video = range(len(choices)).index(int(row["answer"])), row["video"]
             kind, question = row["type"], row["question"].rstrip("?") + "?"
             if letters:  # as the data set is asked by lmms-eval: nothing is added to the question
                 shown = map(". ".join, zip(_NEXTQA_CHOICES, choices, strict=True))
                 question, choices = "\n".join([row["question"], *shown]), (*_NEXTQA_CHOICES,)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error!r})") from error
+        except ValueError as error:
+            raise DatasetError(f"{path}:{number}: not a NExT-QA row ({error})") from error
         if video in files:
             clip = VideoFile(files[video])
             item = Item(clip, kind, question, choices[right], choices, group=kind[:1])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from vqedge.data.clips import QuestionAnswer
-from vqedge.data.jsonl import FileClip
 from vqedge.data.mixture import Pick
 from vqedge.data.training import NO_WORD, PART, Asked, ClipBatch, TrainingClips
 from vqedge.model.encoder import rows_per_code
@@ -19,8 +20,18 @@ from vqedge.model.llm import PromptTokenizer
 from vqedge.model.packing import IGNORED, PackedBatch, pack
 from vqedge.recipe import TrainConfig
 from vqedge.reducers import follows_question
+from vqedge.training.questions import HeldOut
 
-_ROW = 24  # answers about a clip that are scored at once, and the choices of one question more
+_ROW = 256  # tokens of questions of a file that share a row
+_CELLS = 1 << 20  # of attention: of each head, and of each layer one after another
+
+
+class _Row(NamedTuple):
+    """A clip, and the answers to score of what is asked about it, of so many tokens."""
+
+    pick: Pick
+    spoken: list[QuestionAnswer]
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -38,29 +49,6 @@ class Batch:
     packed: PackedBatch
     kinds: tuple[str, ...]
     answer_tokens: int
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A question to evaluate on, and the answers that are scored: its own, or all its choices."""
-
-    item: QuestionAnswer
-    answers: tuple[str, ...]
-
-    def spoken(self) -> list[QuestionAnswer]:
-        """It with each of the answers."""
-        return [replace(self.item, answer=answer) for answer in self.answers]
-
-    def is_right(self, correct: Sequence[bool], likelihood: Sequence[float]) -> bool:
-        """Of choices the likeliest is what is said, first of equals.
-
-        Args:
-            correct: is every token of each answer the most likely one?
-            likelihood: of each answer.
-        """
-        if len(self.answers) == 1:
-            return correct[0]
-        return self.answers[likelihood.index(max(likelihood))] == self.item.answer
 
 
 class Batches:
@@ -87,20 +75,46 @@ class Batches:
             asked.append(clips.clip(pick).questions(rng, self.config.data.questions_per_clip))
         return self._batch(clips, picks, budget, asked)
 
-    def held_out(self, clips: TrainingClips) -> Iterator[tuple[Batch, list[HeldOut]]]:
-        """Held-out clips at the default budget, a few at a time, the same every time.
+    def held_out(self, clips: TrainingClips, asked: Sequence[HeldOut]) -> Iterator[Batch]:
+        """Held-out clips at the default budget, a few at a time, with every answer to score.
 
-        Of clips that are made, one question of each kind; of a file's all of them.
+        All questions about a clip that is made are a row; those of a file are cut into rows, and
+        these into batches, by how long they are.
 
-        Yields:
-            what is read, and its questions in their order: of each as many answers as it has.
+        Args:
+            clips: the clips.
+            asked: about them, as `questions_of` has it.
         """
-        rows = ((pick, part) for pick in clips.in_order() for part in _to_evaluate(clips, pick))
-        while few := list(islice(rows, PART)):
-            picks, parts = zip(*few, strict=True)
-            spoken = [[item for asked in part for item in asked.spoken()] for part in parts]
-            budget = self.config.model.quantizer.default_budget
-            yield self._batch(clips, [*picks], budget, spoken), [*chain(*parts)]
+        budget = self.config.model.quantizer.default_budget
+        made = self._rows([each for each in asked if not each.of_file])
+        own = self._rows([each for each in asked if each.of_file], self._most_tokens)
+        prefix = len(self.tokenizer.before_video) + budget * rows_per_code(self.config.model)
+        for part in chain(_parts(made), _parts(own, prefix, _CELLS)):
+            picks, spoken = [row.pick for row in part], [row.spoken for row in part]
+            yield self._batch(clips, picks, budget, spoken)
+
+    @property
+    def _most_tokens(self) -> int:
+        """Of questions of a file that share a row."""
+        return 1 if follows_question(self.config.model.quantizer.kind) else _ROW
+
+    def _rows(self, asked: Sequence[HeldOut], most: float = math.inf) -> Iterator[_Row]:
+        """Answers to score, as many about a clip at once as have so many tokens, one at least."""
+        for pick, questions in groupby(asked, key=lambda each: each.pick):
+            row = _Row(pick, [], 0)
+            for item in chain.from_iterable(each.spoken() for each in questions):
+                tokens = self._tokens(item)
+                if row.spoken and row.tokens + tokens > most:
+                    yield row
+                    row = _Row(pick, [], 0)
+                row = _Row(pick, [*row.spoken, item], row.tokens + tokens)
+            yield row
+
+    def _tokens(self, item: QuestionAnswer) -> int:
+        """How many a question and its answer take."""
+        with self._one_at_a_time:
+            question = self.tokenizer.question(item.question)
+            return len(question) + len(self.tokenizer.answer(item.answer)) - 1
 
     def _batch(
         self,
@@ -134,17 +148,20 @@ class Batches:
         return Asked(torch.tensor(clip), ids)
 
 
-def _to_evaluate(clips: TrainingClips, pick: Pick) -> Iterator[list[HeldOut]]:
-    """What is asked about a clip, as many questions at once as fit a row."""
-    clip = clips.clip(pick)
-    if not isinstance(clip, FileClip):
-        items = clip.one_question_per_kind(np.random.default_rng([pick.source, pick.number, 1]))
-        yield [HeldOut(item, (item.answer,)) for item in items]
-        return
-    row: list[HeldOut] = []
-    for item in clip.asked:
-        if sum(len(asked.answers) for asked in row) >= _ROW:
-            yield row
-            row = []
-        row.append(HeldOut(item, item.choices or (item.answer,)))
-    yield row
+def _parts(rows: Iterable[_Row], prefix: int = 0, most: float = math.inf) -> Iterator[list[_Row]]:
+    """As many rows at once as attention takes so many cells for, one at least.
+
+    Args:
+        rows: all of them.
+        prefix: tokens before a row's questions.
+        most: cells, each a pair of columns of a row.
+    """
+    part, longest = list[_Row](), 0
+    for row in rows:
+        longest = max(longest, prefix + row.tokens)
+        if part and (len(part) == PART or (len(part) + 1) * longest**2 > most):
+            yield part
+            part, longest = [], prefix + row.tokens
+        part.append(row)
+    if part:
+        yield part

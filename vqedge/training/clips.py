@@ -75,17 +75,17 @@ def refuse_unreadable(
     Raises:
         DatasetError: some cannot be read; all of them were told.
     """
+    faults = list[str]()
     if accelerator.is_main_process:
         own = dict.fromkeys(each for each in sources if isinstance(each, JsonlClips))
-        faults = [fault for source in own for fault in _faults_of(config, source, clock)]
+        faults += [fault for source in own for fault in _faults_of(config, source, clock)]
         for fault in faults:
             tell(fault, always=True)
-        if faults:
-            raise DatasetError(
-                f"{len(faults)} clips cannot be read; they are listed above: mend their videos, or "
-                "take out their lines"
-            )
-    accelerator.wait_for_everyone()
+    if anyone(bool(faults), accelerator):  # and wait for all
+        raise DatasetError(
+            f"{len(faults) or 'some'} clips cannot be read; they are listed above: mend their "
+            "videos, or take out their lines"
+        )
 
 
 def _faults_of(config: TrainConfig, source: JsonlClips, clock: Clock) -> Iterator[str]:

@@ -279,15 +279,17 @@ class RunFolder:
     def best(self, step: int) -> tuple[Path, float] | None:
         """The numbered checkpoint that did best in validation, the newest of equals; its share.
 
+        Figures of other questions than the newest one's do not count. None where none is kept.
+
         Args:
             step: the last one; checkpoints of later steps are of a run before it.
         """
-        shares = {number: _validated(numbered(self.path, number)) for number in self._ours(step)}
-        known = [(share, number) for number, share in shares.items() if share is not None]
-        if not known:
+        paths = [numbered(self.path, number) for number in self._ours(step)]
+        known = [(path, *found) for path in reversed(paths) if (found := _validated(path))]
+        if not known or not self.config.keep:
             return None
-        share, number = max(known)
-        return numbered(self.path, number), share
+        alike = [(path, share) for path, share, asked in known if asked == known[0][2]]
+        return max(alike, key=lambda each: each[1])  # the first of equals
 
     def _ours(self, step: int) -> list[int]:
         return sorted(number for number in _numbered_ones(self.path) if number <= step)
@@ -320,11 +322,11 @@ def _number_of(path: Path) -> int | None:
     return int(digits) if path == numbered(path.parent, int(digits)) else None
 
 
-def _validated(checkpoint: Path) -> float | None:
-    """The share of right answers in validation, None where none is written down."""
+def _validated(checkpoint: Path) -> tuple[float, Any] | None:
+    """The share of right answers in validation, and of which; None where none is written down."""
     try:
         metrics = json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))
-        return float(metrics["validation"]["exact_match"])
+        return float(metrics["validation"]["exact_match"]), metrics.get("validation_set")
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

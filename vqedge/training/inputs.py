@@ -57,7 +57,8 @@ def long_answers(sources: Iterable[ClipSource], tokenizer: PromptTokenizer) -> I
         long = {place: length for place, length in lengths.items() if length > MAX_TOKENS}
         if long:
             place, length = next(iter(long.items()))
-            others = f"; {len(long) - 1} more answers are too long" if len(long) > 1 else ""
+            more = len(long) - 1
+            others = f"; so it is with {more} more line{'s' if more > 1 else ''}" if more else ""
             yield (
                 f"{place}: its answer has {length} tokens, and no more than {MAX_TOKENS} are "
                 f"generated, so that none can be right{others}"

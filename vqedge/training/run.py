@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import Bridge, trained_bridge, trained_reducer
 from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.llm import (
+    PromptTokenizer,
     can_compile,
     compile_blocks,
     llm_from_gguf,
@@ -33,8 +36,8 @@ from vqedge.training.batches import Batch, Batches
 from vqedge.training.beginning import Beginning
 from vqedge.training.folder import RunFolder, numbered
 from vqedge.training.held_out import codebook_usage, exact_match
-from vqedge.training.inputs import long_answers
 from vqedge.training.processes import anyone, leave_out, same_everywhere, spreads_llm
+from vqedge.training.questions import identity_of, questions_of
 from vqedge.training.schedule import learning_rate_factor, other_schedule, require_finite
 from vqedge.training.sharding import prepared, spread
 
@@ -61,6 +64,12 @@ def compiles(config: TrainConfig, device: torch.device) -> bool:
     return False
 
 
+def tokenizer_of(config: TrainConfig) -> PromptTokenizer:
+    """That of the run's language model."""
+    gguf = llm_weights(config.model.llm, config.base).path
+    return tokenizer_from_gguf(gguf, config.model.llm.system)
+
+
 class _Part(NamedTuple):
     """What one part of a step gave."""
 
@@ -76,6 +85,7 @@ class Run:
         self,
         config: TrainConfig,
         folder: RunFolder,
+        tokenizer: PromptTokenizer,
         clips: TrainingClips,
         held_out: TrainingClips,
         vit: ViT,
@@ -85,12 +95,8 @@ class Run:
         self.config, self.folder, self.position = config, folder, vit.position
         self.clips, self.held_out, self.accelerator = clips, held_out, accelerator
         self.mixture = clips.mixture(config.seed)
-        gguf = llm_weights(config.model.llm, config.base).path
-        tokenizer = tokenizer_from_gguf(gguf, config.model.llm.system)
-        if accelerator.is_main_process:
-            for line in long_answers((*clips.sources, *held_out.sources), tokenizer):
-                tell(line, always=True)
         self.batches = Batches(config, tokenizer, accelerator.device)
+        gguf = llm_weights(config.model.llm, config.base).path
         llm = with_lora(llm_from_gguf(gguf), config.model.llm)
         # gradients repeat on a GPU (`repeatable_kernels`), and a CPU's steps take a sixth less
         llm.get_base_model().set_attn_implementation("eager")
@@ -132,17 +138,25 @@ class Run:
                 record = self.step(step, ready)
                 advance(_summary(record))
                 last = step + 1 == config.optim.steps
-                stop = anyone(clock.is_up(), self.accelerator) and not last
-                due = last or stop or (step + 1) % config.save_every == 0
-                if due:
-                    record |= self.validated()
-                self.save(step + 1, record, due)
-                if stop:
+                due = last or (step + 1) % config.save_every == 0
+                is_over = partial(self._is_over, clock, last)
+                stop = is_over()
+                if due and not stop:
+                    found = self.validated(is_over)
+                    record |= found
+                    stop = not found
+                self.save(step + 1, record, due or stop)
+                if stop and not last:
                     return None
-        best = self.folder.best(config.optim.steps) if speaks else None
-        if best is not None and best[0] != numbered(config.output, config.optim.steps):
+        done = max(first, config.optim.steps)
+        best = self.folder.best(done) if speaks else None
+        if best is not None and best[0] != numbered(config.output, done):
             tell(f"{best[0]}: did best in validation, {best[1]:.1%}")
         return Checkpoint(config.output, config.model)
+
+    def _is_over(self, clock: Clock, last: bool) -> bool:
+        """Is it time to save at once? After the last step a signal says so, no limit does."""
+        return anyone(clock.stopped if last else clock.is_up(), self.accelerator)
 
     def _optimizer(self) -> torch.optim.AdamW:
         optim, reducer = self.config.optim, self.model.reducer
@@ -255,13 +269,20 @@ class Run:
         size = math.ceil(len(mine) / optim.accumulate)
         return [mine[place : place + size] for place in range(0, len(mine), size)]
 
-    def validated(self) -> dict[str, Any]:
-        """What the log says of held-out clips, and of the entries that the run's clips use."""
-        quantizer = self.config.model.quantizer
-        budget, entries = quantizer.default_budget, quantizer.entries
-        share = exact_match(self.model, self.held_out, self.batches, self.accelerator)
-        usage = codebook_usage(self.model, self.clips, budget, entries)
-        return {"validation": share} | usage
+    def validated(self, is_over: Callable[[], bool]) -> dict[str, Any]:
+        """What the log says of held-out clips, and of the entries that the run's clips use.
+
+        Args:
+            is_over: shall it end at once, with nothing said?
+        """
+        quantizer, clips = self.config.model.quantizer, self.held_out
+        asked = questions_of(clips, self.config.data.validation_questions)
+        share = exact_match(self.model, clips, asked, self.batches, self.accelerator, is_over)
+        if share is None:
+            return {}
+        identity = identity_of(clips, asked)
+        usage = codebook_usage(self.model, self.clips, quantizer.default_budget, quantizer.entries)
+        return {"validation": share, "validation_set": identity} | usage
 
     def save(self, step: int, record: dict[str, Any], due: bool) -> None:
         """Log a step and, if due, save so that the run can go on after a kill."""
