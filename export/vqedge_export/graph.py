@@ -209,7 +209,7 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     if sum(tensor.ByteSize() for tensor in model.graph.initializer) > LARGEST_BYTES:
         raise ExportError(
             f"{path.name}: more than the 2 GiB that one ONNX file can hold; import a smaller "
-            "backbone, or an earlier --block of it"
+            "backbone, or again with an earlier --block, a LLaVA with --mode codes"
         )
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))

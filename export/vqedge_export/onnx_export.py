@@ -137,12 +137,31 @@ def _traced(
     """What the tracer makes of a module.
 
     Raises:
-        ExportError: nothing.
+        ExportError: nothing, or the disk of temporary files has no room for it.
     """
     register_custom_op_symbolic(f"{DOMAIN}::nearest_codebook", _symbolic, OPSET)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "traced.onnx"
+            _trace(path, module, example, inputs, outputs)
+            return onnx.load(path)
+    except OSError as error:
+        size = sum(tensor.nbytes for tensor in module.state_dict().values())
+        raise ExportError(
+            f"{tempfile.tempdir or 'TMPDIR'}: the traced encoder, {size / 1e6:.0f} MB, cannot be "
+            f"written ({error.strerror}); set TMPDIR to a folder on a disk with room"
+        ) from error
+
+
+def _trace(
+    path: Path,
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> None:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = Path(folder) / "traced.onnx"
         try:
             torch.onnx.export(
                 module,
@@ -157,7 +176,6 @@ def _traced(
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise ExportError(f"the encoder cannot be traced to ONNX: {error}") from error
-        return onnx.load(path)
 
 
 def _symbolic(graph: Any, x: Any, codebook: Any, metric: Any) -> Any:

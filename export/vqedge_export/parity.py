@@ -26,10 +26,11 @@ from vqedge.data.generated import generated_frames
 from vqedge.data.questions import one_question_per_kind
 from vqedge.data.seeds import PARITY_SEED
 from vqedge.data.world import scene_from_seed
-from vqedge.errors import ParityError
+from vqedge.errors import ExportError, ParityError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.codebook import Choice
 from vqedge.model.encoder import EncodedClip, VideoEncoder
+from vqedge.model.gguf_reading import sound_reader
 from vqedge.model.llm import PromptTokenizer
 from vqedge.model.official import OfficialBridge
 from vqedge.model.quantizer import Assignment, KMeansQuantizer, Quantized
@@ -60,6 +61,8 @@ class LogitsSource(Protocol):
         """Logits float32 `[n, vocab]` after every position of ids and embedding rows."""
 
 
+_MEMORY = Path("/proc/meminfo")
+_PARAMETER_BYTES = 8  # float32 twice: transformers keeps what it read beside the model it makes
 OpenLlm = Callable[[Path], AbstractContextManager[LogitsSource]]
 
 
@@ -232,6 +235,31 @@ def _quantized(
         return quantizer(features, budget, asked), []
     rounds = list(quantizer.rounds(features, budget))
     return quantizer.summarised(features, *rounds[-1]), rounds
+
+
+def require_memory(gguf: Path) -> None:
+    """See that the memory that is free holds a language model in PyTorch, to compare with.
+
+    Raises:
+        ExportError: it does not.
+    """
+    need = _PARAMETER_BYTES * sum(int(tensor.n_elements) for tensor in sound_reader(gguf).tensors)
+    free = _free_bytes()
+    if free is not None and need > free:
+        raise ExportError(
+            f"{gguf}: to compare it with PyTorch takes about {need / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free; --no-check skips that"
+        )
+
+
+def _free_bytes() -> int | None:
+    """Memory that can be had, swap included; None where the system does not say."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        told = dict(line.split(":", 1) for line in lines)
+        return sum(int(told[name].split()[0]) << 10 for name in ("MemAvailable", "SwapFree"))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def llm_parity(

@@ -27,7 +27,14 @@ from vqedge_export.flips import OnnxReader, encoders_compared
 from vqedge_export.gguf import check_quant
 from vqedge_export.graph import save_model
 from vqedge_export.onnx_export import stripped_graph
-from vqedge_export.parity import OpenLlm, encoder_parity, generated_clip, llm_parity, require
+from vqedge_export.parity import (
+    OpenLlm,
+    encoder_parity,
+    generated_clip,
+    llm_parity,
+    require,
+    require_memory,
+)
 from vqedge_export.report import TOLERANCES, MeasuredVariant, ParityReport, report_of
 from vqedge_export.targets import (
     BASE,
@@ -87,7 +94,8 @@ def export_bundle(
         UsageError: no such precision or `quant`, or `record` without a check, or of a graph that
             `assemble` cannot use.
         ConfigError: a target that does not fit the model.
-        ExportError: the encoder cannot be traced or the language model not quantised.
+        ExportError: the encoder cannot be traced or the language model not quantised, or memory
+            does not hold what an imported one is compared with.
         ParityError: a figure is outside its tolerance.
         BundleError: `out` cannot be written.
     """
@@ -98,6 +106,8 @@ def export_bundle(
     check_quant(quant)
     opened, engine_options = open_checkpoint(checkpoint), options or BuildOptions()
     require_possible(targets, opened.config, engine_options)
+    if check and opened.config.llm.source == "checkpoint":
+        require_memory(llm_weights(opened.config.llm, checkpoint).path)
     with bundle_writer(out, overwrite=overwrite) as draft:
         graph = _traced(opened, plugin_node)
         making = Making(

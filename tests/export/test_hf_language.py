@@ -257,7 +257,8 @@ def test_more_tokens_than_rows(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: 'yarn'; vqedge imports models with un"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: 'linear'"),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn"}}, "rope_type"),
         ({"rope_parameters": {"rope_type": "default"}}, "rope_theta"),
         ({"use_sliding_window": True}, "use_sliding_window"),
@@ -282,6 +283,14 @@ def test_positions_are_read_from_where_transformers_5_keeps_them(tmp_path: Path)
     assert language_of(source).config.frequency_base == 1e4, "what Qwen2 has by default"
     source.config["rope_parameters"] = {"rope_theta": base}
     assert language_of(source).config.frequency_base == base == 1e6
+
+
+def test_scaling_that_scales_nothing_is_none(tmp_path: Path) -> None:
+    source = HfFolder(write_llava(tmp_path / "source"))
+    wanted = language_of(source).parts
+    for told in ({"rope_type": "default"}, {"type": "default"}, {}):
+        source.config["rope_scaling"] = told
+        assert language_of(source).parts == wanted
 
 
 def test_an_output_table_that_differs_from_the_one_it_is_tied_to(tmp_path: Path) -> None:

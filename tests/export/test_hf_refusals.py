@@ -80,7 +80,10 @@ FOLDERS: dict[str, tuple[Change, str]] = {
     "no JSON": (lambda s: (s / "config.json").write_text("{"), "config.json: not JSON"),
     "a list": (lambda s: (s / "config.json").write_text("[1]"), "a JSON list, want an object"),
     "deep": (lambda s: (s / "config.json").write_text("[" * 100_000), "not JSON"),
-    "unknown kind": (lambda s: edit(s / "config.json", model_type="bert"), "not a vision model"),
+    "unknown kind": (
+        lambda s: edit(s / "config.json", model_type="bert"),
+        "'bert' is none of siglip",
+    ),
     "hf layout": (
         lambda s: edit(s / "config.json", model_type="llava_onevision"),
         "import the original, lmms-lab/llava-onevision-qwen2-0.5b-ov",
@@ -127,6 +130,12 @@ FOLDERS: dict[str, tuple[Change, str]] = {
             s / "config.json", vision_config={"model_type": "siglip", "hidden_act": "relu"}
         ),
         "an MLP with relu that vqedge does not have",
+    ),
+    "odd MLP": (
+        lambda s: edit(
+            s / "config.json", vision_config={"model_type": "siglip", "use_swiglu_ffn": True}
+        ),
+        "a SwiGLU MLP (use_swiglu_ffn) that vqedge does not have",
     ),
 }
 

@@ -14,7 +14,7 @@ from hf_maker import tiny_tower, write_json, write_tower
 from safetensors.torch import load_file, save_file
 
 from vqedge.base.backbones import BACKBONES
-from vqedge.base.weights import encoder_weights
+from vqedge.base.weights import encoder_weights, origin_of
 from vqedge.budget import ADAPTIVE
 from vqedge.checkpoint import MODEL
 from vqedge.errors import CheckpointError, ConfigError, ExportError
@@ -23,7 +23,9 @@ from vqedge.model.vit import ViT
 from vqedge_export import graph
 from vqedge_export.flips import OnnxReader, encoders_compared
 from vqedge_export.graph import BaseArrays, checkpoint_arrays, copied, filled, save_model
+from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.importing import checkpoint_from_folder
+from vqedge_export.hf.vision import pixels_of
 from vqedge_export.int8 import int8_encoder
 from vqedge_export.onnx_export import outputs_of, stripped_graph
 from vqedge_export.tensorrt.calibration import measured_channels, require_half_range
@@ -191,6 +193,92 @@ def test_the_preprocessor_of_the_folder_sets_mean_and_deviation(tmp_path: Path) 
     write_json(source / "preprocessor_config.json", {"image_std": [0, 1, "x"]})
     with pytest.raises(CheckpointError, match="image_std: want three numbers"):
         checkpoint_from_folder(source, tmp_path / "other")
+
+
+def test_a_processor_of_transformers_5_sets_mean_and_deviation(tmp_path: Path) -> None:
+    folder = HfFolder(write_tower(tmp_path / "source", "siglip"))
+    inner = {"image_mean": [0.1, 0.2, 0.3], "do_normalize": True, "rescale_factor": 1 / 255}
+    write_json(folder.path / "processor_config.json", {"image_processor": inner})
+    assert pixels_of(folder) == {"mean": (0.1, 0.2, 0.3)}
+    write_json(folder.path / "preprocessor_config.json", {"image_std": [0.4, 0.5, 0.6]})
+    assert pixels_of(folder) == {"std": (0.4, 0.5, 0.6)}, "the older file is the images' own"
+    (folder.path / "preprocessor_config.json").unlink()
+    write_json(folder.path / "processor_config.json", {"processor_class": "SiglipProcessor"})
+    assert pixels_of(folder) == {}
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_normalize", False),
+        ("do_rescale", False),
+        ("rescale_factor", 1.0),
+        ("rescale_factor", "1/255"),
+    ],
+)
+def test_pixels_that_are_prepared_otherwise_are_refused(
+    tmp_path: Path, file: str, name: str, value: object
+) -> None:
+    folder = HfFolder(write_tower(tmp_path / "source", "siglip"))
+    told = {name: value}
+    write_json(folder.path / file, told if file.startswith("pre") else {"image_processor": told})
+    with pytest.raises(CheckpointError, match=rf"{file}: {name} is "):
+        pixels_of(folder)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+def test_a_tower_that_transformers_5_saved_alone(tmp_path: Path, kind: str) -> None:
+    """Its names begin where others have `vision_model.`; what is made of it is the same."""
+    whole = write_tower(tmp_path / "whole", kind)
+    cut = write_tower(tmp_path / "cut", kind)
+    state = load_file(cut / "model.safetensors")
+    named = {name.removeprefix("vision_model."): value for name, value in state.items()}
+    save_file(named, cut / "model.safetensors")
+    made = [checkpoint_from_folder(f, f.with_suffix(".out"), block=1) for f in (whole, cut)]
+    for name in ("encoder.safetensors", "model.safetensors"):
+        assert (made[0].path / name).read_bytes() == (made[1].path / name).read_bytes()
+    assert {f"vision_model.{name}" for name in made[1].ignored} == set(made[0].ignored)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_head_of_a_classifier_is_left_out(tmp_path: Path, kind: str) -> None:
+    source = write_tower(tmp_path / "source", kind)
+    head = {"classifier.weight": torch.ones(2, 32), "classifier.bias": torch.ones(2)}
+    save_file(load_file(source / "model.safetensors") | head, source / "model.safetensors")
+    imported = checkpoint_from_folder(source, tmp_path / "out", block=1)
+    assert head.keys() <= set(imported.ignored)
+
+
+def test_the_size_that_a_tower_has_may_be_named(tmp_path: Path) -> None:
+    source = write_tower(tmp_path / "source", "siglip")
+    named = checkpoint_from_folder(source, tmp_path / "named", size=30)
+    assert named.config == checkpoint_from_folder(source, tmp_path / "own").config
+    with pytest.raises(ConfigError, match="--size 31: patches of"):
+        checkpoint_from_folder(source, tmp_path / "odd", size=31)
+
+
+def test_the_ratio_of_an_mlp_need_not_be_whole() -> None:
+    family = BACKBONES["dinov2"].family
+    assert family is not None
+    assert family.shape({"hidden_size": 768, "mlp_ratio": 2.6667}).hidden == 2048
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\ndatasets:\n" + "- a data set\n" * 1000 + "license: mit\n---\n", "mit"),
+        ('---\nlicense: "apache-2.0"\n---\nlicense: mit\n', "apache-2.0"),
+        ("---\ntags: []\n---\nlicense: mit\n", "not stated by the source"),
+        ("# A model\nlicense: mit\n", "not stated by the source"),
+        ("", "not stated by the source"),
+    ],
+)
+def test_the_licence_is_what_the_front_matter_says(tmp_path: Path, card: str, licence: str) -> None:
+    source = write_tower(tmp_path / "source", "siglip")
+    (source / "README.md").write_text(card)
+    checkpoint_from_folder(source, tmp_path / "out", block=1)
+    assert origin_of(tmp_path / "out").licence == licence
 
 
 def test_a_tower_inside_a_model_of_images_and_text(tmp_path: Path) -> None:

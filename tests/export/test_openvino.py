@@ -83,6 +83,13 @@ def test_a_damaged_cache_is_made_anew(path: Path, tmp_path: Path, damage: str) -
     assert kept(blob) not in (None, b"no model")
 
 
+def test_where_nobody_knows_the_cache_it_is_compiled_at_every_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", "~no-such-user/cache")
+    assert OpenVinoEncoder(path, 1).encode(clip(), 32).count == 32
+
+
 def test_only_the_encoders_opened_last_are_kept(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache/openvino"
     folder.mkdir(parents=True)

@@ -7,17 +7,19 @@ from types import SimpleNamespace
 
 
 class FakeHub:
-    """One repository, the same under every name; each of its files holds its own name.
+    """One repository, the same under every name; each file holds its own name or its `contents`.
 
     Attributes:
         listed: the files that it lists.
         fault: raised instead of an answer.
+        contents: of files that hold something else, by name.
         calls: repository, file and commit of every download.
     """
 
     def __init__(self, listed: tuple[str, ...] = ()) -> None:
         self.listed = listed
         self.fault: Exception | None = None
+        self.contents: dict[str, str] = {}
         self.calls: list[tuple[str, str, str]] = []
 
     def HfApi(self) -> FakeHub:
@@ -33,5 +35,5 @@ class FakeHub:
     def hf_hub_download(self, repo_id: str, name: str, revision: str, local_dir: Path) -> str:
         self.calls.append((repo_id, name, revision))
         local_dir.mkdir(parents=True, exist_ok=True)
-        (local_dir / name).write_text(name)
+        (local_dir / name).write_text(self.contents.get(name, name))
         return str(local_dir / name)

@@ -64,10 +64,12 @@ class Family:
         """
         values = {**self.defaults, **config}
         activation = values["hidden_act"]
-        if activation not in _ACTIVATIONS or values.get("use_swiglu_ffn"):
+        if values.get("use_swiglu_ffn"):
+            raise ValueError("a SwiGLU MLP (use_swiglu_ffn) that vqedge does not have")
+        if activation not in _ACTIVATIONS:
             raise ValueError(f"an MLP with {activation} that vqedge does not have")
         width = int(values["hidden_size"])
-        hidden = values.get("intermediate_size") or width * int(values["mlp_ratio"])
+        hidden = values.get("intermediate_size") or int(width * values["mlp_ratio"])
         return BackboneShape(
             width=width,
             heads=values["num_attention_heads"],
@@ -146,7 +148,7 @@ _SIGLIP = Family(
     blocks="encoder.layers.{}.",
     position="embeddings.position_embedding.weight",
     harmless=("head.", "embeddings.position_ids"),
-    beside=("text_model.", "logit_scale", "logit_bias"),
+    beside=("text_model.", "logit_scale", "logit_bias", "classifier."),
 )
 _CLIP = Family(
     model_types=("clip_vision_model", "clip"),
@@ -172,7 +174,7 @@ _CLIP = Family(
     blocks="encoder.layers.{}.",
     position="embeddings.position_embedding.weight",
     harmless=("embeddings.position_ids",),
-    beside=("text_model.", "logit_scale", "visual_projection.", "text_projection."),
+    beside=("text_model.", "logit_scale", "visual_projection.", "text_projection.", "classifier."),
 )
 _DINOV2 = Family(
     model_types=("dinov2",),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import ModuleType
 
@@ -16,12 +18,13 @@ from vqedge.pickles import conversion_line, pickles_among
 
 _COMMIT = "commit.txt"  # written last
 _OR_FETCH = ", or fetch a packaged source instead"
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _MODEL_FILES = (
     "README.md",
     "config.json",
     "merges.txt",
-    "model.safetensors.index.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -49,15 +52,11 @@ def download(
         OSError: the folders cannot be written.
     """
     library = _library(source.name)
-    try:
+    with _hub_errors(source.name, or_else):
         commit = library.HfApi().model_info(source.name, revision=source.revision).sha
         for name in source.files:
             progress(f"downloading {name} of {source.name}", 0, 0)
             library.hf_hub_download(source.name, name, revision=commit, local_dir=work)
-    except Exception as error:  # errors of requests or httpx, depending on the library's version
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise
-        raise _hub_error(source.name, error, or_else) from error
     for name in source.files:
         os.replace(work / name, folder / name)
     shutil.rmtree(work, ignore_errors=True)
@@ -83,25 +82,27 @@ def download_model(name: str, revision: str, folder: Path, progress: Progress) -
     """
     if (whole := _commit_of(folder)) == revision:
         return revision
-    library = _library(name)
+    library, work = _library(name), folder.with_name(f"{folder.name}.part")
     elsewhere = f"download it elsewhere: hf download {name} --local-dir FOLDER, then import FOLDER"
-    try:
+    here = f"take what was downloaded: --revision {whole}" if whole else elsewhere
+    with _hub_errors(name, f", or {here}"):
         info = library.HfApi().model_info(name, revision=revision)
-    except Exception as error:  # as in `download`
-        here = f"take what was downloaded: --revision {whole}" if whole else elsewhere
-        raise _hub_error(name, error, f", or {here}") from error
     listed = [item.rfilename for item in info.siblings or ()]
-    files = tuple(file for file in listed if file in _MODEL_FILES or _is_shard(file))
-    if not any(map(_is_shard, files)):
-        raise FetchError(f"{name}: has no safetensors{_conversion(name, str(info.sha), listed)}")
+    _require_weights(name, str(info.sha), listed)
     if whole == info.sha:
         return str(info.sha)
+    named = {_SINGLE}
+    if _INDEX in listed:
+        with _hub_errors(name, f", or {elsewhere}"):
+            progress(f"downloading {_INDEX} of {name}", 0, 0)
+            index = library.hf_hub_download(name, _INDEX, revision=info.sha, local_dir=work)
+        named = {_INDEX, *_named_by(Path(index), filter(_is_shard, listed))}
+    files = tuple(file for file in listed if file in _MODEL_FILES or file in named)
     (folder / _COMMIT).unlink(missing_ok=True)  # first: from now on the folder holds nothing whole
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = next(filter(_is_shard, files))
     source = HubSource(name, weights, files, "", "", str(info.sha))
-    work = folder.with_name(f"{folder.name}.part")
     commit = download(source, folder, work, progress, f", or {elsewhere}")
     (folder / _COMMIT).write_text(commit)
     return commit
@@ -116,6 +117,27 @@ def _library(name: str) -> ModuleType:
             f"{name}: needs the huggingface_hub library; pip install huggingface_hub"
         ) from None
     return huggingface_hub
+
+
+def _require_weights(name: str, commit: str, listed: Sequence[str]) -> None:
+    shard = next(filter(_is_shard, listed), None)
+    if shard and (_INDEX in listed or _SINGLE in listed):
+        return
+    if shard:
+        raise FetchError(
+            f"{name}: has no {_SINGLE}, only others, as {shard}; choose a repository in the layout "
+            "of transformers"
+        )
+    raise FetchError(f"{name}: has no safetensors{_conversion(name, commit, listed)}")
+
+
+def _named_by(index: Path, shards: Iterable[str]) -> set[str]:
+    """Those of the shards that an index names; all of one that the import will refuse."""
+    found = set(shards)
+    try:
+        return found & set(json.loads(index.read_bytes())["weight_map"].values()) or found
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return found
 
 
 def _conversion(name: str, commit: str, listed: Sequence[str]) -> str:
@@ -142,11 +164,18 @@ def _is_shard(file: str) -> bool:
     return file.endswith(".safetensors") and "/" not in file
 
 
-def _hub_error(name: str, error: Exception, or_else: str) -> FetchError:
-    return FetchError(
-        f"{name}: cannot download from the Hugging Face hub: {_cause(error)}; check the network "
-        f"and your access ('hf auth login'){or_else}"
-    )
+@contextmanager
+def _hub_errors(name: str, or_else: str) -> Iterator[None]:
+    """Whatever the library raises as ours, but a full disk."""
+    try:
+        yield
+    except Exception as error:  # errors of requests or httpx, depending on the library's version
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise FetchError(
+            f"{name}: cannot download from the Hugging Face hub: {_cause(error)}; check the "
+            f"network and your access ('hf auth login'){or_else}"
+        ) from error
 
 
 def _cause(error: Exception) -> str:

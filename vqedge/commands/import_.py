@@ -88,6 +88,8 @@ def _tell(imported: Imported, out: Path) -> None:
             "its VQ-Attention is new and knows nothing: train it (docs/bring-your-checkpoint.md)",
             always=True,
         )
+    if imported.memory_note:
+        say(imported.memory_note)
     say(f"next: vqedge export {out} -o {out.name}.vqedge")
     result(str(out))
 

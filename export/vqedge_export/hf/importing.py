@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,10 @@ from vqedge.model.reducers.registry import reducer_quantizer
 from vqedge.model.vit import position_table
 from vqedge.reducers import training_free_kind
 from vqedge.workspace import workspace_beside
+from vqedge_export.graph import LARGEST_BYTES
 from vqedge_export.hf.folder import HfFolder
 from vqedge_export.hf.language import write_gguf
-from vqedge_export.hf.llava import MODEL_TYPES, Plan, plan_from_llava
+from vqedge_export.hf.llava import MODEL_TYPES, OFFICIAL, Plan, plan_from_llava
 from vqedge_export.hf.parts import MisfitError, arrays_of, write_parts
 from vqedge_export.hf.towers import plan_from_tower
 
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_FRAMES = 16
 _LONGEST_NAME = 200
+_LONGEST_CARD = 1 << 20
+_MUCH_BYTES = 10**9  # of memory for a clip, from which on a user is told
 _NO_LICENCE = "not stated by the source"
 
 
@@ -52,6 +57,21 @@ class Imported:
     path: Path
     config: ModelConfig
     ignored: tuple[str, ...]
+
+    @property
+    def memory_note(self) -> str | None:
+        """What the encoder takes for a clip, if that is much: ONNX holds all frames' attention."""
+        encoder = self.config.encoder
+        shape = encoder.backbone
+        rows = encoder.grid**2 + shape.class_token
+        taken = 2 * 4 * encoder.frames * shape.heads * rows**2  # scores and weights in float32
+        if taken < _MUCH_BYTES:
+            return None
+        size = "" if encoder.projected else "a smaller --size or "  # which a LLaVA refuses
+        return (
+            f"a clip of {encoder.frames} frames takes about {taken / 1e9:.1f} GB of memory in the "
+            f"encoder, beside its weights; {size}fewer --frames take less"
+        )
 
 
 def checkpoint_from_folder(
@@ -80,14 +100,15 @@ def checkpoint_from_folder(
         revision: commit of a hub's repository.
 
     Raises:
-        CheckpointError: the folder cannot be trusted or does not hold what its config says, or
-            `out` exists.
+        CheckpointError: the folder cannot be trusted or does not hold what its config says, its
+            encoder is larger than an ONNX file can be, or `out` exists.
         ConfigError: the source does not do that mode, block or size, or the reducer does not go
             with it.
     """
     folder = HfFolder(source)
     with _names_beside(out):
         plan = _reducing(_plan(folder, mode, frames, block, size), reducer)
+    _require_one_file(folder, plan)
     with _new_folder(out) as work:
         config = _write_base(work, folder, plan)
         with usual_mode(work / MODEL), usual_mode(work / LORA):
@@ -145,6 +166,44 @@ def _reducing(plan: Plan, reducer: str | None) -> Plan:
     return replace(plan, config=config)
 
 
+def _require_one_file(folder: HfFolder, plan: Plan) -> None:
+    """See that the encoder in float32 goes into one ONNX file, before anything is written.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    encoder = plan.config.encoder
+    sizes = {
+        part.name: 4 * math.prod(part.shape)
+        for part in (*plan.encoder, *plan.bridge)
+        if not part.name.startswith("position_")
+    }
+    rows = encoder.grid**2 + encoder.backbone.class_token
+    sizes["position"] = 4 * rows * encoder.backbone.width
+    if plan.config.attention.kind == "paper":
+        sizes |= {name: 4 * array.size for name, array in _fresh_bridge(plan.config).items()}
+    over = sum(sizes.values()) - LARGEST_BYTES
+    if over > 0:
+        raise CheckpointError(
+            f"{folder.path}: its encoder takes {sum(sizes.values()) / 1e9:.1f} GB in float32, more "
+            f"than the 2 GiB that one ONNX file can hold; {_smaller(plan, sizes, over)}"
+        )
+
+
+def _smaller(plan: Plan, sizes: Mapping[str, int], over: int) -> str:
+    """How the same source makes an encoder that is `over` bytes smaller, if it can."""
+
+    def taken(prefix: str) -> int:
+        return sum(size for name, size in sizes.items() if name.startswith(prefix))
+
+    blocks = plan.config.encoder.block - math.ceil(over / taken("blocks.0."))
+    if plan.language is None and blocks > 0:
+        return f"import it with --block {blocks} or less"
+    if plan.config.attention.kind == OFFICIAL and taken("bridge.cross_attention.") >= over:
+        return "import it with --mode codes"
+    return "import a smaller model"
+
+
 @contextmanager
 def _names_beside(out: Path) -> Iterator[None]:
     """Tensors that are too many for one message go to a file beside the checkpoint."""
@@ -200,14 +259,17 @@ def _fresh_bridge(config: ModelConfig) -> dict[str, Array]:
 
 
 def _licence(folder: HfFolder) -> str:
-    """What the front matter of the model card says."""
+    """What the front matter of the model card says, between its two lines of dashes."""
     card = folder.path / "README.md"
     if card.is_symlink() or not card.is_file():
         return _NO_LICENCE
     with card.open(encoding="utf-8", errors="replace") as file:
-        head = file.read(4096).splitlines()
-    named = [line.removeprefix("license:").strip() for line in head if line.startswith("license:")]
-    return named[0][:100] if named and named[0] else _NO_LICENCE
+        first, *lines = file.read(_LONGEST_CARD).splitlines() or [""]
+    if first.rstrip() != "---":
+        return _NO_LICENCE
+    matter = takewhile(lambda line: line.rstrip() != "---", lines)
+    told = next((line for line in matter if line.startswith("license:")), "")
+    return told.removeprefix("license:").strip().strip("'\"")[:100] or _NO_LICENCE
 
 
 @contextmanager

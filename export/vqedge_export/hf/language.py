@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 import gguf
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from vqedge.base.tensors import Array
@@ -66,10 +74,19 @@ class Qwen2(BaseModel):
     rms_norm_eps: float = Field(1e-6, gt=0)
     rope_theta: float = Field(10000.0, gt=0)
     rope_parameters: Rope | None = None  # where transformers 5 keeps it
-    rope_scaling: None = None
+    rope_scaling: dict[str, Any] | None = None
     use_sliding_window: bool = False
     hidden_act: str = Field("silu", pattern="^silu$")
     tie_word_embeddings: bool = False
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _scales_nothing(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        told = value or {}
+        kind = told.get("rope_type", told.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"{kind!r}; vqedge imports models with unscaled positions only")
+        return value
 
     @property
     def frequency_base(self) -> float:

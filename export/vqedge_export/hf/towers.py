@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from vqedge.base.backbones import Family
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ConfigError
 from vqedge_export.hf.folder import HfFolder
-from vqedge_export.hf.llava import PAPER, Plan
+from vqedge_export.hf.llava import MODEL_TYPES, PAPER, Plan
 from vqedge_export.hf.parts import require_fit
 from vqedge_export.hf.vision import (
     encoder_config,
     family_of,
+    model_types,
     pixels_of,
     tower_of,
     unread,
@@ -37,25 +39,35 @@ def plan_from_tower(
         raise ConfigError(f"--mode {mode}: {folder.path} is a vision model alone; leave it out")
     found = tower_of(folder)
     if found is None:
-        raise CheckpointError(f"{folder.path}/config.json: not a vision model")
+        raise CheckpointError(
+            f"{folder.path}/config.json: model_type {folder.config.get('model_type')!r} is none "
+            f"of {', '.join((*model_types(), *MODEL_TYPES))}"
+        )
     source, tower = found
     family = family_of(source)
     more = {"frames": frames} if size is None else {"frames": frames, "size": size}
     encoder = encoder_config(folder, source, tower, block, pixels_of(folder), **more)
     patch = encoder.backbone.patch
-    if size is not None and size % patch:
+    if size is not None and size % patch and size != family.size(tower):
         raise ConfigError(
             f"--size {size}: patches of {folder.path} are {patch} pixels wide; give a multiple, as "
             f"{max(round(size / patch), 1) * patch}"
         )
-    prefix = _prefix(folder, family.prefix)
+    prefix = _prefix(folder, family)
     parts = vision_parts(encoder, family.size(tower) // encoder.backbone.patch, prefix)
     beginnings = (*unread(encoder, prefix), *family.beside)
     spare = require_fit(folder, parts, lambda name: name.startswith(beginnings))
     return Plan(ModelConfig(encoder=encoder), parts, [], None, tuple(spare))
 
 
-def _prefix(folder: HfFolder, prefix: str) -> str:
-    """Before the tower's names; models for classification put the model's own name in front."""
-    outer = f"{folder.config.get('model_type')}."
-    return outer + prefix if any(name.startswith(outer) for name in folder.tensors) else prefix
+def _prefix(folder: HfFolder, family: Family) -> str:
+    """Before the tower's names.
+
+    Models for classification put the model's own name in front; transformers 5 leaves the family's
+    prefix out where it saves a tower alone.
+    """
+    names, own = folder.tensors, f"{folder.config.get('model_type')}."
+    outer = own if any(name.startswith(own) for name in names) else ""
+    whole = outer + family.prefix
+    cut = outer + family.outer["patch.weight"] in names
+    return outer if cut and not any(name.startswith(whole) for name in names) else whole

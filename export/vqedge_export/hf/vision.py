@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +27,8 @@ SO400M = {
     "image_size": 384,
     "patch_size": 14,
 }
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_RESCALE = 1 / 255
 _DEFAULT_DEPTH = 0.75  # of the blocks: later ones say less about where things are
 
 
@@ -34,6 +37,11 @@ def family_of(source: BackboneSource) -> Family:
     family = BACKBONES[source].family
     assert family is not None, "rows without a family are fetched"
     return family
+
+
+def model_types() -> list[str]:
+    """Of the vision models that are imported."""
+    return [name for row in BACKBONES.values() if row.family for name in row.family.model_types]
 
 
 def tower_of(folder: HfFolder) -> tuple[BackboneSource, dict[str, Any]] | None:
@@ -149,11 +157,10 @@ def pixels_of(folder: HfFolder) -> dict[str, tuple[float, ...]]:
     """Mean and deviation of pixels, if the folder's preprocessor says them.
 
     Raises:
-        CheckpointError: it says something else by their names.
+        CheckpointError: it says something else by their names, or prepares pixels otherwise.
     """
-    if not (folder.path / PREPROCESSOR).exists():
-        return {}
-    values = folder.json(PREPROCESSOR)
+    file, values = _preprocessor(folder)
+    _require_usual_pixels(folder.path / file, values)
     found = {ours: values.get(f"image_{ours}") for ours in ("mean", "std")}
     wrong = [
         name
@@ -161,8 +168,30 @@ def pixels_of(folder: HfFolder) -> dict[str, tuple[float, ...]]:
         if value is not None and not _are_three(value, positive=name == "std")
     ]
     if wrong:
-        raise CheckpointError(f"{folder.path / PREPROCESSOR}: image_{wrong[0]}: want three numbers")
+        raise CheckpointError(f"{folder.path / file}: image_{wrong[0]}: want three numbers")
     return {name: tuple(value) for name, value in found.items() if value is not None}
+
+
+def _preprocessor(folder: HfFolder) -> tuple[str, dict[str, Any]]:
+    """The file that says how pixels are prepared, and what it says; nothing where there is none."""
+    if (folder.path / PREPROCESSOR).exists():
+        return PREPROCESSOR, folder.json(PREPROCESSOR)
+    if (folder.path / PROCESSOR).exists():  # the only one that transformers 5 writes
+        inner = folder.json(PROCESSOR).get("image_processor")
+        return PROCESSOR, inner if isinstance(inner, dict) else {}
+    return PREPROCESSOR, {}
+
+
+def _require_usual_pixels(path: Path, values: Mapping[str, Any]) -> None:
+    """See that pixels are brought to 0..1, then normalised: that is in the exported graph."""
+    for name in ("do_rescale", "do_normalize"):
+        if values.get(name) is False:
+            raise CheckpointError(f"{path}: {name} is false; vqedge imports models that do it")
+    factor = values.get("rescale_factor")
+    if factor is not None and not (
+        type(factor) in (int, float) and math.isclose(factor, _RESCALE, rel_tol=1e-4)
+    ):
+        raise CheckpointError(f"{path}: rescale_factor is {factor!r}, want 1/255")
 
 
 def _are_three(value: Any, positive: bool) -> bool:
