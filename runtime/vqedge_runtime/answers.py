@@ -55,7 +55,7 @@ class Video:
         timings: what decoding and encoding took.
         start_s: start of the span.
         budget: most codes it was encoded with, as the encoder takes it.
-        source: path of the video, or what a `.vqt` says of it; None for frames from memory.
+        source: full path of the video, or what a `.vqt` says of it; None for frames from memory.
         part: it is a span that was asked for, or a segment: the video may be longer.
         stamp: size in bytes of a source that is a path, and time of its last change in nanoseconds,
             when it was encoded.
@@ -64,6 +64,8 @@ class Video:
         encoder: what encoded it, as `Backend` says it; empty where there are no tokens yet.
         note: what the user should know of it, as that it ends earlier than its file says; or
             nothing.
+        readers: sha256 of the codebook and of the bridge that its codes are for, as
+            `vqt.fit.readers_of` tells them; None where that is not known.
     """
 
     tokens: TokenSet
@@ -79,6 +81,7 @@ class Video:
     frames_thwc: Frames | None = field(default=None, repr=False)
     encoder: str = ""
     note: str = ""
+    readers: tuple[str, str] | None = field(default=None, repr=False)
 
     @property
     def end_s(self) -> float:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakSet
 
+import numpy as np
 from typing_extensions import Self
 
 from vqedge.budget import Budget
 from vqedge.bundle import Manifest
-from vqedge.errors import BackendUnavailable, ConfigError, VideoError
+from vqedge.errors import BackendUnavailable, ConfigError, VideoError, VqtError
 from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.budget import checked_budget
@@ -33,9 +36,12 @@ from vqedge_runtime.tokens import TokenSet, no_tokens
 from vqedge_runtime.video import Clip, clip_from_frames, clip_from_path
 from vqedge_runtime.video.source import never
 from vqedge_runtime.vqt import Header, Segment, header_for, is_vqt
+from vqedge_runtime.vqt.fit import fault_of_readers, readers_of
 from vqedge_runtime.vqt.header import PART_US
 
 PathLike = str | os.PathLike[str]
+
+_sessions: WeakSet[EncodingSession] = WeakSet()
 
 
 class EncodingSession:
@@ -57,6 +63,7 @@ class EncodingSession:
         self.bridge, self.manifest = bridge, manifest
         self._encoder, self._closed = encoder, False
         self._lock = threading.RLock()
+        _sessions.add(self)
 
     @property
     def encoder(self) -> Encoder:
@@ -65,7 +72,7 @@ class EncodingSession:
         Raises:
             BackendUnavailable: it cannot run here or on this bundle, or this was closed before it
                 was needed.
-            BundleError: its file cannot be run.
+            BundleError: its file cannot be run, or has changed since the bundle was opened.
         """
         opened = self._encoder
         if not callable(opened):  # who wants its name does not wait while another thread encodes
@@ -103,12 +110,14 @@ class EncodingSession:
             Stopped: `stopped` says so.
             VideoError: nothing in the file can be decoded, or the span or the path is empty.
             VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
-            ConfigError: the budget is no whole number or out of range, "auto" where the bundle has
-                a fixed one, or one of a `.vqt`, which has its tokens already.
+            ConfigError: start or end is no number; the budget is no whole number or out of range,
+                "auto" where the bundle has a fixed one, or one of a `.vqt`, which has its tokens
+                already.
             BackendUnavailable: the encoder cannot run here, or this is closed.
-            BundleError: the encoder's file cannot be run.
+            BundleError: the encoder's file cannot be run, or has changed.
         """
         self._check_open()
+        start_s, end_s = _seconds("start_s", start_s), _seconds("end_s", end_s)
         if not os.fspath(video):  # to Path it is the current folder
             raise VideoError("the video's path is empty; give a file or a folder")
         path = Path(video)
@@ -122,7 +131,8 @@ class EncodingSession:
         stamp = stamp_from_path(path)
         clip = clip_from_path(path, spec.frames, spec.size, start_s, end_s, spec.rule, stopped)
         part = (start_s, end_s) != (None, None)
-        return replace(self._encoded(clip, codes), source=path, part=part, stamp=stamp)
+        source = path.absolute()  # now: the process may go elsewhere
+        return replace(self._encoded(clip, codes), source=source, part=part, stamp=stamp)
 
     def encode_segments(self, vqt: PathLike) -> Iterator[Video]:
         """Every segment of a `.vqt`, read one after another as they are asked for.
@@ -148,8 +158,10 @@ class EncodingSession:
         Raises:
             ConfigError: the bundle's codes are ids, or bits are out of range.
             VideoError: the video's file is gone, or has changed since.
-            VqtError: the file cannot be written, or there is one of another kind.
+            VqtError: the file cannot be written, there is one of another kind, or the video was
+                made with another bundle.
         """
+        self._check_ours(video)
         source = video.source
         origin = origin_from_path(source, video.stamp) if isinstance(source, Path) else source
         window_us = PART_US if video.part else 0
@@ -191,8 +203,8 @@ class EncodingSession:
 
     def close(self) -> None:
         """Free the models when no thread is at them; twice is fine."""
+        self._closed = True  # first: a thread that has the lock does not take it again
         with self._lock, ExitStack() as stack:
-            self._closed = True
             if not callable(self._encoder) or isinstance(self._encoder, Opening):
                 stack.callback(self._encoder.close)
             stack.callback(self.bridge.close)
@@ -242,6 +254,7 @@ class EncodingSession:
             frames_thwc=to_ask,
             encoder="" if to_ask is not None else self.encoder.name,
             note=clip.note,
+            readers=readers_of(self.manifest),
         )
 
     def _to_ask(self, frames: Frames) -> Frames | None:
@@ -266,3 +279,37 @@ class EncodingSession:
     def _check_open(self) -> None:
         if self._closed:
             raise BackendUnavailable(f"this {type(self).__name__} is closed; open the bundle again")
+
+    def _check_ours(self, video: Video) -> None:
+        """Refuse what another bundle encoded.
+
+        Raises:
+            VqtError: so.
+        """
+        if video.readers and (fault := fault_of_readers(video.readers, self.manifest)):
+            raise VqtError(f"the video was {fault}")
+
+
+def _seconds(name: str, value: float | None) -> float | None:
+    """A number of any kind as a float.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if value is None:
+        return None
+    with suppress(TypeError, ValueError, RuntimeError):  # what NumPy and others raise at no number
+        number = np.asarray(value)
+        if not number.shape and number.dtype.kind in "iufO":
+            return float(number)
+    raise ConfigError(f"{name} {value!r}: give a number of seconds")
+
+
+@atexit.register
+def _close_encoders() -> None:
+    """Free what a daemon thread may be at: ONNX Runtime and OpenVINO abort a process that ends."""
+    for session in list(_sessions):
+        EncodingSession.close(session)  # not the language model: it does not mind, and may be long
+
+
+os.register_at_fork(after_in_child=_sessions.clear)  # a thread left behind may have their locks

@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from vqedge.errors import printable
-from vqedge.files import cache_root, remove_unfinished, replacing
+from vqedge.files import remove_unfinished, replacing
+from vqedge_runtime.cache_folder import cache_folder, cache_name
 
 SUFFIX = ".kv"
 _KIND = b"VQEDGEKV"
@@ -70,7 +71,7 @@ def write_kv(path: Path, identity: bytes, state: bytes) -> bool:
         logger.warning(
             "%s: cannot be written, so that no .kv can be signed and the next ask reads the video "
             "anew; name another folder in VQEDGE_CACHE",
-            printable(str(cache_root())),
+            cache_name(),
         )
         return False
     with suppress(OSError):
@@ -108,8 +109,8 @@ def _mac(identity: bytes, state: bytes) -> bytes | None:
 
 def _secret() -> bytes | None:
     """This user's secret, made where there is no whole one; readable by nobody else."""
-    path = cache_root() / "kv.secret"
     try:
+        path = cache_folder() / "kv.secret"
         if not path.exists() or path.stat().st_size != _SECRET_BYTES:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, 0o600) as temporary:

@@ -171,8 +171,10 @@ class VideoQA(EncodingSession):
             BackendUnavailable: the language model failed, or this is closed.
             BundleError: the video's rows are not as wide as the model's.
             PromptError: more rows than the model can read.
+            VqtError: the video was made with another bundle.
         """
         self._check_open()
+        self._check_ours(video)
         if video.frames_thwc is not None:
             raise ConfigError(PER_QUESTION)
         if kv is None:
@@ -194,7 +196,9 @@ class VideoQA(EncodingSession):
             BackendUnavailable: encoder or language model cannot run here, failed or are closed.
             BundleError: the language model's file holds no input embeddings, or the encoder failed.
             PromptError: the question is empty.
+            VqtError: the video was made with another bundle.
         """
+        self._check_ours(video)
         if video.frames_thwc is None:
             return video
         text = self.llm.question_embedding(question)
@@ -222,8 +226,9 @@ class VideoQA(EncodingSession):
             PromptError: the question is empty or too long for the context, or the choices are none
                 or one text, one is empty or there twice.
             ConfigError: choices and options are given, or options are no `DecodingOptions`.
-            VideoError, VqtError, BundleError: see `encode`; the last also where the rows are not as
-                wide as the language model's.
+            VideoError, VqtError, BundleError: see `encode`; the second also where the video was
+                made with another bundle, the last where the rows are not as wide as the language
+                model's.
             BackendUnavailable: a model cannot run here or failed, or this is closed.
         """
         self._check_open()

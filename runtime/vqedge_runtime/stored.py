@@ -145,6 +145,7 @@ def video_from_segment(
         header.origin,
         part=header.window_us > 0,
         encoder=NO_ENCODER,
+        readers=(header.codebook_sha256, header.bridge_sha256),
     )
 
 

@@ -89,3 +89,13 @@ def test_a_library_without_the_calls_names_the_one_to_install(
     monkeypatch.setattr(embeddings, "ggml", None)
     with pytest.raises(BackendUnavailable, match=f"follow it; run: {re.escape(pip_line())}"):
         EmbeddingTable(tmp_path / "a.gguf", WIDTH, COUNT)
+
+
+def test_the_file_is_found_from_another_folder(
+    wild_path: Path, wild: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(wild_path.parent)
+    with open_llama_cpp(Path(wild_path.name), threads=1, context=256) as llm:
+        monkeypatch.chdir(tmp_path)
+        found = llm.question_embedding("What moves?")
+    np.testing.assert_array_equal(found, wild.question_embedding("What moves?"))

@@ -325,3 +325,15 @@ def test_backends_are_timed_without_a_share_where_the_reference_does_not_run(
     rows = side_by_side(bundle, np.zeros((8, 224, 224, 3), np.uint8), 1)
     assert rows["onnxruntime"] == {"error": "not here"}
     assert rows["openvino"]["encode_ms"] >= 0 and "over_fp32" not in rows["openvino"]
+
+
+def test_so_does_one_of_which_nobody_knows_where_it_is(
+    bundle: Bundle,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("VQEDGE_CACHE", "~no-such-user/cache")
+    assert open_encoder("auto", bundle).name.startswith("quick")
+    told = "~no-such-user/cache: cannot be written, so that every start measures again; "
+    assert told in caplog.text

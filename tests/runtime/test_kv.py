@@ -115,6 +115,21 @@ def test_where_no_secret_can_be_kept_the_cache_is_named(
     assert message.startswith(f"{tmp_path}/file: cannot be written") and "clip.kv" not in message
 
 
+def test_where_nobody_knows_the_cache_there_is_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    assert write_kv(tmp_path / "clip.kv", b"who", STATE)
+    monkeypatch.delenv("VQEDGE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert read_kv(tmp_path / "clip.kv", b"who") is None
+    assert not write_kv(tmp_path / "other.kv", b"who", STATE)
+    assert "vqedge: cannot be written, so that no .kv can be signed" in caplog.text
+
+
 @pytest.mark.parametrize("left", [b"", b"half"])
 def test_a_secret_whose_writing_was_cut_is_made_anew(tmp_path: Path, left: bytes) -> None:
     secret, path = tmp_path / "cache/kv.secret", tmp_path / "clip.kv"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,30 @@ def test_a_stream_is_ended_by_newer_prompts(wild: Any) -> None:
     wild.ask_many([Prompt(clip, "Which?")], SHORT)
     with pytest.raises(StreamEnded, match="another call"):
         list(stream)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda wild, clip: wild.ask(clip, " "),
+        lambda wild, clip: wild.ask(clip, "why " * CONTEXT),
+        lambda wild, clip: wild.ask(clip, "Which?", DecodingOptions(max_tokens=9999)),
+        lambda wild, clip: wild.stream(video(width=64), "Which?"),
+        lambda wild, clip: wild.score_choices(clip, "", ["red", "blue"]),
+        lambda wild, clip: wild.ask_many([Prompt(clip, "Which?"), Prompt(clip, "")]),
+        lambda wild, clip: wild.ask_many([]),
+        lambda wild, clip: wild.score_many([Prompt(clip, "Which?")], " "),
+        lambda wild, clip: wild.score_many([Prompt(clip, "")], "red"),
+        lambda wild, clip: wild.prefill_video(video(width=64)),
+        lambda wild, clip: wild.prefill_video(video(9, rows=CONTEXT)),
+        lambda wild, clip: wild.restore_prefix(video(9, rows=CONTEXT), b""),
+    ],
+)
+def test_what_reads_nothing_ends_no_stream(wild: Any, read: Callable[[Any, Any], object]) -> None:
+    clip, options = video(9), DecodingOptions(max_tokens=8)
+    expected = wild.ask(clip, "Say more.", options).text
+    stream = wild.stream(clip, "Say more.", options)
+    first = next(stream)
+    with suppress(PromptError, BundleError):
+        assert read(wild, clip) == []
+    assert first + "".join(stream) == expected

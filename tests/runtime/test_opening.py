@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from tiny_bundle import write_bundle
 
 from vqedge.bundle import Bundle
 from vqedge.commands.ask import run_ask
-from vqedge.errors import BackendUnavailable, ConfigError
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError
 from vqedge_runtime import VideoQA
 from vqedge_runtime import session as session_module
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import ENCODERS, Encoder, EncoderBackend
+from vqedge_runtime.encoders import ENCODERS, Encoder, EncoderBackend, auto
 from vqedge_runtime.encoders.fake import FakeEncoder
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.opening import Opening
@@ -196,3 +197,62 @@ def test_commands_open_the_encoder_ahead_for_videos_alone(
     with pytest.raises(BackendUnavailable, match="enough"):
         run_ask(tmp_path / name, "What?", tmp_path)
     assert asked == [ahead]
+
+
+# ---- opened late
+
+
+@pytest.fixture
+def reading(models: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Let `onnxruntime` read its file; what it has read."""
+    read: list[bytes] = []
+
+    def opens(bundle: Bundle, threads: int | None) -> Encoder:
+        read.append(bundle.path_of("encoder").read_bytes())
+        return Watched(32, 576)
+
+    monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(opens, lambda: None))
+    return read
+
+
+def test_a_process_that_goes_elsewhere_has_its_bundle_and_its_videos(
+    models: Path, reading: list[bytes], clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = models.parent
+    shutil.copy(clip, here / "clip.mp4")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here)
+    with VideoQA.open("tiny.vqedge", encoder="onnxruntime") as qa:
+        video = qa.encode("clip.mp4")
+        assert video.source == here / "clip.mp4"
+        with VideoQA.open("tiny.vqedge", encoder="onnxruntime") as later:
+            monkeypatch.chdir("elsewhere")
+            later.encode_frames(FRAMES)
+        qa.save(video, here / "a.vqt")
+    assert reading == [(models / "encoder.onnx").read_bytes()] * 2
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_encoder_that_was_replaced_since_is_refused(
+    backend: str, gone: bool, models: Path, reading: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models.parent)
+    file, told = models / "encoder.onnx", "has changed since the bundle was opened; open the bundle"
+    with VideoQA.open("tiny.vqedge", encoder=backend) as qa:
+        content = file.read_bytes()
+        file.unlink() if gone else file.write_bytes(content[::-1])
+        with pytest.raises(BundleError, match=f"^tiny.vqedge: encoder.onnx: {told} again$"):
+            qa.encode_frames(FRAMES)
+        assert not reading
+        file.write_bytes(content)  # the same, at another time
+        os.utime(file, (1, 1))
+        monkeypatch.setattr(auto, "open_fastest", ENCODERS["onnxruntime"].open)
+        qa.encode_frames(FRAMES)
+        assert len(reading) == 1
+
+
+def test_what_no_encoder_reads_may_change_since(models: Path, reading: list[bytes]) -> None:
+    with VideoQA.open(models, encoder="onnxruntime") as qa:
+        (models / "parity.json").write_bytes(b"{}")
+        qa.encode_frames(FRAMES)

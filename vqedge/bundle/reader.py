@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vqedge.bundle.folder import bundle_errors, hashes, is_ignored, scan
@@ -13,14 +15,29 @@ from vqedge.bundle.manifest import (
     manifest_from_bytes,
 )
 from vqedge.errors import BundleError
+from vqedge.files import file_sha256
+
+_ENCODERS = ("encoder", "encoder-variant", "encoder-data", "engine")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. Its files are read through `path_of`, which knows listed files only."""
+    """An opened bundle. Its files are read through `path_of`, which knows listed files only.
+
+    Attributes:
+        root: the folder, as the user wrote it.
+        manifest: what is in it.
+        stamps: of each file that was hashed its size in bytes and, in nanoseconds, the time of its
+            last change, from before that.
+    """
 
     root: Path
     manifest: Manifest
+    stamps: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _folder: Path = field(init=False, repr=False, compare=False)  # wherever the process goes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_folder", self.root.absolute())
 
     def path_of(self, role_or_file: str) -> Path:
         """The path of a listed file, by its path in the bundle or by a role that one file has.
@@ -35,7 +52,34 @@ class Bundle:
             problem = "several files have this role" if found else "not listed in the manifest"
             names = ", ".join(file.path for file in self.manifest.files)
             raise BundleError(f"{self.root}: {role_or_file}: {problem}; it lists {names}")
-        return self.root / found[0]
+        return self._place / found[0]
+
+    def check_encoders(self) -> None:
+        """Refuse encoders that are not those that were verified; nothing if none were.
+
+        Raises:
+            BundleError: a file has changed since.
+        """
+        listed = {file.path: file for file in self.manifest.files}
+        for path, stamp in self.stamps.items():
+            file = listed[path]
+            if file.role in _ENCODERS and not self._is_as_verified(path, stamp, file.sha256):
+                line = "has changed since the bundle was opened; open the bundle again"
+                raise BundleError(f"{self.root}: {path}: {line}")
+
+    def _is_as_verified(self, path: str, stamp: tuple[int, int], sha256: str) -> bool:
+        place = self._folder / path
+        with suppress(OSError):  # it is gone
+            return _stamp(place) == stamp or file_sha256(place) == sha256
+        return False
+
+    @property
+    def _place(self) -> Path:
+        """The folder as the user wrote it while that leads there, else its full path."""
+        with suppress(OSError):
+            if self.root.samefile(self._folder):
+                return self.root
+        return self._folder
 
 
 def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
@@ -54,6 +98,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         bundle = Bundle(root, manifest_from_bytes(_manifest_data(root)))
         _check_listing(bundle)
         if verify:
+            bundle = replace(bundle, stamps=_stamps(bundle))
             _check_hashes(bundle)
     return bundle
 
@@ -90,6 +135,16 @@ def _check_listing(bundle: Bundle) -> None:
     for path in sorted(found.keys() - listed):
         if not is_ignored(path):
             raise BundleError(f"{path}: not listed in the manifest; remove it or export again")
+
+
+def _stamps(bundle: Bundle) -> dict[str, tuple[int, int]]:
+    paths = [file.path for file in bundle.manifest.files]
+    return {path: _stamp(bundle.root / path) for path in paths}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _check_hashes(bundle: Bundle) -> None:

@@ -186,10 +186,11 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
     Raises:
         UsageError: no such backend, or more threads than there can be.
         BackendUnavailable: it cannot run here or on this bundle.
-        BundleError: the file cannot be run.
+        BundleError: the file cannot be run, or has changed since the bundle was opened.
     """
     check_threads(threads)
     require_backend(name)
+    bundle.check_encoders()
     if name == AUTO:
         from vqedge_runtime.encoders.auto import open_fastest
 

@@ -30,8 +30,9 @@ from vqedge.bundle import Bundle
 from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver, nvidia_device_files
 from vqedge.engines import MODULES
-from vqedge.errors import BackendUnavailable, printable
-from vqedge.files import cache_root, locked, replacing
+from vqedge.errors import BackendUnavailable
+from vqedge.files import locked, replacing
+from vqedge_runtime.cache_folder import cache_folder, cache_name
 from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
 from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.tokens import Codes
@@ -213,8 +214,8 @@ def _one_at_a_time() -> Iterator[None]:
     """Wait for whoever measures; where the cache cannot be written or locked, for nobody."""
     with ExitStack() as stack:
         with suppress(OSError):
-            cache_root().mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(cache_root() / "backends.lock", _tell_of_waiting))
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(cache_folder() / "backends.lock", _tell_of_waiting))
         yield
 
 
@@ -280,8 +281,8 @@ def _gpus() -> list[str]:
 
 
 def memory_file() -> Path:
-    """Where what was measured is remembered."""
-    return cache_root() / "backends.json"
+    """Where what was measured is remembered; an OSError where nobody knows."""
+    return cache_folder() / "backends.json"
 
 
 def _memory() -> _Memory:
@@ -303,5 +304,5 @@ def _remember(key: str, measured: Measured) -> None:
         logger.warning(
             "%s: cannot be written, so that every start measures again; name another folder in "
             "VQEDGE_CACHE",
-            printable(str(cache_root())),
+            cache_name(),
         )

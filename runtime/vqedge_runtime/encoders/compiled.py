@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqedge.files import cache_root, locked, replacing, surplus
+from vqedge.files import locked, replacing, surplus
+from vqedge_runtime.cache_folder import cache_folder
 
 _KEPT_FILES, _KEPT_FOLDERS = 16, 4  # kernels are some megabytes, engines up to a gigabyte
 _DIGEST_BYTES = 32
@@ -39,10 +40,12 @@ class KernelCache:
     """
 
     def __init__(self, config: Any, *facts: str) -> None:
-        self._file = cache_root() / "kernels" / _key(facts)
+        self._file: Path | None = None
+        with suppress(OSError):
+            self._file = cache_folder() / "kernels" / _key(facts)
         self._known_bytes = 0
         self._cache = config.create_runtime_cache()
-        if (known := kept(self._file)) is not None:
+        if self._file is not None and (known := kept(self._file)) is not None:
             if self._cache.deserialize(known):
                 self._known_bytes = len(known)
             else:  # it need not be empty now
@@ -51,6 +54,8 @@ class KernelCache:
 
     def store(self) -> None:
         """Write the file if anything was compiled since it was read."""
+        if self._file is None:
+            return
         kernels = self._cache.serialize()
         if kernels is not None and len(blob := bytes(kernels)) > self._known_bytes:
             keep_file(self._file, blob, _KEPT_FILES)
@@ -103,7 +108,7 @@ def provider_folder(*facts: str) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made, emptied or locked.
     """
-    folder = cache_root() / "providers" / _key(facts)
+    folder = cache_folder() / "providers" / _key(facts)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / _LOCK, _tell_of_waiting):
         if not (folder / _WHOLE).exists():

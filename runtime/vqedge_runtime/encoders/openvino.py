@@ -19,7 +19,8 @@ import onnxruntime as ort
 
 from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError, first_line
-from vqedge.files import cache_root, file_sha256
+from vqedge.files import file_sha256
+from vqedge_runtime.cache_folder import cache_folder
 from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import keep_file, kept
 from vqedge_runtime.encoders.silent_openvino import opset13, ov
@@ -117,15 +118,15 @@ def _compiled(path: Path, settings: dict[str, Any]) -> tuple[ov.CompiledModel, o
     core = ov.Core()
     files = _cached_files(core, path)
     exact = settings | {"INFERENCE_PRECISION_HINT": "f32"}  # a compiled model forgets its type
-    halves = kept(files[0]), kept(files[1])
-    if halves[0] is not None and halves[1] is not None:
+    halves = [kept(file) for file in files]
+    if halves and None not in halves:
         with suppress(RuntimeError):  # of another build: made anew
             vit = core.import_model(halves[0], _DEVICE, settings)
             return vit, core.import_model(halves[1], _DEVICE, exact)
     models = _halves(core, path)
     vit = core.compile_model(models[0], _DEVICE, settings)
     quantizer = core.compile_model(models[1], _DEVICE, exact)
-    for file, model in zip(files, (vit, quantizer), strict=True):
+    for file, model in zip(files, (vit, quantizer), strict=False):
         keep_file(file, model.export_model().getvalue(), _KEPT_FILES)
     return vit, quantizer
 
@@ -176,9 +177,13 @@ def _features_of(model: ov.Model, path: Path) -> Any:
     raise BundleError(f"{path}: no tensor {FEATURES!r} in the graph; export again")
 
 
-def _cached_files(core: ov.Core, path: Path) -> tuple[Path, Path]:
+def _cached_files(core: ov.Core, path: Path) -> list[Path]:
+    """Where the two are kept; nowhere if there is no cache folder."""
+    try:
+        folder = cache_folder() / "openvino"
+    except OSError:
+        return []
     processor = core.get_property(_DEVICE, "FULL_DEVICE_NAME")
     known = f"{file_sha256(path)} {ov.get_version()} {ort.__version__} {processor}"
     key = hashlib.sha256(known.encode()).hexdigest()[:32]
-    folder = cache_root() / "openvino"
-    return folder / f"{key}.vit.blob", folder / f"{key}.quantizer.blob"
+    return [folder / f"{key}.vit.blob", folder / f"{key}.quantizer.blob"]

@@ -69,12 +69,8 @@ class FakeLanguageModel:
             BackendUnavailable: it is closed.
             BundleError: the rows are not `width` wide.
         """
-        self._require_open()
+        self._check(video)
         self._turn += 1
-        if video.rows.shape[1] != self.width:
-            raise BundleError(
-                f"rows are {video.rows.shape[1]} wide, {self.name} reads {self.width}"
-            )
         reused = video.key in self._held
         self._held.add(video.key)
         return Prefix(len(video.rows), 0.0, reused)
@@ -177,11 +173,26 @@ class FakeLanguageModel:
         self, prompts: Sequence[Prompt], options: DecodingOptions | None = None
     ) -> list[Generation]:
         """The next queued texts in order; raises as `stream` does."""
+        self._check_all(prompts)
         return [self.ask(prompt.video, prompt.question, options) for prompt in prompts]
 
     def score_many(self, prompts: Sequence[Prompt], answer: str) -> list[float]:
         """The first of the next queued scores each; raises as `score_choices` does."""
+        check_choices([answer])
+        self._check_all(prompts)
         return [self.score_choices(p.video, p.question, [answer]).totals[0] for p in prompts]
+
+    def _check_all(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            question_text(prompt.question)
+            self._check(prompt.video)
+
+    def _check(self, video: VideoRows) -> None:
+        self._require_open()
+        if video.rows.shape[1] != self.width:
+            raise BundleError(
+                f"rows are {video.rows.shape[1]} wide, {self.name} reads {self.width}"
+            )
 
     def _require_open(self) -> None:
         if self.closed:

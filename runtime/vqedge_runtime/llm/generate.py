@@ -56,6 +56,7 @@ class LlamaCpp:
         self._lock = threading.RLock()
         self._model = model
         self._reader = reader
+        self._path = model.path.absolute()  # now: the process may go elsewhere
         self._turn: Turn | None = None
         self.name = f"llama.cpp {_device(model.gpu_layers)} {model.quantisation}"
         self.width = model.width
@@ -137,7 +138,7 @@ class LlamaCpp:
 
     @functools.cached_property
     def _embeddings(self) -> EmbeddingTable:
-        return EmbeddingTable(self._model.path, self._model.width, self._model.vocab_size)
+        return EmbeddingTable(self._path, self._model.width, self._model.vocab_size)
 
     def prefill_video(self, video: VideoRows) -> Prefix:
         """Read the video ahead of its first question.
@@ -148,6 +149,7 @@ class LlamaCpp:
             PromptError: more rows than the model can read.
         """
         with self._lock:
+            self._reader.check_video(video)
             self._turn = None
             return self._reader.read_video(video)
 
@@ -168,6 +170,7 @@ class LlamaCpp:
             whether they fit; if not, the next question reads the video.
         """
         with self._lock:
+            self._reader.check_video(video)
             self._turn = None
             return self._reader.restore_video(video, state)
 
@@ -235,8 +238,8 @@ class LlamaCpp:
             PromptError: a question is empty, or does not fit the context.
         """
         with self._lock:
-            self._turn = None
-            return many.generate(self._model, self._reader, prompts, options)
+            suffixes = self._suffixes(prompts, options.max_tokens)
+            return many.generate(self._model, self._reader, prompts, suffixes, options)
 
     def score_many(self, prompts: Sequence[Prompt], answer: str) -> list[float]:
         """Log-likelihood of an answer with its end of turn, after each of several prompts.
@@ -251,8 +254,9 @@ class LlamaCpp:
             PromptError: the answer or a question is empty, or does not fit the context.
         """
         with self._lock:
-            self._turn = None
-            return many.score(self._reader, prompts, self._reader.chat.answer_ids(answer))
+            ids = self._reader.chat.answer_ids(answer)
+            suffixes = self._suffixes(prompts, len(ids))
+            return many.score(self._reader, prompts, suffixes, ids)
 
     def score_choices(
         self, video: VideoRows, question: str, choices: Sequence[str]
@@ -336,17 +340,30 @@ class LlamaCpp:
         answer_tokens: int,
         history: Sequence[Exchange] = (),
     ) -> Turn:
-        """Read everything before the answer; end any other turn."""
-        self._turn = None
+        """Read everything before the answer; end any other turn, unless this one is refused."""
         started = time.perf_counter()
-        prefix, suffix_tokens = self._reader.read_question(video, question, answer_tokens, history)
+        suffix = self._reader.suffix(Prompt(video, question), answer_tokens, history)
+        self._turn = None
+        prefix = self._reader.read_question(video, suffix, answer_tokens, bool(history))
         self._turn = Turn(
             prefix=prefix,
-            prompt_tokens=prefix.tokens + suffix_tokens,
+            prompt_tokens=prefix.tokens + len(suffix),
             question_ms=ms_since(started) - prefix.ms,
             started=started,
         )
         return self._turn
+
+    def _suffixes(self, prompts: Sequence[Prompt], answer_tokens: int) -> list[list[int]]:
+        """What comes after each video; end any turn, unless a prompt is refused or there is none.
+
+        Raises:
+            BundleError: rows are not as wide as the model's.
+            PromptError: a question is empty, or does not fit the context.
+        """
+        suffixes = [self._reader.suffix(prompt, answer_tokens, ()) for prompt in prompts]
+        if prompts:
+            self._turn = None
+        return suffixes
 
     def _pieces(self, turn: Turn, sampler: Sampler, max_tokens: int) -> Generator[str, None, None]:
         """Generate until the end of the turn; characters come whole."""

@@ -24,32 +24,45 @@ from vqedge_runtime.llm.turn import Turn
 
 
 def generate(
-    model: Model, reader: Reader, prompts: Sequence[Prompt], options: DecodingOptions
+    model: Model,
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    suffixes: Sequence[Sequence[int]],
+    options: DecodingOptions,
 ) -> list[Generation]:
     """An answer to every prompt; times count from the beginning of the group it was answered in.
 
+    Args:
+        model: answers.
+        reader: reads them.
+        prompts: videos and questions.
+        suffixes: what the reader gave of each.
+        options: how to pick tokens.
+
     Raises:
         BackendUnavailable: the model is closed or failed.
-        BundleError: rows are not as wide as the model's.
-        PromptError: a question is empty, or does not fit the context; told before any is read.
     """
     found: list[Generation] = []
-    suffixes = reader.suffixes(prompts, options.max_tokens)
     for group in _groups(reader, prompts, suffixes, options.max_tokens):
         found += _generated(model, reader, prompts[group], suffixes[group], options)
     return found
 
 
-def score(reader: Reader, prompts: Sequence[Prompt], answer: Sequence[int]) -> list[float]:
+def score(
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    suffixes: Sequence[Sequence[int]],
+    answer: Sequence[int],
+) -> list[float]:
     """Log-likelihood of an answer after each prompt; raises as `generate` does.
 
     Args:
         reader: reads them.
         prompts: videos and questions.
+        suffixes: what the reader gave of each.
         answer: ids, the end of turn included.
     """
     totals: list[float] = []
-    suffixes = reader.suffixes(prompts, len(answer))
     for group in _groups(reader, prompts, suffixes, len(answer)):
         totals += _scored(reader, prompts[group], suffixes[group], answer)
     return totals

@@ -98,27 +98,31 @@ class Reader:
             raise BackendUnavailable("the language model is closed; open it again")
         return self._context
 
-    def read_video(self, video: VideoRows) -> Prefix:
-        """Leave the prefix of this video in the context, nothing after it.
+    def check_video(self, video: VideoRows) -> None:
+        """Refuse a video that cannot be read.
 
         Raises:
-            BackendUnavailable: closed, or llama.cpp failed.
             BundleError: the rows are not as wide as the model's.
             PromptError: more rows than the model can read.
         """
         self._check_width(video.rows)
+        self._needed(len(video.rows), 0, 0)
+
+    def read_video(self, video: VideoRows) -> Prefix:
+        """Leave the prefix of this video, which is checked, in the context, nothing after it.
+
+        Raises:
+            BackendUnavailable: closed, or llama.cpp failed.
+        """
         self._make_room(len(video.rows), 0, 0)
         return self._hold(video)
 
     def restore_video(self, video: VideoRows, state: bytes) -> bool:
-        """Take a video's prefix from the context's `state` instead of reading it; if it fits.
+        """Take the prefix of a video, which is checked, from the context's `state`; if it fits.
 
         Raises:
             BackendUnavailable: closed.
-            BundleError: the rows are not as wide as the model's.
-            PromptError: more rows than the model can read.
         """
-        self._check_width(video.rows)
         self._make_room(len(video.rows), 0, 0)
         fits = self._put_back(video, state)
         if fits:
@@ -131,37 +135,25 @@ class Reader:
         self._aside.clear()
 
     def read_question(
-        self,
-        video: VideoRows,
-        question: str,
-        answer_tokens: int,
-        history: Sequence[Exchange] = (),
-    ) -> tuple[Prefix, int]:
+        self, video: VideoRows, suffix: list[int], answer_tokens: int, keep_turns: bool = False
+    ) -> Prefix:
         """Leave the prefix and this question in the context, and room for an answer.
 
         Args:
             video: what is asked about.
-            question: the user's words.
+            suffix: what `suffix` gave of it.
             answer_tokens: room to leave.
-            history: earlier turns, the oldest first.
-
-        Returns:
-            the prefix, and how many tokens came after it.
+            keep_turns: do not read again what the last suffix began with, too.
 
         Raises:
             BackendUnavailable: closed, or llama.cpp failed.
-            BundleError: the rows are not as wide as the model's.
-            PromptError: a question is empty, all does not fit the context, or the chat template
-                has no second turn.
         """
-        self._check_width(video.rows)
-        suffix = self.chat.after_video(question, history)
         self._make_room(len(video.rows), len(suffix), answer_tokens)
-        kept = self._keep_turns(video, suffix) if history else 0
+        kept = self._keep_turns(video, suffix) if keep_turns else 0
         prefix = Prefix(self._length(video), 0.0, reused=True) if kept else self._hold(video)
         self.context.read(Cells.at(prefix.tokens + kept, suffix[kept:], logits="last"))
         self._suffix = suffix
-        return prefix, len(suffix)
+        return prefix
 
     @contextmanager
     def read_side_by_side(
@@ -171,7 +163,7 @@ class Reader:
 
         Args:
             prompts: at least one, at most `BRANCHES`.
-            suffixes: what `suffixes` gave of them.
+            suffixes: what `suffix` gave of each.
             answer_tokens: room to leave for each answer.
 
         Raises:
@@ -194,24 +186,23 @@ class Reader:
                 for number, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True), 1)
             ]
 
-    def suffixes(self, prompts: Sequence[Prompt], answer_tokens: int) -> list[list[int]]:
-        """Ids after the video of each prompt, every one of which can be read alone.
+    def suffix(self, prompt: Prompt, answer_tokens: int, history: Sequence[Exchange]) -> list[int]:
+        """Ids after the video of a prompt that can be read.
 
         Args:
-            prompts: in any number.
+            prompt: a video and a question.
             answer_tokens: room to leave for an answer.
+            history: earlier turns, the oldest first.
 
         Raises:
-            BundleError: rows are not as wide as the model's.
-            PromptError: a question is empty, or does not fit the context.
+            BundleError: the rows are not as wide as the model's.
+            PromptError: a question is empty, all does not fit the context, or the chat template
+                has no second turn.
         """
-        found: list[list[int]] = []
-        for prompt in prompts:
-            self._check_width(prompt.video.rows)
-            suffix = self.chat.after_video(prompt.question)
-            self._needed(len(prompt.video.rows), len(suffix), answer_tokens)
-            found.append(suffix)
-        return found
+        self._check_width(prompt.video.rows)
+        suffix = self.chat.after_video(prompt.question, history)
+        self._needed(len(prompt.video.rows), len(suffix), answer_tokens)
+        return suffix
 
     def room_after(self, video: VideoRows, question: str) -> int:
         """Positions that the largest context has after a question, at least one.

@@ -41,7 +41,8 @@ def header_for(
         raise ConfigError(f"bits {bits}: want {MIN_BITS} to {MAX_BITS}")
     codebook, encoder = manifest.quantizer.codebook, manifest.encoder
     values = next(item for item in manifest.bridge.inputs if item.name != "index_map")
-    hashes = {file.role: file.sha256 for file in manifest.files}
+    encoder_sha256 = next(file.sha256 for file in manifest.files if file.role == "encoder")
+    codebook_sha256, bridge_sha256 = readers_of(manifest)
     return Header(
         kind=manifest.quantizer.kind,
         levels=codebook.levels if codebook else 0,
@@ -50,14 +51,29 @@ def header_for(
         grid_height=encoder.grid,
         grid_width=encoder.grid,
         codes=manifest.quantizer.codes,
-        encoder_sha256=hashes["encoder"],
-        bridge_sha256=hashes["bridge"],
-        codebook_sha256=codebook.sha256 if codebook else NO_SHA256,
+        encoder_sha256=encoder_sha256,
+        bridge_sha256=bridge_sha256,
+        codebook_sha256=codebook_sha256,
         budget=budget,
         window_us=window_us,
         origin=origin or Origin(),
         bits=bits,
     )
+
+
+def readers_of(manifest: Manifest) -> tuple[str, str]:
+    """The sha256 of the codebook, zeros without one, and of the bridge that codes are for."""
+    codebook = manifest.quantizer.codebook
+    bridge = next(file.sha256 for file in manifest.files if file.role == "bridge")
+    return codebook.sha256 if codebook else NO_SHA256, bridge
+
+
+def fault_of_readers(theirs: tuple[str, str], manifest: Manifest) -> str | None:
+    """That codes are for others than this bundle's, and the next step; None if they are not."""
+    for what, other, own in zip(("codebook", "bundle"), theirs, readers_of(manifest), strict=True):
+        if other != own:
+            return f"made with another {what} ({other[:8]}, not {own[:8]}); {_AGAIN}"
+    return None
 
 
 def check_fit(header: Header, manifest: Manifest) -> None:
@@ -71,12 +87,8 @@ def check_fit(header: Header, manifest: Manifest) -> None:
     ours = header_for(manifest, header.budget)
     if header.kind != ours.kind:
         raise VqtError(f"holds codes of kind {header.kind}, the bundle reads {ours.kind}; {_AGAIN}")
-    named = {"codebook": "codebook_sha256", "bundle": "bridge_sha256"}
-    for what, name in named.items():
-        theirs, own = getattr(header, name), getattr(ours, name)
-        if theirs != own:
-            line = f"made with another {what} ({theirs[:8]}, not {own[:8]}); {_AGAIN}"
-            raise VqtError(line)
+    if fault := fault_of_readers((header.codebook_sha256, header.bridge_sha256), manifest):
+        raise VqtError(fault)
     sizes = ("levels", "width", "map_shape", "codes")
     for name in sizes:
         if getattr(header, name) != getattr(ours, name):
