@@ -62,7 +62,7 @@ class LogitsSource(Protocol):
 
 
 _MEMORY = Path("/proc/meminfo")
-_PARAMETER_BYTES = 8  # float32 twice: transformers keeps what it read beside the model it makes
+_FLOAT_BYTES, _SPARE = 4, 1.1  # of float32; and what else a tenth of it holds
 OpenLlm = Callable[[Path], AbstractContextManager[LogitsSource]]
 
 
@@ -240,10 +240,13 @@ def _quantized(
 def require_memory(gguf: Path) -> None:
     """See that the memory that is free holds a language model in PyTorch, to compare with.
 
+    That is all of it in float32, and the largest tensor once more while it is read.
+
     Raises:
         ExportError: it does not.
     """
-    need = _PARAMETER_BYTES * sum(int(tensor.n_elements) for tensor in sound_reader(gguf).tensors)
+    sizes = [int(tensor.n_elements) for tensor in sound_reader(gguf).tensors]
+    need = _SPARE * _FLOAT_BYTES * (sum(sizes) + max(sizes, default=0))
     free = _free_bytes()
     if free is not None and need > free:
         raise ExportError(

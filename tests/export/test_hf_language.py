@@ -259,6 +259,8 @@ def test_more_tokens_than_rows(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: 'yarn'; vqedge imports models with un"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: 'linear'"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope_scaling: 'factor'"),
+        ({"rope_scaling": {"type": "default", "rope_theta": 1e6}}, "rope_scaling: 'rope_theta'"),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn"}}, "rope_type"),
         ({"rope_parameters": {"rope_type": "default"}}, "rope_theta"),
         ({"use_sliding_window": True}, "use_sliding_window"),

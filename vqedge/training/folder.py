@@ -284,22 +284,29 @@ class RunFolder:
         Args:
             step: the last one; checkpoints of later steps are of a run before it.
         """
-        paths = [numbered(self.path, number) for number in self._ours(step)]
-        known = [(path, *found) for path in reversed(paths) if (found := _validated(path))]
-        if not known or not self.config.keep:
-            return None
-        alike = [(path, share) for path, share, asked in known if asked == known[0][2]]
-        return max(alike, key=lambda each: each[1])  # the first of equals
+        bests = self._bests(step)
+        return next(iter(bests.values())) if bests and self.config.keep else None
+
+    def _bests(self, step: int) -> dict[str, tuple[Path, float]]:
+        """The one that did best by what was asked, that of the newest figures first."""
+        bests: dict[str, tuple[Path, float]] = {}
+        for path in reversed([numbered(self.path, number) for number in self._ours(step)]):
+            if (found := _validated(path)) is None:
+                continue
+            share, asked = found
+            if asked not in bests or share > bests[asked][1]:
+                bests[asked] = path, share
+        return bests
 
     def _ours(self, step: int) -> list[int]:
         return sorted(number for number in _numbered_ones(self.path) if number <= step)
 
     def _prune(self, step: int) -> None:
-        """Drop this run's numbered checkpoints but for the newest few and the best."""
-        ours, best = self._ours(step), self.best(step)
-        for number in ours[: max(len(ours) - self.config.keep, 0)]:
-            path = numbered(self.path, number)
-            if best is None or path != best[0]:
+        """Drop this run's numbered checkpoints but for the newest few and, with them, the best."""
+        ours, keep = self._ours(step), self.config.keep
+        best = {path for path, _ in self._bests(step).values()} if keep else set[Path]()
+        for number in ours[: max(len(ours) - keep, 0)]:
+            if (path := numbered(self.path, number)) not in best:
                 shutil.rmtree(path)
 
 
@@ -322,11 +329,11 @@ def _number_of(path: Path) -> int | None:
     return int(digits) if path == numbered(path.parent, int(digits)) else None
 
 
-def _validated(checkpoint: Path) -> tuple[float, Any] | None:
+def _validated(checkpoint: Path) -> tuple[float, str] | None:
     """The share of right answers in validation, and of which; None where none is written down."""
     try:
         metrics = json.loads((checkpoint / METRICS).read_text(encoding="utf-8"))
-        return float(metrics["validation"]["exact_match"]), metrics.get("validation_set")
+        return float(metrics["validation"]["exact_match"]), str(metrics.get("validation_set"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

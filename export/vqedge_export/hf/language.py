@@ -82,10 +82,11 @@ class Qwen2(BaseModel):
     @field_validator("rope_scaling")
     @classmethod
     def _scales_nothing(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        told = value or {}
-        kind = told.get("rope_type", told.get("type", "default"))
-        if kind != "default":
-            raise ValueError(f"{kind!r}; vqedge imports models with unscaled positions only")
+        told = dict(value or {})
+        kinds = {told.pop(name, "default") for name in ("rope_type", "type")}
+        if told or kinds != {"default"}:
+            found = ", ".join(f"{name!r}" for name in (*sorted(kinds - {"default"}), *told))
+            raise ValueError(f"{found}; vqedge imports models with unscaled positions only")
         return value
 
     @property
