@@ -41,6 +41,7 @@ from vqedge_runtime.vqt.header import PART_US
 
 PathLike = str | os.PathLike[str]
 
+_MOST_AT_EXIT_S = 30.0  # for a clip under way
 _sessions: WeakSet[EncodingSession] = WeakSet()
 
 
@@ -209,6 +210,17 @@ class EncodingSession:
                 stack.callback(self._encoder.close)
             stack.callback(self.bridge.close)
 
+    def _close_at_exit(self) -> None:
+        """Close what is open; not what is being opened, which may take minutes.
+
+        Nor the language model: it does not mind, and may be long.
+        """
+        if not callable(self._encoder) and self._lock.acquire(timeout=_MOST_AT_EXIT_S):
+            try:
+                EncodingSession.close(self)
+            finally:
+                self._lock.release()
+
     def __enter__(self) -> Self:
         """Itself.
 
@@ -298,7 +310,8 @@ def _seconds(name: str, value: float | None) -> float | None:
     """
     if value is None:
         return None
-    with suppress(TypeError, ValueError, RuntimeError):  # what NumPy and others raise at no number
+    # what NumPy and others raise at no number, or one too large
+    with suppress(TypeError, ValueError, RuntimeError, OverflowError):
         number = np.asarray(value)
         if not number.shape and number.dtype.kind in "iufO":
             return float(number)
@@ -309,7 +322,8 @@ def _seconds(name: str, value: float | None) -> float | None:
 def _close_encoders() -> None:
     """Free what a daemon thread may be at: ONNX Runtime and OpenVINO abort a process that ends."""
     for session in list(_sessions):
-        EncodingSession.close(session)  # not the language model: it does not mind, and may be long
+        with suppress(Exception):  # one that fails keeps no other from it
+            session._close_at_exit()
 
 
 os.register_at_fork(after_in_child=_sessions.clear)  # a thread left behind may have their locks

@@ -117,7 +117,9 @@ def test_numbers_of_numpy_may_say_when(qa: VideoQA, clip: Path) -> None:
         assert (video.start_s, video.end_s) == (1.0, 2.0)
 
 
-@pytest.mark.parametrize("given", ["1", True, np.timedelta64(1, "s"), np.ones(1), 1j, [1.0]])
+@pytest.mark.parametrize(
+    "given", ["1", True, np.timedelta64(1, "s"), np.ones(1), 1j, [1.0], 10**400]
+)
 def test_a_start_or_end_that_is_no_number(qa: VideoQA, clip: Path, given: Any) -> None:
     for name in ("start_s", "end_s"):
         with pytest.raises(ConfigError, match=f"^{name} .*: give a number of seconds$"):

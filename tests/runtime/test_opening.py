@@ -238,7 +238,8 @@ def test_an_encoder_that_was_replaced_since_is_refused(
     backend: str, gone: bool, models: Path, reading: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(models.parent)
-    file, told = models / "encoder.onnx", "has changed since the bundle was opened; open the bundle"
+    file = models / "encoder.onnx"
+    told = "has changed since the bundle was opened, or is gone; open the bundle"
     with VideoQA.open("tiny.vqedge", encoder=backend) as qa:
         content = file.read_bytes()
         file.unlink() if gone else file.write_bytes(content[::-1])

@@ -32,9 +32,14 @@ class Slow(FakeEncoder):
     def close(self):
         told("closed")
 
+def opens():
+    began.set()
+    time.sleep(600)
+
 began = threading.Event()
 manifest = open_bundle(Path(sys.argv[1])).manifest
-qa = VideoQA(Slow(32, 576), FakeBridge(576), FakeLanguageModel(), manifest)
+slow = opens if sys.argv[2] == "opening" else Slow(32, 576)
+qa = VideoQA(slow, FakeBridge(576), FakeLanguageModel(), manifest)
 frames = np.zeros((8, 224, 224, 3), np.uint8)
 threading.Thread(target=qa.encode_frames, args=(frames,), daemon=True).start()
 began.wait()
@@ -62,6 +67,10 @@ def told_by(tmp_path: Path, how: str) -> list[str]:
 
 def test_the_encoder_is_closed_when_the_thread_is_done(tmp_path: Path) -> None:
     assert told_by(tmp_path, "alone") == ["encoded", "closed"]
+
+
+def test_nobody_waits_for_an_encoder_that_is_being_opened(tmp_path: Path) -> None:
+    assert told_by(tmp_path, "opening") == []
 
 
 def test_a_forked_process_waits_for_no_thread_that_stayed_behind(tmp_path: Path) -> None:

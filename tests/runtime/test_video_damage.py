@@ -128,6 +128,7 @@ def test_chains_of_boxes(tmp_path: Path) -> None:
         (box(b"moof", 32) + large + box(b"mfra"), 0.0),
         (box(b"sidx") + box(b"moof") + bytes(16), 0.0),
         (box(b"moov") + large + bytes(16), 0.0),
+        (box(b"moof", 32) + bytes(4) + b"mdat" + bytes(56), 0.0),  # to the end of the file
         (box(b"moof", 8) + b"\0\0\0\7mdat", 0.5),
         (box(b"moof", 8) + b"\0\0\0\1mdat" + (15).to_bytes(8, "big"), 2 / 3),
         (box(b"moof", 8) + b"\0\0", 0.2),

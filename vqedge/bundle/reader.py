@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from vqedge.bundle.manifest import (
 from vqedge.errors import BundleError
 from vqedge.files import file_sha256
 
-_ENCODERS = ("encoder", "encoder-variant", "encoder-data", "engine")
+_OUTSIDE = "encoder-data"  # weights that a graph has beside it
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,22 @@ class Bundle:
             raise BundleError(f"{self.root}: {role_or_file}: {problem}; it lists {names}")
         return self._place / found[0]
 
-    def check_encoders(self) -> None:
+    def check_unchanged(self, paths: Collection[str]) -> None:
         """Refuse encoders that are not those that were verified; nothing if none were.
 
+        Args:
+            paths: of the files to be opened, in the bundle; weights beside a graph count with it.
+
         Raises:
-            BundleError: a file has changed since.
+            BundleError: a file has changed since, or is gone.
         """
-        listed = {file.path: file for file in self.manifest.files}
-        for path, stamp in self.stamps.items():
-            file = listed[path]
-            if file.role in _ENCODERS and not self._is_as_verified(path, stamp, file.sha256):
-                line = "has changed since the bundle was opened; open the bundle again"
-                raise BundleError(f"{self.root}: {path}: {line}")
+        for file in self.manifest.files:
+            stamp = self.stamps.get(file.path)
+            if stamp is None or not (file.path in paths or file.role == _OUTSIDE):
+                continue
+            if not self._is_as_verified(file.path, stamp, file.sha256):
+                line = "has changed since the bundle was opened, or is gone; open the bundle again"
+                raise BundleError(f"{self.root}: {file.path}: {line}")
 
     def _is_as_verified(self, path: str, stamp: tuple[int, int], sha256: str) -> bool:
         place = self._folder / path

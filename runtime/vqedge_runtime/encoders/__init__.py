@@ -190,11 +190,11 @@ def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encod
     """
     check_threads(threads)
     require_backend(name)
-    bundle.check_encoders()
     if name == AUTO:
         from vqedge_runtime.encoders.auto import open_fastest
 
         return open_fastest(bundle, threads)
+    bundle.check_unchanged({ENCODERS[name].file(bundle)})
     return ENCODERS[name].open(bundle, threads)
 
 

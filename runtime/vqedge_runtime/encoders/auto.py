@@ -104,8 +104,10 @@ def open_fastest(bundle: Bundle, threads: int | None = None) -> Encoder:
 
     Raises:
         BackendUnavailable: none can run.
+        BundleError: a file of one has changed since the bundle was opened.
     """
     files = candidates(bundle)
+    bundle.check_unchanged(set(files.values()))
     if len(files) == 1:
         return _only(files, bundle, threads)
     known = _remembered(bundle, threads, files)

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 MAX_BOXES = 200_000  # a fragment has two; what has more is taken for whole
 _HEAD_BYTES, _LARGE_HEAD_BYTES = 8, 16
+_TO_THE_END_BYTES = 1 << 62  # what a last box may say by a length of 0
 
 
 def unread_share(path: Path) -> float:
@@ -35,6 +36,8 @@ def _box_at(file: BinaryIO, at: int) -> tuple[int, bytes]:
     file.seek(at)
     head = file.read(_LARGE_HEAD_BYTES).ljust(_LARGE_HEAD_BYTES, b"\0")
     length_bytes, kind, large_bytes = struct.unpack(">I4sQ", head)
+    if kind == b"mdat" and not length_bytes:
+        return _TO_THE_END_BYTES, kind
     is_large = length_bytes == 1
     length_bytes = large_bytes if is_large else length_bytes
     is_box = kind.isalnum() and length_bytes >= (_LARGE_HEAD_BYTES if is_large else _HEAD_BYTES)

@@ -87,9 +87,16 @@ def _is_estimate(source: Source) -> bool:
 
 
 def _probes_contradict(source: Source, declared_s: float) -> bool:
-    """Whether time stamps fall from one part of the file to a later one, or pass the length."""
-    places = (source.size_bytes * number // _PROBES for number in range(_PROBES))
-    found_s = [s for s in map(source.stamp_from_byte, places) if s is not None]
+    """Whether time stamps fall from one part of the file to a later one, or pass the length.
+
+    Where no picture follows, the rest of the file was read in search of one: nothing else is.
+    """
+    found_s: list[float] = []
+    for number in range(_PROBES):
+        time_s = source.stamp_from_byte(source.size_bytes * number // _PROBES)
+        if time_s is None:
+            break
+        found_s.append(time_s)
     source.seek_byte(0)
     falls = any(after < before - LENGTH_SLACK_S for before, after in pairwise(found_s))
     return falls or max(found_s, default=0.0) > declared_s + LENGTH_SLACK_S
