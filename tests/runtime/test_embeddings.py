@@ -16,7 +16,6 @@ from vqedge_runtime.llm import open_llama_cpp
 from vqedge_runtime.llm.build_flags import pip_line
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-from vqedge_runtime.llm import embeddings
 from vqedge_runtime.llm.embeddings import EmbeddingTable
 
 COUNT = len(VOCABULARY)
@@ -86,7 +85,7 @@ def test_a_file_that_was_replaced_is_noticed_and_none_is_held_open(tmp_path: Pat
 def test_a_library_without_the_calls_names_the_one_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "ggml", None)
+    monkeypatch.setattr("vqedge_runtime.llm.ggml.ggml", None)
     with pytest.raises(BackendUnavailable, match=f"follow it; run: {re.escape(pip_line())}"):
         EmbeddingTable(tmp_path / "a.gguf", WIDTH, COUNT)
 

@@ -84,5 +84,5 @@ def test_another_model_than_the_manifests(wild_path: Path, name: str) -> None:
 def test_a_library_without_the_calls_reads_none(
     wild_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_facts, "ggml", None)
+    monkeypatch.setattr("vqedge_runtime.llm.ggml.ggml", None)
     assert gguf_facts.gguf_facts(wild_path) == {}

@@ -25,8 +25,8 @@ from vqedge.cli.options import (
     TopKOption,
     TopPOption,
     given_path,
-    given_seconds,
     not_empty,
+    time_option,
 )
 from vqedge.errors import UsageError
 
@@ -195,16 +195,11 @@ def encode(
     ] = None,
     start: Annotated[
         float | None,
-        typer.Option(
-            parser=given_seconds,
-            metavar="TIME",
-            help="Of one video, from this time on, as 90 or 1:30; of a .vqt, the segment there.",
+        time_option(
+            "Of one video, from this time on, as 90 or 1:30; of a .vqt, the segment there."
         ),
     ] = None,
-    end: Annotated[
-        float | None,
-        typer.Option(parser=given_seconds, metavar="TIME", help="Up to this time."),
-    ] = None,
+    end: Annotated[float | None, time_option("Up to this time.")] = None,
     bundle: BundleOption = None,
     budget: Annotated[
         str | None, typer.Option(help="Most tokens a segment, or auto [default: the bundle's].")
@@ -326,17 +321,9 @@ def search(
         ),
     ] = None,
     start: Annotated[
-        float | None,
-        typer.Option(
-            parser=given_seconds,
-            metavar="TIME",
-            help="Take the query from this time on, as 90 or 1:30.",
-        ),
+        float | None, time_option("Take the query from this time on, as 90 or 1:30.")
     ] = None,
-    end: Annotated[
-        float | None,
-        typer.Option(parser=given_seconds, metavar="TIME", help="Take it up to this time."),
-    ] = None,
+    end: Annotated[float | None, time_option("Take it up to this time.")] = None,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -38,18 +38,16 @@ def given_seconds(text: str) -> float:
         raise typer.BadParameter(str(error)) from error
 
 
+def time_option(told: str) -> Any:
+    """A `--start` or an `--end`, with what its help says."""
+    return typer.Option(parser=given_seconds, metavar="TIME", help=told)
+
+
 StartOption = Annotated[
     float | None,
-    typer.Option(
-        parser=given_seconds,
-        metavar="TIME",
-        help="Look from this time on, as 90 or 1:30; of a .vqt, at the segment there.",
-    ),
+    time_option("Look from this time on, as 90 or 1:30; of a .vqt, at the segment there."),
 ]
-EndOption = Annotated[
-    float | None,
-    typer.Option(parser=given_seconds, metavar="TIME", help="Look up to this time."),
-]
+EndOption = Annotated[float | None, time_option("Look up to this time.")]
 BundleOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
     typer.Option(

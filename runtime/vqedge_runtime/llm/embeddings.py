@@ -7,24 +7,27 @@ file and turns every type of weights into float32; so no second table has to be 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vqedge.errors import BackendUnavailable, BundleError
 from vqedge_runtime.llm.build_flags import pip_line
-from vqedge_runtime.llm.native import ggml
+from vqedge_runtime.llm.ggml import (
+    NUMBER,
+    POINTER,
+    SIZE,
+    Calls,
+    NotOffered,
+    Types,
+    calls_of,
+    opened_gguf,
+)
 from vqedge_runtime.llm.protocol import Rows
 
 _NAME = "token_embd.weight"
 _FLOAT32 = 0  # GGML_TYPE_F32, which needs no turning
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
 
 
 class _Traits(ctypes.Structure):
@@ -78,47 +81,37 @@ class EmbeddingTable:
         return rows
 
 
-def _place(calls: dict[str, Any], path: Path) -> tuple[int, int, int]:
+def _place(calls: Calls, path: Path) -> tuple[int, int, int]:
     """The table's type, where in the file it begins, and its size in bytes."""
-    file = calls["gguf_init_from_file"](os.fsencode(path), _OpenHow(True, None))
-    if not file:
-        raise BundleError(f"{path}: cannot be read; export it again")
-    try:
+    with opened_gguf(calls, path) as file:
+        if not file:
+            raise BundleError(f"{path}: cannot be read; export it again")
         number = calls["gguf_find_tensor"](file, _NAME.encode())
         if number < 0:
             raise BundleError(f"{path}: holds no {_NAME}; export it again")
         start = calls["gguf_get_data_offset"](file) + calls["gguf_get_tensor_offset"](file, number)
         size_bytes = calls["gguf_get_tensor_size"](file, number)
         return calls["gguf_get_tensor_type"](file, number), start, size_bytes
-    finally:
-        calls["gguf_free"](file)
 
 
-def _calls() -> dict[str, Any]:
+def _calls() -> Calls:
     """The calls of ggml that are needed, with their types.
 
     Raises:
         BackendUnavailable: the library does not offer them.
     """
-    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
-    types: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "gguf_init_from_file": (pointer, (ctypes.c_char_p, _OpenHow)),
-        "gguf_find_tensor": (number, (pointer, ctypes.c_char_p)),
-        "gguf_get_tensor_type": (ctypes.c_int, (pointer, number)),
-        "gguf_get_data_offset": (size, (pointer,)),
-        "gguf_get_tensor_offset": (size, (pointer, number)),
-        "gguf_get_tensor_size": (size, (pointer, number)),
-        "gguf_free": (None, (pointer,)),
+    types: Types = {
+        "gguf_find_tensor": (NUMBER, (POINTER, ctypes.c_char_p)),
+        "gguf_get_tensor_type": (ctypes.c_int, (POINTER, NUMBER)),
+        "gguf_get_data_offset": (SIZE, (POINTER,)),
+        "gguf_get_tensor_offset": (SIZE, (POINTER, NUMBER)),
+        "gguf_get_tensor_size": (SIZE, (POINTER, NUMBER)),
         "ggml_get_type_traits": (ctypes.POINTER(_Traits), (ctypes.c_int,)),
     }
-    found = {}
-    for name, (result, arguments) in types.items():
-        call = getattr(ggml, name, None)
-        if call is None:
-            raise BackendUnavailable(
-                f"this llama.cpp does not offer {name}, by which a question is read for bundles "
-                f"whose tokens follow it; run: {pip_line()}"
-            )
-        call.restype, call.argtypes = result, arguments
-        found[name] = call
-    return found
+    try:
+        return calls_of(types)
+    except NotOffered as missing:
+        raise BackendUnavailable(
+            f"this llama.cpp does not offer {missing}, by which a question is read for bundles "
+            f"whose tokens follow it; run: {pip_line()}"
+        ) from None

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vqedge.bundle import LlmRecord
 from vqedge.errors import BundleError
-from vqedge_runtime.llm.native import ggml
+from vqedge_runtime.llm.ggml import (
+    NUMBER,
+    POINTER,
+    SIZE,
+    Calls,
+    NotOffered,
+    Types,
+    calls_of,
+    opened_gguf,
+)
 
 _ARCH, _TOKENS = "general.architecture", "tokenizer.ggml.tokens"
 _MOST: dict[str, int | str] = {  # by key, without the architecture before it
@@ -51,14 +59,12 @@ def gguf_facts(path: Path) -> Facts:
 
     Empty of a file that is no GGUF, and where this llama.cpp does not let anyone read its files.
     """
-    calls = _calls()
-    file = calls and calls["gguf_init_from_file"](os.fsencode(path), _OpenHow(True, None))
-    if not file:
-        return {}
     try:
-        return dict(_facts_of(calls, file))
-    finally:
-        calls["gguf_free"](file)
+        calls = calls_of(_CALLS)
+    except NotOffered:
+        return {}
+    with opened_gguf(calls, path) as file:
+        return dict(_facts_of(calls, file)) if file else {}
 
 
 def _wanted_instead(key: str, value: float, facts: Facts) -> str:
@@ -89,10 +95,6 @@ def _check_record(path: Path, facts: Facts, record: LlmRecord) -> None:
             )
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
-
-
 _ARRAY = 9
 _READS: dict[int, tuple[str, Any]] = {  # by type: what reads a value of it, and as what
     4: ("gguf_get_val_u32", ctypes.c_uint32),
@@ -100,9 +102,16 @@ _READS: dict[int, tuple[str, Any]] = {  # by type: what reads a value of it, and
     8: ("gguf_get_val_str", ctypes.c_char_p),
     12: ("gguf_get_val_f64", ctypes.c_double),
 }
+_CALLS: Types = {
+    "gguf_get_n_kv": (NUMBER, (POINTER,)),
+    "gguf_get_key": (ctypes.c_char_p, (POINTER, NUMBER)),
+    "gguf_get_kv_type": (ctypes.c_int, (POINTER, NUMBER)),
+    "gguf_get_arr_n": (SIZE, (POINTER, NUMBER)),
+    **{name: (kind, (POINTER, NUMBER)) for name, kind in _READS.values()},
+}
 
 
-def _facts_of(calls: dict[str, Any], file: int) -> Iterator[tuple[str, int | float | str]]:
+def _facts_of(calls: Calls, file: int) -> Iterator[tuple[str, int | float | str]]:
     for index in range(calls["gguf_get_n_kv"](file)):
         key = calls["gguf_get_key"](file, index).decode("utf-8", "replace")
         kind = calls["gguf_get_kv_type"](file, index)
@@ -111,23 +120,3 @@ def _facts_of(calls: dict[str, Any], file: int) -> Iterator[tuple[str, int | flo
             yield key, value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         elif kind == _ARRAY and key == _TOKENS:
             yield key, calls["gguf_get_arr_n"](file, index)
-
-
-def _calls() -> dict[str, Any]:
-    """The calls of ggml that are needed, with their types; none where one is missing."""
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    types: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "gguf_init_from_file": (pointer, (ctypes.c_char_p, _OpenHow)),
-        "gguf_free": (None, (pointer,)),
-        "gguf_get_n_kv": (number, (pointer,)),
-        "gguf_get_key": (ctypes.c_char_p, (pointer, number)),
-        "gguf_get_kv_type": (ctypes.c_int, (pointer, number)),
-        "gguf_get_arr_n": (ctypes.c_size_t, (pointer, number)),
-    }
-    types |= {name: (kind, (pointer, number)) for name, kind in _READS.values()}
-    found: dict[str, Any] = {name: getattr(ggml, name, None) for name in types}
-    if None in found.values():
-        return {}
-    for name, call in found.items():
-        call.restype, call.argtypes = types[name]
-    return found
