@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from accelerate.utils import DistributedType, str_to_bool
 from safetensors.torch import load_file
-from spread_run import OPTIM, spread_config
+from spread_run import OPTIM, PRECISIONS, spread_config
 from tiny_model import CONFIG, tiny_llm, tiny_tokenizer
 from tiny_run import MODELS, STEPS, config_for, log_of, run
 
@@ -36,73 +36,83 @@ def launched(words: Sequence[object], cache: Path, **environment: str) -> None:
     """Run a launcher of Python's, its processes on one thread each."""
     environment |= {"OMP_NUM_THREADS": "1", "VQEDGE_CACHE": str(cache)}
     command = [sys.executable, *map(str, words)]
-    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
+    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def together(train_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes that each hold the whole language model leave."""
+    output = tmp_path_factory.mktemp("together")
+    (output / "bad.mp4").touch()
+    (output / "mine.jsonl").write_text('{"video": "bad.mp4", "question": "?", "answer": "a"}')
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(__file__).with_name("together_run.py")
+    launched([*launch, script, output], train_cache, ACCELERATE_USE_CPU="true")
+    return output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["codes", "words"])
-def test_two_processes_train_together(tmp_path: Path, train_cache: Path, kind: str) -> None:
+def test_two_processes_train_together(tmp_path: Path, together: Path, kind: str) -> None:
     """Each takes half of a step's clips; one of them writes."""
-    run(config_for(tmp_path / "alone", model=MODELS[kind]))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("tiny_run.py")
-    launched([*launch, script, tmp_path / "both", kind], train_cache, ACCELERATE_USE_CPU="true")
-    alone, both = log_of(tmp_path / "alone"), log_of(tmp_path / "both")
+    run(config_for(tmp_path, model=MODELS[kind]))
+    alone, both = log_of(tmp_path), log_of(together / kind)
     assert [record["step"] for record in both] == [0, 1, 2, 3, 4]
     for one, two in zip(alone[1:], both[1:], strict=True):
         near = 1e-3 if kind == "codes" else 0.3  # the codebook learns from a process's own codes
         assert two["loss"] == pytest.approx(one["loss"], rel=near)
         assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=near)
-    expected = load_file(tmp_path / "alone" / LORA)
-    found = load_file(tmp_path / "both" / LORA)
+    expected = load_file(tmp_path / LORA)
+    found = load_file(together / kind / LORA)
     drift = [float((found[name] - value).abs().max()) for name, value in expected.items()]
     assert max(drift) < 5e-3  # Adam takes steps of rounding where a gradient is next to nothing
 
 
 @pytest.mark.slow
-def test_two_processes_refuse_a_bad_video_alike(tmp_path: Path, train_cache: Path) -> None:
+def test_two_processes_refuse_a_bad_video_alike(together: Path) -> None:
     """Not one of them, and another that finds nobody to talk to."""
-    (tmp_path / "bad.mp4").touch()
-    (tmp_path / "mine.jsonl").write_text('{"video": "bad.mp4", "question": "?", "answer": "a"}')
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = Path(__file__).with_name("refused_run.py")
-    launched([*launch, script, tmp_path], train_cache, ACCELERATE_USE_CPU="true")
-    told = [(tmp_path / f"told-{number}.txt").read_text() for number in range(2)]
+    told = [(together / f"told-{number}.txt").read_text() for number in range(2)]
     rest = "clips cannot be read; they are listed above: mend their videos, or take out their lines"
     assert told == [f"1 {rest}", f"some {rest}"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "precision"), [("codes", "fp32"), ("words", "bf16")])
-def test_two_processes_spread_the_language_model(
-    tmp_path: Path, train_cache: Path, kind: str, precision: Literal["fp32", "bf16"]
-) -> None:
-    """They train as two do that hold all of it, go on after a kill, and one goes on alone."""
+@pytest.fixture(scope="module")
+def spread_out(train_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes that spread the language model leave."""
+    output = tmp_path_factory.mktemp("spread")
     launch = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
     launch += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     script = Path(__file__).with_name("spread_run.py")
-    launched([*launch, script, tmp_path, kind, precision], train_cache, CUDA_VISIBLE_DEVICES="")
+    launched([*launch, script, output], train_cache, CUDA_VISIBLE_DEVICES="")
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(PRECISIONS))
+def test_two_processes_spread_the_language_model(spread_out: Path, kind: str) -> None:
+    """They train as two do that hold all of it, go on after a kill, and one goes on alone."""
+    output = spread_out / kind
     llm = with_lora(tiny_llm(), CONFIG.llm)
     matrices = [p for p in decoder_of(llm).layers.parameters() if p.ndim == 2]
     frozen = sum(p.numel() for p in matrices if not p.requires_grad)
     every = sum(p.numel() for p in llm.parameters())
     share = every - frozen // 2
-    held: list[int] = json.loads((tmp_path / "held.json").read_text())
+    held: list[int] = json.loads((output / "held.json").read_text())
     assert held == [every, share, share, share]
     for name in (STATE, MODEL, LORA):
         whole, spread, killed = (
-            load_file(tmp_path / folder / name) for folder in ("whole", "spread", "killed")
+            load_file(output / folder / name) for folder in ("whole", "spread", "killed")
         )
         assert whole.keys() == spread.keys() == killed.keys()
         assert all(torch.equal(killed[tensor], value) for tensor, value in spread.items()), name
         drift = [float((whole[tensor] - value).abs().max()) for tensor, value in spread.items()]
         assert max(drift) < 1e-4, name
-    load_lora(llm, load_tensors(tmp_path / "spread" / LORA))
-    alone = spread_config(tmp_path / "spread", kind, "fp32")
+    load_lora(llm, load_tensors(output / "spread" / LORA))
+    alone = spread_config(output / "spread", kind, "fp32")
     longer = OPTIM.model_copy(update={"steps": STEPS + 1})
     run(alone.model_copy(update={"optim": longer}), resume=True)
-    assert [record["step"] for record in log_of(tmp_path / "spread")] == [*range(STEPS + 2)]
+    assert [record["step"] for record in log_of(output / "spread")] == [*range(STEPS + 2)]
 
 
 def process(

@@ -1,13 +1,8 @@
-"""A training run of seconds: a tiny language model, no backbone, random clips in the cache.
-
-As a script it is one of several processes of a launcher: `torchrun tiny_run.py OUTPUT codes|words`.
-"""
+"""A training run of seconds: a tiny language model, no backbone, random clips in the cache."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +35,6 @@ from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
 from vqedge.training.folder import LOG, STATE
-from vqedge.training.processes import leave_process_group
 from vqedge.training.run import Run
 
 STEPS, CLIPS, BUDGETS = 4, 3, (3, CODES)
@@ -176,9 +170,3 @@ def config_for(output: Path, steps: int = STEPS, **changes: Any) -> TrainConfig:
         "validation": (WorldConfig(seed=2, clips=2),),
     }
     return TrainConfig(**values | changes)
-
-
-if __name__ == "__main__":
-    with tiny_training(Path(os.environ["VQEDGE_CACHE"])):
-        run(config_for(Path(sys.argv[1]), model=MODELS[sys.argv[2]]))
-    leave_process_group()
