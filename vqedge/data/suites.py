@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -61,16 +60,6 @@ MadeClips = GeneratedClips | PhotoClips
 _Ask = Callable[[MadeClip, np.random.Generator], list["Item"]]
 
 
-class DrawnClip(Protocol):
-    """A clip that is made, not read. Equal clips show the same."""
-
-    def __hash__(self) -> int:
-        """The same of equal clips."""
-
-    def frames(self, count: int, size: int) -> Frames:
-        """RGB frames, uint8 `[count, size, size, 3]`."""
-
-
 @dataclass(frozen=True)
 class Item:
     """One question of a suite, as in `QuestionAnswer`.
@@ -78,7 +67,7 @@ class Item:
     `facts` are those that the answer tells; `group` is of kinds that are told together, too.
     """
 
-    clip: DrawnClip | VideoFile
+    clip: MadeClip | VideoFile
     kind: str
     question: str
     answer: str
@@ -111,7 +100,7 @@ class Suite:
 
 
 def frames_of(
-    clip: DrawnClip | VideoFile, count: int, size: int, read: FrameReader, shuffled: bool = False
+    clip: MadeClip | VideoFile, count: int, size: int, read: FrameReader, shuffled: bool = False
 ) -> Frames:
     """What an item's clip shows.
 
@@ -287,7 +276,7 @@ def _jsonl(rest: str, videos: Path | None) -> Iterator[Item]:
             yield _item(video, item)
 
 
-def _item(clip: DrawnClip | VideoFile, item: QuestionAnswer) -> Item:
+def _item(clip: MadeClip | VideoFile, item: QuestionAnswer) -> Item:
     return Item(clip, item.kind, item.question, item.answer, item.choices, item.named)
 
 
