@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from vqedge.budget import ADAPTIVE
 from vqedge.errors import ConfigError
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders.protocol import Frames
 from vqedge_runtime.llm import ChoiceScores, Generation, TextStream, VideoRows
 from vqedge_runtime.tokens import TokenSet
 from vqedge_runtime.vqt import PER_QUESTION, Origin

@@ -19,7 +19,7 @@ from threading import Event
 from vqedge.bundle import Manifest
 from vqedge.errors import VideoError, VqedgeError, VqtError, printable
 from vqedge.files import remove_unfinished, replacing
-from vqedge_runtime.encoders import Encoder
+from vqedge_runtime.encoders.protocol import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
 from vqedge_runtime.video.clip import PastTheEnd

@@ -24,8 +24,9 @@ from vqedge.bundle import Bundle
 from vqedge.errors import PromptError, VqedgeError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.budget import checked_budget
-from vqedge_runtime.encoders import ENCODERS, Frames, made_question
+from vqedge_runtime.encoders import ENCODERS
 from vqedge_runtime.encoders.auto import available
+from vqedge_runtime.encoders.protocol import Frames, made_question
 from vqedge_runtime.llm import DecodingOptions, Generation, Prompt, VideoRows
 from vqedge_runtime.session import VideoQA
 

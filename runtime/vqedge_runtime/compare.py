@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vqedge.agreement import SAFE_MARGIN, matched_share, patch_cosine, row_cosines
 from vqedge_runtime.bridge import Bridge
-from vqedge_runtime.encoders import Encoder, Frames, Text
+from vqedge_runtime.encoders.protocol import Encoder, Frames, Text
 from vqedge_runtime.tokens import TokenSet
 
 

@@ -21,7 +21,7 @@ from vqedge.errors import BackendUnavailable, ConfigError, VideoError, VqtError
 from vqedge_runtime.answers import Timings, Video
 from vqedge_runtime.bridge import Bridge
 from vqedge_runtime.budget import checked_budget
-from vqedge_runtime.encoders import Encoder, Frames, Text
+from vqedge_runtime.encoders.protocol import Encoder, Frames, Text
 from vqedge_runtime.opening import Opening
 from vqedge_runtime.stored import (
     origin_from_path,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from vqedge_runtime.encoders import Encoder
+from vqedge_runtime.encoders.protocol import Encoder
 
 logger = logging.getLogger(__name__)
 

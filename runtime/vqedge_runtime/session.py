@@ -31,13 +31,8 @@ from vqedge_runtime.answers import (
     generated_answer,
 )
 from vqedge_runtime.bridge import Bridge, open_bridge
-from vqedge_runtime.encoders import (
-    AUTO,
-    Encoder,
-    open_encoder,
-    opener_ahead,
-    require_backend,
-)
+from vqedge_runtime.encoders import AUTO, open_encoder, opener_ahead, require_backend
+from vqedge_runtime.encoders.protocol import Encoder
 from vqedge_runtime.encoding import EncodingSession, PathLike
 from vqedge_runtime.evidence import Evidence, find_evidence
 from vqedge_runtime.kv import read_kv, write_kv

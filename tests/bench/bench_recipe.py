@@ -23,10 +23,8 @@ from torch import Tensor
 
 from vqedge.commands.frames import reader_of
 from vqedge.cores import processor_name, usable_cores
-from vqedge.data.cache import QuantizedClips
 from vqedge.data.clips import ClipSource
 from vqedge.data.sources import source_from_config
-from vqedge.data.training import TrainingClips, joint_vocabulary
 from vqedge.model.checkpoint import clip_quantizer
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.model.naming import NamingLoss
@@ -34,6 +32,8 @@ from vqedge.model.quantizer import Quantized
 from vqedge.recipe import JsonlConfig, SourceConfig, TrainConfig, read_recipe
 from vqedge.reducers import has_weights
 from vqedge.training.ahead import Ahead
+from vqedge.training.cache import QuantizedClips
+from vqedge.training.dataset import TrainingClips, joint_vocabulary
 from vqedge.training.folder import RunFolder
 from vqedge.training.naming_lesson import NamingLesson
 from vqedge.training.processes import accelerator_for, workers_of

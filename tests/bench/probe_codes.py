@@ -27,7 +27,6 @@ from vqedge.commands.frames import read_frames
 from vqedge.config import ModelConfig
 from vqedge.cores import processor_name, usable_cores
 from vqedge.data.clips import UNNAMED
-from vqedge.data.training import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.model.checkpoint import clip_quantizer
 from vqedge.model.codebook import fit_codebook, normalised
 from vqedge.model.nearest_codebook import nearest_codebook
@@ -36,6 +35,7 @@ from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock
 from vqedge.recipe import TrainConfig, read_recipe
 from vqedge.training.clips import training_clips
+from vqedge.training.dataset import TrainingClips, joint_vocabulary, patch_labels
 from vqedge.training.inputs import sources_of
 
 PROPERTIES = ("direction", "size", "speed", "change")  # of a thing, from all of its codes

@@ -13,14 +13,14 @@ import torch
 from tiny_model import CODES, FRAMES, random_codes, random_maps, tiny_tokenizer
 from tiny_run import config_for
 
-from vqedge.data.cache import QuantizedClips
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.mixture import Pick
-from vqedge.data.training import TrainingClips
 from vqedge.model.packing import pack
 from vqedge.training import batches as module
 from vqedge.training.ahead import Ahead
 from vqedge.training.batches import Batches
+from vqedge.training.cache import QuantizedClips
+from vqedge.training.dataset import TrainingClips
 from vqedge.training.questions import questions_of
 
 PICK = Pick(0, 0, False)

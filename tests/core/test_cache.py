@@ -21,23 +21,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig, QuantizerConfig
-from vqedge.data.cache import ClipCache
-from vqedge.data.features import (
-    SHARD_CLIPS,
-    FeatureCache,
-    features_folder,
-    load_features,
-    shard_rows,
-)
 from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.mixture import Pick
-from vqedge.data.training import TrainingClips
 from vqedge.errors import VideoError
 from vqedge.model.quantizer import KMeansQuantizer
 from vqedge.model.reducers.quantizer import ReducerQuantizer
 from vqedge.model.reducers.registry import Sizes, make_reducer
 from vqedge.progress import Clock
 from vqedge.reducers import KINDS, Kind
+from vqedge.training.cache import ClipCache
+from vqedge.training.dataset import TrainingClips
+from vqedge.training.features import (
+    SHARD_CLIPS,
+    FeatureCache,
+    features_folder,
+    load_features,
+    shard_rows,
+)
 
 ENCODER = EncoderConfig(frames=2, size=28)
 QUANTIZER = QuantizerConfig(codes=4, default_budget=4, iterations=2)

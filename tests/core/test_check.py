@@ -34,8 +34,9 @@ from vqedge_export.report import (
 from vqedge_runtime import session
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.compare import BackendFigures
-from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, made_question
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Missing, made_question
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.vqt.header import MAGIC
 

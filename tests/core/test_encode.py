@@ -33,8 +33,9 @@ from vqedge.errors import BackendUnavailable, ConfigError, VideoError, VqtError
 from vqedge_runtime import VideoQA, bench
 from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import ENCODERS, EncoderBackend, Missing, auto
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend, auto
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Missing
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.video import source as source_module
 from vqedge_runtime.video.source import Source

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from tiny_model import CODES, CONFIG, FRAMES, GRID, random_codes, tiny_tokenizer
 
-from vqedge.data.cache import QuantizedClips
 from vqedge.data.clips import UNNAMED, Vocabulary
 from vqedge.data.generated import GeneratedClips, SceneClip
 from vqedge.data.naming import SCENE_WORDS, labels_from_scene, word_table
-from vqedge.data.training import PatchLabels, TrainingClips, joint_vocabulary, patch_labels
 from vqedge.data.world import STILL, MovingObject, Scene, scene_from_seed
 from vqedge.model.encoder import Bridge
 from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.naming import NamingLoss
 from vqedge.model.trained_reducer import quantized
 from vqedge.recipe import OptimConfig
+from vqedge.training.cache import QuantizedClips
+from vqedge.training.dataset import PatchLabels, TrainingClips, joint_vocabulary, patch_labels
 from vqedge.training.naming_lesson import NamingLesson
 
 RED = MovingObject("red", "star", STILL, 0.24, (0.25, 0.25), 0.0)

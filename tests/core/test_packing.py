@@ -12,7 +12,7 @@ from tiny_model import CODES, CONFIG, random_codes, random_maps, tiny_llm, tiny_
 from torch import Tensor
 
 from vqedge.data.questions import QuestionAnswer
-from vqedge.data.training import ClipBatch
+from vqedge.model.batch import ClipBatch
 from vqedge.model.encoder import Bridge
 from vqedge.model.llm import hidden_states, with_lora
 from vqedge.model.packing import IGNORED, VIDEO_ID, PackedBatch, attention_of, pack

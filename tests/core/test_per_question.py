@@ -27,11 +27,10 @@ from tiny_run import (
 
 import vqedge.model.answer as answer
 from vqedge.config import QuantizerConfig
-from vqedge.data.features import FeatureCache
 from vqedge.data.generated import GeneratedClips
-from vqedge.data.training import NO_WORD, TrainingClips
 from vqedge.errors import ConfigError, PromptError
 from vqedge.model.answer import CheckpointAnswerer, checked_budget
+from vqedge.model.batch import NO_WORD
 from vqedge.model.checkpoint import load_reducer
 from vqedge.model.encoder import VideoEncoder, trained_bridge
 from vqedge.model.llm import mean_embeddings, with_lora
@@ -40,6 +39,8 @@ from vqedge.model.vlm import VideoLanguageModel
 from vqedge.recipe import TrainConfig
 from vqedge.reducers import TRAINABLE, TRAINING_FREE, follows_question
 from vqedge.training.batches import Batch, Batches
+from vqedge.training.dataset import TrainingClips
+from vqedge.training.features import FeatureCache
 from vqedge.training.folder import STATE
 
 KIND = "reducer:query-window"

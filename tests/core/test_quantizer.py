@@ -13,12 +13,12 @@ from torch.nn.functional import normalize
 
 from vqedge.budget import ADAPTIVE
 from vqedge.config import ModelConfig, QuantizerConfig
-from vqedge.data.cache import QuantizedClips, reversed_clips
 from vqedge.model.encoder import quantizer_from_config
 from vqedge.model.quantizer import KMeansQuantizer, Quantized, farthest_first
 from vqedge.model.reducers.blocks import BlockReducer
 from vqedge.model.reducers.pruning import RandomPruning
 from vqedge.model.reducers.quantizer import ReducerQuantizer
+from vqedge.training.cache import QuantizedClips, reversed_clips
 
 Array = np.ndarray[Any, Any]
 SAFE = 1e-5  # a choice with less lead than this could fall either way in float32

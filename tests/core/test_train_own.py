@@ -17,13 +17,13 @@ from tiny_run import BUDGETS, CLIPS, config_for, fill_cache, run
 
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import JsonlClips
-from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError, VideoError
 from vqedge.model.naming import NamingLoss
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, JsonlConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
 from vqedge.training.clips import refuse_unreadable
+from vqedge.training.dataset import TrainingClips
 from vqedge.training.inputs import long_answers
 from vqedge.training.naming_lesson import NamingLesson
 

@@ -11,13 +11,13 @@ from accelerate import Accelerator
 from tiny_run import BUDGETS, CLIPS, LEARNED, config_for, run
 
 from vqedge.data.mixture import Pick
-from vqedge.data.training import TrainingClips
 from vqedge.model.encoder import Bridge
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.training import processes
 from vqedge.training.clips import training_clips
+from vqedge.training.dataset import TrainingClips
 from vqedge.training.inputs import sources_of
 from vqedge.training.naming_lesson import NamingLesson
 from vqedge.training.run import Run

@@ -18,11 +18,9 @@ from tiny_run import config_for, log_of, run
 
 from vqedge.checkpoint import METRICS
 from vqedge.config import ModelConfig
-from vqedge.data.cache import QuantizedClips
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.generated import GeneratedClips
 from vqedge.data.jsonl import FileClip, VideoFile
-from vqedge.data.training import TrainingClips
 from vqedge.model.encoder import Bridge
 from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.progress import Clock
@@ -30,6 +28,8 @@ from vqedge.recipe import WorldConfig
 from vqedge.train import train
 from vqedge.training import run as run_module
 from vqedge.training.batches import Batch, Batches
+from vqedge.training.cache import QuantizedClips
+from vqedge.training.dataset import TrainingClips
 from vqedge.training.folder import STATE, RunFolder, numbered
 from vqedge.training.held_out import exact_match
 from vqedge.training.questions import HeldOut, questions_of

@@ -26,14 +26,14 @@ from tiny_model import (
 from torch import Tensor
 
 from vqedge.config import LlmConfig, ModelConfig
-from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import FeatureCache, save_features
 from vqedge.data.generated import GeneratedClips
 from vqedge.model.checkpoint import MODEL, load_tensors
 from vqedge.progress import Clock
 from vqedge.recipe import DataConfig, OptimConfig, TrainConfig, WorldConfig
 from vqedge.train import train
+from vqedge.training.cache import ClipCache
+from vqedge.training.features import FeatureCache, save_features
 from vqedge.training.folder import LOG, STATE
 from vqedge.training.run import Run
 

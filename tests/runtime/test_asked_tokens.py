@@ -27,8 +27,8 @@ from vqedge.data.suites import Item
 from vqedge.errors import BundleError, ConfigError, PromptError, VqedgeError, VqtError
 from vqedge_runtime import Video, VideoQA, bench
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import made_question
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import made_question
 from vqedge_runtime.evidence import find_evidence
 from vqedge_runtime.llm import FakeLanguageModel
 

@@ -8,8 +8,8 @@ import pytest
 
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.compare import compared
-from vqedge_runtime.encoders import Frames, Text
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Frames, Text
 from vqedge_runtime.tokens import Codes, TokenSet, Values
 
 CLIP = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)

@@ -18,13 +18,13 @@ from vqedge_runtime.bench import side_by_side
 from vqedge_runtime.encoders import (
     ENCODERS,
     EncoderBackend,
-    Missing,
     auto,
     open_encoder,
     opener_ahead,
     providers,
 )
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Missing
 from vqedge_runtime.tokens import TokenSet
 
 

@@ -24,7 +24,6 @@ from vqedge_runtime.bridge import open_bridge
 from vqedge_runtime.encoders import (
     ENCODERS,
     EncoderBackend,
-    Missing,
     encoder_path,
     open_encoder,
     ort,
@@ -32,6 +31,7 @@ from vqedge_runtime.encoders import (
     require_backend,
 )
 from vqedge_runtime.encoders import compiled as compiled_files
+from vqedge_runtime.encoders.protocol import Missing
 from vqedge_runtime.encoders.providers import PROVIDERS, missing_provider
 
 FOR_GPUS = (

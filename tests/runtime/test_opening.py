@@ -17,8 +17,9 @@ from vqedge.errors import BackendUnavailable, BundleError, ConfigError
 from vqedge_runtime import VideoQA
 from vqedge_runtime import session as session_module
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import ENCODERS, Encoder, EncoderBackend, auto
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend, auto
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Encoder
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.opening import Opening
 

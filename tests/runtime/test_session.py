@@ -31,8 +31,8 @@ from vqedge.errors import (
 )
 from vqedge_runtime import DecodingOptions, Video, VideoQA
 from vqedge_runtime.bridge.fake import FakeBridge
-from vqedge_runtime.encoders import Frames, Text
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Frames, Text
 from vqedge_runtime.llm import FakeLanguageModel, VideoRows
 from vqedge_runtime.tokens import Codes
 

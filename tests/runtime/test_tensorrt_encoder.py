@@ -44,16 +44,9 @@ from vqedge.errors import BackendUnavailable, BundleError
 from vqedge.files import file_sha256
 from vqedge.tensorrt import log_of
 from vqedge_runtime.bench import side_by_side
-from vqedge_runtime.encoders import (
-    ENCODERS,
-    EncoderBackend,
-    Missing,
-    auto,
-    compiled,
-    open_encoder,
-    tensorrt,
-)
+from vqedge_runtime.encoders import ENCODERS, EncoderBackend, auto, compiled, open_encoder, tensorrt
 from vqedge_runtime.encoders.fake import FakeEncoder
+from vqedge_runtime.encoders.protocol import Missing
 from vqedge_runtime.encoders.tensorrt import TensorRTEncoder
 
 FRAMES_THWC = np.arange(FRAMES * SIZE * SIZE * 3, dtype=np.uint8).reshape(FRAMES, SIZE, SIZE, 3)

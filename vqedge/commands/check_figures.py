@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vqedge_export.report import AnswerParity, ParityReport
     from vqedge_runtime import VideoQA
     from vqedge_runtime.compare import BackendFigures
-    from vqedge_runtime.encoders import Frames
+    from vqedge_runtime.encoders.protocol import Frames
 
 Figures = dict[str, Any]
 
@@ -80,7 +80,7 @@ def backend_figures(
     from vqedge.data.suites import suite_items
     from vqedge_export.report import BackendParity, report_of
     from vqedge_runtime.compare import compared
-    from vqedge_runtime.encoders import made_question
+    from vqedge_runtime.encoders.protocol import made_question
 
     items = suite_items(suite, limit or _QUESTIONS, videos)
     require_frames(items, f"--backend {backend}", "encode")

@@ -10,7 +10,8 @@ from vqedge.commands.output import say
 from vqedge.errors import ConfigError
 from vqedge_export.flips import OnnxReader, Reader, Reading, encoders_compared
 from vqedge_export.report import VariantParity
-from vqedge_runtime.encoders import ENCODERS, encoder_path, made_question
+from vqedge_runtime.encoders import ENCODERS, encoder_path
+from vqedge_runtime.encoders.protocol import made_question
 
 
 def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str, VariantParity]:

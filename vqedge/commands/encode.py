@@ -25,7 +25,8 @@ from vqedge.errors import ConfigError, UsageError, VqtError, printable
 from vqedge.progress import bar_of
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import checked_budget
-from vqedge_runtime.encoders import Encoder, open_encoder, require_backend
+from vqedge_runtime.encoders import open_encoder, require_backend
+from vqedge_runtime.encoders.protocol import Encoder
 from vqedge_runtime.video import Span, images_in
 from vqedge_runtime.video.faults import video_faults
 from vqedge_runtime.vqt import header_for

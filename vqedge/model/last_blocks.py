@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqedge.config import EncoderConfig
+from vqedge.model.batch import QuantizedBatch
 from vqedge.model.quantizer import KMeansQuantizer
-from vqedge.model.trained_reducer import QuantizedBatch, Questions, TrainedReducer
+from vqedge.model.trained_reducer import Questions, TrainedReducer
 from vqedge.model.vit import ViT
 from vqedge.recipe import OptimConfig
 

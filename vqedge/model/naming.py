@@ -48,7 +48,7 @@ class NamingLoss(nn.Module):
 
         Args:
             rows: the bridge's tokens `[B, K, d]`.
-            names: int64 `[B, K, groups]` from `vqedge.data.training.PatchLabels.code_names`.
+            names: int64 `[B, K, groups]` from `vqedge.training.dataset.PatchLabels.code_names`.
         """
         wanted = names.flatten(0, 1)
         sums = [

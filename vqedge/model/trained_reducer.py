@@ -6,15 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from vqedge.data.training import ClipBatch
+from vqedge.model.batch import ClipBatch, QuantizedBatch
 from vqedge.recipe import OptimConfig
-
-
-class QuantizedBatch(NamedTuple):
-    """A batch of clips in codes. B clips, K codes, N patches, D features."""
-
-    codes: Tensor  # float [B, K, D]
-    indices: Tensor  # int64 [B, N]
 
 
 class Questions(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqedge.data.training import ClipBatch
+from vqedge.model.batch import ClipBatch
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.llm import hidden_states, mean_embeddings
 from vqedge.model.packing import IGNORED, VIDEO_ID, PackedBatch, attention_of

@@ -14,12 +14,13 @@ import torch
 
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.mixture import Pick
-from vqedge.data.training import NO_WORD, PART, Asked, ClipBatch, TrainingClips
+from vqedge.model.batch import NO_WORD, Asked, ClipBatch
 from vqedge.model.encoder import rows_per_code
 from vqedge.model.llm import PromptTokenizer
 from vqedge.model.packing import IGNORED, PackedBatch, pack
 from vqedge.recipe import TrainConfig
 from vqedge.reducers import follows_question
+from vqedge.training.dataset import PART, TrainingClips
 from vqedge.training.questions import HeldOut
 
 _ROW = 256  # tokens of questions of a file that share a row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from vqedge.data.training import TrainingClips, joint_vocabulary
 from vqedge.model.checkpoint import start_from
 from vqedge.model.codebook import fit_codebook
 from vqedge.model.llm import PromptTokenizer
@@ -14,6 +13,7 @@ from vqedge.model.vlm import VideoLanguageModel
 from vqedge.model.word_bridge import WordBridge
 from vqedge.progress import Clock, progress
 from vqedge.recipe import TrainConfig
+from vqedge.training.dataset import TrainingClips, joint_vocabulary
 from vqedge.training.folder import RunFolder
 from vqedge.training.naming_lesson import NamingLesson
 from vqedge.training.processes import anyone

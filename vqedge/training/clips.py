@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 
 from accelerate import Accelerator
 
-from vqedge.data.cache import ClipCache
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import SHARD_CLIPS, FeatureCache, faults_of, shard_numbers
 from vqedge.data.jsonl import JsonlClips
-from vqedge.data.training import TrainingClips
 from vqedge.errors import DatasetError
 from vqedge.files import cache_root
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import Clock, progress, tell
 from vqedge.recipe import SourceConfig, TrainConfig
 from vqedge.reducers import has_weights
+from vqedge.training.cache import ClipCache
+from vqedge.training.dataset import TrainingClips
+from vqedge.training.features import SHARD_CLIPS, FeatureCache, faults_of, shard_numbers
 from vqedge.training.processes import anyone, share_of, workers_of
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from vqedge.data.training import TrainingClips
 from vqedge.model.codebook import usage_report
 from vqedge.model.token_hash import token_hash
 from vqedge.model.trained_reducer import quantized
 from vqedge.model.vlm import Scores, VideoLanguageModel
 from vqedge.training.batches import Batches
+from vqedge.training.dataset import TrainingClips
 from vqedge.training.questions import HeldOut
 
 _CODES_AN_ENTRY = 20

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from vqedge.data.mixture import Pick, drawn_budget
-from vqedge.data.training import ClipBatch, PatchLabels, TrainingClips, patch_labels
+from vqedge.model.batch import ClipBatch, QuantizedBatch
 from vqedge.model.encoder import TrainedBridge
 from vqedge.model.hash_dropout import HashDropout
 from vqedge.model.naming import NamingLoss
 from vqedge.model.rows import Bridged
-from vqedge.model.trained_reducer import QuantizedBatch, TrainedReducer, quantized
+from vqedge.model.trained_reducer import TrainedReducer, quantized
 from vqedge.recipe import OptimConfig
 from vqedge.training.ahead import Ahead
+from vqedge.training.dataset import PatchLabels, TrainingClips, patch_labels
 from vqedge.training.schedule import learning_rate_factor, require_finite
 
 

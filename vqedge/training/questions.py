@@ -12,7 +12,7 @@ import numpy as np
 from vqedge.data.clips import QuestionAnswer
 from vqedge.data.jsonl import FileClip
 from vqedge.data.mixture import Pick
-from vqedge.data.training import TrainingClips
+from vqedge.training.dataset import TrainingClips
 
 
 @dataclass(frozen=True)

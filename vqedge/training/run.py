@@ -14,7 +14,6 @@ from accelerate import Accelerator
 
 from vqedge.base.weights import llm_weights
 from vqedge.data.mixture import Pick, drawn_budget
-from vqedge.data.training import TrainingClips
 from vqedge.errors import ConfigError
 from vqedge.model.checkpoint import Checkpoint
 from vqedge.model.encoder import Bridge, trained_bridge, trained_reducer
@@ -34,6 +33,7 @@ from vqedge.recipe import TrainConfig
 from vqedge.training.ahead import Ahead
 from vqedge.training.batches import Batch, Batches
 from vqedge.training.beginning import Beginning
+from vqedge.training.dataset import TrainingClips
 from vqedge.training.folder import RunFolder, numbered
 from vqedge.training.held_out import codebook_usage, exact_match
 from vqedge.training.processes import anyone, leave_out, same_everywhere, spreads_llm

@@ -6,50 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from vqedge.bundle import Bundle, Manifest
+from vqedge.bundle import Bundle
 from vqedge.bundle.shapes import may_be
 from vqedge.cores import check_threads
 from vqedge.engines import MODULES, Flavour
 from vqedge.errors import BackendUnavailable, BundleError, UsageError
-from vqedge.nearest_codebook import OP_NAME
 from vqedge.packages import install_line
-from vqedge_runtime.tokens import Codes
+from vqedge_runtime.encoders.protocol import Encoder, Missing
 
 AUTO = "auto"  # not a backend: the fastest one, see `vqedge_runtime.encoders.auto`
-
-Frames = npt.NDArray[np.uint8]
-Text = npt.NDArray[np.float32]
-"""A question, `[d_llm]`, of a bundle whose tokens follow it."""
-
-
-class Encoder(Protocol):
-    """Turns frames into codes."""
-
-    @property
-    def name(self) -> str:
-        """What runs where, as "onnxruntime CPU fp32"."""
-
-    def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:
-        """Encode uint8 RGB `[T, size, size, 3]` with at most `budget` codes, or `ADAPTIVE`.
-
-        `text` is the question, of a bundle whose tokens follow it.
-        """
-
-    def close(self) -> None:
-        """Free everything; twice is fine."""
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Why a backend cannot run here, and what would change that; "" where nothing does."""
-
-    why: str
-    fix: str
 
 
 def _encoder_file(bundle: Bundle) -> str:
@@ -166,20 +132,6 @@ ENCODERS: dict[str, EncoderBackend] = {
 }
 
 
-def made_question(manifest: Manifest) -> Text | None:
-    """What stands for a question where encoders are timed or compared; None where none is read."""
-    if not manifest.quantizer.per_question:
-        return None
-    return np.random.default_rng(0).normal(0.0, 0.1, manifest.llm.width).astype(np.float32)
-
-
-def inputs_for(frames_thwc: Frames, budget: int, text: Text | None) -> dict[str, npt.NDArray[Any]]:
-    """The inputs of an encoder's graph by their names."""
-    named: dict[str, npt.NDArray[Any]] = {"frames": frames_thwc}
-    named["budget"] = np.array(budget, np.int64)
-    return named if text is None else named | {"text": text}
-
-
 def open_encoder(name: str, bundle: Bundle, threads: int | None = None) -> Encoder:
     """Open an encoder backend by name, or the one that is fastest here.
 
@@ -240,16 +192,6 @@ def require_backend(name: str) -> None:
     if lacking := ENCODERS[name].missing():
         fix = lacking.fix or "use --backend auto"
         raise BackendUnavailable(f"encoder backend {name}: {lacking.why}; {fix}")
-
-
-def refusal(path: Path, reader: str, reason: str) -> BundleError | BackendUnavailable:
-    """Why a library does not take an encoder's file: mostly the file's fault."""
-    if OP_NAME in reason:
-        return BackendUnavailable(
-            f"{path}: exported with --plugin-node, which only TensorRT runs; "
-            "use --backend tensorrt, or export again without it"
-        )
-    return BundleError(f"{path}: {reader} cannot load it ({reason}); export again")
 
 
 def encoder_path(bundle: Bundle, precision: str) -> Path:

@@ -33,7 +33,8 @@ from vqedge.engines import MODULES
 from vqedge.errors import BackendUnavailable
 from vqedge.files import locked, replacing
 from vqedge_runtime.cache_folder import cache_folder, cache_name
-from vqedge_runtime.encoders import ENCODERS, Encoder, Frames, Text, made_question
+from vqedge_runtime.encoders import ENCODERS
+from vqedge_runtime.encoders.protocol import Encoder, Frames, Text, made_question
 from vqedge_runtime.encoders.providers import installed_versions
 from vqedge_runtime.tokens import Codes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vqedge.budget import ADAPTIVE
-from vqedge_runtime.encoders import Frames, Text
+from vqedge_runtime.encoders.protocol import Frames, Text
 from vqedge_runtime.tokens import Codes
 
 

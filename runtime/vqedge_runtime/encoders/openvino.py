@@ -21,8 +21,8 @@ from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError, first_line
 from vqedge.files import file_sha256
 from vqedge_runtime.cache_folder import cache_folder
-from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import keep_file, kept
+from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.silent_openvino import opset13, ov
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 

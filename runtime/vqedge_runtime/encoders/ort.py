@@ -16,9 +16,9 @@ from vqedge.cuda import Cuda
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError, first_line
 from vqedge.files import file_sha256
 from vqedge.nearest_codebook import OP_NAME
-from vqedge_runtime.encoders import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.compiled import provider_folder
 from vqedge_runtime.encoders.gpu_libraries import advice, load_libraries
+from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for, refusal
 from vqedge_runtime.encoders.providers import (
     PROVIDERS,
     Provider,

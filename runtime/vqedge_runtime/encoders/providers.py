@@ -16,7 +16,7 @@ from vqedge.cuda import has_nvidia_gpu, installed_driver
 from vqedge.errors import first_line
 from vqedge.packages import install_line
 from vqedge.tensorrt import TF32_VARIABLE
-from vqedge_runtime.encoders import Missing
+from vqedge_runtime.encoders.protocol import Missing
 
 _PACKAGES = (  # that run encoders
     "onnxruntime",

@@ -20,8 +20,8 @@ from vqedge.cuda import Cuda
 from vqedge.engines import EngineHost, Flavour, cached_plugin, fitting_engine
 from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
 from vqedge.tensorrt import TF32_VARIABLE, log_of, made, tensorrt_module
-from vqedge_runtime.encoders import Frames, Text, inputs_for
 from vqedge_runtime.encoders.compiled import KernelCache
+from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for
 from vqedge_runtime.tokens import Codes, codes_from_outputs
 
 logger = logging.getLogger(__name__)

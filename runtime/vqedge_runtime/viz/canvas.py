@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders.protocol import Frames
 from vqedge_runtime.viz.palette import Colors, lightness
 from vqedge_runtime.viz.picture import plain
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders.protocol import Frames
 from vqedge_runtime.viz.canvas import ACCENT, PAPER, Canvas, overlaid, resized
 from vqedge_runtime.viz.picture import Picture
 from vqedge_runtime.viz.sheet import ROW, layout_of, sheet

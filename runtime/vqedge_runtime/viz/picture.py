@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqedge.errors import ConfigError
-from vqedge_runtime.encoders import Frames
+from vqedge_runtime.encoders.protocol import Frames
 from vqedge_runtime.evidence import Evidence, frame_edges_s, mass_of
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.viz.palette import Colors, colors

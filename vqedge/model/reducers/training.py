@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vqedge.config import ModelConfig
+from vqedge.model.batch import QuantizedBatch
 from vqedge.model.reducers.registry import reducer_quantizer
-from vqedge.model.trained_reducer import QuantizedBatch, Questions, TrainedReducer
+from vqedge.model.trained_reducer import Questions, TrainedReducer
 from vqedge.reducers import follows_question
 
 REDUCER_PREFIX = "quantizer.quantizer.reducer."

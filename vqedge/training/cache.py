@@ -1,9 +1,9 @@
 """Quantised clips on disk: ViT and quantizer are frozen, so every clip is encoded once.
 
-Made from the features of `vqedge.data.features` where they are kept, else from the clips. A folder
-per budget, so that recipes with other budgets share what they can, and in it one safetensors file
-per shard of 64 clips; a killed run resumes at the next shard, and the processes of one run share
-the work.
+Made from the features of `vqedge.training.features` where they are kept, else from the clips. A
+folder per budget, so that recipes with other budgets share what they can, and in it one
+safetensors file per shard of 64 clips; a killed run resumes at the next shard, and the processes of
+one run share the work.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -19,7 +18,12 @@ from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.clips import ClipSource
-from vqedge.data.features import (
+from vqedge.files import replacing
+from vqedge.model.encoder import ClipQuantizer
+from vqedge.progress import Clock
+from vqedge.reducers import reads_attention, version_of
+from vqedge.tensor_files import save_file
+from vqedge.training.features import (
     FeatureCache,
     Rows,
     all_shards,
@@ -27,13 +31,6 @@ from vqedge.data.features import (
     missing_shards,
     shard_path,
 )
-from vqedge.files import replacing
-from vqedge.progress import Clock
-from vqedge.reducers import reads_attention, version_of
-from vqedge.tensor_files import save_file
-
-if TYPE_CHECKING:
-    from vqedge.model.encoder import ClipQuantizer
 
 _TENSORS = ("codes", "indices")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,9 @@ from vqedge.data.clips import ClipSource
 from vqedge.data.jsonl import JsonlClips
 from vqedge.errors import VqedgeError
 from vqedge.files import replacing
+from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import STOP_SIGNALS, Clock
 from vqedge.tensor_files import save_file
-
-if TYPE_CHECKING:
-    from vqedge.model.encoder import ClipQuantizer
 
 SHARD_CLIPS = 64
 

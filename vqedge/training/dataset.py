@@ -6,44 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqedge.data.cache import QuantizedClips, reversed_clips
 from vqedge.data.clips import UNNAMED, Clip, ClipSource, Vocabulary
-from vqedge.data.features import FeatureClips
 from vqedge.data.mixture import Mixture, Pick
 from vqedge.data.naming import word_table
+from vqedge.model.batch import ClipBatch
+from vqedge.training.cache import QuantizedClips, reversed_clips
+from vqedge.training.features import FeatureClips
 
 PART = 16  # clips
 _KEPT_CLIPS = 1 << 16  # of 2 kB
 _MOST_THINGS = 8  # in one clip, for the table of labels
-NO_WORD = -1
-
-
-class Asked(NamedTuple):
-    """Questions that each have tokens of their own. Q questions of L words at most."""
-
-    clip: Tensor  # int64 [Q], place in the batch
-    ids: Tensor  # int64 [Q, L], of the question's words; NO_WORD beyond their end
-
-
-class ClipBatch(NamedTuple):
-    """Clips of a step. B clips, K codes, N patches, D features."""
-
-    rows: Tensor  # float16 codes [B, K, D]; features [B, N, D] where quantising is trained
-    indices: Tensor | None  # uint8 [B, N]; None where quantising is trained
-    budget: int  # most codes of a clip
-    asked: Asked | None = None  # where tokens follow the question
-
-    def to(self, device: torch.device) -> ClipBatch:
-        """The same clips on a device."""
-        indices = None if self.indices is None else self.indices.to(device)
-        asked = self.asked and Asked(*(part.to(device) for part in self.asked))
-        return ClipBatch(self.rows.to(device), indices, self.budget, asked)
 
 
 @dataclass(frozen=True)
