@@ -4,7 +4,8 @@ Domain `vqedge`, version 1. Inputs `x [N, D]` and `codebook [K, D]` of one float
 `metric`. Outputs `indices [N] int32` and `margin [N] float32`, the best minus the second-best
 score: how safe each choice is. Scores accumulate in float32, ties go to the lowest index, a row
 holding a NaN gives index 0 and margin 0, K >= 1, N >= 0. With K = 1 there is no second best and the
-margin is +inf.
+margin is +inf. A graph may leave `margin` out. Infinite scores are outside of the contract: their
+margin may be a NaN.
 
 Every other implementation (PyTorch, ONNX function, CUDA) is tested against `nearest_codebook` here.
 """

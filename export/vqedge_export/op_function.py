@@ -45,13 +45,16 @@ def attach_function(model: onnx.ModelProto) -> None:
     Raises:
         ExportError: the nodes ask for different metrics; a model holds one body.
     """
-    metrics = {_metric_of(node) for node in model.graph.node if node.op_type == OP_NAME}
+    nodes = [node for node in model.graph.node if node.op_type == OP_NAME]
+    metrics = {_metric_of(node) for node in nodes}
     if not metrics:
         return
     if len(metrics) > 1:
         raise ExportError(
             f"the graph's NearestCodebook nodes use the metrics {sorted(metrics)}, want one"
         )
+    for node in nodes:
+        node.output.extend([""] * (2 - len(node.output)))  # a function's outputs are all there
     model.functions.append(nearest_codebook_function(metrics.pop()))
     if not any(item.domain == DOMAIN for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, OP_VERSION))

@@ -52,11 +52,10 @@ def _session(metric: str, dtype: str) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def _model(dtype: str, **attributes: str) -> onnx.ModelProto:
+def _model(dtype: str, margin: bool = True, **attributes: str) -> onnx.ModelProto:
     """One NearestCodebook node with its function, nothing else."""
-    node = helper.make_node(
-        OP_NAME, ["x", "codebook"], ["indices", "margin"], domain=DOMAIN, **attributes
-    )
+    outputs = ["indices", "margin"] if margin else ["indices"]
+    node = helper.make_node(OP_NAME, ["x", "codebook"], outputs, domain=DOMAIN, **attributes)
     kind = ONNX_TYPES[dtype]
     graph = helper.make_graph(
         [node],
@@ -68,7 +67,7 @@ def _model(dtype: str, **attributes: str) -> onnx.ModelProto:
         [
             helper.make_tensor_value_info("indices", TensorProto.INT32, ["N"]),
             helper.make_tensor_value_info("margin", TensorProto.FLOAT, ["N"]),
-        ],
+        ][: len(outputs)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     attach_function(model)
@@ -311,6 +310,14 @@ def test_l2_is_the_default_of_every_form() -> None:
     assert found.tolist() == wanted
     session = ort.InferenceSession(_model("float32").SerializeToString())
     assert session.run(["indices"], {"x": x, "codebook": codebook})[0].tolist() == wanted
+
+
+def test_a_graph_may_leave_the_margin_out() -> None:
+    rng = np.random.default_rng(1)
+    x, codebook = rng.standard_normal((2, 50, 4)).astype(np.float32)
+    session = ort.InferenceSession(_model("float32", margin=False).SerializeToString())
+    (found,) = session.run(None, {"x": x, "codebook": codebook})
+    assert found.tolist() == nearest_codebook(x, codebook)[0].tolist()
 
 
 def test_a_model_holds_one_metric() -> None:
