@@ -26,14 +26,20 @@ PARITY = "parity.json"
 ENCODER_WEIGHTS = "encoder.safetensors"  # these three in a checkpoint on imported weights only
 LLM_WEIGHTS = "llm.gguf"
 ORIGIN = "origin.json"
+SAVE = "save"  # in the metadata of both files of weights: of which save they are
 _NEEDED = (CONFIG, MODEL, LORA)
 
 
-def model_config_of(folder: Path) -> ModelConfig:
+def model_config_of(folder: Path, *, whole: bool = True) -> ModelConfig:
     """Read a checkpoint's configuration and see that its files are there.
 
+    Args:
+        folder: the checkpoint.
+        whole: see that the weights are of one save, too; a run that goes on mends them.
+
     Raises:
-        CheckpointError: folder or file is missing, or the configuration does not fit this version.
+        CheckpointError: folder or file is missing, the configuration does not fit this version, or
+            the weights are of two saves.
     """
     if not folder.is_dir():
         raise CheckpointError(
@@ -42,6 +48,8 @@ def model_config_of(folder: Path) -> ModelConfig:
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}; is this a folder from `vqedge train`?")
+    if whole:
+        _refuse_two_saves(folder)
     data = (folder / CONFIG).read_bytes()
     try:
         config = ModelConfig.model_validate_json(data)
@@ -51,6 +59,27 @@ def model_config_of(folder: Path) -> ModelConfig:
     except ValueError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}; copy it again") from error
     return config
+
+
+def _refuse_two_saves(folder: Path) -> None:
+    saves = {_save_of(folder / name) for name in (MODEL, LORA)} - {None}
+    if len(saves) > 1:
+        raise CheckpointError(
+            f"{folder}: {MODEL} and {LORA} are of two saves, as after a kill within one; "
+            "`vqedge train --resume` mends it, or take a step-NNNNNN folder in it"
+        )
+
+
+def _save_of(path: Path) -> str | None:
+    """The save that a file is of; None if it does not say."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            info: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError):  # who reads its tensors says so
+        return None
+    return info.get(SAVE)
 
 
 def steps_of(folder: Path) -> int | None:

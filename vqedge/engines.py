@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vqedge.bundle import Bundle, EngineRecord
 from vqedge.errors import BackendUnavailable
-from vqedge.files import cache_root, file_sha256, replacing, surplus
+from vqedge.files import cache_root, file_sha256, remove_unfinished, replacing, surplus
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 EnginePrecision = Literal["fp32", "fp16", "int8"]
@@ -162,6 +162,7 @@ def cache_engine(built: Path, record: EngineRecord) -> Path:
     """
     path = _cache_path(record.key)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
     cached = CachedEngine(record=record, sha256=file_sha256(built))
     with replacing(path) as temporary:
         shutil.copyfile(built, temporary)  # the cache may be on another file system

@@ -307,7 +307,7 @@ def _apply(values: dict[str, Any], overrides: list[str], output: Path | None) ->
     init = values.get("init")
     if isinstance(init, str) and init and "model" not in values:
         folder = _folder_of_model(Path(init), values.get("output", _OUTPUT))
-        values["model"] = model_config_of(folder).model_dump(mode="json")
+        values["model"] = model_config_of(folder, whole=False).model_dump(mode="json")
     for override in overrides:
         if override not in first:
             _apply_override(values, override)

@@ -43,6 +43,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         assert found.keys() == expected.keys()
         for tensor, value in expected.items():
             assert torch.equal(found[tensor], value), f"{name}: {tensor}"
+    for name in (MODEL, LORA):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
     assert log_of(killed)[-1]["loss"] == log_of(whole)[-1]["loss"]
     assert [record["step"] for record in log_of(killed)] == [0, 1, 2, 3, 4]
 

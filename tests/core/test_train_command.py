@@ -21,16 +21,22 @@ from vqedge.commands.train import run_train
 from vqedge.errors import ConfigError
 from vqedge.progress import Clock
 from vqedge.recipe import read_recipe
+from vqedge.training.folder import STATE
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny-cpu.yaml"
 
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
-    """Training is over at once, but where it has no minutes; what is traced, of which backbone."""
+    """Training is over at once, but where it has no minutes; what is traced, of which backbone.
+
+    It saves where its folder is there.
+    """
     found: list[tuple[Path, Path]] = []
 
     def train(settings: Any, _frames: Any, _resume: bool, clock: Clock) -> Any:
+        if settings.output.exists():
+            (settings.output / STATE).touch()
         return None if clock.is_up() else SimpleNamespace(path=settings.output)
 
     def trace(checkpoint: Any, backbone: Path) -> None:
@@ -71,6 +77,10 @@ def test_the_recipe_is_printed_and_nothing_done(
 def test_a_run_out_of_time_says_how_to_go_on(
     traced: list[tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run_train(RECIPE, [], out=tmp_path / "own", minutes=0)
+    line = f"time is up: nothing is saved in {tmp_path / 'own'} yet; begin again, clips that"
+    assert line in capsys.readouterr().err
+    (tmp_path / "own").mkdir()
     run_train(RECIPE, [], out=tmp_path / "own", minutes=0, as_json=True)
     out, err = capsys.readouterr()
     assert json.loads(out) == {"checkpoint": str(tmp_path / "own"), "finished": False}
@@ -79,13 +89,14 @@ def test_a_run_out_of_time_says_how_to_go_on(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 0)])
 def test_a_signal_that_comes_before_a_kill_has_the_run_save_and_stop(
     traced: list[tuple[Path, Path]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
+    code: int,
 ) -> None:
     train, number = vqedge.train.train, signal.Signals[name]
     missed: list[int] = []
@@ -96,9 +107,16 @@ def test_a_signal_that_comes_before_a_kill_has_the_run_save_and_stop(
 
     monkeypatch.setattr(vqedge.train, "train", killed)
     before = signal.signal(number, lambda *_: missed.append(number))
+    (tmp_path / "own").mkdir()
     try:
-        run_train(RECIPE, [], out=tmp_path / "own")
-        assert "`--resume` goes on" in capsys.readouterr().err and not traced
+        if code:
+            with pytest.raises(SystemExit, match=f"^{code}$"):
+                run_train(RECIPE, [], out=tmp_path / "own")
+        else:
+            run_train(RECIPE, [], out=tmp_path / "own")
+        out, err = capsys.readouterr()
+        assert f"stopped by {name}: `--resume` goes on" in err and not traced
+        assert out == f"{tmp_path / 'own'}\n"
         os.kill(os.getpid(), number)
         assert missed == [number], "the handler from before is back"
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,9 @@ def run_train(
     """Train, then trace the encoder so that the checkpoint can be assembled without torch.
 
     With `print_config` print the whole recipe, defaults and overrides in it, and do no more.
+
+    Raises:
+        SystemExit: SIGTERM stopped it, as a shell tells of that; all is saved and said.
     """
     settings = read_recipe(config, overrides, out)
     if print_config:
@@ -44,19 +48,30 @@ def run_train(
     from vqedge_export.onnx_export import write_graph
 
     clock = Clock(minutes)
-    with _stopped_by_signals(clock):
+    with _stopped_by_signals(clock) as heard:
         checkpoint = _trained(settings, resume, clock)
     leave_process_group()
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process of a launcher speaks
     if checkpoint is None:
-        say(f"time is up: `--resume` goes on with {settings.output}", always=True)
+        why = f"stopped by {heard[0].name}" if heard else "time is up"
+        say(f"{why}: {_next_step(settings.output)}", always=True)
     else:
         write_graph(checkpoint, encoder_weights(settings.model.encoder, checkpoint.path).path)
     if as_json:
         json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
     else:
         result(str(settings.output))
+    if checkpoint is None and signal.SIGTERM in heard:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _next_step(output: Path) -> str:
+    from vqedge.training.folder import LESSON, STATE
+
+    if any((output / name).exists() for name in (STATE, LESSON)):
+        return f"`--resume` goes on with {output}"
+    return f"nothing is saved in {output} yet; begin again, clips that were encoded are kept"
 
 
 def _print_recipe(settings: TrainConfig, as_json: bool) -> None:
@@ -97,15 +112,17 @@ def _trained(settings: TrainConfig, resume: bool, clock: Clock) -> Checkpoint | 
 
 
 @contextmanager
-def _stopped_by_signals(clock: Clock) -> Iterator[None]:
-    """What announces a kill means that time is up."""
+def _stopped_by_signals(clock: Clock) -> Iterator[list[signal.Signals]]:
+    """What announces a kill means that time is up; those that came."""
+    heard: list[signal.Signals] = []
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, _frame: Any) -> None:
+        heard.append(signal.Signals(number))
         clock.stop()
 
     before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

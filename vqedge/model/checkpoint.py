@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vqedge.base.tensors import not_finite
 from vqedge.base.weights import encoder_weights, llm_weights
-from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, model_config_of
+from vqedge.checkpoint import CONFIG, LORA, METRICS, MODEL, SAVE, model_config_of
 from vqedge.config import EncoderConfig, ModelConfig
 from vqedge.errors import CheckpointError
 from vqedge.files import replacing
@@ -31,7 +31,7 @@ from vqedge.model.reducers.training import REDUCER_PREFIX
 from vqedge.model.trained_reducer import TrainedReducer
 from vqedge.model.vit import vit_from_source
 from vqedge.reducers import has_weights
-from vqedge.tensor_files import save_file
+from vqedge.tensor_files import save_file, tensors_sha256
 
 BRIDGE_PREFIX = "bridge."
 _ROWS_OF_WORDS = f"{BRIDGE_PREFIX}table"
@@ -74,7 +74,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's configuration and see that its files are there.
 
     Raises:
-        CheckpointError: a file is missing or the configuration does not fit this version.
+        CheckpointError: a file is missing, the configuration does not fit this version, or the
+            weights are of two saves.
     """
     return Checkpoint(path, model_config_of(path))
 
@@ -100,11 +101,12 @@ def save_checkpoint(
         weights = reducer.kept().state_dict()
         tensors |= {f"{reducer.prefix}{name}": _half(value) for name, value in weights.items()}
     tensors[POSITION] = position.detach().float().contiguous().cpu()
-    with replacing(path / MODEL) as file:
-        save_file(tensors, file)
     lora = {name: _half(value) for name, value in _lora_state(llm).items()}
+    info = {SAVE: tensors_sha256({**tensors, **lora})}  # a kill may come between the two files
+    with replacing(path / MODEL) as file:
+        save_file(tensors, file, info)
     with replacing(path / LORA) as file:
-        save_file(lora, file)
+        save_file(lora, file, info)
     _write_json(path / CONFIG, config.model_dump(mode="json"))
     _write_json(path / METRICS, metrics)
     return Checkpoint(path, config)

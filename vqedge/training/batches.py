@@ -96,7 +96,7 @@ class Batches:
 
     @property
     def _most_tokens(self) -> int:
-        """Of questions of a file that share a row."""
+        """Most tokens of a file's questions that share a row."""
         return 1 if follows_question(self.config.model.quantizer.kind) else _ROW
 
     def _rows(self, asked: Sequence[HeldOut], most: float = math.inf) -> Iterator[_Row]:

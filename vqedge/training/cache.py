@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vqedge.config import EncoderConfig, QuantizerConfig
 from vqedge.data.clips import ClipSource
-from vqedge.files import replacing
+from vqedge.files import remove_unfinished, replacing
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import Clock
 from vqedge.reducers import reads_attention, version_of
@@ -68,7 +68,7 @@ def reversed_clips(clips: QuantizedClips, frames: int) -> QuantizedClips:
 
 
 def _method(quantizer: QuantizerConfig) -> str:
-    """Of all that a clip's codes at one budget depend on, beside encoder and clip."""
+    """Name for all that a clip's codes at one budget depend on beside encoder and clip."""
     unit, version = "-unit" if quantizer.unit_means else "", version_of(quantizer.kind)
     how = f"{unit}-v{version}" if version > 1 else unit
     if quantizer.kind in ("kmeans", "codebook"):  # a learned codebook is looked up in training
@@ -121,6 +121,8 @@ class ClipCache:
             workers: processes that draw clips ahead.
             clock: once it is stopped, no more clips are encoded.
         """
+        for budget in self.budgets:
+            remove_unfinished(self.folder(budget))
         rows: Rows = "attended" if reads_attention(self.quantizer.kind) else "patches"
         features = FeatureCache(self.root, self.encoder, self.source, rows, self.keep_features)
         for shard, found in features.fill(shards, quantizer, workers, clock):

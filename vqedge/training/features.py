@@ -25,7 +25,7 @@ from vqedge.config import EncoderConfig
 from vqedge.data.clips import ClipSource
 from vqedge.data.jsonl import JsonlClips
 from vqedge.errors import VqedgeError
-from vqedge.files import replacing
+from vqedge.files import remove_unfinished, replacing
 from vqedge.model.encoder import ClipQuantizer
 from vqedge.progress import STOP_SIGNALS, Clock
 from vqedge.tensor_files import save_file
@@ -106,6 +106,7 @@ class FeatureCache:
             workers: processes that draw clips ahead.
             clock: once it is stopped, no more clips are encoded.
         """
+        remove_unfinished(self.folder)
         missing = self.missing()
         for shard in (shard for shard in shards if shard not in missing):
             count = len(shard_numbers(self.source, shard))

@@ -25,19 +25,30 @@ from vqedge.files import file_sha256, remove_unfinished, replacing, try_lock
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.recipe import TrainConfig, file_identity, source_identity
-from vqedge.tensor_files import save_file
+from vqedge.tensor_files import save_file, tensors_sha256
 from vqedge.training.curves import CURVES, draw_curves
-from vqedge.training.state import restore_state, state_of
+from vqedge.training.state import all_of, give_all, taught, trained
 
 logger = logging.getLogger(__name__)
 
 STATE, LESSON, LOG = "training.safetensors", "naming.safetensors", "metrics.jsonl"
 _LOCK = ".lock"
+_FIRST_SAVE = ".first-save"  # there until the first save is whole
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a filesystem, as some of clusters
-_USAGE = "codebook.usage"  # how often entries were picked lately
 _NUMBERED, _BEFORE = "step-", "steps_before"
 _STEPS = "steps"  # that the run was to have
+_SHA256 = "sha256"  # of a save's tensors
 _LESSON_STEP = -1.0  # lessons come before step 0
+_PARTS = ("model", "sources", "begun", "seed")  # of `run`; older saves do not have them apart
+_KEYS = {  # of a run's identity, as the recipe has them
+    "model": "model",
+    "sources": "data.sources",
+    "begun": "init or optim.naming_steps",
+    "seed": "seed",
+    "run": "model, data.sources, init, optim.naming_steps or seed",
+    "files": "data.sources",
+    "init": "init",
+}
 
 
 class RunFolder:
@@ -105,16 +116,16 @@ class RunFolder:
             )
 
     def refuse_checkpoint(self) -> None:
-        """Before any work: a checkpoint that came here without its run is not overwritten.
+        """Before any work: a checkpoint that no run can go on from is not overwritten.
 
         Raises:
             CheckpointError: there is one.
         """
-        ours = any((self.path / name).exists() for name in (STATE, LESSON, LOG))
+        ours = any((self.path / name).exists() for name in (STATE, LESSON, _FIRST_SAVE))
         if (self.path / CONFIG).exists() and not ours:
             raise CheckpointError(
-                f"{self.path}: is a finished checkpoint, not a run that can go on; give another -o "
-                f"folder, and init={self.path} to start from it"
+                f"{self.path}: is a finished checkpoint, not a run that can go on: it has no "
+                f"{STATE}; give another -o folder, and init={self.path} to start from it"
             )
 
     def save(
@@ -128,15 +139,19 @@ class RunFolder:
         """Write weights, optimiser moments, the deployable checkpoint and the curves."""
         self.path.mkdir(parents=True, exist_ok=True)
         model.bridge.finish()
-        tensors = _all_of(model, _trained(model), optimizer)
+        tensors = all_of(model, trained(model), optimizer)
+        if not (self.path / STATE).exists():
+            (self.path / _FIRST_SAVE).touch()
         self._checkpoint(self.path, record, model, position)
         if self.config.keep and step:
             self._checkpoint(numbered(self.path, step), record, model, position)
         with replacing(self.path / STATE) as path:
             # the last file: after a kill before it, the same steps write all of them again;
             # step and identity travel inside it: one rename, nothing that could disagree
-            save_file(tensors, path, {_STEPS: str(self.config.optim.steps), **self._info(step)})
-        (self.path / LESSON).unlink(missing_ok=True)  # what it led to is saved
+            told = {_STEPS: str(self.config.optim.steps), **self._info(step, tensors)}
+            save_file(tensors, path, told)
+        for name in (_FIRST_SAVE, LESSON):  # what it led to is saved
+            (self.path / name).unlink(missing_ok=True)
         self._prune(step)
         draw_curves(self.path / LOG, self.path / CURVES)
 
@@ -150,7 +165,7 @@ class RunFolder:
         if found is None:
             return None
         info, tensors = found
-        _give_all(tensors, model, _trained(model), optimizer)
+        give_all(tensors, model, trained(model), optimizer)
         return int(info["step"])
 
     def steps_then(self) -> int | None:
@@ -163,9 +178,9 @@ class RunFolder:
     ) -> None:
         """Write how far a lesson before the first step is."""
         self.path.mkdir(parents=True, exist_ok=True)
-        tensors = _all_of(model, _taught(model), optimizer)
+        tensors = all_of(model, taught(model), optimizer)
         with replacing(self.path / LESSON) as path:
-            save_file(tensors, path, {"lesson": name, **self._info(step)})
+            save_file(tensors, path, {"lesson": name, **self._info(step, tensors)})
 
     def lesson(self) -> tuple[str, int] | None:
         """Which lesson was saved, and how many steps of it; None if there is none.
@@ -180,7 +195,7 @@ class RunFolder:
         """Give the model what the lesson had taught it when it was saved."""
         found = self._saved(LESSON)
         assert found is not None, "the caller has asked for the lesson"
-        _give_all(found[1], model, _taught(model), optimizer)
+        give_all(found[1], model, taught(model), optimizer)
 
     def begun(self) -> bool:
         """Is a step of this run saved?
@@ -194,7 +209,12 @@ class RunFolder:
     def _saved(self, name: str) -> tuple[dict[str, str], dict[str, Tensor]] | None:
         """What one of the run's files says and holds, None if it is not there."""
         info = self._told(name)
-        return None if info is None else (info, load_file(self.path / name))
+        if info is None:
+            return None
+        tensors = load_file(self.path / name)
+        if info.get(_SHA256) not in (None, tensors_sha256(tensors)):
+            raise self._damaged(name, "its tensors are not those that were saved")
+        return info, tensors
 
     def _told(self, name: str) -> dict[str, str] | None:
         """What one of the run's files says of itself, None if it is not there."""
@@ -205,24 +225,32 @@ class RunFolder:
             with safe_open(path, framework="pt") as file:
                 info: dict[str, str] = file.metadata() or {}
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged ({error}); {self._instead_of(name)}") from error
+            raise self._damaged(name, str(error)) from error
         counts = (info.get("step", ""), info.get(_BEFORE, "0"))
         if not all(map(str.isdecimal, counts)) or (name == LESSON and "lesson" not in info):
-            told = "it does not say how far the run is"
-            raise CheckpointError(f"{path}: damaged ({told}); {self._instead_of(name)}")
-        if any(info.get(key) != value for key, value in self._identity().items()):
+            raise self._damaged(name, "it does not say how far the run is")
+        if (key := self._differs(info)) is not None:
+            where = f" ({CONFIG} and {METRICS} say which)" if name == STATE else ""
             raise CheckpointError(
-                f"{self.path}: was written with another model, other data, another init or seed"
+                f"{self.path}: is a run with another {key}; give another -o folder, or the recipe "
+                f"that it was begun with{where}"
             )
         self._init = info.get("init", self._init)  # as it was: it need not be there any more
         self._steps_before = int(info.get(_BEFORE, self._steps_before))
         return info
 
-    def _instead_of(self, name: str) -> str:
-        """What a run goes on from where one of its files is damaged."""
+    def _damaged(self, name: str, why: str) -> CheckpointError:
+        """The refusal of one of the run's files, with what the run goes on from instead."""
+        step = f"init={self.path} with another -o folder starts from the weights beside it"
         if name == LESSON or not (self.path / MODEL).exists():
-            return "delete it, and --resume begins again"
-        return f"init={self.path} with another -o folder starts from the weights beside it"
+            step = "delete it, and --resume begins again"
+        return CheckpointError(f"{self.path / name}: damaged ({why}); {step}")
+
+    def _differs(self, info: Mapping[str, str]) -> str | None:
+        """The key of the recipe that is not as a save says; None if all that must be is."""
+        told = self._identity()
+        was = {**{part: told[part] for part in _PARTS}, **info}
+        return next((_KEYS[key] for key, value in told.items() if was.get(key) != value), None)
 
     def forget_after(self, step: int | None) -> None:
         """Drop the log's lines about steps that a kill has undone, all but a lesson's for None."""
@@ -258,20 +286,22 @@ class RunFolder:
         )
         carry_weights(self.config.model, self.config.base, path)
 
-    def _info(self, step: int) -> dict[str, str]:
+    def _info(self, step: int, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         """What a save says of itself."""
-        return {"step": str(step), _BEFORE: str(self._steps_before), **self._identity()}
+        told = {"step": str(step), _BEFORE: str(self._steps_before), **self._identity()}
+        return {**told, _SHA256: tensors_sha256(tensors)}
 
     def _identity(self) -> dict[str, str]:
         """What must not change between the parts of a run; steps, rates and clip counts may."""
         config, init = self.config, self.config.init
-        sources = "-".join(map(source_identity, config.data.sources))
-        begun = init.name if init else f"named{config.optim.naming_steps}"
-        files = [file_identity(source) for source in config.data.sources]
         told = {
-            "run": f"{config.model.fingerprint()}-{sources}-{begun}-{config.seed}",
-            "files": json.dumps(files),
+            "model": config.model.fingerprint(),
+            "sources": "-".join(map(source_identity, config.data.sources)),
+            "begun": init.name if init else f"named{config.optim.naming_steps}",
+            "seed": str(config.seed),
         }
+        told["run"] = "-".join(told[part] for part in _PARTS)
+        told["files"] = json.dumps([file_identity(source) for source in config.data.sources])
         if self._init is not None:
             told["init"] = self._init
         return told
@@ -336,49 +366,6 @@ def _validated(checkpoint: Path) -> tuple[float, str] | None:
         return float(metrics["validation"]["exact_match"]), str(metrics.get("validation_set"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _trained(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _taught(model: VideoLanguageModel) -> dict[str, torch.nn.Parameter]:
-    """All that a lesson without the language model changes."""
-    return {name: p for name, p in _trained(model).items() if not name.startswith("llm.")}
-
-
-def _all_of(
-    model: VideoLanguageModel,
-    named: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> dict[str, Tensor]:
-    """Weights, their moments, and what was fitted."""
-    tensors = state_of(named, optimizer)
-    for name, buffer in _fitted(model).items():
-        tensors[f"buffer.{name}"] = buffer.cpu()
-    if model.bridge.codebook is not None:
-        tensors[_USAGE] = model.bridge.codebook.usage.cpu()
-    return tensors
-
-
-def _give_all(
-    tensors: Mapping[str, Tensor],
-    model: VideoLanguageModel,
-    named: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """The reverse of `_all_of`."""
-    restore_state(tensors, named, optimizer)
-    for name, buffer in _fitted(model).items():
-        buffer.copy_(tensors[f"buffer.{name}"])
-    if model.bridge.codebook is not None:
-        model.bridge.codebook.usage.copy_(tensors[_USAGE])
-
-
-def _fitted(model: VideoLanguageModel) -> dict[str, Tensor]:
-    """Buffers of the bridge that a checkpoint holds: what was fitted, not trained."""
-    kept = model.bridge.state_dict().keys()
-    return {name: buffer for name, buffer in model.bridge.named_buffers() if name in kept}
 
 
 def _logged_step(line: str) -> float:

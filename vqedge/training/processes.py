@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vqedge.cores import usable_cores
 from vqedge.errors import ConfigError
 from vqedge.model.vit import exact_float32
+from vqedge.packages import pip_command
 from vqedge.recipe import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def told_of(config: TrainConfig, accelerator: Accelerator, compiled: bool) -> st
     told = f"training{f' in {count} processes' if count > 1 else ''} on {_place(accelerator)}"
     told += f", {config.precision}{', blocks compiled' if compiled else ''}"
     if accelerator.device.type == "cpu" and torch.version.cuda is None and _NVIDIA.exists():
-        told += "; this PyTorch has no CUDA: pip install --force-reinstall torch"
+        told += f"; this PyTorch has no CUDA: {pip_command()} install --force-reinstall torch"
     return told
 
 

@@ -29,7 +29,7 @@ class HeldOut:
         return [replace(self.item, answer=answer) for answer in self.answers]
 
     def is_right(self, correct: Sequence[bool], likelihood: Sequence[float]) -> bool:
-        """Of choices the likeliest is what is said, first of equals.
+        """Whether the answer is right: of choices the likeliest one is said, the first of equals.
 
         Args:
             correct: is every token of each answer the most likely one?

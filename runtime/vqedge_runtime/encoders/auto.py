@@ -31,7 +31,7 @@ from vqedge.cores import processor_name, usable_cores
 from vqedge.cuda import installed_driver, nvidia_device_files
 from vqedge.engines import MODULES
 from vqedge.errors import BackendUnavailable
-from vqedge.files import locked, replacing
+from vqedge.files import locked, remove_unfinished, replacing
 from vqedge_runtime.cache_folder import cache_folder, cache_name
 from vqedge_runtime.encoders import ENCODERS
 from vqedge_runtime.encoders.protocol import Encoder, Frames, Text, made_question
@@ -172,7 +172,7 @@ def candidates(bundle: Bundle) -> dict[str, str]:
 
 
 def available(bundle: Bundle, names: Iterable[str]) -> dict[str, str]:
-    """Of some backends those that are installed, and the file of the bundle that each would run."""
+    """Backends among `names` that are installed, each with the bundle's file that it would run."""
     found = {}
     flavours = (item.tensorrt_flavour for item in bundle.manifest.engines)
     built: dict[str, str] = {flavour: MODULES[flavour] for flavour in flavours}
@@ -300,6 +300,7 @@ def _remember(key: str, measured: Measured) -> None:
     machines = [*_memory().machines.items(), (key, measured)][-_KEPT:]
     try:
         memory_file().parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(memory_file().parent)
         with replacing(memory_file()) as temporary:
             text = _Memory(machines=dict(machines)).model_dump_json(indent=2)
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vqedge.files import locked, replacing, surplus
+from vqedge.files import locked, remove_unfinished, replacing, surplus
 from vqedge_runtime.cache_folder import cache_folder
 
 _KEPT_FILES, _KEPT_FOLDERS = 16, 4  # kernels are some megabytes, engines up to a gigabyte
@@ -74,6 +74,7 @@ def keep_file(file: Path, content: bytes, most: int) -> None:
     """
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(file.parent)
         with replacing(file) as temporary, temporary.open("wb") as opened:
             opened.write(hashlib.sha256(content).digest())
             opened.write(content)
