@@ -101,17 +101,20 @@ class Tally:
         Answers about one clip are right or wrong together: the variance of the share over clips
         (Cochran, Sampling Techniques, 3rd ed., 3.12), as a multiple of that over questions; at
         least 1. The fewer clips, the less sure that is: times the square of how much wider
-        Student's t is than the normal distribution. It cannot be told from one clip; 1 then, as
-        where no clip was asked about twice.
+        Student's t is than the normal distribution. Where all are right, or none, nothing tells
+        what they have in common: no more questions than clips. It cannot be told from one clip;
+        1 then, as where no clip was asked about twice.
         """
         share, clips, total = self.accuracy, len(self.asked), self.total
         if clips < 2 or clips == total:
             return 1.0
+        few = (t95(clips - 1) / Z95) ** 2
+        if share in (0.0, 1.0):
+            return max(few, total / clips)
         pairs = zip(self.right, self.asked, strict=True)
         squares = sum((right - share * asked) ** 2 for right, asked in pairs)
         alone = share * (1 - share) * total**2 / (total - 1)
-        effect = squares * clips / (clips - 1) / alone if alone else 1.0
-        return max(effect, 1.0) * (t95(clips - 1) / Z95) ** 2
+        return max(squares * clips / (clips - 1) / alone, 1.0) * few
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, share and its 95 % interval."""

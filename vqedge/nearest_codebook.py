@@ -7,6 +7,10 @@ holding a NaN gives index 0 and margin 0, K >= 1, N >= 0. With K = 1 there is no
 margin is +inf. A graph may leave `margin` out. Infinite scores are outside of the contract: their
 margin may be a NaN.
 
+What ties are scores. Those of codes that are equal bit for bit are equal here, but a matrix product
+may round them differently, depending on the column they are in. PyTorch's on a CPU does for some K:
+it may choose any of such codes then, with a margin of that rounding.
+
 Every other implementation (PyTorch, ONNX function, CUDA) is tested against `nearest_codebook` here.
 """
 

@@ -155,6 +155,9 @@ def test_answers_about_one_clip_that_go_together_count_as_fewer() -> None:
 def test_answers_all_alike_about_few_clips_are_less_sure_than_as_many_clips() -> None:
     alike = tally_of({"a": "+++", "b": "+++", "c": "++"})
     assert alike.design_effect == pytest.approx((4.30265 / 1.95996) ** 2, abs=1e-4)
+    many = [tally_of(dict.fromkeys("abcdefgh", answer * 15)) for answer in "+-"]
+    assert [tally.design_effect for tally in many] == [15.0, 15.0], "as one question a clip"
+    assert many[0].to_dict()["interval"] == pytest.approx(wilson_interval(8, 8))
     assert tally_of({"a": "-", "b": "-", "c": "-"}).design_effect == 1.0
     assert tally_of({"a": "++-"}).design_effect == 1.0, "one clip says nothing of others"
 

@@ -60,6 +60,18 @@ def test_slopes_are_those_of_a_straight_line_over_the_frames_with_the_code() -> 
     torch.testing.assert_close(motion[2], torch.tensor([0.5 * column / 0.5, 0.0, grown]))
 
 
+@pytest.mark.parametrize("frames", [31, 32, 64, 512])
+def test_two_frames_are_enough_for_a_slope_however_long_the_clip(frames: int) -> None:
+    maps = torch.zeros(1, frames, 2, 2, dtype=torch.int32)
+    maps[0, frames - 2, 0, 0] = maps[0, frames - 1, 0, 1] = 1  # a column in the last frame
+    maps[0, frames - 1, 1, 0] = 2
+    motion = token_hash(maps.flatten(1), frames, codes=3).features[0, :, -3:]
+    torch.testing.assert_close(
+        motion[1], torch.tensor([frames / 2, 0.0, 0.0]), atol=1e-3, rtol=1e-3
+    )
+    assert not motion[2].any(), "one frame has no slope"
+
+
 def test_clips_of_a_batch_do_not_mix() -> None:
     maps = _random_maps(4)
     together = token_hash(maps, FRAMES, CODES)

@@ -76,6 +76,17 @@ def test_kept_patches_are_their_own_and_the_rest_goes_to_the_likest_or_to_the_le
             assert int(found.assign[frame, patch]) == wanted
 
 
+def test_the_left_over_keeps_its_token_where_every_patch_is_near_a_kept_one() -> None:
+    clip, attention = clip_of(18, grid=4), attention_of(18)[:, :16]
+    found = PruMerge(4 * FRAMES, FRAMES, 4).reduce(clip, torch.tensor(4 * FRAMES), attention)
+    assert (found.sizes > 0).all() and found.sizes[3::4].tolist() == [1.0] * FRAMES
+    looks = torch.nn.functional.normalize(clip, dim=2)
+    for frame in range(FRAMES):
+        kept = first(attention[frame].numpy(), 3)
+        alike = (looks[frame] @ looks[frame, kept].T).amax(dim=1)
+        assert found.assign[frame].tolist().index(4 * frame + 3) == int(alike.argmin())
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_outliers_are_counted_by_numpys_quartiles(seed: int) -> None:
     attention = attention_of(seed)

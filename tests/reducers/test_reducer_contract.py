@@ -74,6 +74,16 @@ def test_tokens_assignment_and_sizes_belong_together(name: str, budget: int, cli
     assert not found.tokens.isnan().any() and not found.margin.isnan().any()
 
 
+@pytest.mark.parametrize("budget", [1, 2, 3])
+@pytest.mark.parametrize("name", TRAINING_FREE)
+def test_a_frame_may_be_one_patch(name: str, budget: int) -> None:
+    reducer = make_reducer(name, SIZES._replace(codes=3, frames=3, grid=1, budget=3))
+    found = reducer.reduce(clip_of(3, 3, 1), torch.tensor(budget), torch.full((3, 1), 0.3))
+    used = set(found.assign.unique().tolist()) - {DROPPED}
+    assert 1 <= len(used) <= budget and found.sizes.bool().sum() == len(used)
+    assert not found.tokens.isnan().any() and not found.margin.isnan().any()
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", TRAINING_FREE)
 def test_as_a_quantizer_it_keeps_the_encoders_contract(name: str, budget: int) -> None:

@@ -64,6 +64,6 @@ class Continuations:
         return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
     def log_probabilities(self, states: Tensor) -> Tensor:
-        """Of every next token after hidden states `[n, d]`: float64 `[n, vocabulary]`."""
+        """Log-probabilities of the next token after states `[n, d]`: float64 `[n, vocabulary]`."""
         scores: Tensor = self.llm.get_output_embeddings()(states)
         return scores.double().log_softmax(-1)

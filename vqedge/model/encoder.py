@@ -140,7 +140,7 @@ class Bridge(nn.Module):
         return Rows(tokens, hashed.mask[0], None)
 
     def _trained_hash(self, indices: Tensor, codes: int) -> TokenHash:
-        """Of a batch: features of the frames that are counted, and rows of all."""
+        """Token hash of a batch: features of the frames that are counted, and rows of all."""
         frames = self.config.encoder.frames
         hashed = token_hash(indices, frames, codes)
         counted = self.attention.dropout.counted(indices, frames, codes)

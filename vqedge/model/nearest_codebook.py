@@ -20,7 +20,8 @@ def nearest_codebook(x: Tensor, codebook: Tensor, metric: str = "l2") -> tuple[T
     """Assign every row of `x [N, D]` to its nearest row of `codebook [K, D]`.
 
     Returns:
-        indices int32 `[N]`, ties to the lowest, and margin float32 `[N]`.
+        indices int32 `[N]`, ties of scores to the lowest, and margin float32 `[N]`. Codes that are
+        equal bit for bit need not tie: the product may round them differently (contract).
 
     Raises:
         ValueError: the metric is unknown.

@@ -52,7 +52,8 @@ def token_hash(indices: Tensor, frames: int, codes: int) -> TokenHash:
     spread = (squares - center_x.square() - center_y.square()).clamp(min=0.0).sqrt()
     mass = (count / (grid * grid)).sqrt() * MASS_SCALE
     table = torch.stack([present, mass, center_x, center_y, spread], dim=-1)  # [B, T, K, 5]
-    motion = _slopes(torch.stack([center_x, center_y, mass], dim=-1), present)
+    shortest = min(_SHORTEST_SPAN, 1.0 / frames**2)  # two frames one after another have 2 / T^2
+    motion = _slopes(torch.stack([center_x, center_y, mass], dim=-1), present, shortest)
     features = torch.cat([table.permute(0, 2, 1, 3).flatten(2), motion], dim=2)
     return TokenHash(features, count.sum(dim=1) > 0)
 
@@ -67,8 +68,10 @@ def hash_width(frames: int) -> int:
     return frames * FEATURES_PER_FRAME + MOTION_FEATURES
 
 
-def _slopes(values: Tensor, present: Tensor) -> Tensor:
+def _slopes(values: Tensor, present: Tensor, shortest: float) -> Tensor:
     """Least-squares slopes over time, from -1 to 1, of values `[B, T, K, F]` where present.
+
+    A span below `shortest`, squared, is that of one frame.
 
     Returns:
         `[B, K, F]`, in units a clip's half.
@@ -79,7 +82,7 @@ def _slopes(values: Tensor, present: Tensor) -> Tensor:
     share = 1.0 / weight.sum(dim=1, keepdim=True).clamp(min=1.0)
     offset = weight * (time[:, None, None] - (weight * time[:, None, None]).sum(1, True) * share)
     across = (offset * values).sum(dim=1)
-    return across / offset.square().sum(dim=1).clamp(min=_SHORTEST_SPAN)
+    return across / offset.square().sum(dim=1).clamp(min=shortest)
 
 
 def _grid_coordinates(grid: int, device: torch.device) -> tuple[Tensor, Tensor]:

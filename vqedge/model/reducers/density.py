@@ -55,7 +55,7 @@ class SpatialDensityPeaks(nn.Module):
         self.weight: Tensor
         self.barred: Tensor
         self.codes, self.frames = codes, frames
-        window = min(window, grid * grid - 1)
+        window = max(min(window, grid * grid - 1), 1)
         self.neighbours = min(neighbours, window)
         ranks = spatial_ranks(grid)
         weight = (1.0 - alpha) * ranks.clamp(max=window) / window + alpha

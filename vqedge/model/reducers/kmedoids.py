@@ -99,7 +99,7 @@ def assigned(medoids: Medoids, distance: Tensor, cut: Segments) -> Choice:
 
 
 def moved(medoids: Medoids, found: Choice, distance: Tensor) -> Medoids:
-    """Of every cluster, the member that is nearest to all others together; an empty one stays."""
+    """Every cluster's member of least distance to its others; an empty one's medoid stays."""
     members = one_hot(found.rows, len(medoids.used))
     cost = torch.where(members > 0, distance @ members, torch.inf)
     patch = torch.where(members.sum(dim=0) > 0, cost.argmin(dim=0), medoids.patch)

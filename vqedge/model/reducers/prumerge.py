@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vqedge.model.quantizer import unit
 from vqedge.model.reducers.common import (
+    SURE,
     Choice,
     Segments,
     best,
@@ -19,6 +20,7 @@ from vqedge.model.reducers.common import (
     kept_rows,
     one_hot,
     segments,
+    settled,
 )
 from vqedge.model.reducers.protocol import Reduced
 from vqedge.model.reducers.pruning import spread_priority
@@ -77,7 +79,8 @@ class PruMerge(nn.Module):
         scores = looks @ (chosen.T @ looks).T
         near = self._near(scores, same, chosen)
         found = best(scores, same)
-        row, lost = _with_leftover(row_of_patch, found, near, cut)
+        alike = settled(torch.where(same, scores, -torch.inf).amax(dim=1))
+        row, lost = _with_leftover(row_of_patch, found, near, alike, cut)
         added = (near + lost_rows(lost, cut, self.codes)) * weight[:, None]
         tokens = chosen.T @ rows + self._sum(added, rows)
         sizes = one_hot(row, self.codes).sum(dim=0)
@@ -97,7 +100,7 @@ class PruMerge(nn.Module):
     def _near(self, scores: Tensor, same: Tensor, chosen: Tensor) -> Tensor:
         """The nearest patches of each kept one but itself, and as near ones; float32 `[N, K]`."""
         others = torch.where(same & (chosen == 0), scores, -torch.inf)
-        enough = min(self.neighbours, len(scores) // self.frames - 1)
+        enough = max(min(self.neighbours, len(scores) // self.frames - 1), 1)
         least = others.topk(enough, dim=0).values[-1:]
         return ((others >= least) & (others > -torch.inf)).to(torch.float32)
 
@@ -112,16 +115,22 @@ def lost_rows(lost: Tensor, cut: Segments, codes: int) -> Tensor:
 
 
 def _with_leftover(
-    row_of_patch: Tensor, found: Choice, near: Tensor, cut: Segments
+    row_of_patch: Tensor, found: Choice, near: Tensor, alike: Tensor, cut: Segments
 ) -> tuple[Tensor, Tensor]:
     """Row of every patch, and which patches were not kept where a row is for those.
 
     The paper's last token is the sum of all that was pruned. On the map it stands for the patches
-    that are near no kept one; every other goes to the kept one most like it.
+    that are near no kept one, or else for the one least like those; every other goes to the kept
+    one most like it. `alike` says how much, float `[N]`.
     """
     pruned = row_of_patch < 0
     has_row = cut.quota > 1
-    alone = pruned & has_row & (near.sum(dim=1) == 0)
+    far = near.sum(dim=1) == 0
+    apart = torch.where(pruned, SURE * far - alike, -torch.inf)  # of a segment, far ones first
+    inside = one_hot(cut.number, near.shape[1]) > 0
+    most_apart = torch.where(inside, apart[:, None], -torch.inf).argmax(dim=0)[cut.number]
+    index = torch.arange(len(apart), device=apart.device)
+    alone = pruned & has_row & (far | (index == most_apart))
     row = torch.where(pruned, found.rows, row_of_patch)
     return torch.where(alone, cut.first + cut.quota - 1, row), pruned & has_row
 
