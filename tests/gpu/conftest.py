@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -18,17 +19,22 @@ _TABLE = pytest.StashKey[Table]()
 @pytest.fixture(scope="session")
 def kernel() -> Kernel:
     """Built anew each session, whose cache is empty."""
+    index = "VQEDGE_TORCH_INDEX=URL, the one that pytorch.org gives for this CUDA,"
     if torch.version.cuda is None:
-        index = "VQEDGE_TORCH_INDEX=URL, the one that pytorch.org gives for this CUDA,"
         pytest.skip(
             f"PyTorch {torch.__version__} is built for the CPU; {index} brings one for GPUs"
         )
-    if not torch.cuda.is_available():
-        pytest.skip("PyTorch sees no NVIDIA GPU")
+    with warnings.catch_warnings(record=True) as told:  # that the driver is too old is a warning
+        warnings.simplefilter("always")
+        sees_gpu = torch.cuda.is_available()
+    if not sees_gpu:
+        why = f": {told[0].message}; {index} brings one for this driver" if told else ""
+        pytest.skip(f"PyTorch {torch.__version__} sees no NVIDIA GPU{why}")
     try:
-        return Kernel(kernel_library())
-    except BackendUnavailable as error:
+        library = kernel_library()
+    except BackendUnavailable as error:  # no compiler
         pytest.skip(str(error))
+    return Kernel(library)  # what was just compiled has to load
 
 
 @pytest.fixture(scope="session")
