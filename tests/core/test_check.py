@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_bundle import asking_facts, fill_folder, tiny_facts
 from tiny_report import parity_report
 
-from vqedge.bundle import BundleFacts, VariantRecord, bundle_writer, open_bundle
+from vqedge.bundle import BundleFacts, bundle_writer
 from vqedge.commands import check_flips
 from vqedge.commands import export as exporting
 from vqedge.commands.check import run_check
@@ -23,7 +21,6 @@ from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items, suite_version
 from vqedge.errors import BundleError, ConfigError, ParityError, UsageError
 from vqedge_export import pipeline
-from vqedge_export.flips import Reading
 from vqedge_export.report import (
     AnswerParity,
     BackendParity,
@@ -34,9 +31,8 @@ from vqedge_export.report import (
 from vqedge_runtime import session
 from vqedge_runtime.bridge.fake import FakeBridge
 from vqedge_runtime.compare import BackendFigures
-from vqedge_runtime.encoders import ENCODERS, EncoderBackend
+from vqedge_runtime.encoders import AUTO, ENCODERS, EncoderBackend
 from vqedge_runtime.encoders.fake import FakeEncoder
-from vqedge_runtime.encoders.protocol import Missing, made_question
 from vqedge_runtime.llm import FakeLanguageModel
 from vqedge_runtime.vqt.header import MAGIC
 
@@ -127,40 +123,6 @@ def test_what_was_measured_on_videos_is_kept(
     assert reported(bundle) == before.model_copy(update={"flips": {"openvino": VARIANT}})
 
 
-def test_lighter_encoders_are_compared_on_the_clips_of_a_folder(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    opened = open_bundle(bundle)
-    rng = np.random.default_rng(0)
-    features, ids = rng.normal(size=(64, 8)).astype(np.float32), np.arange(64, dtype=np.int32) % 4
-    features += 9 * np.eye(8, dtype=np.float32)[ids]
-    neighbour = np.arange(64) ^ 1  # every patch is near another code
-    write_demo(tmp_path / "a.mp4")
-    write_demo(tmp_path / "b.mp4")
-    monkeypatch.setattr(check_flips, "OnnxReader", lambda *_: lambda *_: Reading(features, ids))
-    read, order = check_flips.frames_in_folder, list[str]()
-    readers = {
-        "same": lambda *_: order.append("compared") or Reading(features, ids),
-        "other": lambda *_: Reading(features[neighbour], ids[neighbour]),
-    }
-    monkeypatch.setattr(check_flips, "_readers", lambda _: readers)
-
-    def noted(*arguments: Any) -> Iterator[Any]:
-        for clip in read(*arguments):
-            order.append("read")
-            yield clip
-
-    monkeypatch.setattr(check_flips, "frames_in_folder", noted)
-    rows = check_flips.flips_of(opened, tmp_path)
-    assert order == ["read", "compared"] * 2, "one clip at a time: a folder may be large"
-    assert (rows["same"].clips, rows["same"].nearest_differ) == (2, 0.0)
-    assert rows["other"].nearest_differ > 0.9 and rows["other"].safe_nearest_differ > 0.9
-    assert check_flips.flips_of(opened, tmp_path, 1)["same"].clips == 1
-    monkeypatch.setattr(check_flips, "_readers", lambda _: {})
-    with pytest.raises(ConfigError, match="no lighter encoder to compare"):
-        check_flips.flips_of(opened, tmp_path)
-
-
 def test_a_lost_parity_is_printed_and_kept_all_the_same(
     bundle: Path, found: list[ParityReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -171,32 +133,6 @@ def test_a_lost_parity_is_printed_and_kept_all_the_same(
     assert told["bundle"] == str(bundle) and told["files"].keys() >= {"parity.json"}
     assert told["parity"]["llm"]["top1_agreement"] == 0.1
     assert reported(bundle).llm == found[0].llm
-
-
-def test_every_encoder_that_is_compared_on_clips_hears_the_same_question(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    heard: list[Any] = []
-
-    def reader(_: Path, text: Any = None) -> Any:
-        heard.append(text)
-        return lambda *_: Reading(np.eye(4, dtype=np.float32), np.arange(4, dtype=np.int32))
-
-    facts = asking_facts()
-    int8 = VariantRecord(file="encoder.int8.onnx", precision="int8")
-    encoder = facts.encoder.model_copy(update={"variants": (int8,)})
-    with bundle_writer(tmp_path / "asking.vqedge") as draft:
-        fill_folder(draft.folder)
-        (draft.folder / int8.file).write_bytes(b"int8")
-        bundle = draft.finish(facts.model_copy(update={"encoder": encoder}))
-    write_demo(tmp_path / "a.mp4")
-    monkeypatch.setattr(check_flips, "OnnxReader", reader)
-    absent = replace(ENCODERS["openvino"], missing=lambda: Missing("", ""))
-    monkeypatch.setitem(ENCODERS, "openvino", absent)
-    check_flips.flips_of(bundle, tmp_path)
-    question = made_question(bundle.manifest)
-    assert question is not None and len(heard) == 2
-    assert all(np.array_equal(text, question) for text in heard)
 
 
 def stand_in(
@@ -269,7 +205,7 @@ def test_a_backend_is_measured_on_the_clips_and_the_questions_of_its_user(
     assert row.answers is not None
     assert (row.answers.suite, row.answers.questions, row.answers.same) == ("mine.jsonl", 1, 0)
     assert row.answers.accuracy == row.answers.accuracy_reference == 1.0, "both say red"
-    tokens, answers = capsys.readouterr().err.splitlines()[:2]
+    _, tokens, answers = capsys.readouterr().err.splitlines()[:3]
     assert tokens.startswith("fake encoder against fake encoder on 2 videos: 2 the same; 0.00%")
     assert tokens.endswith("token cosine 1.0000")
     assert answers == (
@@ -308,10 +244,33 @@ def test_a_loss_is_said_with_its_chance() -> None:
 
 def test_what_would_be_ignored_is_refused(bundle: Path) -> None:
     with pytest.raises(UsageError, match=r"--suite asks .*--backend"):
-        run_check(bundle, suite="synthetic")
-    for changes in ({}, {"checkpoint": bundle}):
-        with pytest.raises(UsageError, match="--limit bounds --backend and --videos"):
-            run_check(bundle, limit=1, **changes)
+        run_check(bundle, suite="synthetic", videos=bundle)
+    with pytest.raises(UsageError, match="--limit bounds --backend and --videos"):
+        run_check(bundle, limit=1, checkpoint=bundle)
+    for changes in ({"backend": "other"}, {"limit": 1}, {"suite": "a"}, {"videos": bundle}):
+        with pytest.raises(UsageError, match="--files-only: measures nothing"):
+            run_check(bundle, files_only=True, **changes)  # type: ignore[arg-type]
+
+
+def test_the_encoder_that_ask_takes_is_measured_where_none_is_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoders = {"onnxruntime": FakeEncoder(32, 576), AUTO: FakeEncoder(32, 576)}
+    stand_in(monkeypatch, FakeEncoder(32, 576), saying(["red"] * 2 * 64))
+    monkeypatch.setattr("vqedge_runtime.encoders.open_encoder", lambda name, *_: encoders[name])
+    run_check(bundle, as_json=True)
+    row = document(capsys)["parity"]["backends"][AUTO]
+    assert (row["clips"], row["answers"]["questions"]) == (12, 64)
+    assert reported(bundle).backends.keys() == {"other", AUTO}
+
+
+def test_files_alone_are_verified_where_that_is_asked(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (bundle / "parity.json").read_bytes()
+    run_check(bundle, files_only=True, as_json=True)
+    assert document(capsys)["parity"] == {}
+    assert (bundle / "parity.json").read_bytes() == before
 
 
 def test_a_suite_of_codes_compares_no_backends(bundle: Path, tmp_path: Path) -> None:

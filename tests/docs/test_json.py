@@ -190,7 +190,7 @@ def imported(rig: Rig) -> Iterator[Document]:
 
 
 def bundled(rig: Rig) -> Iterator[Document]:
-    yield rig("check", rig.bundle.root)
+    yield rig("check", rig.bundle.root, "--files-only")
     rig.patch.setattr("vqedge_export.assemble.assemble_bundle", lambda *_, **__: rig.bundle)
     rig.patch.setattr("vqedge_export.report.report_from_file", lambda _: None)
     yield rig("assemble", "models/tiny", "-o", "out.vqedge", "--precision", "fp32")

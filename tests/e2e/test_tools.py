@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from vqedge.bundle import open_bundle
 from vqedge.commands.bench import run_bench
 from vqedge.commands.check import run_check
 from vqedge.commands.doctor import run_doctor
 from vqedge.commands.evaluate import EvalOptions, run_eval
 from vqedge.commands.inspect import facts_of
 from vqedge.errors import BundleError, ConfigError
+from vqedge_export.report import report_of
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -83,9 +85,15 @@ def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path
         facts_of(tmp_path)
 
 
-def test_check_verifies_files(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_check(bundle_copy)
+def test_check_verifies_files_and_measures_parity(
+    bundle_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_check(bundle_copy, limit=1)
     assert capsys.readouterr().out.strip() == str(bundle_copy)
+    report = report_of(open_bundle(bundle_copy))
+    found = report.backends["auto"]
+    assert found.reference == "onnxruntime CPU fp32" and found.maps_differ < 0.4
+    assert report.encoder is not None, "what was measured at export stays"
     (bundle_copy / "llm.gguf").unlink()
     with pytest.raises(BundleError, match=r"llm\.gguf"):
         run_check(bundle_copy)

@@ -11,9 +11,11 @@ from vqedge.commands.check_figures import Figures, backend_figures, checkpoint_f
 from vqedge.commands.export import print_bundle
 from vqedge.commands.output import say
 from vqedge.errors import ParityError, UsageError
-from vqedge_runtime.encoders import check_backend
+from vqedge_runtime.encoders import AUTO, check_backend
 
 Measure = Callable[[Bundle], tuple[Bundle, Figures]]
+
+_QUICK = 64  # questions where nothing is named: about just enough clips to tell a loss
 
 
 def run_check(
@@ -24,9 +26,12 @@ def run_check(
     suite: str | None = None,
     videos: Path | None = None,
     limit: int | None = None,
+    files_only: bool = False,
     as_json: bool = False,
 ) -> None:
     """Verify a bundle's files; measure its parity, print it and write it into the bundle.
+
+    Without `checkpoint`, `backend` and `videos` the encoder that `ask` takes here is measured.
 
     Args:
         bundle: the bundle; None for the one that `vqedge ask` would take.
@@ -36,14 +41,19 @@ def run_check(
         videos: a folder of clips that the backend is compared on, instead of generated ones; the
             lighter encoders if none is given.
         limit: most clips, and most questions.
+        files_only: measure nothing.
         as_json: print one document, also where parity is lost.
 
     Raises:
-        UsageError: a suite without a backend, a limit of nothing, or no such backend.
+        UsageError: a suite or a limit that bounds nothing, or no such backend.
         BundleError: a file is missing or altered, or the report cannot be written.
         ParityError: a figure is out of bounds.
         BackendUnavailable: the backend cannot run here.
     """
+    if files_only and any(each is not None for each in (checkpoint, backend, suite, videos, limit)):
+        raise UsageError("--files-only: measures nothing; leave out what says how to measure")
+    if checkpoint is None and backend is None and videos is None and not files_only:
+        backend, limit = AUTO, limit or _QUICK
     if suite is not None and backend is None:
         raise UsageError("--suite asks through a backend; name it with --backend")
     if limit is not None and backend is None and videos is None:
@@ -51,6 +61,7 @@ def run_check(
     if backend is not None:
         check_backend(backend)
     opened = open_bundle(bundle_or_default(bundle))
+    say("files are intact")
     figures: Figures = {}
     try:
         for measure in _measures(checkpoint, backend, suite or "synthetic", videos, limit):
@@ -60,8 +71,6 @@ def run_check(
         if as_json:
             print_bundle(open_bundle(opened.root, verify=False), figures | error.figures, as_json)
         raise
-    if not figures:
-        say("files are intact; --checkpoint, --backend or --videos measures parity")
     print_bundle(opened, figures, as_json)
 
 

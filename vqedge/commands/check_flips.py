@@ -8,6 +8,7 @@ from vqedge.bundle import Bundle
 from vqedge.commands.frames import Frames, frames_in_folder
 from vqedge.commands.output import say
 from vqedge.errors import ConfigError
+from vqedge.packages import install_line
 from vqedge_export.flips import OnnxReader, Reader, Reading, encoders_compared
 from vqedge_export.report import VariantParity
 from vqedge_runtime.encoders import ENCODERS, encoder_path
@@ -30,7 +31,7 @@ def flips_of(bundle: Bundle, folder: Path, limit: int | None = None) -> dict[str
     if not readers:
         raise ConfigError(
             f"{bundle.root}: no lighter encoder to compare; assemble it with --precision int8, "
-            "or pip install 'vqedge[openvino]'"
+            f"or {install_line('openvino')}"
         )
     say(f"comparing {', '.join(readers)} with onnxruntime on the clips of {folder}")
     reference = OnnxReader(bundle.path_of("encoder"), made_question(bundle.manifest))
