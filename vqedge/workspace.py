@@ -6,6 +6,7 @@ import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from vqedge.files import try_lock
 
 OLD = "old"
 _LOCK = "lock"
+_POLL_S = 0.1
 
 
 @contextmanager
@@ -29,12 +31,39 @@ def workspace_beside(out: Path) -> Iterator[Path]:
         OSError: the folder cannot be made, or its filesystem has no locks.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    _tidy_after_killed(out)
+    with turn_at(out):
+        _tidy_after_killed(out)
     workspace, lock = _locked_folder(out)
     try:
         yield workspace
     finally:
         _discard(workspace, out, lock)
+
+
+@contextmanager
+def turn_at(out: Path) -> Iterator[None]:
+    """Wait until no other process is at this point with the same `out`, and keep others waiting.
+
+    Raises:
+        OSError: the lock file beside `out` cannot be made, or its filesystem has no locks.
+    """
+    path = out.parent / f".{out.name}.{_LOCK}"
+    while (lock := _lock_that_stays(path)) is None:
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock_that_stays(path: Path) -> int | None:
+    """A lock on the file that has this name; None if another has it, or has just removed it."""
+    lock = try_lock(path)
+    if lock is not None and not os.fstat(lock).st_nlink:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _tidy_after_killed(out: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,51 @@ def test_a_bundle_that_changed_since_it_was_opened_is_not_sealed(root: Path) -> 
     (root / "llm.gguf").write_bytes(b"damaged" * 3)
     with pytest.raises(BundleError):
         rewritten(again, {"parity.json": b"[]"})
+
+
+def test_of_two_that_change_a_bundle_at_once_the_second_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, move = open_bundle(root), writer_module._move_into_place
+    refused = list[str]()
+
+    def second() -> None:
+        try:
+            rewritten(opened, {"parity.json": b"[]"})
+        except BundleError as error:
+            refused.append(str(error))
+
+    other = threading.Thread(target=second)
+
+    def meanwhile(folder: Path, out: Path) -> None:
+        """The other one begins before this one's move, and is at its own while this one waits."""
+        if not other.ident:
+            other.start()
+            other.join(0.5)
+            assert other.is_alive(), "it waits for its turn"
+        move(folder, out)
+
+    monkeypatch.setattr(writer_module, "_move_into_place", meanwhile)
+    rewritten(opened, {"parity.json": b"{}"})
+    other.join()
+    assert open_bundle(root).path_of("parity").read_bytes() == b"{}"
+    assert len(refused) == 1 and "was changed meanwhile; run the command again" in refused[0]
+    assert not _leftovers(root)
+
+
+def test_what_a_user_wrote_is_in_the_new_bundle_before_it_has_its_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill right after would leave the old folder to be removed."""
+    (root / "NOTES.md").write_text("mine")
+    move, there = writer_module._move_into_place, list[bool]()
+    monkeypatch.setattr(
+        writer_module,
+        "_move_into_place",
+        lambda folder, out: (there.append((folder / "NOTES.md").exists()), move(folder, out)),
+    )
+    rewritten(open_bundle(root), {"parity.json": b"{}"})
+    assert there == [True] and (root / "NOTES.md").read_text() == "mine"
 
 
 def test_a_draft_is_finished_once(tmp_path: Path) -> None:
@@ -171,8 +217,8 @@ def test_a_link_to_a_bundle_stays(root: Path, tmp_path: Path) -> None:
     link.symlink_to(root)
     with pytest.raises(BundleError, match=r"link\.vqedge: is a link; give the folder that"):
         write_bundle(link, overwrite=True)
-    rewritten(open_bundle(link), {"parity.json": b'{"new": 1}\n'})
-    assert link.is_symlink()
+    made = rewritten(open_bundle(link), {"parity.json": b'{"new": 1}\n'})
+    assert link.is_symlink() and made.root == link
     assert open_bundle(root).path_of("parity").read_bytes() == b'{"new": 1}\n'
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,11 +20,12 @@ from vqedge.bundle.manifest import (
     FileRecord,
     Manifest,
     manifest_bytes,
+    manifest_from_bytes,
 )
 from vqedge.bundle.reader import Bundle, open_bundle
 from vqedge.errors import BundleError
-from vqedge.files import flush
-from vqedge.workspace import OLD, workspace_beside
+from vqedge.files import bytes_within, flush
+from vqedge.workspace import OLD, turn_at, workspace_beside
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -38,6 +40,7 @@ class BundleDraft:
     folder: Path
     out: Path
     overwrite: bool
+    replaces: str | None = None
     finished: bool = field(default=False, init=False)
 
     def finish(self, facts: BundleFacts, known: Mapping[str, str] | None = None) -> Bundle:
@@ -60,10 +63,23 @@ class BundleDraft:
             for path in [*self.folder.rglob("*"), self.folder]:
                 flush(path)
             open_bundle(self.folder, verify=False)
-            _check_target(self.out, self.overwrite)
-            _move_into_place(self.folder, self.out)
+            with turn_at(self.out):
+                self.check_target()
+                _take_over_texts(self.out, self.folder)
+                _move_into_place(self.folder, self.out)
         self.finished = True
         return Bundle(self.out, manifest)
+
+    def check_target(self) -> None:
+        """Refuse what may not be replaced.
+
+        Raises:
+            BundleError: so.
+            OSError: it cannot be read.
+        """
+        _check_target(self.out, self.overwrite)
+        if self.replaces and _digest_of(self.out) != self.replaces:
+            raise BundleError("was changed meanwhile; run the command again")
 
     def _files(self, facts: BundleFacts, known: Mapping[str, str]) -> tuple[FileRecord, ...]:
         sizes = scan(self.folder)
@@ -74,7 +90,9 @@ class BundleDraft:
 
 
 @contextmanager
-def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft]:
+def bundle_writer(
+    out: Path, *, overwrite: bool = False, replaces: str | None = None
+) -> Iterator[BundleDraft]:
     """Build a bundle beside `out` and move it there when `finish` is called.
 
     An exception, a kill, or a power cut leaves `out` as it was.
@@ -82,6 +100,7 @@ def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft
     Args:
         out: the folder `NAME.vqedge` to make. Missing parents are made.
         overwrite: replace `out` if it is a bundle. Anything else is never replaced.
+        replaces: the digest of the one bundle that may be replaced; any may by default.
 
     Raises:
         BundleError: `out` exists and may not be replaced, or the disk cannot be written.
@@ -91,10 +110,10 @@ def bundle_writer(out: Path, *, overwrite: bool = False) -> Iterator[BundleDraft
     with ExitStack() as stack:
         with bundle_errors(out):
             workspace = stack.enter_context(workspace_beside(out))
-            _check_target(out, overwrite)
-            (workspace / "bundle").mkdir()
+            draft = BundleDraft(workspace / "bundle", out, overwrite, replaces)
+            draft.check_target()
+            draft.folder.mkdir()
         try:
-            draft = BundleDraft(workspace / "bundle", out, overwrite)
             yield draft
         except OSError as error:
             where, why = error.filename or out, error.strerror or str(error)
@@ -135,6 +154,10 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise BundleError(f"holds {strangers[0]}, which is not part of a bundle; move it away")
 
 
+def _digest_of(out: Path) -> str:
+    return manifest_from_bytes(bytes_within(out / MANIFEST_NAME, MAX_MANIFEST_BYTES)).digest
+
+
 def _listed(out: Path) -> set[str]:
     """The files an existing bundle speaks of, of any schema version, intact or not."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -148,22 +171,34 @@ def _listed(out: Path) -> set[str]:
 def _move_into_place(folder: Path, out: Path) -> None:
     if not os.path.lexists(out):
         os.rename(folder, out)
-    elif _exchange(folder, out):
-        _keep_texts(folder, out)
-    else:
-        old = folder.parent / OLD
-        os.rename(out, old)
+    elif not _exchange(folder, out):
+        os.rename(out, folder.parent / OLD)
         os.rename(folder, out)
-        _keep_texts(old, out)
     flush(out.parent)
 
 
-def _keep_texts(old: Path, out: Path) -> None:
-    """What a user wrote beside the old bundle's files stays."""
-    for path in scan(old).keys() - _listed(old):
-        if is_ignored(path) and not (out / path).exists():
-            (out / path).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(old / path, out / path)
+def _take_over_texts(out: Path, folder: Path) -> None:
+    """What a user wrote beside the old bundle's files is in the new one before it has its place."""
+    if not os.path.lexists(out):
+        return
+    for path in scan(out).keys() - _listed(out):
+        if is_ignored(path) and not (folder / path).exists():
+            take_over(out / path, folder / path)
+            flush(folder / path)
+            flush((folder / path).parent)
+
+
+def take_over(source: Path, target: Path) -> None:
+    """The same file in a new bundle: a second name for it where the disk allows, or a copy.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _exchange(folder: Path, out: Path) -> bool:
