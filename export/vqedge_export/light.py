@@ -7,7 +7,6 @@ its GPU. A file of weights is mapped.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from vqedge.errors import ExportError
+from vqedge.temporary import temporary_folder
 
 _LEAST_BYTES = 1024  # of a weight in the file: shapes and axes are read where the graph is
 _ALIGNMENT = 4096  # bytes, so that each can be mapped
@@ -53,9 +53,10 @@ def light_copy(model: onnx.ModelProto) -> Iterator[LightCopy]:
 
     Raises:
         ExportError: the disk of temporary files has no room for the weights.
+        ConfigError: there is no such disk.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         yield LightCopy(save_apart(model, path), path)
 
 

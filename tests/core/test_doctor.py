@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
@@ -15,7 +16,7 @@ from tiny_bundle import write_bundle
 from vqedge.commands import doctor
 from vqedge.commands.doctor import Finding, run_doctor
 from vqedge.engines import FLAVOURS
-from vqedge.errors import BackendUnavailable
+from vqedge.errors import BackendUnavailable, VideoError
 from vqedge.tensorrt import tensorrt_module
 from vqedge_export.targets import TARGETS, require_installed
 from vqedge_runtime.encoders import auto, require_backend
@@ -248,19 +249,27 @@ def test_the_bundles_engine_is_told_or_what_it_lacks(
     assert not lines(doctor._engine, tmp_path / "none.vqedge")
 
 
-def test_the_fix_of_a_damaged_bundle_replaces_that_bundle(tmp_path: Path) -> None:
+def test_the_fix_of_a_damaged_bundle_replaces_that_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where there is no clone, too: a device has a wheel and the bundle."""
+    monkeypatch.chdir(tmp_path)
+    clone = "in a clone of the repository: "
     for name in ("tiny.vqedge", "my own.vqedge"):
         root = tmp_path / name
         (line,) = doctor._bundle(root)
         made = shlex.join(["vqedge", "assemble", "models/tiny", "-o", str(root)])
+        assert line.fix == f"copy a bundle here and name it, or {clone}{made}"
+        with monkeypatch.context() as patch:
+            patch.chdir(Path(__file__).parents[2])
+            (line,) = doctor._bundle(root)
         assert line.fix == made
         write_bundle(root)
         (line,) = doctor._bundle(root)
         assert line.ok
         (root / "encoder.onnx").write_bytes(b"damaged")
         (line,) = doctor._bundle(root)
-        again = f"make it: {made} --overwrite" if name == "tiny.vqedge" else "export it again"
+        again = f"make it {clone}{made} --overwrite" if name == "tiny.vqedge" else "export it again"
         assert line.fix == f"copy the bundle again, or {again}"
     (tmp_path / "clip.mp4").touch()
     for other in (tmp_path, tmp_path / "clip.mp4"):  # --overwrite would be refused
@@ -303,6 +312,26 @@ def test_a_check_that_fails_itself_fails_the_doctor_only_if_answers_need_it(
     monkeypatch.setattr(broken, fails)
     *_, line = doctor._findings(check, tmp_path / "a.vqedge")
     assert (line.found, line.ok, line.required) == ("RuntimeError: broken", False, required)
+
+
+@pytest.mark.parametrize(
+    ("error", "tried", "fix"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "doctor.mp4"), False, "set TMPDIR"),
+        (VideoError("doctor.mp4: is damaged"), True, "--force-reinstall"),
+        (OSError(errno.EINVAL, "Invalid argument", "doctor.mp4"), True, "--force-reinstall"),
+    ],
+)
+def test_a_clip_that_cannot_be_written_is_no_fault_of_pyav(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, tried: bool, fix: str
+) -> None:
+    def fails(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("vqedge.data.demo.write_demo", fails)
+    (line,) = doctor._video(None)
+    assert (line.ok, line.required, line.found) == (False, tried, str(error))
+    assert fix in line.fix
 
 
 def test_the_disk_of_a_cache_that_cannot_be_looked_into_is_told(

@@ -96,6 +96,22 @@ def test_a_standard_input_that_is_closed_is_empty(tmp_path: Path) -> None:
     assert found.returncode == 1 and found.stderr.startswith("vqedge: the question is empty")
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_an_output_that_is_closed_is_one_that_nobody_reads(tmp_path: Path, closed: str) -> None:
+    line = f"exec {shlex.join([*VQEDGE, 'encode', 'none.mp4', '-o', '-', '-m', 'none'])} {closed}"
+    found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("vqedge: none: no such folder") == ("2>" not in closed)
+
+
+def test_no_file_gets_the_number_of_an_output_that_is_closed(tmp_path: Path) -> None:
+    """It would get what C libraries write there."""
+    code = "import vqedge.cli as c; c._open_closed(); print(open('a', 'w').fileno())"
+    line = f"exec {shlex.join([sys.executable, '-c', code])} 2>&-"
+    found = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert int(found.stdout) > 2
+
+
 def test_a_terminal_that_says_it_is_endless() -> None:
     env = {**os.environ, "COLUMNS": "99999999"}
     found = subprocess.run([*VQEDGE, "ask", "--help"], env=env, capture_output=True, timeout=60.0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from vqedge.budget import ADAPTIVE
 from vqedge.data.render import frames_from_scene
 from vqedge.data.world import scene_from_seed
-from vqedge.errors import BackendUnavailable, BundleError
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError
 from vqedge_export.flips import OnnxReader, Reading, encoders_compared
 
 pytest.importorskip("openvino", reason="openvino is not installed: pip install 'vqedge[openvino]'")
@@ -123,6 +126,28 @@ def test_a_closed_encoder_and_a_strange_file_say_so(path: Path) -> None:
         OpenVinoEncoder(path, 1)
     path.write_bytes(b"no graph")
     with pytest.raises(BundleError, match="cannot load it"):
+        OpenVinoEncoder(path, 1)
+
+
+def test_no_room_for_the_copy_is_no_fault_of_the_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(BackendUnavailable, match=rf"{tmp_path}/.*: a copy .*; set TMPDIR"):
+            OpenVinoEncoder(path, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_place_for_the_copy_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(ConfigError, match="set TMPDIR"):
         OpenVinoEncoder(path, 1)
 
 

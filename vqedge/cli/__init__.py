@@ -33,6 +33,7 @@ _ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # of an ssh session that is closed: 
 def main() -> None:
     """Run the command line; the only place where errors become exit codes."""
     with _terminable():
+        _open_closed()
         _take_any_text()
         _bound_width()
         _run()
@@ -88,13 +89,19 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def _take_any_text() -> None:
-    """A file's name or a question that is not of the terminal's encoding ends no command.
+def _open_closed() -> None:
+    """A standard stream that is closed is an empty one, or one that nobody reads.
 
-    Nor does a standard input that is closed; it is an empty one.
+    Python would print talk for a closed stderr to stdout, into results. And no file that is opened
+    later gets the number of one, and with it what C libraries write there.
     """
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - until the process ends
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _take_any_text() -> None:
+    """A file's name or a question that is not of the terminal's encoding ends no command."""
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             unicode = stream.encoding.lower().replace("-", "") == "utf8"
@@ -132,5 +139,6 @@ def _refused(error: Exception) -> str | None:
     """What the disk refuses, if that is what failed."""
     fault = disk_fault(error)
     return fault and (
-        f"{printable(fault)}, or name another place: -o for results, VQEDGE_CACHE for the cache"
+        f"{printable(fault)}, or name another place: -o for results, VQEDGE_CACHE for the cache, "
+        "TMPDIR for temporary files"
     )

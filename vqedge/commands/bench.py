@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vqedge.commands.pipe import require_there
 from vqedge.commands.session import BEST_HERE, RunsOn, open_session
 from vqedge.cores import processor_name, usable_cores
 from vqedge.data.demo import write_demo
+from vqedge.temporary import temporary_folder
 from vqedge_runtime.bench import run, side_by_side
 from vqedge_runtime.llm.build_flags import cpu_flags
 from vqedge_runtime.vqt import require_video
@@ -38,15 +40,12 @@ def run_bench(
     Raises:
         VideoError: there is no such clip.
         VqtError: a `.vqt`: what would be timed first is done already.
-        ConfigError: a budget that the bundle does not take.
+        ConfigError: a budget that the bundle does not take, or no place for the demo clip.
     """
     if video is not None:
         require_there(video)
         require_video(video)
-    with tempfile.TemporaryDirectory() as folder:
-        clip = video or Path(folder) / "demo.mp4"
-        if video is None:
-            write_demo(clip)
+    with _demo_clip() if video is None else nullcontext(video) as clip:
         began = time.perf_counter()
         with open_session(bundle, runs_on, budget=budget) as qa:
             open_ms = (time.perf_counter() - began) * 1e3
@@ -60,6 +59,13 @@ def run_bench(
         json_result(document)
     else:
         _print_table(document)
+
+
+@contextmanager
+def _demo_clip() -> Iterator[Path]:
+    with temporary_folder() as folder:
+        write_demo(folder / "demo.mp4")
+        yield folder / "demo.mp4"
 
 
 def machine_facts() -> dict[str, Any]:

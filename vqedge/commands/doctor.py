@@ -8,7 +8,6 @@ import platform
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,15 +29,19 @@ from vqedge.bundle.writer import replaceable
 from vqedge.commands.output import json_result
 from vqedge.cuda import Cuda, has_nvidia_gpu
 from vqedge.engines import FLAVOURS, MODULES, Flavour
-from vqedge.errors import BackendUnavailable, BundleError, VqedgeError
-from vqedge.files import cache_root
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError, VqedgeError
+from vqedge.files import cache_root, disk_fault
 from vqedge.packages import install_line, reinstall_line, requirement_of
+from vqedge.temporary import temporary_folder
 
 logger = logging.getLogger(__name__)
 
 _MIN_PYTHON = (3, 10)
 _MIN_FREE_GB = 1.0
 _TINY = "tiny.vqedge"
+_MODEL = Path("models/tiny")
+_CLONE = "in a clone of the repository: "
+_NO_PLACE = "set TMPDIR to a folder that can be written and has room, to try it"
 _ABLE = "this machine can answer questions"
 _UNABLE = "this machine cannot answer questions yet: do what the lines marked fix say"
 _LIBRARIES = {  # packages that bring each, either of them
@@ -244,18 +247,23 @@ def _disk(_: Path | None) -> Iterator[Finding]:
 
 
 def _video(_: Path | None) -> Iterator[Finding]:
-    """Write and read a clip with the FFmpeg libraries that are there."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "doctor.mp4"
-        try:
-            from vqedge.data.demo import write_demo
-            from vqedge_runtime.video import clip_from_path
+    """Write and read a clip with the FFmpeg libraries that are there.
 
+    Without a place to write it, nothing is known of them; answers need no such place.
+    """
+    try:
+        from vqedge.data.demo import write_demo
+        from vqedge_runtime.video import clip_from_path
+
+        with temporary_folder() as folder:
+            path = folder / "doctor.mp4"
             write_demo(path)
             frames = len(clip_from_path(path, 8, 224).frames_thwc)
-        except (VqedgeError, ImportError, OSError, ValueError) as error:
-            yield Finding("video decoding", str(error), "H.264", False, reinstall_line("av"))
-            return
+    except (VqedgeError, ImportError, OSError, ValueError) as error:
+        tried = not isinstance(error, ConfigError) and disk_fault(error) is None
+        fix = reinstall_line("av") if tried else _NO_PLACE
+        yield Finding("video decoding", str(error), "H.264", False, fix, required=tried)
+        return
     yield Finding("video decoding", f"{frames} frames of a generated clip", "H.264", True)
 
 
@@ -272,14 +280,16 @@ def _bundle(bundle: Path | None) -> Iterator[Finding]:
 
 def _bundle_fix(root: Path) -> str:
     """What makes it; of a damaged one, what mends it where there is no clone, too."""
+    made = f"vqedge assemble {_MODEL} -o {shlex.quote(str(root))}"
     if not os.path.lexists(root):
-        return f"vqedge assemble models/tiny -o {shlex.quote(str(root))}"
+        here = "" if _MODEL.is_dir() else f"copy a bundle here and name it, or {_CLONE}"
+        return here + made
     if not replaceable(root):
-        return "give a bundle, or make one: vqedge assemble models/tiny -o NAME.vqedge"
+        return f"give a bundle, or make one {_CLONE}vqedge assemble {_MODEL} -o NAME.vqedge"
     again = "copy the bundle again, or "
     if root.name != _TINY:
         return again + "export it again"
-    return again + f"make it: vqedge assemble models/tiny -o {shlex.quote(str(root))} --overwrite"
+    return f"{again}make it {_CLONE}{made} --overwrite"
 
 
 def _llama_cpp(bundle: Path | None) -> Iterator[Finding]:

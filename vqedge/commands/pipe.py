@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from vqedge.errors import VideoError, VqedgeError
 from vqedge.files import disk_fault
+from vqedge.temporary import temporary_folder
 from vqedge_runtime.video import images_in
 from vqedge_runtime.video.faults import video_fault, video_faults
 from vqedge_runtime.vqt import vqt_files
@@ -53,6 +53,7 @@ def given_video(video: Path, *, or_many: bool = False) -> Iterator[Given]:
         VideoError: there is no such file, it is a pipe itself, or what comes through the pipe
             cannot be kept.
         VqtError: there is no such `.vqt`.
+        ConfigError: there is no place for temporary files.
     """
     if video != STDIN:
         refuse_pipe(video)
@@ -103,12 +104,14 @@ def _kept_stdin(stack: ExitStack) -> Path:
 
     Raises:
         VideoError: it is more than `MAX_STDIN_BYTES`, or than there is room for.
+        ConfigError: there is no place for temporary files.
     """
+    folder = stack.enter_context(temporary_folder())
+    path = folder / "stdin"
     try:
-        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "stdin"
         _copy_stdin(path)
     except OSError as error:
-        told = disk_fault(error, Path(tempfile.gettempdir()))
+        told = disk_fault(error, folder.parent)
         if told is None:
             raise
         raise VideoError(f"-: {told}, or set TMPDIR to another folder") from error

@@ -6,7 +6,6 @@ import logging
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from vqedge.engines import (
 from vqedge.errors import BackendUnavailable, ExportError
 from vqedge.files import file_sha256, replacing
 from vqedge.modules import module_command
+from vqedge.temporary import temporary_folder
 from vqedge_export.graph import copied
 from vqedge_export.light import save_apart
 from vqedge_export.tensorrt.calibration import (
@@ -96,6 +96,7 @@ def engine_from_onnx(
         BackendUnavailable: TensorRT is not installed.
         ExportError: it cannot do what is asked, or failed.
         ParityError: int8 does not keep the ids.
+        ConfigError: there is no place for temporary files.
     """
     offer = offer_of(flavour)
     require_possible(options, offer, plugin is not None)
@@ -115,9 +116,9 @@ def engine_from_onnx(
     if (cached := cached_engine(identity.key)) is not None:
         logger.info("engine %s is in the cache", identity.key)
         return cached
-    with tempfile.TemporaryDirectory() as folder:
-        _write_graph(Path(folder) / PREPARED, source, options, clips, plugin is not None)
-        job = _job(source, offer, options, capabilities, kept, Path(folder))
+    with temporary_folder() as folder:
+        _write_graph(folder / PREPARED, source, options, clips, plugin is not None)
+        job = _job(source, offer, options, capabilities, kept, folder)
         with _still_building(identity.key):
             outcome = run_job(job)
         record = _record(identity, options, outcome, job.profiles)
@@ -156,9 +157,10 @@ def run_job(job: Job) -> Outcome:
     Raises:
         BackendUnavailable: TensorRT is not installed.
         ExportError: it refused, or the process died; says from what.
+        ConfigError: there is no place for temporary files.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        told, answer = Path(folder) / "job.json", Path(folder) / "outcome.json"
+    with temporary_folder() as folder:
+        told, answer = folder / "job.json", folder / "outcome.json"
         told.write_text(job.model_dump_json(), encoding="utf-8")
         status, last_lines = _watched(module_command(_WORKER, str(told), str(answer)))
         if status != 0 or not answer.is_file():

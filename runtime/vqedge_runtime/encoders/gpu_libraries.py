@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from vqedge.cuda import installed_driver
 from vqedge.errors import BackendUnavailable
+from vqedge.packages import pip_command
 from vqedge.tensorrt import tensorrt_module
 from vqedge_runtime.encoders.providers import CUDA_PACKAGES, Provider
 
@@ -82,7 +83,8 @@ def advice(provider: Provider) -> str:
     packages = [f"'{CUDA_PACKAGES}'"]
     if "TensorRT" in provider.libraries and majors.keys() >= {"CUDA", "TensorRT"}:
         packages.append(f"'tensorrt-cu{cuda}=={majors['TensorRT']}.*'")
-    return f"check the driver and the libraries of {needed} (pip install {' '.join(packages)})"
+    line = f"{pip_command()} install {' '.join(packages)}"
+    return f"check the driver and the libraries of {needed} ({line})"
 
 
 def linked_majors() -> dict[str, str]:

@@ -9,7 +9,6 @@ takes as long as one of ONNX Runtime's.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ import onnxruntime as ort
 from vqedge.cores import usable_cores
 from vqedge.errors import BackendUnavailable, BundleError, first_line
 from vqedge.files import file_sha256
+from vqedge.temporary import temporary_folder
 from vqedge_runtime.cache_folder import cache_folder
 from vqedge_runtime.encoders.compiled import keep_file, kept
-from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for, refusal
+from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for, refusal, utf8_path
 from vqedge_runtime.encoders.silent_openvino import opset13, ov
 from vqedge_runtime.tokens import Codes, code_outputs, codes_from_outputs
 
@@ -44,6 +44,8 @@ class OpenVinoEncoder:
 
     Raises:
         BundleError: OpenVINO refuses the file.
+        BackendUnavailable: there is no room for a copy of it among the temporary files.
+        ConfigError: or no place for those.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -133,8 +135,8 @@ def _compiled(path: Path, settings: dict[str, Any]) -> tuple[ov.CompiledModel, o
 
 def _halves(core: ov.Core, path: Path) -> tuple[ov.Model, ov.Model]:
     """The graph in two: frames to features, and features to codes."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = core.read_model(_without_functions(path, Path(folder) / path.name))
+    with temporary_folder() as folder:
+        whole = core.read_model(_without_functions(path, folder / path.name))
         inputs = {item.output(0).get_any_name(): item for item in whole.get_parameters()}
         if "frames" not in inputs:
             raise BundleError(f"{path}: no input 'frames' in the graph; export again")
@@ -150,15 +152,26 @@ def _halves(core: ov.Core, path: Path) -> tuple[ov.Model, ov.Model]:
 
 
 def _without_functions(path: Path, out: Path) -> Path:
-    options = ort.SessionOptions()
+    place, options = utf8_path(path), ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(out)
+    options.optimized_model_filepath = utf8_path(out)
     options.log_severity_level = 3
     try:
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(place, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a dozen private types here
+        if out.exists():  # it was read
+            raise _no_room(path, out.parent, error) from error
         raise _refusal(path, "ONNX Runtime", error) from error
     return out
+
+
+def _no_room(path: Path, folder: Path, error: Exception) -> BackendUnavailable:
+    """Why ONNX Runtime ended while it wrote its copy."""
+    size = path.stat().st_size
+    return BackendUnavailable(
+        f"{folder}: a copy of {path.name}, {size / 1e6:.0f} MB, cannot be written "
+        f"({first_line(error)}); set TMPDIR to a folder on a disk with room"
+    )
 
 
 def _refusal(path: Path, reader: str, error: Exception) -> BundleError | BackendUnavailable:

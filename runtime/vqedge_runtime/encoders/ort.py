@@ -18,7 +18,7 @@ from vqedge.files import file_sha256
 from vqedge.nearest_codebook import OP_NAME
 from vqedge_runtime.encoders.compiled import provider_folder
 from vqedge_runtime.encoders.gpu_libraries import advice, load_libraries
-from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for, refusal
+from vqedge_runtime.encoders.protocol import Frames, Text, inputs_for, refusal, utf8_path
 from vqedge_runtime.encoders.providers import (
     PROVIDERS,
     Provider,
@@ -67,7 +67,7 @@ class OrtEncoder:
 
     @property
     def clip_shape(self) -> tuple[int | str, ...]:
-        """Of the frames that the graph takes; a text is a free dimension."""
+        """Shape of the frames that the graph takes; a free dimension is a text."""
         inputs = self._session.get_inputs() if self._session else []
         return next((tuple(item.shape) for item in inputs if item.name == "frames"), ())
 
@@ -122,7 +122,7 @@ def _facts(path: Path, provider: Provider) -> list[str]:
 def _session(
     path: Path, threads: int, provider: Provider, kept: dict[str, str]
 ) -> ort.InferenceSession:
-    options = ort.SessionOptions()
+    place, options = utf8_path(path), ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY if provider is _CPU else _NOTHING
     options.enable_mem_pattern = provider is not _CPU  # 70 MB from the second clip on, no faster
@@ -136,7 +136,7 @@ def _session(
         if provider.plugin:
             options.add_provider_for_devices(plugin_devices(provider)[:1], told)
             names = None
-        session = ort.InferenceSession(str(path), options, providers=names, enable_fallback=0)
+        session = ort.InferenceSession(place, options, providers=names, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen private types here
         raise _refusal(path, provider, first_line(error)) from error
     if provider.name not in session.get_providers():

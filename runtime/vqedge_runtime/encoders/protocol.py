@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +57,20 @@ def inputs_for(frames_thwc: Frames, budget: int, text: Text | None) -> dict[str,
     named: dict[str, npt.NDArray[Any]] = {"frames": frames_thwc}
     named["budget"] = np.array(budget, np.int64)
     return named if text is None else named | {"text": text}
+
+
+def utf8_path(path: Path) -> str:
+    """A file's name for a library that makes UTF-8 of it, whatever the locale's encoding is.
+
+    Raises:
+        BundleError: the name is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(
+            f"{path}: its name is not UTF-8, as ONNX Runtime takes it; rename the folder"
+        ) from None
 
 
 def refusal(path: Path, reader: str, reason: str) -> BundleError | BackendUnavailable:

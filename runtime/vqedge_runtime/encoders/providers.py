@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from vqedge.cuda import has_nvidia_gpu, installed_driver
 from vqedge.errors import first_line
-from vqedge.packages import install_line
+from vqedge.packages import install_line, pip_command
 from vqedge.tensorrt import TF32_VARIABLE
 from vqedge_runtime.encoders.protocol import Missing
 
@@ -40,7 +41,7 @@ class Provider:
     Attributes:
         label: where it runs, for people.
         name: ONNX Runtime's name of it.
-        fix: what to install beside ONNX Runtime, or in its place; "" where nothing is.
+        installs: what pip is told, to bring it beside ONNX Runtime or in its place.
         plugin: the module of its library, where it comes as a package of its own.
         options: what it is told.
         then: labels of those that take the nodes it cannot run, before the CPU does.
@@ -51,13 +52,19 @@ class Provider:
 
     label: str
     name: str
-    fix: str
+    installs: tuple[str, ...] = ()
     plugin: str | None = None
     options: tuple[tuple[str, str], ...] = ()
     then: tuple[str, ...] = ()
     keeping: Callable[[str], dict[str, str]] | None = None
     may_round: bool = False
     libraries: tuple[str, ...] = ()
+
+    @property
+    def fix(self) -> str:
+        """The commands that bring it; "" where nothing is to be installed."""
+        pip = pip_command()
+        return " && ".join(f"{pip} install {told}" for told in self.installs)
 
 
 def _engines_in(folder: str) -> dict[str, str]:
@@ -72,13 +79,13 @@ _WITH_WHEELS = ("x86_64", "AMD64")  # what the packages of GPU providers are mad
 CUDA_PACKAGES = "onnxruntime-gpu[cuda,cudnn]>=1.21"
 # Its files take the place of onnxruntime's, which stays installed: a line that fails, without a
 # wheel or a network, changes nothing, and what requires onnxruntime later does not bring it back.
-_GPU_PACKAGE = (
-    f"pip install '{CUDA_PACKAGES}' && pip install --force-reinstall --no-deps onnxruntime-gpu"
-)
+_GPU_PACKAGE = (f"'{CUDA_PACKAGES}'", "--force-reinstall --no-deps onnxruntime-gpu")
+# No ONNX Runtime was built for TensorRT 11, and none for CUDA 13 is there for Python 3.10.
+_TENSORRT = f"'tensorrt-cu{12 if sys.version_info < (3, 11) else 13}<11'"
 PROVIDERS = {
     row.label: row
     for row in (
-        Provider("CPU", "CPUExecutionProvider", ""),
+        Provider("CPU", "CPUExecutionProvider"),
         Provider(
             "CUDA",
             "CUDAExecutionProvider",
@@ -89,7 +96,7 @@ PROVIDERS = {
         Provider(
             "TensorRT",
             "TensorrtExecutionProvider",
-            f"pip install 'tensorrt<11' && {_GPU_PACKAGE}",  # none was built for 11
+            (_TENSORRT, *_GPU_PACKAGE),
             then=("CUDA",),
             keeping=_engines_in,
             may_round=True,
@@ -98,7 +105,7 @@ PROVIDERS = {
         Provider(
             "TensorRT-RTX",
             "NvTensorRTRTXExecutionProvider",
-            "pip install onnxruntime-ep-nv-tensorrt-rtx",
+            ("onnxruntime-ep-nv-tensorrt-rtx",),
             plugin="onnxruntime_ep_nv_tensorrt_rtx",
             keeping=_kernels_in,
             may_round=True,

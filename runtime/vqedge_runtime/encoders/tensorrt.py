@@ -122,7 +122,7 @@ class TensorRTEncoder:
 
     @property
     def clip_shape(self) -> tuple[int, ...]:
-        """Of the frames that the engine takes."""
+        """Shape of the frames that the engine takes."""
         return self._inputs["frames"].array.shape
 
     def encode(self, frames_thwc: Frames, budget: int, text: Text | None = None) -> Codes:

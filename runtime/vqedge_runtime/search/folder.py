@@ -22,14 +22,15 @@ MEMORY = ":memory:"
 _CAUSES = {
     BUSY: "somebody else has been writing it for a minute; try again",
     "database table is locked": "somebody else has been writing it for a minute; try again",
-    "database or disk is full": "the disk is full; make room",
     "disk I/O error": "it cannot be read or written; check the disk",
 }
-_NOT_OURS = (
-    "unable to open database",
-    "attempt to write a readonly database",
-    "access permission denied",
-)
+# Where it may not be written, by the same.
+_NOT_OURS = {
+    "unable to open database": "may not be written",
+    "attempt to write a readonly database": "may not be written",
+    "access permission denied": "may not be written",
+    "database or disk is full": "cannot be written, the disk is full",
+}
 _DAMAGE = (sqlite3.Error, Damaged, ValueError, TypeError, IndexError, zlib.error)
 
 
@@ -41,7 +42,7 @@ def ask_folder(
     """Bring a folder's index up to date and ask it.
 
     Args:
-        folder: of `.vqt` files; its index lies in it, or in memory where it may not be written.
+        folder: of `.vqt` files; its index lies in it, or in memory where it cannot be written.
         question: what to ask, as a function of the index.
         on_note: told in a line what the user should know.
 
@@ -53,11 +54,10 @@ def ask_folder(
     try:
         return _asked(path, folder, question)
     except _DAMAGE as error:
-        said = str(error)
-        if cause := next((line for words, line in _CAUSES.items() if said.startswith(words)), ""):
+        if cause := _told_of(error, _CAUSES):
             raise SearchError(f"{printable(str(path))}: {cause}") from error
-        if said.startswith(_NOT_OURS):
-            on_note(printable(f"{folder}: may not be written; the index is made in memory"))
+        if why := _told_of(error, _NOT_OURS):
+            on_note(printable(f"{folder}: {why}; the index is made in memory"))
             return _asked(MEMORY, folder, question)
         on_note(printable(f"{path}: damaged or of another version ({error}); it is made again"))
     _remove(path)
@@ -65,6 +65,11 @@ def ask_folder(
         return _asked(path, folder, question)
     except _DAMAGE as error:
         raise SearchError(f"{printable(str(path))}: {error}; delete it and try again") from error
+
+
+def _told_of(error: Exception, told: dict[str, str]) -> str:
+    """The line for what SQLite says; "" if there is none."""
+    return next((line for words, line in told.items() if str(error).startswith(words)), "")
 
 
 def require_folder(folder: Path) -> None:

@@ -146,12 +146,13 @@ def stamps_below(folder: Path) -> Iterator[tuple[bytes, Stamp]]:
 
 
 def _batches(items: Iterator[Read]) -> Iterator[list[Read]]:
-    batch: list[Read] = []
+    batch, size_bytes = list[Read](), 0
     for item in items:
         batch.append(item)
-        if len(batch) == _BATCH_FILES or sum(i.size_bytes for i in batch) > _BATCH_BYTES:
+        size_bytes += item.size_bytes
+        if len(batch) == _BATCH_FILES or size_bytes > _BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size_bytes = [], 0
     if batch:
         yield batch
 
