@@ -78,6 +78,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _environment_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that lines that tell what to install begin with a plain `pip`."""
+    monkeypatch.setattr("vqedge.packages._pip_is_ours", lambda: True)
+
+
+@pytest.fixture(autouse=True)
 def _no_bundle_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQEDGE_BUNDLE", raising=False)
 

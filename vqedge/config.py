@@ -138,7 +138,7 @@ class EncoderConfig(Config):
 
     @property
     def width(self) -> int:
-        """Of a patch's features, as the quantizer reads them."""
+        """Width of a patch's features, as the quantizer reads them."""
         return self.projected or self.backbone.width
 
     @property

@@ -12,7 +12,7 @@ def printable(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Of what a library's error says; its class where it says nothing."""
+    """First line of an error's message; the name of its class where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

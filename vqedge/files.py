@@ -160,7 +160,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def usual_mode(path: Path) -> Iterator[None]:
-    """What is written to `path` meanwhile may be read by whom the user's umask lets read a file.
+    """What is written to `path` meanwhile gets the permissions that the user's umask gives.
 
     safetensors 0.8 makes files that nobody but their owner reads.
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -49,7 +53,20 @@ def install_line(module: str) -> str:
         return "take JetPack's: make the environment with --system-site-packages (docs/jetson.md)"
     if name in _BASE:
         return reinstall_line(_BASE[name])
-    return f"pip install 'vqedge[{_EXTRAS.get(name, 'export')}]'"
+    return f"{pip_command()} install 'vqedge[{_EXTRAS.get(name, 'export')}]'"
+
+
+def pip_command() -> str:
+    """What calls the pip of this Python in a shell; another's would install elsewhere."""
+    return "pip" if _pip_is_ours() else f"{shlex.quote(sys.executable or 'python3')} -m pip"
+
+
+def _pip_is_ours() -> bool:
+    """Whether `pip` in a shell is that of this virtual environment, which then is active."""
+    found = shutil.which("pip")
+    if found is None or sys.prefix == sys.base_prefix:  # a system's may be of another Python
+        return False
+    return os.path.realpath(os.path.dirname(found)) == os.path.realpath(Path(sys.prefix, "bin"))
 
 
 def _is_jetson() -> bool:
@@ -59,7 +76,7 @@ def _is_jetson() -> bool:
 
 def reinstall_line(package: str) -> str:
     """The command that installs a package over itself, in a version that vqedge takes."""
-    return f"pip install --force-reinstall '{requirement_of(package)}'"
+    return f"{pip_command()} install --force-reinstall '{requirement_of(package)}'"
 
 
 def requirement_of(package: str) -> str:

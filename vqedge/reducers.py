@@ -86,12 +86,12 @@ def follows_question(kind: str) -> bool:
 
 
 def version_of(kind: str) -> int:
-    """Of the tokens that a quantizer of this kind makes, by which kept ones are told apart."""
+    """Version of the tokens that a quantizer of this kind makes; a new one outdates caches."""
     return _known(reducer_of(kind)).version
 
 
 def _known(name: str | None) -> Kind:
-    """Of a reducer; k-means where it is none."""
+    """What is known of a reducer; `KMEANS` for any other name."""
     return KINDS.get(name or "", KMEANS)
 
 

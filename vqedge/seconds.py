@@ -8,7 +8,7 @@ _CLOCK = re.compile(r"(?:(\d+):(?=[0-5]\d:))?(\d+):([0-5]\d(?:\.\d*)?)", re.ASCI
 
 
 def seconds_from_text(text: str) -> float:
-    """Of `90`, `1:30` or `0:01:30`, each of which is 90.0; a fraction may follow.
+    """Seconds of a time as `90`, `1:30` or `0:01:30`, each of which is 90.0; a fraction may follow.
 
     Raises:
         ValueError: it is none of them.

@@ -32,7 +32,7 @@ LLM_QUANTS: dict[str, int] = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """llama.cpp talks to our log inside, to whom it talked before afterwards.
+    """llama.cpp logs to our log inside, and to the one from before afterwards.
 
     Nor do signals end it before then, see `signals_later`.
     """

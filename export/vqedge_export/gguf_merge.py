@@ -78,7 +78,7 @@ class _Delta:
 
     @property
     def shape(self) -> Shape:
-        """Of the weight."""
+        """Shape of the weight."""
         return (self.up.shape[0], self.down.shape[1])
 
     def dense(self) -> Floats:

@@ -104,6 +104,7 @@ class BatchEncoder:
         budget: as the encoder takes it.
         window_s: length of a segment; None for the whole video.
         span: the part to encode, in one segment; it takes no `window_s`.
+        overwrite: encode anew what is up to date, too.
         workers: threads that decode ahead, with a span each in memory.
         bits: of each number of a code in the files, 0 for float16.
         on_progress: told a job and which share of it is done.
@@ -117,6 +118,7 @@ class BatchEncoder:
     workers: int = 2
     bits: int = 0
     span: Span = (None, None)
+    overwrite: bool = False
     on_progress: Callable[[Job, float], None] = lambda *_: None
     opened: Encoder | None = field(default=None, init=False)
     _given_up: set[Job] = field(default_factory=set, init=False)
@@ -179,7 +181,8 @@ class BatchEncoder:
         require_video(job.video)
         origin = origin_from_path(job.video)
         header = header_for(self.manifest, self.budget, origin, window_us, self.bits)
-        if not part and is_current(job.out, header):  # a header does not say which part it is of
+        keeps = not (part or self.overwrite)  # a header does not say which part it is of
+        if keeps and is_current(job.out, header):
             yield _Window(job, outcome=Outcome(job, job.out.stat().st_size, skipped=True))
             return
         spans = self._spans_of(job.video, most_segments(header))

@@ -109,7 +109,8 @@ class EncodingSession:
 
         Raises:
             Stopped: `stopped` says so.
-            VideoError: nothing in the file can be decoded, or the span or the path is empty.
+            VideoError: nothing in the file can be decoded, the span is empty, NaN or outside of it,
+                or the path is empty.
             VqtError: a `.vqt` is damaged, of another bundle, or has no one segment for the span.
             ConfigError: start or end is no number; the budget is no whole number or out of range,
                 "auto" where the bundle has a fixed one, or one of a `.vqt`, which has its tokens

@@ -23,6 +23,7 @@ from vqedge.errors import ConfigError
 from vqedge_runtime.answers import Video
 from vqedge_runtime.llm import LanguageModel, Prompt, VideoRows
 from vqedge_runtime.llm.cells import BRANCHES
+from vqedge_runtime.llm.protocol import check_answer
 from vqedge_runtime.tokens import Codes
 
 _MANY = 16  # codes; a clip of fewer is read without each
@@ -107,11 +108,12 @@ def find_evidence(
             "no token row of this bundle stands for a single code, so there is no evidence to "
             "compute; ask without --evidence"
         )
+    check_answer(answer)
     whole = llm.score_choices(rows, question, [answer]).totals[0]
     count = video.tokens.codes.count
 
     def likelihoods(read: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        """Of the answer, where only some codes are read: `[n, k]` to `[n]`."""
+        """The answer's log-likelihood `[n]` with only the codes of each row of `read [n, k]`."""
         found = np.zeros(len(read))
         for first in range(0, len(read), BRANCHES):
             some = range(first, min(first + BRANCHES, len(read)))

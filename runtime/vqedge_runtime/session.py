@@ -339,7 +339,7 @@ class VideoQA(EncodingSession):
         return encoded, encoded.timings
 
     def _prefix_identity(self, video: Video) -> bytes:
-        """Of all that the state of a video's prefix depends on."""
+        """All that the state of a video's prefix depends on."""
         hashes = {file.role: file.sha256 for file in self.manifest.files}
         return json.dumps([hashes["llm"], self.llm.state_identity, video.rows.key]).encode()
 

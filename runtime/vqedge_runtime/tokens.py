@@ -120,7 +120,7 @@ def rows_key(rows: npt.NDArray[np.float32]) -> str:
 
 
 def no_tokens(frames: int, grid: int, width: int) -> TokenSet:
-    """Of a clip whose tokens follow a question, before there is one.
+    """Tokens of a clip before there is a question, where they follow the question: none.
 
     Args:
         frames: T.
@@ -134,7 +134,7 @@ def no_tokens(frames: int, grid: int, width: int) -> TokenSet:
 
 
 def code_outputs(names: Collection[str]) -> tuple[str, ...]:
-    """Of the outputs of an encoder's graph those that say what a clip's codes are."""
+    """The encoder graph's outputs among `names` that `codes_from_outputs` reads."""
     return ("index_map", "mask", "margin", "ids" if "ids" in names else "codes")
 
 

@@ -348,6 +348,19 @@ def test_what_is_up_to_date_is_left_alone(run: Any, clip: Path, encoder: FakeEnc
     assert encoder.calls == 6 + 3 + 9
 
 
+def test_what_another_encoder_may_have_made_is_told_and_overwritten_if_asked(
+    run: Any, clip: Path, encoder: FakeEncoder
+) -> None:
+    command = ("encode", clip, "-o", "a.vqt")
+    run(*command)
+    assert "whichever" not in run(*command).err
+    found = run(*command, "--backend", "onnxruntime")
+    assert (found.code, encoder.calls) == (0, 1)
+    assert "1 were up to date, by whichever encoder: --overwrite encodes them anew" in found.err
+    assert "1 encoded" in run(*command, "--backend", "onnxruntime", "--overwrite").err
+    assert encoder.calls == 2
+
+
 def test_no_encoder_is_opened_where_nothing_is_to_be_encoded(
     run: Any, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

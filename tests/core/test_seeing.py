@@ -358,3 +358,16 @@ def test_a_picture_is_not_drawn_over_its_video(run: Any, clip: Path) -> None:
     found = run("viz", clip, "-o", clip)
     assert found.code == 1 and "that is the video itself" in found.err
     assert clip.read_bytes() == before
+
+
+def test_a_picture_is_not_drawn_among_the_frames_of_its_video(run: Any, tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (32, 32)).save(frames / name)
+    before = {path: path.read_bytes() for path in frames.iterdir()}
+    for name in ("0.png", "new.png"):
+        found = run("viz", "frames", "-o", frames / name)
+        assert found.code == 1 and "it would be a frame of the video" in found.err
+    assert {path: path.read_bytes() for path in frames.iterdir()} == before
+    assert run("viz", "frames", "-o", "frames/tokens.html").code == 0, "no frame"

@@ -131,7 +131,7 @@ def test_a_clip_of_one_code_has_nothing_to_leave_out() -> None:
 def test_an_empty_question_or_answer() -> None:
     with pytest.raises(PromptError):
         find_evidence(Additive(width=4), video(), " ", "red")
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError, match="every answer needs a word, as 'red'"):
         find_evidence(Additive(width=4), video(), "What?", " ")
 
 

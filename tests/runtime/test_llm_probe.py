@@ -40,14 +40,14 @@ def test_the_probe_reports_a_corrupt_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
-        ("SIGSEGV", build_flags.pip_line()),
-        ("SIGILL", build_flags.pip_line()),
+        ("SIGSEGV", None),  # the command that builds it anew
+        ("SIGILL", None),
         ("SIGABRT", "export or fetch any.gguf again"),
         ("SIGKILL", "smaller model"),
     ],
 )
 def test_the_probe_survives_a_process_that_dies(
-    name: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, fix: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nkill -{int(signal.Signals[name])} $$\n")
@@ -56,7 +56,7 @@ def test_the_probe_survives_a_process_that_dies(
     result = probe.probe_decode(tmp_path / "any.gguf")
     assert (result.ok, result.signal) == (False, name)
     assert result.detail == f"llama.cpp died from {name}"
-    assert fix in result.fix
+    assert (fix or build_flags.pip_line()) in result.fix
 
 
 def test_the_probe_tells_a_missing_library_from_a_missing_file(

@@ -199,8 +199,8 @@ def test_a_camera_of_any_number_and_size_of_frames(qa: VideoQA, tmp_path: Path) 
     [
         (FRAMES.astype(np.float32), None, r"frames are float32 \(8, .*, want uint8 RGB \(N, hei"),
         (FRAMES[0], None, r"frames are uint8 \(224, 224, 3\), want"),
-        (FRAMES[:0], None, "frames are uint8"),
-        ([], None, "frames are float64"),
+        (FRAMES[:0], None, "there are no frames; give at least one"),
+        ([], None, "there are no frames; give at least one"),
         ([FRAMES[0], FRAMES[0, :9]], None, "frames differ in size"),
         ([FRAMES[0], FRAMES[0] / 2], None, r"frames are float64 \(2, 224, 224, 3\), want"),
         (list(FRAMES[0]), None, r"frames are uint8 \(224, 224, 3\), want"),

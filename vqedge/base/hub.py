@@ -14,6 +14,7 @@ from types import ModuleType
 
 from vqedge.base.sources import HubSource, Progress
 from vqedge.errors import BackendUnavailable, FetchError
+from vqedge.packages import pip_command
 from vqedge.pickles import conversion_line, pickles_among
 
 _COMMIT = "commit.txt"  # written last
@@ -114,7 +115,7 @@ def _library(name: str) -> ModuleType:
         import huggingface_hub
     except ImportError:
         raise BackendUnavailable(
-            f"{name}: needs the huggingface_hub library; pip install huggingface_hub"
+            f"{name}: needs the huggingface_hub library; {pip_command()} install huggingface_hub"
         ) from None
     return huggingface_hub
 

@@ -58,9 +58,9 @@ class TensorFile(Mapping[str, Array]):
         return len(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
+        """Shape of a tensor; its data is not read."""
         return tuple(self._file.get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """Of a tensor, as safetensors spells it: F32, F16, BF16."""
+        """Type of a tensor, as safetensors spells it: F32, F16, BF16."""
         return str(self._file.get_slice(name).get_dtype())

@@ -102,7 +102,7 @@ def _weights(config: EncoderConfig | LlmConfig, path: Path) -> BaseWeights:
 
 
 def _known_sha256(path: Path) -> str:
-    """Of a file; an export asks several times for gigabytes that do not change meanwhile."""
+    """SHA-256 of a file, kept: an export asks several times for the same gigabytes."""
     status = path.stat()
     return _sha256_once(path.absolute(), status.st_size, status.st_mtime_ns)
 

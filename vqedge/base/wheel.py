@@ -111,7 +111,7 @@ def has_pip() -> bool:
 
 
 def _pip_folders() -> list[str]:
-    """Of the pip that is installed, not of one in the current folder, where `python -m` looks."""
+    """Folders of the installed pip, never of one in the current folder, where `-m` looks."""
     path = [entry for entry in sys.path if os.path.realpath(entry) != os.getcwd()]
     found = PathFinder.find_spec("pip", path)
     return (found.submodule_search_locations if found else None) or []

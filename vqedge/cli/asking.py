@@ -217,6 +217,9 @@ def encode(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Spans decoded ahead.")] = 2,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Encode anew what is up to date, too.")
+    ] = False,
     backend: BackendOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -238,6 +241,7 @@ def encode(
         runs_on=RunsOn(backend, threads),
         bits=bits or 0,
         span=(start, end),
+        overwrite=overwrite,
     )
     if as_ is None and question is None:
         run_encode(videos, out, bundle, options=options, as_json=as_json)

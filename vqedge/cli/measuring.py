@@ -24,7 +24,8 @@ SuiteOption = Annotated[
     str,
     typer.Option(
         help="synthetic, photos:INDEX.jsonl, photos-confirm:INDEX.jsonl, captions, "
-        "captions:INDEX.jsonl, bindings, each also with :SEED; FILE.jsonl or FILE.csv (NExT-QA)."
+        "captions:INDEX.jsonl, bindings, each also with :SEED; FILE.jsonl or FILE.csv (NExT-QA); "
+        "nextqa-letters:FILE.csv, to compare with published figures."
     ),
 ]
 BaselinesDirOption = Annotated[

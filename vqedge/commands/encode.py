@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -23,9 +22,10 @@ from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VqtError, printable
 from vqedge.progress import bar_of
+from vqedge.temporary import temporary_folder
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
 from vqedge_runtime.budget import checked_budget
-from vqedge_runtime.encoders import open_encoder, require_backend
+from vqedge_runtime.encoders import AUTO, open_encoder, require_backend
 from vqedge_runtime.encoders.protocol import Encoder
 from vqedge_runtime.video import Span, images_in
 from vqedge_runtime.video.faults import video_faults
@@ -58,6 +58,7 @@ class EncodeOptions:
     runs_on: RunsOn = BEST_HERE
     bits: int = 0
     span: Span = (None, None)
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no video makes right, before any file is opened."""
@@ -114,6 +115,7 @@ def run_encode(
             workers=settings.jobs,
             bits=settings.bits,
             span=settings.span,
+            overwrite=settings.overwrite,
         )
         outcomes = _run(batch, jobs, quiet=as_json or out == _STDOUT)
         if out == _STDOUT and not outcomes[0].error:
@@ -123,7 +125,7 @@ def run_encode(
         files = [_document(outcome) for outcome in outcomes]
         encoder = batch.opened.name if batch.opened else _NO_ENCODER
         json_result({"files": files, "backend": {"encoder": encoder}})
-    _report(outcomes)
+    _report(outcomes, named=settings.runs_on.backend != AUTO)
 
 
 def _opened_encoder(stack: ExitStack, bundle: Bundle, runs_on: RunsOn) -> Encoder:
@@ -174,8 +176,8 @@ def _as_given(outcome: Outcome, videos: Sequence[Path], out: str) -> Outcome:
     return replace(outcome, job=given, error=error, note=note)
 
 
-def _report(outcomes: Sequence[Outcome]) -> None:
-    """What was done, on stderr; what failed, last."""
+def _report(outcomes: Sequence[Outcome], named: bool) -> None:
+    """What was done, on stderr; what failed, last. A file does not say which encoder made it."""
     for outcome in outcomes:
         if outcome.note:
             say(f"{outcome.job.video}: {outcome.note}", always=True)
@@ -183,10 +185,12 @@ def _report(outcomes: Sequence[Outcome]) -> None:
     skipped = sum(outcome.skipped for outcome in outcomes)
     total_bytes = sum(outcome.size_bytes for outcome in made)
     segments = sum(outcome.segments for outcome in made)
-    say(
-        f"{len(made)} encoded, {counted(segments, 'segment')}, {counted(total_bytes, 'byte')}"
-        + (f"; {skipped} were up to date" if skipped else "")
-    )
+    told = f"{len(made)} encoded, {counted(segments, 'segment')}, {counted(total_bytes, 'byte')}"
+    if skipped:
+        told += f"; {skipped} were up to date"
+    if skipped and named:
+        told += ", by whichever encoder: --overwrite encodes them anew"
+    say(told)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) == len(outcomes) == 1:
         raise VqtError(failed[0].error)
@@ -221,8 +225,8 @@ def _jobs(videos: Sequence[Path], out: str) -> Iterator[list[Job]]:
         raise ConfigError(f"{videos[0]}: a folder; -o - writes one video: name one file in it")
     if Path(out).is_dir():
         raise ConfigError(f"-o {out}: a folder, and a pipe's video has no name; give the file's")
-    with given_video(videos[0]) as given, tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "stdout" if out == _STDOUT else Path(out)
+    with given_video(videos[0]) as given, temporary_folder() as folder:
+        place = folder / "stdout" if out == _STDOUT else Path(out)
         yield [Job(given.path, with_suffix(place))]
 
 

@@ -59,7 +59,7 @@ class ExportOptions:
 
     @property
     def onnx_precision(self) -> str | None:
-        """Of the lightest ONNX encoder, if it is named: fp16 is of engines."""
+        """Precision of the lightest ONNX encoder, if it is named; fp16 is for engines alone."""
         return None if self.precision == "fp16" else self.precision
 
     def __post_init__(self) -> None:

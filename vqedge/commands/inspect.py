@@ -14,6 +14,7 @@ from vqedge.bundle.manifest import MANIFEST_NAME
 from vqedge.commands.output import json_result, result
 from vqedge.errors import BundleError, CheckpointError, VqedgeError, first_line
 from vqedge.json_text import without_repeats
+from vqedge.packages import pip_command
 from vqedge_runtime.vqt import Segment, is_vqt, open_vqt
 from vqedge_runtime.vqt.file import SUFFIX, vqt_errors
 
@@ -85,7 +86,7 @@ def _json_of(path: Path, fault: type[VqedgeError]) -> Any:
 
 
 def _onnx_facts(path: Path) -> dict[str, Any]:
-    """Of the file alone: what its weights or operators need may be elsewhere."""
+    """Facts of the file alone: its weights and operators may be elsewhere."""
     try:
         import onnx
     except ImportError:  # no need of a device
@@ -131,7 +132,7 @@ def _session_facts(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise BundleError(
             f"{path}: ONNX Runtime cannot load it ({first_line(error)}); "
-            "install onnx to look into it: pip install onnx"
+            f"install onnx to look into it: {pip_command()} install onnx"
         ) from error
     return {
         side: [{"name": t.name, "type": t.type, "shape": t.shape} for t in tensors]

@@ -36,7 +36,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that answer questions, as far as they are here."""
+    """Versions of the installed packages that answer questions."""
     found = installed_versions()
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):

@@ -312,7 +312,7 @@ class _Bench:
         return partial(ReducedAnswerer, answerer, patches, quantizer, reads_attention(kind))
 
     def _prefill(self, report: EvalReport) -> float:
-        """Of the language model over the template and the tokens, without a question."""
+        """GFLOPs of the language model's prefill: template and tokens, without a question."""
         from vqedge.flops import prefill
         from vqedge.model.reducers.measure import decoder_of
 

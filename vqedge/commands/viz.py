@@ -22,6 +22,7 @@ from vqedge_runtime.evidence import Evidence
 from vqedge_runtime.stored import read_stored
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, Span, clip_from_path
+from vqedge_runtime.video.clip import is_image
 from vqedge_runtime.viz import Picture, write_picture, writer_for
 from vqedge_runtime.vqt import is_vqt
 
@@ -65,6 +66,8 @@ def run_viz(
     writer_for(out)
     if out.exists() and video.exists() and out.samefile(video):
         raise ConfigError(f"-o {out}: that is the video itself; give another name")
+    if is_image(out) and video.is_dir() and out.parent.exists() and out.parent.samefile(video):
+        raise ConfigError(f"-o {out}: it would be a frame of the video; give another folder")
     if settings.question is not None:
         check_question(settings.question)
     with given_video(video) as given:

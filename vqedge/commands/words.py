@@ -85,6 +85,7 @@ def _check_flags(
         "--segment": options.segment_s is not None,
         "--bits": bool(options.bits),
         "--jobs": options.jobs != EncodeOptions.jobs,
+        "--overwrite": options.overwrite,
     }
     if odd := [name for name, there in given.items() if there]:
         raise UsageError(

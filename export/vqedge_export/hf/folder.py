@@ -140,9 +140,9 @@ class ShardedTensors(Mapping[str, Array]):
         return len(self._home)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
+        """Shape of a tensor; its data is not read."""
         return self._home[name].shape(name)
 
     def dtype(self, name: str) -> str:
-        """Of a tensor, as safetensors spells it: F32, F16, BF16."""
+        """Type of a tensor, as safetensors spells it: F32, F16, BF16."""
         return self._home[name].dtype(name)

@@ -91,7 +91,7 @@ class Qwen2(BaseModel):
 
     @property
     def frequency_base(self) -> float:
-        """Of the rotary positions, wherever it was written."""
+        """RoPE's theta, wherever the configuration has it."""
         return self.rope_parameters.rope_theta if self.rope_parameters else self.rope_theta
 
     @model_validator(mode="after")

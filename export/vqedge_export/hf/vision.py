@@ -40,7 +40,7 @@ def family_of(source: BackboneSource) -> Family:
 
 
 def model_types() -> list[str]:
-    """Of the vision models that are imported."""
+    """`model_type` of the vision models that can be imported."""
     return [name for row in BACKBONES.values() if row.family for name in row.family.model_types]
 
 
@@ -207,7 +207,7 @@ def _part(name: str, source: str, shape: Shape) -> Part:
 
 
 def _shapes(shape: BackboneShape) -> dict[str, Shape]:
-    """Of the source's tensors, by our names; linear weights are `[out, in]` there."""
+    """Shapes of the source's tensors by our names; its linear weights are `[out, in]`."""
     width, hidden = shape.width, shape.hidden
     vectors = ("first_norm", "norm", "norm1", "norm2")
     found: dict[str, Shape] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vqedge.cuda import Cuda
 from vqedge.errors import BackendUnavailable
-from vqedge.packages import folders_of
+from vqedge.packages import folders_of, pip_command
 
 _HOME_VARIABLES = ("CUDA_HOME", "CUDA_PATH")
 _DEFAULT_HOME = Path("/usr/local/cuda")
@@ -53,7 +53,7 @@ def find_nvcc() -> Nvcc:
     raise BackendUnavailable(
         "no CUDA compiler (nvcc) in CUDA_HOME, PATH or /usr/local/cuda. "
         "Fix: install the CUDA toolkit (on a Jetson: apt-get install nvidia-jetpack), "
-        "or pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
+        f"or {pip_command()} install nvidia-cuda-nvcc nvidia-cuda-cccl"
     )
 
 

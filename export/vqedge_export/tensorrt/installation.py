@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqedge.errors import BackendUnavailable
-from vqedge.packages import folders_of
+from vqedge.packages import folders_of, pip_command
 
 ROOT_VARIABLE = "TENSORRT_ROOT"
 MIN_MAJOR = 10
@@ -137,7 +137,7 @@ def _find_library(include: Path) -> Path:
             return found[-1]
     raise BackendUnavailable(
         f"headers in {include}, but no libnvinfer.so in {', '.join(map(str, folders))}. "
-        f"Fix: apt-get install libnvinfer-dev, or pip install 'vqedge[tensorrt]'"
+        f"Fix: apt-get install libnvinfer-dev, or {pip_command()} install 'vqedge[tensorrt]'"
     )
 
 

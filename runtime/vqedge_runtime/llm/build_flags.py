@@ -74,16 +74,19 @@ def cmake_args() -> str:
 
 def pip_line() -> str:
     """The shell command that builds llama-cpp-python for this CPU and GPU and puts it in place."""
+    from vqedge.packages import pip_command  # is not there where this file runs as a script
+
+    pip = pip_command()
     options = " ".join(filter(None, (cmake_args(), _gpu_args())))
     return (
-        f"pip uninstall -y llama-cpp-python && CMAKE_ARGS={shlex.quote(options)} "
-        f"pip install --no-cache-dir --no-binary llama-cpp-python '{REQUIREMENT}'"
+        f"{pip} uninstall -y llama-cpp-python && CMAKE_ARGS={shlex.quote(options)} "
+        f"{pip} install --no-cache-dir --no-binary llama-cpp-python '{REQUIREMENT}'"
     )
 
 
 def _gpu_args() -> str:
     """What the user chose, as the scripts take it, or CUDA where it can be compiled and run."""
-    from vqedge.cuda import has_nvidia_gpu  # is not there where this file runs as a script
+    from vqedge.cuda import has_nvidia_gpu  # nor is this
 
     cuda = "-DGGML_CUDA=on" if shutil.which("nvcc") and has_nvidia_gpu() else ""
     return os.environ.get("VQEDGE_CMAKE_ARGS", cuda)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vqedge.errors import PromptError
 from vqedge.prompt import prompt_parts, question_text, text_between_turns
 from vqedge_runtime.llm.handles import Model
-from vqedge_runtime.llm.protocol import Exchange
+from vqedge_runtime.llm.protocol import Exchange, check_answer
 
 
 class ChatTemplate:
@@ -56,8 +56,7 @@ class ChatTemplate:
         Raises:
             PromptError: the answer is empty.
         """
-        if not answer.strip():
-            raise PromptError("every answer needs a word, as 'red'")
+        check_answer(answer)
         return [*self._model.tokens_from_text(answer.strip(), special=False), self._end]
 
     def _turn(self, question: str, first: bool) -> list[int]:

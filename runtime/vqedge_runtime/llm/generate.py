@@ -182,7 +182,7 @@ class LlamaCpp:
 
     @property
     def state_identity(self) -> str:
-        """Of what a prefix's state depends on beside file and rows: build, device, template."""
+        """What a prefix's state depends on beside file and rows: build, device, template."""
         return f"{system_info()} {self.name} {tuple(self._reader.chat.before_video)}"
 
     def stream(

@@ -193,6 +193,16 @@ def check_choices(choices: Sequence[str]) -> None:
         raise PromptError(f"choices: {twice[0]!r} is there twice; give each once")
 
 
+def check_answer(answer: str) -> None:
+    """Refuse an answer that nothing can be told of.
+
+    Raises:
+        PromptError: it is empty.
+    """
+    if not answer.strip():
+        raise PromptError("every answer needs a word, as 'red'")
+
+
 @dataclass(frozen=True)
 class ChoiceScores:
     """Log-likelihoods of given answers, each with its end of turn, after the same prompt.
@@ -303,7 +313,7 @@ class LanguageModel(Protocol):
 
     @property
     def state_identity(self) -> str:
-        """Of all that such a state depends on, beside the model's file and the rows."""
+        """All that such a state depends on beside the model's file and the rows."""
 
     def forget(self) -> None:
         """Drop all that was read of any video."""

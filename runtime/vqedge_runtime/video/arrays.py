@@ -79,6 +79,8 @@ def _checked_pixels(frames_thwc: Any) -> Pixels | list[Pixels]:
     """An array, or a list as one: of its frames, which may be many, few are looked at."""
     if not isinstance(frames_thwc, Sequence) or not frames_thwc:
         pixels = _as_array(frames_thwc)
+        if pixels.shape[:1] == (0,):
+            raise ConfigError("there are no frames; give at least one")
         _check_kind(pixels.dtype, pixels.shape)
         return pixels
     frames = [_as_array(frame) for frame in frames_thwc]

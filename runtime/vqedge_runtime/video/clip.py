@@ -306,14 +306,15 @@ def images_in(folder: Path, otherwise: tuple[str, str] = _FRAMES_WANTED) -> list
     Raises:
         VideoError: there is none.
     """
-    images = [
-        entry
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in _IMAGE_SUFFIXES and entry.name[0] != "." and entry.is_file()
-    ]
+    images = [entry for entry in folder.iterdir() if is_image(entry) and entry.is_file()]
     if not images:
         raise video_fault(folder, *(_held_instead(folder) or otherwise))
     return sorted(images, key=_natural_key)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file of this name is a frame of the folder that it lies in."""
+    return path.suffix.lower() in _IMAGE_SUFFIXES and path.name[0] != "."
 
 
 def _held_instead(folder: Path) -> tuple[str, str] | None:

@@ -81,7 +81,7 @@ class Picture:
 
     @property
     def colors(self) -> Colors:
-        """Of each code, uint8 `[k, 3]`."""
+        """The color of each code, uint8 `[k, 3]`."""
         return colors(self.codes.count)
 
     @property

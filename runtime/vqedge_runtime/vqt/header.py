@@ -77,12 +77,12 @@ class Header:
 
     @property
     def version(self) -> int:
-        """Of the format, as it stands in the file."""
+        """The format's version, as it stands in the file."""
         return LEVELS_VERSION if self.bits else VERSION
 
     @property
     def map_shape(self) -> tuple[int, int, int]:
-        """Of a segment's index map."""
+        """Shape of a segment's index map."""
         return self.frames, self.grid_height, self.grid_width
 
     def to_bytes(self) -> bytes:
