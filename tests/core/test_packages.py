@@ -39,6 +39,16 @@ def test_an_environment_that_is_not_active_is_named(
     assert packages.pip_command() == pip
 
 
+def test_an_environment_without_pip_gets_it_or_names_uvs(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "pip_folders", list)
+    assert packages.pip_command() == f"VIRTUAL_ENV='{environment.parent}' uv pip"
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    python = f"'{environment}/python'"
+    assert packages.pip_command() == f"{python} -m ensurepip && {python} -m pip"
+
+
 def test_the_pip_of_an_environment_that_is_active_needs_no_path(
     environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

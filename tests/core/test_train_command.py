@@ -144,3 +144,21 @@ def test_the_first_process_alone_traces_and_speaks(
     monkeypatch.setenv("RANK", "1")
     run_train(RECIPE, [], out=tmp_path / "own")
     assert traced == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", "stopped by SIGTERM: "), ("1", "")])
+def test_a_signal_that_another_process_heard_is_no_limit_of_time(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: str,
+    told: str,
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(vqedge.train, "train", lambda *_: None)
+    run_train(RECIPE, [], out=tmp_path / "own")
+    assert ("stopped, as another process is: " in capsys.readouterr().err) == (rank == "0")
+    monkeypatch.setattr(vqedge.train, "train", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match=r"^143$"):
+        run_train(RECIPE, [], out=tmp_path / "own")
+    assert capsys.readouterr().err.startswith(told)

@@ -16,13 +16,13 @@ import tempfile
 import zipfile
 import zlib
 from contextlib import suppress
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO
 
 from vqedge.base.sources import PackageSource, Progress
 from vqedge.errors import FetchError
 from vqedge.files import file_sha256
+from vqedge.packages import pip_folders
 
 WORK_SUFFIX = ".work"
 _CHUNK_BYTES = 1 << 20
@@ -84,7 +84,7 @@ def _check_space(source: PackageSource, downloads: Path) -> None:
 
 
 def _run_pip(source: PackageSource, work: Path, wheel: Path, progress: Progress) -> None:
-    if not sys.executable or not has_pip():
+    if not sys.executable or not pip_folders():
         raise FetchError(
             f"{source.name}: this Python has no pip to download with; run "
             f"'{sys.executable or 'python'} -m ensurepip', or {_by_hand(source, wheel)}"
@@ -100,26 +100,9 @@ def _run_pip(source: PackageSource, work: Path, wheel: Path, progress: Progress)
         raise _pip_error(source, talk, wheel)
 
 
-def has_pip() -> bool:
-    """Whether this Python has pip.
-
-    Only its path is searched. To `importlib.util.find_spec("pip")`, setuptools' hook answers by
-    keeping its own distutils from this process (pypa/pip#8761, Python 3.11), and PyTorch's
-    compiler can import setuptools no more.
-    """
-    return bool(_pip_folders())
-
-
-def _pip_folders() -> list[str]:
-    """Folders of the installed pip, never of one in the current folder, where `-m` looks."""
-    path = [entry for entry in sys.path if os.path.realpath(entry) != os.getcwd()]
-    found = PathFinder.find_spec("pip", path)
-    return (found.submodule_search_locations if found else None) or []
-
-
 def _pip_command(requirements: Path, work: Path) -> list[str]:
     """Not `-m pip`, which would run a pip.py of the current folder; -P is of Python 3.11."""
-    python = [sys.executable, _pip_folders()[0], "download"]
+    python = [sys.executable, pip_folders()[0], "download"]
     quiet = ["--no-input", "--disable-pip-version-check", "--no-color", "--progress-bar=off"]
     only_wheels = ["--no-deps", "--no-binary=:none:", "--only-binary=:all:", "--require-hashes"]
     return [*python, *quiet, *only_wheels, f"--dest={work}", f"--requirement={requirements}"]

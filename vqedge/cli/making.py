@@ -327,6 +327,8 @@ def check(
 ) -> None:
     """Verify a bundle's files and its parity on this machine, into parity.json.
 
+    It encodes a dozen clips and asks 64 questions twice; --files-only reads the files alone.
+
     Example: vqedge check tiny.vqedge --backend tensorrt
     """
     from vqedge.commands.check import run_check

@@ -10,7 +10,7 @@ from vqedge.bundle import Bundle, bundle_or_default, open_bundle
 from vqedge.commands.check_figures import Figures, backend_figures, checkpoint_figures, flip_figures
 from vqedge.commands.export import print_bundle
 from vqedge.commands.output import say
-from vqedge.errors import ParityError, UsageError
+from vqedge.errors import BackendUnavailable, BundleError, ParityError, UsageError
 from vqedge_runtime.encoders import AUTO, check_backend
 
 Measure = Callable[[Bundle], tuple[Bundle, Figures]]
@@ -31,7 +31,8 @@ def run_check(
 ) -> None:
     """Verify a bundle's files; measure its parity, print it and write it into the bundle.
 
-    Without `checkpoint`, `backend` and `videos` the encoder that `ask` takes here is measured.
+    Without `checkpoint`, `backend` and `videos` the encoder that `ask` takes here is measured, and
+    where it cannot be a line says why.
 
     Args:
         bundle: the bundle; None for the one that `vqedge ask` would take.
@@ -52,7 +53,8 @@ def run_check(
     """
     if files_only and any(each is not None for each in (checkpoint, backend, suite, videos, limit)):
         raise UsageError("--files-only: measures nothing; leave out what says how to measure")
-    if checkpoint is None and backend is None and videos is None and not files_only:
+    named = not (checkpoint is None and backend is None and videos is None)
+    if not named and not files_only:
         backend, limit = AUTO, limit or _QUICK
     if suite is not None and backend is None:
         raise UsageError("--suite asks through a backend; name it with --backend")
@@ -71,6 +73,10 @@ def run_check(
         if as_json:
             print_bundle(open_bundle(opened.root, verify=False), figures | error.figures, as_json)
         raise
+    except (BackendUnavailable, BundleError) as error:
+        if named:
+            raise
+        say(f"parity is not measured: {error}", always=True)
     print_bundle(opened, figures, as_json)
 
 

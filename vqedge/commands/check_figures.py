@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from vqedge.checkpoint import PARITY
 from vqedge.commands.frames import frames_in_folder, require_frames
 from vqedge.commands.output import say
 from vqedge.data.seeds import PARITY_SEED
-from vqedge.errors import ParityError
+from vqedge.errors import BackendUnavailable, BundleError, ParityError
 
 if TYPE_CHECKING:
     from vqedge_export.report import AnswerParity, ParityReport
@@ -74,7 +75,7 @@ def backend_figures(
         UsageError: no such backend or suite.
         ConfigError: the folder has no video, or the suite names a `.vqt`.
         DatasetError: the suite cannot be read.
-        BundleError: the bundle cannot be written.
+        BundleError: the bundle cannot be written, or its report is of another version.
     """
     from vqedge.commands.check_answers import answers_compared
     from vqedge.data.suites import suite_items
@@ -82,10 +83,12 @@ def backend_figures(
     from vqedge_runtime.compare import compared
     from vqedge_runtime.encoders.protocol import made_question
 
+    _require_writable(bundle)
     items = suite_items(suite, limit or _QUESTIONS, videos)
     require_frames(items, f"--backend {backend}", "encode")
     known = report_of(bundle)
     with _sessions(bundle, backend) as (reference, other):
+        _require_reference(reference)
         clips, text = _clips(bundle.manifest, videos, limit), made_question(bundle.manifest)
         found = compared(reference.encoder, other.encoder, reference.bridge, clips, text)
         say(tokens_told(found, "videos" if videos else "generated clips"))
@@ -106,6 +109,26 @@ def backend_figures(
             figures,
         )
     return changed, figures
+
+
+def _require_writable(bundle: Bundle) -> None:
+    """See that a report could be kept, before what takes minutes."""
+    beside = bundle.root.resolve().parent
+    if not os.access(beside, os.W_OK):
+        raise BundleError(
+            f"{bundle.root}: no report can be written, as {beside} takes no files; copy the bundle "
+            "to where it can be changed"
+        )
+
+
+def _require_reference(session: VideoQA) -> None:
+    try:
+        session.encoder  # noqa: B018 - it is opened
+    except BackendUnavailable as error:
+        why = str(error).partition("; ")[0]  # what to do there is about asking
+        raise BackendUnavailable(
+            f"{why}; so there is nothing to compare with: --checkpoint measures without it"
+        ) from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ def run_train(
     With `print_config` print the whole recipe, defaults and overrides in it, and do no more.
 
     Raises:
-        SystemExit: SIGTERM stopped it, as a shell tells of that; all is saved and said.
+        SystemExit: SIGTERM stopped this process, as a shell tells of that; all is saved and said.
     """
     settings = read_recipe(config, overrides, out)
     if print_config:
@@ -51,19 +51,23 @@ def run_train(
     with _stopped_by_signals(clock) as heard:
         checkpoint = _trained(settings, resume, clock)
     leave_process_group()
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # the first process of a launcher speaks
-    if checkpoint is None:
-        why = f"stopped by {heard[0].name}" if heard else "time is up"
-        say(f"{why}: {_next_step(settings.output)}", always=True)
-    else:
-        write_graph(checkpoint, encoder_weights(settings.model.encoder, checkpoint.path).path)
-    if as_json:
-        json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
-    else:
-        result(str(settings.output))
+    if int(os.environ.get("RANK", 0)) == 0:  # the first process of a launcher speaks
+        if checkpoint is None:
+            say(f"{_why(heard, minutes)}: {_next_step(settings.output)}", always=True)
+        else:
+            write_graph(checkpoint, encoder_weights(settings.model.encoder, checkpoint.path).path)
+        if as_json:
+            json_result({"checkpoint": str(settings.output), "finished": checkpoint is not None})
+        else:
+            result(str(settings.output))
     if checkpoint is None and signal.SIGTERM in heard:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _why(heard: Sequence[signal.Signals], minutes: float | None) -> str:
+    if heard:
+        return f"stopped by {heard[0].name}"
+    return "stopped, as another process is" if minutes is None else "time is up"
 
 
 def _next_step(output: Path) -> str:
