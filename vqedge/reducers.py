@@ -50,7 +50,7 @@ KINDS: Final = {
     "vtm": Kind(),
     "vtm-centre": Kind(),
     "vtm-motion": Kind(all_pairs=True),
-    "kmedoids": Kind(all_pairs=True),
+    "kmedoids": Kind(all_pairs=True, version=2),
     "dpc-spatial": Kind(all_pairs=True),
     "scissor": Kind(),
     "window-merge": Kind(reads_attention=True, all_pairs=True),

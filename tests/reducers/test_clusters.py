@@ -77,6 +77,16 @@ def test_a_distance_to_itself_is_zero() -> None:
     assert not distances(flat(CLIP) * 100).diagonal().any()
 
 
+def test_equal_patches_are_no_distance_apart_and_others_are() -> None:
+    """Of a clip that stands still; what is left of the difference of squares would break ties."""
+    rows = torch.randn(64, 384, generator=torch.Generator().manual_seed(1))
+    table = distances(torch.cat([rows, rows]))
+    equal = torch.eye(64).repeat(2, 2) > 0
+    assert not table[equal].any() and bool((table[~equal] > 1).all())
+    rows[3, 5] = torch.nan
+    assert bool(distances(rows)[3].isnan().all())
+
+
 # ---- density peaks
 
 

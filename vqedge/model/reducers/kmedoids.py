@@ -12,6 +12,7 @@ from vqedge.model.reducers.protocol import Reduced
 
 _ROUNDS = 10  # the paper allows 100 and stops when nothing moves: after 8 at most, see docs
 _FRAMES_A_SEGMENT = 2
+_EQUAL = 1e-5  # of two rows' squares: their distance, squared, is rounding
 
 
 class Medoids(NamedTuple):
@@ -86,10 +87,15 @@ class SegmentMedoids(nn.Module):
 
 
 def distances(rows: Tensor) -> Tensor:
-    """Euclidean distances of all pairs `[N, N]`, exactly zero to itself."""
+    """Euclidean distances of all pairs `[N, N]`, exactly zero of equal rows.
+
+    The difference of squares leaves rounding where rows are equal, and the root makes it larger: it
+    would decide between the looks of a clip that stands still, in every runtime otherwise.
+    """
     squares = rows.square().sum(dim=1)
-    table = (squares[:, None] + squares[None, :] - 2.0 * rows @ rows.T).clamp(min=0.0).sqrt()
-    return table.tril(-1) + table.triu(1)
+    both = squares[:, None] + squares[None, :]
+    table = both - 2.0 * rows @ rows.T
+    return torch.where(table <= _EQUAL * both, 0.0, table).sqrt()
 
 
 def assigned(medoids: Medoids, distance: Tensor, cut: Segments) -> Choice:
