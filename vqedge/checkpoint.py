@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -62,23 +64,22 @@ def model_config_of(folder: Path, *, whole: bool = True) -> ModelConfig:
 
 
 def _refuse_two_saves(folder: Path) -> None:
-    saves = {_save_of(folder / name) for name in (MODEL, LORA)} - {None}
-    if len(saves) > 1:
-        raise CheckpointError(
-            f"{folder}: {MODEL} and {LORA} are of two saves, as after a kill within one; "
-            "`vqedge train --resume` mends it, or take a step-NNNNNN folder in it"
-        )
+    from safetensors import SafetensorError
+
+    with suppress(SafetensorError, OSError):  # who reads their tensors says so
+        if _save_of(folder / MODEL) != _save_of(folder / LORA):
+            raise CheckpointError(
+                f"{folder}: {MODEL} and {LORA} are of two saves, as after a kill within one; "
+                "`vqedge train --resume` mends it, or take a step-NNNNNN folder in it"
+            )
 
 
 def _save_of(path: Path) -> str | None:
-    """The save that a file is of; None if it does not say."""
-    from safetensors import SafetensorError, safe_open
+    """The save that a file is of; None if it does not say, as its fellow then does not either."""
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="np") as file:
-            info: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError):  # who reads its tensors says so
-        return None
+    with safe_open(path, framework="np") as file:
+        info: dict[str, str] = file.metadata() or {}
     return info.get(SAVE)
 
 
@@ -101,3 +102,34 @@ def checkpoint_sha256(folder: Path) -> str:
     for name in _NEEDED:
         digest.update(f"{name} {file_sha256(folder / name)}\n".encode())
     return digest.hexdigest()
+
+
+def require_same_save(folder: Path, sha256: str) -> None:
+    """See that a checkpoint is still what it was.
+
+    Args:
+        folder: the checkpoint.
+        sha256: what `checkpoint_sha256` gave before anything was read of its weights.
+
+    Raises:
+        CheckpointError: it was saved anew.
+        OSError: a file of it cannot be read.
+    """
+    if checkpoint_sha256(folder) != sha256:
+        raise CheckpointError(
+            f"{folder}: was saved anew meanwhile; run again, or take a step-NNNNNN folder in it"
+        )
+
+
+@contextmanager
+def one_save(folder: Path) -> Iterator[None]:
+    """What is read of a checkpoint meanwhile is of one save.
+
+    Raises:
+        CheckpointError: it is incomplete, or was saved anew.
+        OSError: a file of it cannot be read.
+    """
+    model_config_of(folder)
+    sha256 = checkpoint_sha256(folder)
+    yield
+    require_same_save(folder, sha256)

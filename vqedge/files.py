@@ -23,6 +23,7 @@ _POLL_S = 0.1
 _YOUNG_S = 60.0
 _BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".vqedge-{}.tmp"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a filesystem, as some of clusters
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSALS = {  # of a disk or its owner, not of a program
     *_FULL,
@@ -124,6 +125,11 @@ def surplus(paths: Iterable[Path], most: int, keep: Path) -> list[Path]:
     return sorted(others, key=changed, reverse=True)[most - 1 :]
 
 
+def is_special(path: Path) -> bool:
+    """Whether a pipe, a device or the like is there: nothing that can be replaced."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 @contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """A file beside `path` to write to, renamed onto it at the end: no half-written one is seen.
@@ -132,7 +138,7 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
     locked for as long: `remove_unfinished` takes it only from the dead.
 
     Args:
-        path: the file to write.
+        path: the file to write. A link is replaced; what it leads to, a video maybe, stays.
         mode: its rights, less what the user's umask takes.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vqedge.files import try_lock
+from vqedge.files import NO_LOCKS, try_lock
 
 OLD = "old"
 _LOCK = "lock"
@@ -57,9 +57,23 @@ def turn_at(out: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def set_aside(out: Path) -> Path | None:
+    """Where a command that was killed left what was at `out`; None if nothing is to be found."""
+    return next(out.parent.glob(f"{_workspaces(out)}/{OLD}"), None) if out.name else None
+
+
+def _workspaces(out: Path) -> str:
+    return f".{glob.escape(out.name)}.*.partial"
+
+
 def _lock_that_stays(path: Path) -> int | None:
     """A lock on the file that has this name; None if another has it, or has just removed it."""
-    lock = try_lock(path)
+    try:
+        lock = try_lock(path)
+    except OSError as error:
+        if error.errno in NO_LOCKS:  # nobody can hold it
+            path.unlink(missing_ok=True)
+        raise
     if lock is not None and not os.fstat(lock).st_nlink:
         os.close(lock)
         return None
@@ -67,7 +81,7 @@ def _lock_that_stays(path: Path) -> int | None:
 
 
 def _tidy_after_killed(out: Path) -> None:
-    for workspace in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+    for workspace in out.parent.glob(_workspaces(out)):
         with suppress(OSError):
             if not (workspace / _LOCK).exists():
                 workspace.rmdir()  # killed before it made the lock, so it is empty

@@ -25,7 +25,15 @@ from vqedge.bundle import (
     VariantRecord,
     bundle_writer,
 )
-from vqedge.checkpoint import GRAPH, LORA, MODEL, PARITY, checkpoint_sha256, model_config_of
+from vqedge.checkpoint import (
+    GRAPH,
+    LORA,
+    MODEL,
+    PARITY,
+    checkpoint_sha256,
+    model_config_of,
+    require_same_save,
+)
 from vqedge.choices import chosen
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError, ExportError
@@ -69,14 +77,15 @@ def assemble_bundle(
 
     Raises:
         UsageError: no such precision or `quant`.
-        CheckpointError: a file is missing, does not fit the others, or holds NaN or infinity.
+        CheckpointError: a file is missing, does not fit the others, or holds NaN or infinity; or
+            the checkpoint was saved anew meanwhile.
         FetchError: base weights are not there and cannot be downloaded.
         BundleError: `out` cannot be written.
     """
     if precision is not None:
         check_precision(precision)
     check_quant(quant)
-    config = model_config_of(checkpoint)
+    config, sha256 = model_config_of(checkpoint), checkpoint_sha256(checkpoint)
     graph = graph_of(checkpoint)
     for name in (MODEL, LORA):  # milliseconds, and what comes first takes many seconds
         checkpoint_arrays(checkpoint / name)
@@ -92,22 +101,30 @@ def assemble_bundle(
         for target in BASE:
             target.export(making)
         report = _known_report(checkpoint, draft.folder, quant)
-        return finish(draft, checkpoint, config, graph, report)
+        return finish(draft, making, sha256, report)
 
 
 def finish(
     draft: BundleDraft,
-    checkpoint: Path,
-    config: ModelConfig,
-    graph: onnx.ModelProto,
+    making: Making,
+    sha256: str,
     report: ParityReport,
     engines: tuple[EngineRecord, ...] = (),
 ) -> Bundle:
     """Add report and licences, describe the bundle, and move it into place.
 
+    Args:
+        draft: the bundle, with the files of all targets.
+        making: what it was made from.
+        sha256: the checkpoint's digest, from before any of them was written.
+        report: of its parity.
+        engines: in it.
+
     Raises:
+        CheckpointError: the checkpoint was saved anew since `sha256`.
         ExportError: the checkpoint is larger than a bundle may be, or its files do not fit.
     """
+    checkpoint, config, graph = making.checkpoint, making.config, making.graph
     weights = [encoder_weights(config.encoder, checkpoint), llm_weights(config.llm, checkpoint)]
     (draft.folder / PARITY).write_text(report.to_json(), encoding="utf-8")
     licences = draft.folder / "LICENSES"
@@ -120,11 +137,12 @@ def finish(
             bridge=bridge_record(graph, BRIDGE),
             quantizer=quantizer_record(graph, config, checkpoint_arrays(checkpoint / MODEL)),
             llm=_llm_record(draft.folder / LLM, report.quantization, config),
-            provenance=_provenance_record(checkpoint, weights),
+            provenance=_provenance_record(sha256, weights),
             engines=engines,
         )
     except ValidationError as error:
         raise ExportError(f"{checkpoint}: {first_fault(error)}; no bundle can hold it") from error
+    require_same_save(checkpoint, sha256)
     return draft.finish(facts)
 
 
@@ -214,10 +232,10 @@ def _llm_record(path: Path, quant: str, config: ModelConfig) -> LlmRecord:
     )
 
 
-def _provenance_record(checkpoint: Path, weights: list[BaseWeights]) -> ProvenanceRecord:
+def _provenance_record(sha256: str, weights: list[BaseWeights]) -> ProvenanceRecord:
     return ProvenanceRecord(
         created_by=f"vqedge {version('vqedge')}",
-        checkpoint_sha256=checkpoint_sha256(checkpoint),
+        checkpoint_sha256=sha256,
         base_weights=tuple(_base_record(item) for item in weights),
         tools={name: version(name) for name in _TOOLS},
     )

@@ -10,7 +10,7 @@ import onnx
 
 from vqedge.base.weights import encoder_weights, llm_weights
 from vqedge.bundle import Bundle, EngineRecord, bundle_writer
-from vqedge.checkpoint import GRAPH, PARITY
+from vqedge.checkpoint import GRAPH, PARITY, checkpoint_sha256
 from vqedge.config import ModelConfig
 from vqedge.errors import UsageError
 from vqedge.files import file_sha256, replacing
@@ -90,7 +90,7 @@ def export_bundle(
 
     Raises:
         BackendUnavailable: a target's TensorRT is not installed.
-        CheckpointError: the checkpoint is incomplete.
+        CheckpointError: the checkpoint is incomplete, or was saved anew meanwhile.
         UsageError: no such precision or `quant`, or `record` without a check, or of a graph that
             `assemble` cannot use.
         ConfigError: a target that does not fit the model.
@@ -104,7 +104,8 @@ def export_bundle(
     if precision is not None:
         check_precision(precision)
     check_quant(quant)
-    opened, engine_options = open_checkpoint(checkpoint), options or BuildOptions()
+    opened, sha256 = open_checkpoint(checkpoint), checkpoint_sha256(checkpoint)
+    engine_options = options or BuildOptions()
     require_possible(targets, opened.config, engine_options)
     if check and opened.config.llm.source == "checkpoint":
         require_memory(llm_weights(opened.config.llm, checkpoint).path)
@@ -126,7 +127,7 @@ def export_bundle(
         if report.tolerance:
             require(report, report.tolerance)
         engines = _write(targets, making)
-        bundle = finish(draft, checkpoint, opened.config, graph, report, engines)
+        bundle = finish(draft, making, sha256, report, engines)
     if record:
         _record(checkpoint, graph, report)
     return bundle, report

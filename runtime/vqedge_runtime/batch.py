@@ -18,7 +18,7 @@ from threading import Event
 
 from vqedge.bundle import Manifest
 from vqedge.errors import VideoError, VqedgeError, VqtError, printable
-from vqedge.files import remove_unfinished, replacing
+from vqedge.files import is_special, remove_unfinished, replacing
 from vqedge_runtime.encoders.protocol import Encoder
 from vqedge_runtime.stored import is_current, origin_from_path, segment_from_codes
 from vqedge_runtime.video import Clip, Span, clips_from_path, duration_from_path
@@ -176,6 +176,9 @@ class BatchEncoder:
                 yield _Window(job, outcome=Outcome(job, error=str(error)))
 
     def _windows_of(self, job: Job) -> Iterator[_Window]:
+        if is_special(job.out):
+            name = printable(str(job.out))
+            raise VqtError(f"{name}: is a pipe or a device; give a file's name, or -o -")
         part = self.span != (None, None)
         window_us = PART_US if part else round((self.window_s or 0.0) * 1e6)
         require_video(job.video)

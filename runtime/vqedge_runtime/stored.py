@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vqedge.bundle import Manifest
 from vqedge.errors import VqtError
-from vqedge.files import file_sha256, replacing
+from vqedge.files import file_sha256, is_special, replacing
 from vqedge_runtime.answers import NO_ENCODER, Timings, Video
 from vqedge_runtime.tokens import Codes, TokenSet
 from vqedge_runtime.video import images_in
@@ -89,7 +89,7 @@ def write_stored(path: Path, header: Header, segment: Segment) -> None:
         VqtError: it cannot be written, or a file of another kind is there.
     """
     with vqt_errors(path):
-        if path.exists() and not is_vqt(path):
+        if is_special(path) or (path.exists() and not is_vqt(path)):
             raise VqtError("is there and no .vqt; give another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

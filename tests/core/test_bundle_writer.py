@@ -48,6 +48,19 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_filesystem_without_locks_is_told_and_left_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vqedge.files.fcntl.flock", flock)
+    words = r"No locks available; make it on a local disk and copy it there"
+    with pytest.raises(BundleError, match=words), bundle_writer(tmp_path / "tiny.vqedge"):
+        pytest.fail("it was written")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_what_a_user_wrote_beside_the_files_stays(
     root: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
@@ -293,6 +306,11 @@ def test_a_killed_writer_leaves_nothing_at_the_target(tmp_path: Path) -> None:
 def test_a_writer_killed_between_two_renames_is_undone(root: Path) -> None:
     _kill(_stopped_child(root, "moving"))
     assert not root.exists()
+    (old,) = root.parent.glob(".tiny.vqedge.*.partial/old")
+    with pytest.raises(BundleError, match=rf"a killed command left it as {old}: move it back"):
+        open_bundle(root)
+    with pytest.raises(BundleError, match="no such folder; give the path"):
+        open_bundle(root.with_name("other.vqedge"))
     with pytest.raises(KeyError), bundle_writer(root, overwrite=True):
         open_bundle(root)
         raise KeyError

@@ -371,3 +371,22 @@ def test_a_picture_is_not_drawn_among_the_frames_of_its_video(run: Any, tmp_path
         assert found.code == 1 and "it would be a frame of the video" in found.err
     assert {path: path.read_bytes() for path in frames.iterdir()} == before
     assert run("viz", "frames", "-o", "frames/tokens.html").code == 0, "no frame"
+
+
+def test_codes_of_one_picture_are_not_drawn_over_another(
+    run: Any, llm: FakeLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A camera writes the next one while the model answers."""
+    ask = VideoQA.ask
+
+    def meanwhile(*given: Any) -> Any:
+        Image.new("RGB", (48, 32)).save(tmp_path / "latest.png")
+        return ask(*given)
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "latest.png")
+    monkeypatch.setattr(VideoQA, "ask", meanwhile)
+    llm.enqueue("red")
+    llm.enqueue_scores(*[-1.0] * 5)
+    found = run("viz", "latest.png", "-o", "out/a.png", "--question", "What?")
+    assert found.code == 1 and not Path("out").exists()
+    assert "latest.png: has changed since it was encoded; run again" in found.err

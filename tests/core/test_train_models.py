@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._inductor.config
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_model import CODE_WIDTH, CONFIG, tiny_llm
 from tiny_run import (
@@ -215,7 +216,7 @@ def test_words_may_be_told_apart_more_finely_than_where_they_start_from(tmp_path
     run(config_for(coarse, steps=1, model=IN_WORDS))
     tensors = load_file(coarse / MODEL)
     tensors["bridge.table"] = tensors["bridge.table"][:-100].clone()  # of fewer words
-    save_file(tensors, coarse / MODEL)
+    save_file(tensors, coarse / MODEL, safe_open(coarse / MODEL, framework="pt").metadata())
     bridge, llm = trained_bridge(IN_WORDS), with_lora(tiny_llm(), IN_WORDS.llm)
     assert start_from(coarse, IN_WORDS, bridge, llm)
     weights = {name: value for name, value in tensors.items() if name != "bridge.table"}

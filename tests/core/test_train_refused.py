@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_model import CONFIG
 from tiny_run import BUDGETS, CLIPS, LESSONS, OTHER, STEPS, config_for, fill_cache, no_files, run
@@ -111,7 +112,8 @@ def test_a_run_from_another_checkpoint_of_the_same_name_does_not_go_on_from_it(
 ) -> None:
     inits = [Path(shutil.copytree(whole, tmp_path / n / "tiny")) for n in ("one", "copy", "other")]
     tensors = load_file(inits[2] / MODEL)
-    save_file({**tensors, POSITION: tensors[POSITION] + 1}, inits[2] / MODEL)
+    info = safe_open(inits[2] / MODEL, framework="pt").metadata()
+    save_file({**tensors, POSITION: tensors[POSITION] + 1}, inits[2] / MODEL, info)
     run(config_for(tmp_path / "on", steps=1, init=inits[0]))
     run(config_for(tmp_path / "on", init=inits[1]), resume=True)
     with pytest.raises(CheckpointError, match="another init"):

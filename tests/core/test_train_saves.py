@@ -52,7 +52,11 @@ def test_a_checkpoint_that_a_kill_left_of_two_saves_is_refused_and_mended(
 
 
 def test_weights_that_do_not_say_of_which_save_they_are(whole: Path) -> None:
+    """As of an older version, and of an import; one of each is of two saves."""
     save_file(load_file(whole / LORA), whole / LORA)
+    with pytest.raises(CheckpointError, match=f"{MODEL} and {LORA} are of two saves"):
+        open_checkpoint(whole)
+    save_file(load_file(whole / MODEL), whole / MODEL)
     assert open_checkpoint(whole).path == whole
 
 

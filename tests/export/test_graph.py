@@ -17,6 +17,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from tiny_export import LEVELS, Array, BothArrays
 
@@ -349,7 +350,7 @@ def test_a_number_that_is_not_finite_is_named_before_anything_is_made(
     last = max(tensors)
     tensors[last] = tensors[last].astype(kind)
     tensors[last].reshape(-1)[-1] = value
-    save_file(tensors, damaged / name)
+    save_file(tensors, damaged / name, safe_open(damaged / name, framework="np").metadata())
     told = rf"damaged/{name}: {re.escape(last)} holds NaN or infinity; train or copy it again"
     with pytest.raises(CheckpointError, match=told):
         assemble_bundle(damaged, tmp_path / "out.vqedge")

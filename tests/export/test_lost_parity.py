@@ -86,6 +86,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     opened = SimpleNamespace(config=config_of("kmeans"))
     for name, stand_in in {
         "open_checkpoint": lambda _: opened,
+        "checkpoint_sha256": lambda _: "",
         "_traced": lambda *_: None,
         "_write": write,
         "_report": lambda *_: lost(),

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from vqedge.bundle.manifest import MANIFEST_NAME, MAX_DEPTH, MAX_FILE_BYTES
 from vqedge.cores import usable_cores
 from vqedge.errors import BundleError
-from vqedge.files import file_sha256
+from vqedge.files import NO_LOCKS, file_sha256
 from vqedge.pickles import may_be_pickle
 
 MAX_ENTRIES = 1024
@@ -32,8 +32,10 @@ def bundle_errors(root: Path) -> Iterator[None]:
     except BundleError as error:
         raise BundleError(f"{root}: {error}") from error
     except (OSError, ValueError) as error:
-        line = f"{root}: {error}; check the path, its rights and the space on its disk"
-        raise BundleError(line) from error
+        step = "check the path, its rights and the space on its disk"
+        if isinstance(error, OSError) and error.errno in NO_LOCKS:
+            step = "make it on a local disk and copy it there"
+        raise BundleError(f"{root}: {error}; {step}") from error
 
 
 def scan(root: Path) -> dict[str, int]:

@@ -16,6 +16,7 @@ from vqedge.bundle.manifest import (
 )
 from vqedge.errors import BundleError
 from vqedge.files import file_sha256
+from vqedge.workspace import set_aside
 
 _OUTSIDE = "encoder-data"  # weights that a graph has beside it
 
@@ -109,6 +110,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
 def _check_folder(root: Path) -> None:
     if not root.exists():
+        if (left := set_aside(root)) is not None:
+            raise BundleError(f"no such folder; a killed command left it as {left}: move it back")
         raise BundleError("no such folder; give the path of a NAME.vqedge folder")
     if not root.is_dir():
         raise BundleError("not a folder; a bundle is a folder with a manifest.json")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vqedge.budget import Budget
 from vqedge.bundle import bundle_or_default
-from vqedge.checkpoint import model_config_of, steps_of
+from vqedge.checkpoint import model_config_of, one_save, steps_of
 from vqedge.commands.baselines import (
     Subject,
     baselines_of,
@@ -133,6 +133,7 @@ def run_eval(
 
     Raises:
         UsageError: a bundle and a checkpoint, or no such suite.
+        CheckpointError: the checkpoint is incomplete, or was saved anew while it was opened.
         ConfigError: the suite names a `.vqt`, and what is asked for wants frames.
         VideoError: clips, questions or baselines failed; all others were asked, and the report is
             printed.
@@ -146,10 +147,11 @@ def run_eval(
     if wanted.budget is not None and wanted.checkpoint is None:
         require_frames(items, "--budget", "encode")
     with ExitStack() as stack:
-        answerer = _answerer(stack, bundle, wanted)
-        told = _measured(answerer, suite, bundle, wanted) if as_json else {}
+        with one_save(wanted.checkpoint) if wanted.checkpoint else nullcontext():
+            answerer = _answerer(stack, bundle, wanted)
+            told = _measured(answerer, suite, bundle, wanted) if as_json else {}
+            steps = steps_of(wanted.checkpoint) if wanted.checkpoint else None
         others = _others(answerer, wanted)
-        steps = steps_of(wanted.checkpoint) if wanted.checkpoint else None
         report = _asked(Subject(suite, lambda: answerer, steps), suite, items, wanted.show)
         for other in others:
             try:

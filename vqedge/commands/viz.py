@@ -19,10 +19,11 @@ from vqedge.errors import ConfigError, printable
 from vqedge_runtime import Answer, VideoQA
 from vqedge_runtime.budget import checked_budget
 from vqedge_runtime.evidence import Evidence
-from vqedge_runtime.stored import read_stored
+from vqedge_runtime.stored import read_stored, stamp_from_path
 from vqedge_runtime.tokens import Codes
 from vqedge_runtime.video import Clip, Span, clip_from_path
 from vqedge_runtime.video.clip import is_image
+from vqedge_runtime.video.faults import video_fault
 from vqedge_runtime.viz import Picture, write_picture, writer_for
 from vqedge_runtime.vqt import is_vqt
 
@@ -56,7 +57,7 @@ def run_viz(
     """Write the picture; its path goes to stdout. A video `-` is standard input.
 
     Raises:
-        UsageError: `out` ends in no kind of picture, or the question is empty.
+        UsageError: `out` ends in no kind of picture or is a pipe, or the question is empty.
         PromptError: the question is too long.
         ConfigError: a flag holds what cannot work, or the picture cannot be written.
         VideoError: the video cannot be decoded.
@@ -110,18 +111,22 @@ def _asked(
     video: Given, bundle: Path | None, settings: VizOptions, question: str
 ) -> tuple[Picture, Answer]:
     """The same with an answer and its evidence, if it has any."""
-    with open_session(bundle, settings.runs_on, is_vqt(video.path)) as qa:
+    stored = is_vqt(video.path)
+    with open_session(bundle, settings.runs_on, stored) as qa:
+        stamp = None if stored else stamp_from_path(video.path)
         encoded = qa.encode(video.path, settings.budget, *settings.span)
         answer = qa.ask(encoded, question)
         say(answer.text if answer.text.strip() else NO_WORDS, always=True)
         codes = answer.video.tokens.codes
         evidence = _evidence(qa, answer, question)
         spec = qa.manifest.encoder
-    if is_vqt(video.path):
+    if stored:
         span = (encoded.start_s, encoded.end_s)
         picture = Picture(_title(video), codes, encoded.times_s, *span)
     else:
         clip = clip_from_path(video.path, spec.frames, spec.size, *settings.span, rule=spec.rule)
+        if stamp_from_path(video.path) != stamp:
+            raise video_fault(video.name, "has changed since it was encoded", "run again")
         picture = _picture(video, clip, codes)
     return replace(picture, question=" ".join(question.split()), evidence=evidence), answer
 

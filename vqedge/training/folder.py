@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ from torch import Tensor
 from vqedge.base.weights import carry_weights
 from vqedge.checkpoint import CONFIG, METRICS, MODEL, steps_of
 from vqedge.errors import CheckpointError
-from vqedge.files import file_sha256, remove_unfinished, replacing, try_lock
+from vqedge.files import NO_LOCKS, file_sha256, remove_unfinished, replacing, try_lock
 from vqedge.model.checkpoint import save_checkpoint
 from vqedge.model.vlm import VideoLanguageModel
 from vqedge.recipe import TrainConfig, file_identity, source_identity
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 STATE, LESSON, LOG = "training.safetensors", "naming.safetensors", "metrics.jsonl"
 _LOCK = ".lock"
 _FIRST_SAVE = ".first-save"  # there until the first save is whole
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a filesystem, as some of clusters
 _NUMBERED, _BEFORE = "step-", "steps_before"
 _STEPS = "steps"  # that the run was to have
 _SHA256 = "sha256"  # of a save's tensors
@@ -93,7 +91,7 @@ class RunFolder:
         try:
             lock = try_lock(self.path / _LOCK)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             logger.warning("%s: no locks here; let no other run write to it", self.path)
             return None

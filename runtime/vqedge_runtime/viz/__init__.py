@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vqedge.errors import ConfigError, UsageError
-from vqedge.files import disk_fault, replacing
+from vqedge.files import disk_fault, is_special, replacing
 from vqedge_runtime.viz.picture import Picture
 
 Writer = Callable[[Picture], bytes]
@@ -41,11 +41,13 @@ def writer_for(path: Path) -> Writer:
     """What makes a file of the format that its name says.
 
     Raises:
-        UsageError: its end is none of the formats.
+        UsageError: its end is none of the formats, or a pipe or a device is there.
         ModuleNotFoundError: Pillow is not installed.
     """
     if path.suffix.lower() not in _WRITERS:
         raise UsageError(f"-o {path}: give a name that ends in {', '.join(_WRITERS)}")
+    if is_special(path):
+        raise UsageError(f"-o {path}: is a pipe or a device; give a file's name")
     return _WRITERS[path.suffix.lower()]()
 
 
