@@ -151,13 +151,12 @@ def _safetensors_facts(path: Path) -> dict[str, Any]:
 
 
 def _gguf_facts(path: Path) -> dict[str, Any]:
-    import gguf
-
     from vqedge.gguf_head import check_head
+    from vqedge.model.gguf_reading import PlainReader
 
     try:
         check_head(path)
-        reader = gguf.GGUFReader(path)
+        reader = PlainReader(path)
         fields = {name: _short(field.contents()) for name, field in reader.fields.items()}
     except OSError:
         raise
