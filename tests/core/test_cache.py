@@ -175,7 +175,7 @@ def test_a_folder_is_named_by_all_that_changes_codes(tmp_path: Path) -> None:
         ("kmeans", "kmeans2", "KMEANS"),
         ("codebook", "kmeans2", "KMEANS"),
         ("reducer:uniform-pool", "reducer-uniform-pool-of4", "uniform-pool"),
-        ("reducer:prumerge+", "reducer-prumerge+-of4", "prumerge+"),
+        ("reducer:scissor", "reducer-scissor-of4", "scissor"),
     ],
 )
 def test_a_folder_is_named_by_the_version_of_what_makes_its_codes(

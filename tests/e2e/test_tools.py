@@ -67,9 +67,9 @@ def test_what_to_do_can_be_copied_from_a_narrow_terminal(
     (tiny / "llm.gguf").unlink()
     monkeypatch.setenv("COLUMNS", "40")
     assert not run_doctor(tiny)
-    make = f"vqedge assemble models/tiny -o {tiny} --overwrite"
+    make = f"in a clone of the repository: vqedge assemble models/tiny -o {tiny} --overwrite"
     lines = capsys.readouterr().out.splitlines()
-    assert f"fix bundle: copy the bundle again, or make it: {make}" in lines
+    assert f"fix bundle: copy the bundle again, or make it {make}" in lines
 
 
 def test_inspect_knows_every_kind(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:

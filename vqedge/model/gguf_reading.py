@@ -8,9 +8,9 @@ where it asks no more, nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from vqedge.errors import CheckpointError
 from vqedge.gguf_head import check_head
 
-_READER = "GGUFReader"
+_GGUF_READER, _READER = gguf.GGUFReader, "GGUFReader"
 _NAMES = (_READER, "get_tensor_name_map")
 
 
@@ -42,8 +42,14 @@ class PlainReader(gguf.GGUFReader):
         self._data = mapped.view(np.ndarray)
 
 
-def sound_reader(path: str | Path) -> PlainReader:
+def sound_reader(
+    path: str | Path, read: Callable[[str | Path], gguf.GGUFReader] = PlainReader
+) -> gguf.GGUFReader:
     """A reader of a file that may be a stranger's.
+
+    Args:
+        path: the file.
+        read: what makes the reader.
 
     Raises:
         CheckpointError: the file does not hold what its head counts.
@@ -53,14 +59,15 @@ def sound_reader(path: str | Path) -> PlainReader:
     except ValueError as error:
         told = f"{path}: not a readable GGUF file ({error}); import or copy it again"
         raise CheckpointError(told) from error
-    return PlainReader(path)
+    return read(path)
 
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
     """Within it `gguf` parses a file once: a large vocabulary takes 0.2 GB, so not for longer."""
     asked = {name: getattr(gguf, name) for name in _NAMES}
-    calls = {**asked, _READER: sound_reader}
+    read = PlainReader if asked[_READER] is _GGUF_READER else asked[_READER]  # within another
+    calls = {**asked, _READER: partial(sound_reader, read=read)}
     for name, call in calls.items():
         setattr(gguf, name, lru_cache(maxsize=1)(call))
     try:
