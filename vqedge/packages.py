@@ -64,7 +64,7 @@ def pip_command() -> str:
     python = shlex.quote(sys.executable or "python3")
     if pip_folders():
         return f"{python} -m pip"
-    if shutil.which("uv"):
+    if shutil.which("uv") and sys.prefix != sys.base_prefix:
         return f"VIRTUAL_ENV={shlex.quote(sys.prefix)} uv pip"
     return f"{python} -m ensurepip && {python} -m pip"
 

@@ -179,7 +179,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Checkpoints are stand-ins; the list fills with those that were opened and their budgets."""
     log: list[tuple[str, Any]] = []
 
-    def fake(path: Path, budget: Any) -> Stub:
+    def fake(path: Path, budget: Any, _: Any = None) -> Stub:
         log.append((path.name, budget))
         if path.name == "ours":
             return Stub(0.9, {"shuffled frames": 0.5, "blind": 0.2})
@@ -252,12 +252,12 @@ def test_a_baseline_that_fails_does_not_lose_the_report(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def damaged(path: Path, _: Any) -> Stub:
+    def damaged(path: Path, *_: Any) -> Stub:
         raise CheckpointError(f"{path.name}: not a readable safetensors file")
 
     write_checkpoint(tmp_path / "runs" / "zero", TWO_CHANGES)
     real = baselines.opened_checkpoint
-    opens = lambda path, budget: (damaged if path.name == "random" else real)(path, budget)  # noqa: E731
+    opens = lambda path, *more: (damaged if path.name == "random" else real)(path, *more)  # noqa: E731
     monkeypatch.setattr(baselines, "opened_checkpoint", opens)
     with pytest.raises(VideoError, match=r"^1 clips, questions or models failed; they are listed"):
         run(baselines=True, baselines_dir=tmp_path / "runs", as_json=True)

@@ -11,15 +11,23 @@ import pytest
 from tiny_bundle import asking_facts, fill_folder, tiny_facts
 from tiny_report import parity_report
 
-from vqedge.bundle import BundleFacts, bundle_writer
-from vqedge.commands import check_flips
+from vqedge.bundle import BundleFacts, bundle_writer, open_bundle, rewritten
+from vqedge.checkpoint import PARITY
+from vqedge.commands import check_figures, check_flips
 from vqedge.commands import export as exporting
 from vqedge.commands.check import run_check
 from vqedge.commands.check_figures import answers_told, tokens_told
 from vqedge.config import ModelConfig
 from vqedge.data.demo import write_demo
 from vqedge.data.suites import suite_items, suite_version
-from vqedge.errors import BackendUnavailable, BundleError, ConfigError, ParityError, UsageError
+from vqedge.errors import (
+    BackendUnavailable,
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    ParityError,
+    UsageError,
+)
 from vqedge_export import pipeline
 from vqedge_export.report import (
     AnswerParity,
@@ -280,20 +288,28 @@ def test_a_bundle_that_cannot_be_measured_is_whole_all_the_same(
         monkeypatch.setattr("os.access", lambda *_: False)
         told = "no report can be written"
     else:
-        monkeypatch.setattr("vqedge_export.report.report_of", refused_report)
+        rewritten(open_bundle(bundle), {PARITY: b'{"variants": {"int8": {}}}'})
         told = "not a parity report of this version"
     run_check(bundle, as_json=True)
     out, err = capsys.readouterr()
     assert json.loads(out)["parity"] == {}
-    assert err.startswith(
-        "files are intact\n"
-    ) and f"parity is not measured: {told}" in err.replace(f"{bundle}: ", "")
-    with pytest.raises((BackendUnavailable, BundleError), match=told):
+    line = err.splitlines()[1]
+    assert line.startswith("parity is not measured: ") and told in line
+    with pytest.raises((BackendUnavailable, BundleError, CheckpointError), match=told):
         run_check(bundle, backend="other", limit=1)
 
 
-def refused_report(_: object) -> None:
-    raise BundleError("not a parity report of this version")
+def test_what_was_measured_and_cannot_be_kept_is_an_error(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BundleError("the disk is full")
+
+    stand_in(monkeypatch, FakeEncoder(32, 576), saying(["red"] * 2 * QUESTIONS))
+    monkeypatch.setattr(check_figures, "_reported", refuse)
+    monkeypatch.setattr("vqedge_runtime.encoders.open_encoder", lambda *_: FakeEncoder(32, 576))
+    with pytest.raises(BundleError, match="the disk is full"):
+        run_check(bundle, limit=QUESTIONS)
 
 
 def test_files_alone_are_verified_where_that_is_asked(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import vqedge.commands.evaluate as evaluating
-from vqedge.checkpoint import CONFIG, LORA, MODEL, one_save
+import vqedge.model.answer as answering
+from vqedge.checkpoint import CONFIG, LORA, MODEL, checkpoint_sha256, one_save
+from vqedge.commands.baselines import opened_checkpoint
 from vqedge.commands.evaluate import EvalOptions
 from vqedge.config import ModelConfig
 from vqedge.errors import CheckpointError
@@ -43,3 +45,12 @@ def test_nothing_is_asked_of_a_checkpoint_that_is_saved_anew_meanwhile(
     told = f"{folder}: was saved anew meanwhile; run again, or take a step-NNNNNN folder in it"
     with pytest.raises(CheckpointError, match=told):
         evaluating.run_eval("synthetic", options=EvalOptions(checkpoint=folder, limit=1))
+
+
+def test_a_baseline_is_the_one_whose_steps_were_told(folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(answering, "CheckpointAnswerer", lambda *_: "opened")
+    known = checkpoint_sha256(folder)
+    assert opened_checkpoint(folder, None, known) == "opened"
+    (folder / LORA).write_bytes(b"of the next")
+    with pytest.raises(CheckpointError, match="was saved anew meanwhile"):
+        opened_checkpoint(folder, None, known)

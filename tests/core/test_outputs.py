@@ -9,6 +9,7 @@ import pytest
 from tiny_bundle import write_bundle
 from tiny_vqt import header, segment
 
+from vqedge.commands.encode import run_encode
 from vqedge.errors import UsageError, VqtError
 from vqedge_runtime.batch import BatchEncoder, Job
 from vqedge_runtime.encoders.fake import FakeEncoder
@@ -46,3 +47,11 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(
     (outcome,) = batch.run([Job(video, link)])
     assert not outcome.error and not link.is_symlink()
     assert video.read_bytes() == demo_clip.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.vqt"])
+def test_encode_refuses_a_pipe_by_the_name_it_was_given(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=f"{name}: is a pipe or a device"):
+        run_encode([tmp_path / "none.mp4"], str(tmp_path / name))
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -44,8 +44,11 @@ def test_an_environment_without_pip_gets_it_or_names_uvs(
 ) -> None:
     monkeypatch.setattr(packages, "pip_folders", list)
     assert packages.pip_command() == f"VIRTUAL_ENV='{environment.parent}' uv pip"
-    monkeypatch.setattr(shutil, "which", lambda _: None)
     python = f"'{environment}/python'"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "which", lambda _: None)
+        assert packages.pip_command() == f"{python} -m ensurepip && {python} -m pip"
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)  # uv finds no environment there
     assert packages.pip_command() == f"{python} -m ensurepip && {python} -m pip"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vqedge.checkpoint import CONFIG, model_config_of
@@ -82,7 +83,9 @@ def asking_qa(
         torch.manual_seed(4)
         windows = ReducerWithWeights(model_config_of(copy)).kept().state_dict()
     drawn = {f"{REDUCER_PREFIX}{name}": value.half() for name, value in windows.items()}
-    save_file(load_file(copy / MODEL) | drawn, copy / MODEL)
+    with safe_open(copy / MODEL, framework="pt") as file:
+        info = file.metadata()
+    save_file(load_file(copy / MODEL) | drawn, copy / MODEL, info)
     with opened(copy, vit_source) as session:
         yield session
 

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vqedge.budget import Budget
-from vqedge.checkpoint import CONFIG, model_config_of, steps_of
+from vqedge.checkpoint import (
+    CONFIG,
+    checkpoint_sha256,
+    model_config_of,
+    require_same_save,
+    steps_of,
+)
 from vqedge.commands.frames import reader_of
 from vqedge.commands.output import result, say
 from vqedge.config import Config, ModelConfig
@@ -113,25 +119,36 @@ def trained_baselines(checkpoint: Path, folder: Path, budget: Budget | None) -> 
                 f"{path}: trained for {steps} steps, {checkpoint} for {steps_of(checkpoint)}",
                 always=True,
             )
-        found[name] = Subject(name, partial(opened_checkpoint, path, budget), steps)
+        opens = partial(opened_checkpoint, path, budget, checkpoint_sha256(path))
+        found[name] = Subject(name, opens, steps)
     for comparison in COMPARISONS:
         if comparison.name not in found:
             say(f"no trained baseline {comparison.name!r}: {comparison.command(folder)}")
     return list(found.values())
 
 
-def opened_checkpoint(path: Path, budget: Budget | None = None) -> CheckpointAnswerer:
+def opened_checkpoint(
+    path: Path, budget: Budget | None = None, sha256: str | None = None
+) -> CheckpointAnswerer:
     """A checkpoint that answers, in PyTorch.
 
+    Args:
+        path: the checkpoint.
+        budget: most tokens a clip; its own by default.
+        sha256: the digest that it must have; any by default.
+
     Raises:
-        CheckpointError: it is incomplete.
+        CheckpointError: it is incomplete, or was saved anew.
         ConfigError: it does not have this budget.
     """
     config = model_config_of(path)
     from vqedge.model.answer import CheckpointAnswerer
     from vqedge.model.checkpoint import open_checkpoint
 
-    return CheckpointAnswerer(open_checkpoint(path), reader_of(config.encoder), budget)
+    answerer = CheckpointAnswerer(open_checkpoint(path), reader_of(config.encoder), budget)
+    if sha256 is not None:
+        require_same_save(path, sha256)
+    return answerer
 
 
 def difference(config: ModelConfig, reference: ModelConfig) -> str:

@@ -7,10 +7,22 @@ from functools import partial
 from pathlib import Path
 
 from vqedge.bundle import Bundle, bundle_or_default, open_bundle
-from vqedge.commands.check_figures import Figures, backend_figures, checkpoint_figures, flip_figures
+from vqedge.commands.check_figures import (
+    Figures,
+    backend_figures,
+    checkpoint_figures,
+    flip_figures,
+    require_reportable,
+)
 from vqedge.commands.export import print_bundle
 from vqedge.commands.output import say
-from vqedge.errors import BackendUnavailable, BundleError, ParityError, UsageError
+from vqedge.errors import (
+    BackendUnavailable,
+    BundleError,
+    CheckpointError,
+    ParityError,
+    UsageError,
+)
 from vqedge_runtime.encoders import AUTO, check_backend
 
 Measure = Callable[[Bundle], tuple[Bundle, Figures]]
@@ -66,6 +78,11 @@ def run_check(
     say("files are intact")
     figures: Figures = {}
     try:
+        if not (named or files_only):
+            require_reportable(opened)
+    except (BundleError, CheckpointError) as error:
+        return _not_measured(opened, error, as_json)
+    try:
         for measure in _measures(checkpoint, backend, suite or "synthetic", videos, limit):
             opened, found = measure(opened)
             figures |= found
@@ -73,11 +90,16 @@ def run_check(
         if as_json:
             print_bundle(open_bundle(opened.root, verify=False), figures | error.figures, as_json)
         raise
-    except (BackendUnavailable, BundleError) as error:
+    except BackendUnavailable as error:
         if named:
             raise
-        say(f"parity is not measured: {error}", always=True)
+        return _not_measured(opened, error, as_json)
     print_bundle(opened, figures, as_json)
+
+
+def _not_measured(opened: Bundle, why: Exception, as_json: bool) -> None:
+    say(f"parity is not measured: {why}", always=True)
+    print_bundle(opened, {}, as_json)
 
 
 def _measures(

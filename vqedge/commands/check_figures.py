@@ -75,7 +75,8 @@ def backend_figures(
         UsageError: no such backend or suite.
         ConfigError: the folder has no video, or the suite names a `.vqt`.
         DatasetError: the suite cannot be read.
-        BundleError: the bundle cannot be written, or its report is of another version.
+        BundleError: the bundle cannot be written.
+        CheckpointError: its report is of another version.
     """
     from vqedge.commands.check_answers import answers_compared
     from vqedge.data.suites import suite_items
@@ -83,7 +84,7 @@ def backend_figures(
     from vqedge_runtime.compare import compared
     from vqedge_runtime.encoders.protocol import made_question
 
-    _require_writable(bundle)
+    require_reportable(bundle)
     items = suite_items(suite, limit or _QUESTIONS, videos)
     require_frames(items, f"--backend {backend}", "encode")
     known = report_of(bundle)
@@ -111,8 +112,16 @@ def backend_figures(
     return changed, figures
 
 
-def _require_writable(bundle: Bundle) -> None:
-    """See that a report could be kept, before what takes minutes."""
+def require_reportable(bundle: Bundle) -> None:
+    """See that a report could be kept, before what takes minutes.
+
+    Raises:
+        BundleError: the bundle cannot be written.
+        CheckpointError: its report is of another version.
+    """
+    from vqedge_export.report import report_from_file
+
+    report_from_file(bundle.root / PARITY)
     beside = bundle.root.resolve().parent
     if not os.access(beside, os.W_OK):
         raise BundleError(

@@ -21,6 +21,7 @@ from vqedge.commands.pipe import STDIN, given_video, refuse_pipe
 from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
 from vqedge.errors import ConfigError, UsageError, VqtError, printable
+from vqedge.files import is_special
 from vqedge.progress import bar_of
 from vqedge.temporary import temporary_folder
 from vqedge_runtime.batch import BatchEncoder, Job, Outcome
@@ -91,12 +92,14 @@ def run_encode(
 
     Raises:
         VqtError: some videos could not be encoded. All others were.
-        UsageError: there is no `out`, or flags that do not go together.
+        UsageError: there is no `out`, it is a pipe or a device, or flags that do not go together.
         ConfigError: a flag holds what does not go with these videos or this bundle.
         BackendUnavailable: the encoder cannot run here or on this bundle.
     """
     if out is None:
         raise UsageError("say where to: -o FILE.vqt or -o FOLDER/; or --as text to print words")
+    if is_special(Path(out)):
+        raise UsageError(f"-o {out}: is a pipe or a device; give a file's name, or -o -")
     settings = options or EncodeOptions()
     _check_flags(settings, videos, out, as_json)
     require_backend(settings.runs_on.backend)
