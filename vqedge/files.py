@@ -231,26 +231,46 @@ def try_lock(path: Path, *, create: bool = True) -> int | None:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock, waiting for its holder to finish or die. The lock file stays behind, empty.
+def locked(
+    path: Path, on_wait: Callable[[], None] | None = None, *, stays: bool = True
+) -> Iterator[None]:
+    """Hold the lock, waiting for its holder to finish or die.
 
     Args:
         path: the lock file; made if missing.
         on_wait: called once if somebody else holds the lock.
+        stays: the lock file stays behind, empty; or else it goes, and all who lock it say so.
 
     Raises:
         OSError: the lock file cannot be opened, or its filesystem has no locks.
     """
-    handle = try_lock(path)
+    take = try_lock if stays else _lock_in_place
+    handle = take(path)
     if handle is None and on_wait is not None:
         on_wait()
     while handle is None:
         time.sleep(_POLL_S)
-        handle = try_lock(path)
+        handle = take(path)
     try:
         yield
     finally:
+        if not stays:
+            path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _lock_in_place(path: Path) -> int | None:
+    """A lock on the file that has this name; None if another has it, or has just removed it."""
+    try:
+        handle = try_lock(path)
+    except OSError as error:
+        if error.errno in NO_LOCKS:  # nobody can hold it
+            path.unlink(missing_ok=True)
+        raise
+    if handle is not None and not os.fstat(handle).st_nlink:
+        os.close(handle)
+        return None
+    return handle
 
 
 def _take(handle: int) -> bool:

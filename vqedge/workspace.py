@@ -6,16 +6,14 @@ import glob
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vqedge.files import NO_LOCKS, try_lock
+from vqedge.files import locked, try_lock
 
 OLD = "old"
 _LOCK = "lock"
-_POLL_S = 0.1
 
 
 @contextmanager
@@ -47,14 +45,8 @@ def turn_at(out: Path) -> Iterator[None]:
     Raises:
         OSError: the lock file beside `out` cannot be made, or its filesystem has no locks.
     """
-    path = out.parent / f".{out.name}.{_LOCK}"
-    while (lock := _lock_that_stays(path)) is None:
-        time.sleep(_POLL_S)
-    try:
+    with locked(out.parent / f".{out.name}.{_LOCK}", stays=False):
         yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
 
 
 def set_aside(out: Path) -> Path | None:
@@ -64,20 +56,6 @@ def set_aside(out: Path) -> Path | None:
 
 def _workspaces(out: Path) -> str:
     return f".{glob.escape(out.name)}.*.partial"
-
-
-def _lock_that_stays(path: Path) -> int | None:
-    """A lock on the file that has this name; None if another has it, or has just removed it."""
-    try:
-        lock = try_lock(path)
-    except OSError as error:
-        if error.errno in NO_LOCKS:  # nobody can hold it
-            path.unlink(missing_ok=True)
-        raise
-    if lock is not None and not os.fstat(lock).st_nlink:
-        os.close(lock)
-        return None
-    return lock
 
 
 def _tidy_after_killed(out: Path) -> None:

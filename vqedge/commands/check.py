@@ -78,9 +78,11 @@ def run_check(
     say("files are intact")
     figures: Figures = {}
     try:
-        if not (named or files_only):
+        if backend is not None:
             require_reportable(opened)
     except (BundleError, CheckpointError) as error:
+        if named:
+            raise
         return _not_measured(opened, error, as_json)
     try:
         for measure in _measures(checkpoint, backend, suite or "synthetic", videos, limit):

@@ -84,7 +84,6 @@ def backend_figures(
     from vqedge_runtime.compare import compared
     from vqedge_runtime.encoders.protocol import made_question
 
-    require_reportable(bundle)
     items = suite_items(suite, limit or _QUESTIONS, videos)
     require_frames(items, f"--backend {backend}", "encode")
     known = report_of(bundle)

@@ -16,7 +16,7 @@ from rich.progress import TaskProgressColumn
 
 from vqedge.budget import Budget
 from vqedge.bundle import Bundle, bundle_or_default, open_bundle
-from vqedge.commands.output import counted, json_result, path_result, say
+from vqedge.commands.output import counted, json_result, path_result, say, say_note
 from vqedge.commands.pipe import STDIN, given_video, refuse_pipe
 from vqedge.commands.session import BEST_HERE, RunsOn
 from vqedge.commands.span import check_span
@@ -182,8 +182,7 @@ def _as_given(outcome: Outcome, videos: Sequence[Path], out: str) -> Outcome:
 def _report(outcomes: Sequence[Outcome], named: bool) -> None:
     """What was done, on stderr; what failed, last. A file does not say which encoder made it."""
     for outcome in outcomes:
-        if outcome.note:
-            say(f"{outcome.job.video}: {outcome.note}", always=True)
+        say_note(outcome.job.video, outcome.note)
     made = [outcome for outcome in outcomes if not (outcome.error or outcome.skipped)]
     skipped = sum(outcome.skipped for outcome in outcomes)
     total_bytes = sum(outcome.size_bytes for outcome in made)
